@@ -1,0 +1,1 @@
+"""Pictures: procedural avatars, sources, and the input pipeline."""

@@ -1,0 +1,1 @@
+"""Facial expressions: action units, the emotion vocabulary and the expression grammar."""
