@@ -1,0 +1,70 @@
+"""Contact sheets and picture files."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+_PAPER = (250, 249, 247)
+_INK = (52, 49, 46)
+
+
+def contact_sheet(
+    pictures: Sequence[UInt8[np.ndarray, "S S 3"]], labels: Sequence[str], *, columns: int | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Lays pictures of equal size out in rows, each with its label underneath.
+
+    Args:
+        pictures: uint8 RGB, all of one size.
+        labels: one per picture; a label that is too long for its cell is cut with an ellipsis.
+        columns: pictures per row; near-square when left out.
+
+    Raises:
+        ValueError: no pictures, unequal sizes, or not one label per picture.
+    """
+    if not pictures or len(pictures) != len(labels):
+        raise ValueError(f"contact sheet: {len(pictures)} pictures and {len(labels)} labels")
+    sizes = {p.shape for p in pictures}
+    if len(sizes) != 1:
+        raise ValueError(f"contact sheet: pictures of different sizes {sorted(sizes)}")
+    side = pictures[0].shape[0]
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    gap, text = max(side // 16, 4), max(side // 9, 11)
+    cell_width, cell_height = side + gap, side + text + 2 * gap
+    sheet = Image.new("RGB", (columns * cell_width + gap, rows * cell_height + gap), _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(text)
+    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        x, y = gap + i % columns * cell_width, gap + i // columns * cell_height
+        sheet.paste(Image.fromarray(np.asarray(picture)), (x, y))
+        draw.text((x + side / 2, y + side + gap / 2), _fit(label, font, side), _INK, font, anchor="mt")
+    return np.asarray(sheet)
+
+
+def _fit(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+    if font.getlength(label) <= width:
+        return label
+    while label and font.getlength(label + "…") > width:
+        label = label[:-1]
+    return label + "…"
+
+
+def write_png(picture: UInt8[np.ndarray, "H W 3"], path: Path, text: Mapping[str, str] | None = None) -> None:
+    """Writes a PNG atomically (beside its name, then renamed), with `text` as its text chunks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    information = PngInfo()
+    for key, value in (text or {}).items():
+        information.add_itxt(key, value)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        Image.fromarray(np.asarray(picture)).save(temporary, format="PNG", pnginfo=information, optimize=True)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

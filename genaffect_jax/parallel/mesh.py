@@ -1,0 +1,34 @@
+"""The device mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from genaffect_jax.config import MeshConfig
+
+AXES = ("data", "fsdp")
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Lays the devices out as `[data, fsdp]`.
+
+    Args:
+        config: sizes of the two axes; `data=-1` takes every device that `fsdp` leaves.
+        devices: all devices of the job when left out.
+
+    Raises:
+        ValueError: the axis sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    data = len(devices) // config.fsdp if config.data == -1 else config.data
+    if data * config.fsdp != len(devices):
+        raise ValueError(
+            f"mesh.data={config.data}, mesh.fsdp={config.fsdp}: there are {len(devices)} {devices[0].platform} "
+            "devices; the product of the axis sizes must equal that"
+        )
+    # Auto axes: the compiler places the collectives from the shardings of inputs, state and outputs.
+    return Mesh(np.asarray(devices).reshape(data, config.fsdp), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2)

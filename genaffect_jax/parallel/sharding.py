@@ -1,0 +1,87 @@
+"""One table of logical to mesh axes, and the shardings that follow from it.
+
+Networks name the axes of their parameters (`logical_axes` metadata) and never mention devices; this table is the
+only place that knows which mesh axis cuts which logical axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),  # pictures: every device has its own
+    "embed": "fsdp",  # width of the residual streams: present in every large matrix
+    "conv_out": "fsdp",
+    "heads": None,  # heads * head size
+    "mlp": None,
+    "conditioning": None,
+    "conv_in": None,
+    "layers": None,  # the scanned axis: every device runs every layer
+}
+
+
+def partition_spec(
+    logical_axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, name: str
+) -> PartitionSpec:
+    """The mesh axes of one array.
+
+    Args:
+        logical_axes: one name of `RULES` (or None: not cut) per dimension.
+        shape: the array's shape.
+        mesh: the mesh it will live on.
+        name: what to call the array in an error.
+
+    Raises:
+        ValueError: rank mismatch, unknown logical axis, one mesh axis used for two dimensions, or a dimension that
+            the mesh does not divide.
+    """
+    if len(logical_axes) != len(shape):
+        raise ValueError(f"{name}: logical axes {logical_axes} for shape {shape}: one per dimension is needed")
+    spec: list[str | tuple[str, ...] | None] = []
+    used: dict[str, str] = {}
+    for axis, size in zip(logical_axes, shape, strict=True):
+        if axis is not None and axis not in RULES:
+            raise ValueError(f"{name}: unknown logical axis {axis!r} (known: {', '.join(RULES)})")
+        target = None if axis is None else RULES[axis]
+        for mesh_axis in (target,) if isinstance(target, str) else target or ():
+            if mesh_axis in used:
+                raise ValueError(f"{name}: mesh axis {mesh_axis!r} is claimed by both {used[mesh_axis]!r} and {axis!r}")
+            used[mesh_axis] = str(axis)
+        parts = mesh_size(mesh, target)
+        if size % parts:
+            raise ValueError(
+                f"{name}: {axis!r} of size {size} is not divisible by {parts} devices (mesh axes {target})"
+            )
+        spec.append(target)
+    return PartitionSpec(*spec)
+
+
+def mesh_size(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
+    """Number of devices along the given mesh axes together."""
+    size = 1
+    for axis in (axes,) if isinstance(axes, str) else axes or ():
+        size *= mesh.shape[axis]
+    return size
+
+
+def parameter_shardings(
+    logical_axes: Mapping[str, tuple[str | None, ...]], shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
+) -> dict[str, NamedSharding]:
+    """Shardings of a flat parameter dictionary; raises as `partition_spec` does."""
+    return {
+        name: NamedSharding(mesh, partition_spec(axes, shapes[name].shape, mesh, name))
+        for name, axes in logical_axes.items()
+    }
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """First dimension cut over all devices."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,170 @@
+"""The training loop: fetch, step, log, save; it ends at the last step or at a signal, with a checkpoint either way."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import UInt8
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from genaffect_jax.config import TrainConfig
+from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.training.checkpoint import Checkpoints
+from genaffect_jax.training.log import TrainingLog
+from genaffect_jax.training.optimiser import learning_rate, make_optimiser
+from genaffect_jax.training.state import TrainState, abstract_state, create_state
+from genaffect_jax.training.step import Batch, LossFunction, device_batch, make_train_step
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to change."""
+
+
+class Batches(Protocol):
+    """An endless input iterator whose position can be saved and restored exactly."""
+
+    def __next__(self) -> Batch: ...
+
+    def get_state(self) -> Any: ...
+
+    def set_state(self, state: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run trains."""
+
+    functional: Functional
+    """The network."""
+    loss: LossFunction
+    """Its objective."""
+    frozen: Parameters
+    """Parameters that the loss reads but does not train; `{}` if none."""
+    batches: Batches
+    """Training input."""
+    pictures_per_step: int
+    """Target pictures in one batch over all processes, for the throughput figure."""
+    preview: Callable[[Parameters], UInt8[np.ndarray, "H W 3"]]
+    """Draws a sample sheet with the averaged weights."""
+    config: str
+    """The resolved configuration as JSON; saved beside every checkpoint."""
+
+
+def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Console) -> bool:
+    """Trains until `config.steps`, or until SIGINT/SIGTERM, and saves a checkpoint.
+
+    A working folder that holds checkpoints is continued from the newest: step count, parameters, average,
+    optimiser and input position.
+
+    Returns:
+        True if the run is complete, False if a signal ended it early.
+
+    Raises:
+        TrainingError: the loss is not finite.
+        CheckpointError: the folder's checkpoint does not fit the configuration.
+    """
+    optimiser = make_optimiser(config)
+    rate = learning_rate(config)
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    if checkpoints.latest_step() is None:
+        state = create_state(job.functional, optimiser, mesh, config.seed)
+    else:
+        state, position = checkpoints.restore(abstract_state(job.functional, optimiser, mesh))
+        job.batches.set_state(position)
+        console.print(f"continuing at step {int(state.step)} of {config.steps}")
+    train_step = make_train_step(
+        job.functional, job.loss, optimiser, ema_decay=config.ema_decay, seed=config.seed, mesh=mesh
+    )
+    first = step = int(state.step)
+    log = TrainingLog(workdir, first)
+    pending: list[dict[str, jax.Array]] = []
+    interval_start, compiled = time.perf_counter(), False
+
+    with _progress(console, first, config.steps) as report, _stop_signal() as stopped:
+        while step < config.steps and not stopped():
+            state, metrics = train_step(state, job.frozen, device_batch(next(job.batches), mesh))
+            pending.append(metrics)
+            step += 1
+            if not compiled:
+                jax.block_until_ready(metrics)
+                interval_start, compiled, pending = time.perf_counter(), True, []
+            elif step % config.log_every == 0 or step == config.steps:
+                means = _means(pending)
+                seconds = time.perf_counter() - interval_start
+                means["learning_rate"] = float(rate(step - 1))
+                means["images_per_second"] = len(pending) * job.pictures_per_step / seconds
+                log.numbers(step, means)
+                if not math.isfinite(means["loss"]):
+                    raise TrainingError(f"step {step}: loss is {means['loss']}; lower train.learning_rate")
+                report(step, means)
+                interval_start, pending = time.perf_counter(), []
+            if config.sheet_every and step % config.sheet_every == 0 and step < config.steps:
+                log.sheet(step, job.preview(state.ema))
+                interval_start, pending = time.perf_counter(), []
+            if step % config.checkpoint_every == 0 and step < config.steps:
+                checkpoints.save(state, job.batches.get_state(), job.config)
+        complete = step >= config.steps
+        if step > first or checkpoints.latest_step() is None:
+            checkpoints.save(state, job.batches.get_state(), job.config)
+    checkpoints.close()
+    if complete and step > first:
+        log.sheet(step, job.preview(state.ema))
+    log.close()
+    console.print(f"step {step} of {config.steps}: checkpoint written to {checkpoints.folder.name}/{step}")
+    return complete
+
+
+def _means(rows: list[dict[str, jax.Array]]) -> dict[str, float]:
+    host = jax.device_get(rows)
+    return {name: float(np.mean([row[name] for row in host])) for name in host[0]} if host else {}
+
+
+@contextmanager
+def _progress(console: Console, first: int, total: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    columns = (
+        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, refresh_per_second=2) as bar:
+        task = bar.add_task("", total=total, completed=first, numbers="compiling")
+
+        def report(step: int, values: dict[str, float]) -> None:
+            numbers = f"loss {values['loss']:.4f}  {values['images_per_second']:.0f} pictures/s"
+            bar.update(task, completed=step, numbers=numbers)
+            if not console.is_terminal:  # a log file gets plain lines instead of a bar
+                console.print(f"step {step}/{total}  {numbers}")
+
+        yield report
+
+
+@contextmanager
+def _stop_signal() -> Iterator[Callable[[], bool]]:
+    """Turns the first SIGINT or SIGTERM into a flag; a second SIGINT interrupts at once."""
+    received: list[int] = []
+    main_process = os.getpid()
+
+    def handle(number: int, _frame: object) -> None:
+        if os.getpid() != main_process:
+            return
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,69 @@
+"""The training state: parameters, their average, the optimiser's moments and the step, all created sharded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int32
+
+from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.parallel.sharding import parameter_shardings, replicated
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything a training step changes."""
+
+    step: Int32[Array, ""]
+    parameters: Parameters
+    ema: Parameters
+    optimiser: Any
+
+
+def state_shardings(functional: Functional, optimiser: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """A `TrainState` of shardings: averages and moments lie where their parameters lie, scalars everywhere.
+
+    Raises:
+        ValueError: the mesh does not fit a parameter (see `parallel.sharding.partition_spec`).
+    """
+    parameters = parameter_shardings(functional.logical_axes, functional.shapes, mesh)
+    moments = optax.tree_map_params(
+        optimiser,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimiser.init, functional.shapes),
+        parameters,
+        transform_non_params=lambda _: replicated(mesh),
+    )
+    return TrainState(replicated(mesh), parameters, parameters, moments)
+
+
+def create_state(functional: Functional, optimiser: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
+    """Initialises the state under jit with output shardings, so no device ever holds it whole."""
+
+    def create(key: jax.Array) -> TrainState:
+        parameters = functional.init(key)
+        # The average gets its own buffers: both are donated to the step.
+        ema = jax.tree.map(jnp.copy, parameters)
+        return TrainState(jnp.zeros((), jnp.int32), parameters, ema, optimiser.init(parameters))
+
+    return jax.jit(create, out_shardings=state_shardings(functional, optimiser, mesh))(jax.random.key(seed))
+
+
+def abstract_state(functional: Functional, optimiser: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, types and shardings of the state, for restoring a checkpoint straight to its place."""
+
+    def create() -> TrainState:
+        zeros = {name: jnp.zeros(s.shape, s.dtype) for name, s in functional.shapes.items()}
+        return TrainState(jnp.zeros((), jnp.int32), zeros, zeros, optimiser.init(zeros))
+
+    return jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        jax.eval_shape(create),
+        state_shardings(functional, optimiser, mesh),
+    )
