@@ -1,0 +1,135 @@
+"""Attention: the joint text and image attention of SD3, and the decoupled branches beside it.
+
+Every attention is split around its middle: projections first, then `attend`, then the output projection, so
+that what is shared between pictures can change without touching parameters.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import zeros
+from jaxtyping import Array, Bool, Float
+
+from genaffect_jax.models.layers import Linear, RMSNorm
+
+
+class QKV(NamedTuple):
+    """Queries, keys and values of one stream, split into heads."""
+
+    query: Float[Array, "*batch S N H"]
+    key: Float[Array, "*batch S N H"]
+    value: Float[Array, "*batch S N H"]
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of condition tokens, split into heads."""
+
+    key: Float[Array, "*batch K N H"]
+    value: Float[Array, "*batch K N H"]
+
+
+def attend(
+    query: Float[Array, "*batch Q N H"],
+    key: Float[Array, "*batch K N H"],
+    value: Float[Array, "*batch K N H"],
+    mask: Bool[Array, "*batch K"] | None = None,
+) -> Float[Array, "*batch Q N*H"]:
+    """Scaled dot-product attention, softmax in float32; heads are joined again. Keys where `mask` is False are unseen.
+
+    At least one key of each batch entry must be unmasked.
+    """
+    *batch, length, heads, size = query.shape
+
+    def flat(x: Array) -> Array:
+        return x.reshape(-1, *x.shape[len(batch) :])
+
+    bias_mask = None if mask is None else flat(mask)[:, None, None, :]
+    out = jax.nn.dot_product_attention(flat(query), flat(key), flat(value), mask=bias_mask)
+    return out.reshape(*batch, length, heads * size)
+
+
+def attend_shared(
+    query: Float[Array, "G E Q N H"], shared: KeyValue, mask: Bool[Array, "G K"] | None = None
+) -> Float[Array, "G E Q N*H"]:
+    """Attention of all E pictures of a group to one set of keys [G, K, N, H], without copies of the keys.
+
+    The pictures' queries are folded into one long sequence, which changes nothing: queries do not see each other.
+    """
+    groups, expressions, length, heads, size = query.shape
+    folded = query.reshape(groups, expressions * length, heads, size)
+    return attend(folded, shared.key, shared.value, mask).reshape(groups, expressions, length, heads * size)
+
+
+def joint_attention(image: QKV, text: QKV) -> tuple[Float[Array, "*batch L N*H"], Float[Array, "*batch T N*H"]]:
+    """Attention over the joined image and text sequences of each picture, cut into the two streams again."""
+    query, key, value = (jnp.concatenate(pair, axis=-3) for pair in zip(image, text, strict=True))
+    mixed = attend(query, key, value)
+    length = image.query.shape[-3]
+    return mixed[..., :length, :], mixed[..., length:, :]
+
+
+class QKVProjection(nnx.Module):
+    """Queries, keys and values of one stream, with RMS norm over each head's queries and keys if asked for."""
+
+    def __init__(
+        self, width: int, heads: int, head_dim: int, *, qk_norm: bool, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ) -> None:
+        self.heads, self.head_dim = heads, head_dim
+
+        def project() -> Linear:
+            return Linear(width, heads * head_dim, axes=("embed", "heads"), rngs=rngs, dtype=dtype)
+
+        self.query, self.key, self.value = project(), project(), project()
+        self.query_norm = RMSNorm(head_dim, dtype=dtype) if qk_norm else None
+        self.key_norm = RMSNorm(head_dim, dtype=dtype) if qk_norm else None
+
+    def __call__(self, x: Float[Array, "*batch S D"]) -> QKV:
+        shape = (*x.shape[:-1], self.heads, self.head_dim)
+        query, key, value = (project(x).reshape(shape) for project in (self.query, self.key, self.value))
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        return QKV(query, key, value)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head attention of one stream to itself."""
+
+    def __init__(
+        self, width: int, heads: int, head_dim: int, *, qk_norm: bool, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ) -> None:
+        self.qkv = QKVProjection(width, heads, head_dim, qk_norm=qk_norm, rngs=rngs, dtype=dtype)
+        self.out = Linear(heads * head_dim, width, axes=("heads", "embed"), rngs=rngs, dtype=dtype)
+
+    def __call__(
+        self, x: Float[Array, "*batch S D"], mask: Bool[Array, "*batch S"] | None = None
+    ) -> Float[Array, "*batch S D"]:
+        qkv = self.qkv(x)
+        return self.out(attend(qkv.query, qkv.key, qkv.value, mask))
+
+
+class ConditionBranch(nnx.Module):
+    """Key and value projections of one decoupled cross-attention branch (IP-Adapter, Ye et al. 2023, arXiv 2308.06721).
+
+    The image queries of the joint attention look at these keys. Values start at zero, so that a new branch adds
+    exactly nothing.
+    """
+
+    def __init__(
+        self, width: int, heads: int, head_dim: int, *, qk_norm: bool, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ) -> None:
+        self.heads, self.head_dim = heads, head_dim
+        axes = ("embed", "heads")
+        self.key = Linear(width, heads * head_dim, axes=axes, use_bias=False, rngs=rngs, dtype=dtype)
+        self.value = Linear(
+            width, heads * head_dim, axes=axes, use_bias=False, kernel_init=zeros, rngs=rngs, dtype=dtype
+        )
+        self.key_norm = RMSNorm(head_dim, dtype=dtype) if qk_norm else None
+
+    def __call__(self, tokens: Float[Array, "*batch K D"]) -> KeyValue:
+        shape = (*tokens.shape[:-1], self.heads, self.head_dim)
+        key, value = self.key(tokens).reshape(shape), self.value(tokens).reshape(shape)
+        return KeyValue(key if self.key_norm is None else self.key_norm(key), value)

@@ -1,0 +1,134 @@
+"""Token makers: what the reference pictures and the expression vector become before the denoiser sees them.
+
+Both hand tokens of the model's width to `MMDiT.project_conditions`; nothing else ties them to the denoiser, so an
+encoder of another kind can take their place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import normal
+from jaxtyping import Array, Bool, Float
+
+from genaffect_jax.config import ConditioningConfig, MMDiTConfig
+from genaffect_jax.models.attention import SelfAttention
+from genaffect_jax.models.layers import MLP, LayerStack, Linear, layer_norm, patchify
+
+# A typical expression has about four active units of intensity near one; this brings a hidden unit to order one.
+EXPRESSION_INIT = normal(0.5)
+
+
+class TransformerLayer(nnx.Module):
+    """A pre-norm transformer layer over one sequence with padding."""
+
+    def __init__(self, width: int, heads: int, head_dim: int, *, rngs: nnx.Rngs, dtype: Any) -> None:
+        self.attention = SelfAttention(width, heads, head_dim, qk_norm=True, rngs=rngs, dtype=dtype)
+        self.mlp = MLP(width, 4 * width, width, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "G K D"], mask: Bool[Array, "G K"]) -> Float[Array, "G K D"]:
+        x = x + self.attention(layer_norm(x), mask)
+        return x + self.mlp(layer_norm(x))
+
+
+class IdentityTokens(nnx.Module):
+    """Identity tokens from the latents of any number of reference pictures of one person.
+
+    References carry no order: exchanging two of them exchanges their tokens.
+
+    Args:
+        config: the denoiser's sizes; tokens have its patch size and width.
+        conditioning: number of layers.
+        rngs: source of the initial values.
+        dtype: compute type.
+    """
+
+    def __init__(
+        self, config: MMDiTConfig, conditioning: ConditioningConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ) -> None:
+        self.patch_size, self.dtype = config.patch_size, dtype
+        width = config.width
+        self.embed = Linear(
+            config.patch_size**2 * config.in_channels, width, axes=(None, "embed"), rngs=rngs, dtype=dtype
+        )
+        self.stack = LayerStack(
+            lambda rngs: TransformerLayer(
+                width, config.num_attention_heads, config.attention_head_dim, rngs=rngs, dtype=dtype
+            ),
+            conditioning.identity_layers,
+            scan=config.scan_layers,
+            remat=config.remat == "full",
+            rngs=rngs,
+        )
+        self.null = nnx.Param(normal(1.0)(rngs.params(), (width,), jnp.float32), logical_axes=("embed",))
+
+    def __call__(
+        self,
+        reference: Float[Array, "G R h w c"],
+        reference_mask: Bool[Array, "G R"],
+        positions: Float[Array, "L D"],
+        drop: Bool[Array, " G"] | None = None,
+    ) -> tuple[Float[Array, "G R*L D"], Bool[Array, "G R*L"]]:
+        """Tokens and their mask (False: padding).
+
+        Args:
+            reference: latents of the references, padded to R.
+            reference_mask: False where a reference is padding. A group without any gets the null token.
+            positions: position vectors of the references' token grid, those of the denoiser.
+            drop: groups whose identity is replaced by the learned null token.
+        """
+        tokens = self.embed(patchify(reference, self.patch_size)) + positions.astype(self.dtype)
+        groups, references, length, width = tokens.shape
+        tokens = tokens.reshape(groups, references * length, width)
+        mask = jnp.repeat(reference_mask, length, axis=1)
+        absent = ~jnp.any(reference_mask, axis=1)
+        if drop is not None:
+            absent = absent | drop
+        # A dropped group sees all of its tokens, all equal to the null token.
+        mask = mask | absent[:, None]
+        tokens = self.stack.run(lambda layer, x, _: layer(x, mask), tokens)
+        null = jnp.broadcast_to(self.null[...].astype(self.dtype), tokens.shape)
+        return jnp.where(absent[:, None, None], null, layer_norm(tokens).astype(self.dtype)), mask
+
+
+class ExpressionTokens(nnx.Module):
+    """Expression tokens from the expression vector: learned tokens plus what an MLP makes of the vector.
+
+    The sum is not normalised, so that the intensity of an expression survives.
+
+    Args:
+        width: D of the denoiser.
+        conditioning: width of the vector and number of tokens.
+        rngs: source of the initial values.
+        dtype: compute type.
+    """
+
+    def __init__(
+        self, width: int, conditioning: ConditioningConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ) -> None:
+        shape = (conditioning.expression_tokens, width)
+        self.dtype = dtype
+        self.mlp = MLP(
+            conditioning.expression_width,
+            width,
+            conditioning.expression_tokens * width,
+            axes=("conditioning", "embed", "heads"),
+            activation=nnx.silu,
+            up_init=EXPRESSION_INIT,
+            rngs=rngs,
+            dtype=dtype,
+        )
+        self.base = nnx.Param(normal(1.0)(rngs.params(), shape, jnp.float32), logical_axes=(None, "embed"))
+        self.null = nnx.Param(normal(1.0)(rngs.params(), shape, jnp.float32), logical_axes=(None, "embed"))
+
+    def __call__(
+        self, expression: Float[Array, "G E W"], drop: Bool[Array, "G E"] | None = None
+    ) -> Float[Array, "G E K D"]:
+        """Tokens of each picture; pictures where `drop` is True get the learned null tokens."""
+        base = self.base[...].astype(self.dtype)
+        tokens = self.mlp(expression).reshape(*expression.shape[:-1], *base.shape) + base
+        if drop is None:
+            return tokens
+        return jnp.where(drop[..., None, None], self.null[...].astype(self.dtype), tokens)

@@ -1,0 +1,220 @@
+"""Small layers that every network here is made of, and the stack that runs equal layers as one scan.
+
+Parameters are float32 and carry `logical_axes` (a plain metadata tuple, one name or None per axis) that
+`parallel` maps to mesh axes. Layers compute in the `dtype` they are given; normalisations and modulation in
+float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.nn.initializers import Initializer, variance_scaling, zeros
+from jaxtyping import Array, Float
+
+# Layer and RMS norms of the SD3 family share this epsilon.
+NORM_EPS = 1e-6
+TIMESTEP_FEATURES = 256
+TIMESTEP_MAX_PERIOD = 10000.0
+
+xavier_uniform: Initializer = variance_scaling(1.0, "fan_avg", "uniform")
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias` over the last axis.
+
+    Args:
+        in_features, out_features: widths.
+        axes: logical names of the kernel's two axes.
+        use_bias: whether there is a bias.
+        kernel_init, bias_init: initialisers.
+        rngs: source of the initial values.
+        dtype: type of the product and of the result.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        axes: tuple[str | None, str | None],
+        use_bias: bool = True,
+        kernel_init: Initializer = xavier_uniform,
+        bias_init: Initializer = zeros,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+    ) -> None:
+        self.dtype = dtype
+        shape = (in_features, out_features)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32), logical_axes=axes)
+        bias = bias_init(rngs.params(), (out_features,), jnp.float32)
+        self.bias = nnx.Param(bias, logical_axes=(None,)) if use_bias else None
+
+    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation of the last axis with a learned scale (Zhang and Sennrich 2019)."""
+
+    def __init__(self, features: int, *, dtype: Any = jnp.float32) -> None:
+        self.dtype = dtype
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32), logical_axes=(None,))
+
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + NORM_EPS)
+        return (x * self.scale[...]).astype(self.dtype)
+
+
+def layer_norm(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+    """Layer normalisation of the last axis without learned scale or shift; the result is float32."""
+    x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + NORM_EPS)
+
+
+class MLP(nnx.Module):
+    """Two linear layers around an activation; the transformer's feed-forward uses GELU in its tanh form."""
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int,
+        *,
+        axes: tuple[str | None, str | None, str | None] = ("embed", "mlp", "embed"),
+        activation: Callable[[Array], Array] = nnx.gelu,
+        up_init: Initializer = xavier_uniform,
+        down_init: Initializer = xavier_uniform,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+    ) -> None:
+        self.activation = activation
+        self.up = Linear(in_features, hidden_features, axes=axes[:2], kernel_init=up_init, rngs=rngs, dtype=dtype)
+        self.down = Linear(hidden_features, out_features, axes=axes[1:], kernel_init=down_init, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        return self.down(self.activation(self.up(x)))
+
+
+class Modulation(nnx.Module):
+    """The linear map of an adaLN layer: shifts, scales and gates of one block from the timestep embedding.
+
+    Initialised to zero (adaLN-Zero, Peebles and Xie 2023, arXiv 2212.09748): a new block is the identity.
+    It computes in float32 whatever the model's type, as it multiplies whole residual branches.
+    """
+
+    def __init__(self, width: int, count: int, *, rngs: nnx.Rngs) -> None:
+        self.count = count
+        self.linear = Linear(width, count * width, axes=("embed", None), kernel_init=zeros, rngs=rngs)
+
+    def __call__(self, activated: Float[Array, "*batch D"]) -> list[Float[Array, "*batch 1 D"]]:
+        """`count` vectors, with an axis for the tokens, from the already activated (SiLU) timestep embedding."""
+        return jnp.split(self.linear(activated)[..., None, :], self.count, axis=-1)
+
+
+def modulate(
+    normed: Float[Array, "*batch L D"], shift: Float[Array, "*batch 1 D"], scale: Float[Array, "*batch 1 D"]
+) -> Float[Array, "*batch L D"]:
+    """`normed * (1 + scale) + shift`."""
+    return normed * (1.0 + scale) + shift
+
+
+def timestep_features(timestep: Float[Array, "*batch"]) -> Float[Array, "*batch 256"]:
+    """Sinusoidal features of a timestep in [0, 1000], cosines first (DDPM's with flip_sin_to_cos, no shift)."""
+    half = TIMESTEP_FEATURES // 2
+    # Rounded as the reference rounds (float32 exponents): timesteps up to 1000 amplify the last bit of a frequency.
+    exponents = np.float32(-math.log(TIMESTEP_MAX_PERIOD)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    angles = timestep.astype(jnp.float32)[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def sincos_table(side: int, width: int, base_side: int) -> Float[np.ndarray, "side side D"]:
+    """The 2-D sin-cos position table of SD3's patch embedding.
+
+    The first half of the width encodes the column, the second half the row; positions run from 0 to `base_side`.
+
+    Args:
+        side: rows and columns of the table, in tokens.
+        width: D, a multiple of 4.
+        base_side: tokens a side of the pictures the model was trained on.
+    """
+    if width % 4:
+        raise ValueError(f"sincos_table: width {width} must be a multiple of 4 (sine and cosine of two axes)")
+    positions = np.arange(side, dtype=np.float32) / np.float32(side / base_side)
+    omega = 1.0 / 10000.0 ** (np.arange(width // 4, dtype=np.float64) / (width / 4.0))
+    angles = positions.astype(np.float64)[:, None] * omega
+    axis = np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+    columns = np.broadcast_to(axis[None, :, :], (side, side, width // 2))
+    rows = np.broadcast_to(axis[:, None, :], (side, side, width // 2))
+    return np.concatenate([columns, rows], axis=-1)
+
+
+def patchify(x: Float[Array, "*batch h w c"], patch: int) -> Float[Array, "*batch L ppc"]:
+    """Cuts pictures into `patch` x `patch` tokens, row by row; a remainder at the right or bottom is dropped."""
+    *batch, h, w, c = x.shape
+    rows, columns = h // patch, w // patch
+    x = x[..., : rows * patch, : columns * patch, :].reshape(*batch, rows, patch, columns, patch, c)
+    return jnp.swapaxes(x, -4, -3).reshape(*batch, rows * columns, patch * patch * c)
+
+
+def unpatchify(x: Float[Array, "*batch L ppc"], patch: int, rows: int, columns: int) -> Float[Array, "*batch h w c"]:
+    """The inverse of `patchify` for a grid of `rows` x `columns` tokens."""
+    *batch, _, ppc = x.shape
+    c = ppc // patch**2
+    x = jnp.swapaxes(x.reshape(*batch, rows, columns, patch, patch, c), -4, -3)
+    return x.reshape(*batch, rows * patch, columns * patch, c)
+
+
+class LayerStack(nnx.Module):
+    """Equal layers with their parameters stacked along a leading axis (logical name `layers`).
+
+    Scanned and unrolled runs share parameters and code, so a checkpoint does not depend on the choice.
+
+    Args:
+        make: builds one layer.
+        length: how many.
+        scan: run as a loop (compiles one layer), else unrolled.
+        remat: recompute each layer in the backward pass.
+        rngs: source of the initial values; each layer has its own.
+    """
+
+    def __init__(
+        self, make: Callable[[nnx.Rngs], nnx.Module], length: int, *, scan: bool, remat: bool, rngs: nnx.Rngs
+    ) -> None:
+        self.length, self.scan, self.remat = length, scan, remat
+
+        def initial_state(key: Array) -> nnx.State:
+            return nnx.split(make(nnx.Rngs(key)))[1]
+
+        graph = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))[0]
+        self.layers = nnx.merge(graph, jax.vmap(initial_state)(jax.random.split(rngs.params(), length)))
+        for _, variable in nnx.iter_graph(self.layers):
+            if isinstance(variable, nnx.Variable):
+                variable.set_metadata(logical_axes=("layers", *variable.get_metadata()["logical_axes"]))
+
+    def run(self, step: Callable[[Any, Any, Any], Any], carry: Any, per_layer: Any = None) -> Any:
+        """Folds `carry = step(layer, carry, per_layer[i])` over the layers in order."""
+        graph, state = nnx.split(self.layers)
+
+        def body(carry: Any, inputs: tuple[Any, Any]) -> tuple[Any, None]:
+            layer_state, layer_inputs = inputs
+            return step(nnx.merge(graph, layer_state), carry, layer_inputs), None
+
+        if self.remat:
+            body = jax.checkpoint(body)
+        return jax.lax.scan(body, carry, (state, per_layer), unroll=1 if self.scan else self.length)[0]
+
+    def map(self, function: Callable[[Any], Any]) -> Any:
+        """`function(layer)` of every layer, stacked along a leading axis."""
+        graph, state = nnx.split(self.layers)
+        return jax.vmap(lambda layer_state: function(nnx.merge(graph, layer_state)))(state)

@@ -1,0 +1,340 @@
+"""The multimodal diffusion transformer of Stable Diffusion 3 and 3.5, with decoupled condition branches.
+
+Esser et al. 2024, arXiv 2403.03206; the dual attention blocks are those of SD3.5-medium. Without condition
+branches the network is the same function as diffusers' `SD3Transformer2DModel`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import normal, zeros
+from jaxtyping import Array, Bool, Float
+
+from genaffect_jax.config import MMDiTConfig
+from genaffect_jax.models.attention import (
+    ConditionBranch,
+    KeyValue,
+    QKVProjection,
+    SelfAttention,
+    attend,
+    attend_shared,
+    joint_attention,
+)
+from genaffect_jax.models.layers import (
+    MLP,
+    TIMESTEP_FEATURES,
+    LayerStack,
+    Linear,
+    Modulation,
+    layer_norm,
+    modulate,
+    patchify,
+    sincos_table,
+    timestep_features,
+    unpatchify,
+)
+
+# Timesteps of the SD3 family are sigma * 1000.
+TIMESTEP_SCALE = 1000.0
+
+
+def sd3_medium() -> MMDiTConfig:
+    """Stable Diffusion 3 medium: 24 blocks of width 1536."""
+    return MMDiTConfig(
+        sample_size=128, num_layers=24, attention_head_dim=64, num_attention_heads=24, joint_attention_dim=4096,
+        caption_projection_dim=1536, pooled_projection_dim=2048, pos_embed_max_size=192, qk_norm="none",
+        register_tokens=0,
+    )  # fmt: skip
+
+
+def sd35_medium() -> MMDiTConfig:
+    """Stable Diffusion 3.5 medium: 24 blocks of width 1536, the first 13 with a second, image-only attention."""
+    return MMDiTConfig(
+        sample_size=128, num_layers=24, attention_head_dim=64, num_attention_heads=24, joint_attention_dim=4096,
+        caption_projection_dim=1536, pooled_projection_dim=2048, pos_embed_max_size=384,
+        dual_attention_layers=tuple(range(13)), qk_norm="rms_norm", register_tokens=0,
+    )  # fmt: skip
+
+
+def sd35_large() -> MMDiTConfig:
+    """Stable Diffusion 3.5 large: 38 blocks of width 2432."""
+    return MMDiTConfig(
+        sample_size=128, num_layers=38, attention_head_dim=64, num_attention_heads=38, joint_attention_dim=4096,
+        caption_projection_dim=2432, pooled_projection_dim=2048, pos_embed_max_size=192, qk_norm="rms_norm",
+        register_tokens=0,
+    )  # fmt: skip
+
+
+def avatar_tiny() -> MMDiTConfig:
+    """The smallest avatar model: 6 blocks of width 192 on 16x16 latents, made to learn on a CPU in minutes."""
+    return MMDiTConfig(
+        sample_size=16, num_layers=6, attention_head_dim=64, num_attention_heads=3, joint_attention_dim=192,
+        caption_projection_dim=192, pooled_projection_dim=0, pos_embed_max_size=8, qk_norm="rms_norm",
+        register_tokens=4,
+    )  # fmt: skip
+
+
+class PositionTable(nnx.Variable):
+    """The position table: read from weight files, never trained (so no `nnx.Param`)."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Conditions:
+    """All that stays constant while a set is denoised, projected once; a pytree without parameters.
+
+    Keys and values have a leading axis for the layers. None stands for an input that the model does not have.
+    """
+
+    text: Float[Array, "G E T D"] | None = None
+    """Text tokens in the model's width."""
+    pooled: Float[Array, "G E D"] | None = None
+    """Projected pooled text embedding; it is added to the timestep embedding."""
+    identity: KeyValue | None = None
+    """Identity tokens [layers, G, K, N, H], shared by the expressions of a group."""
+    identity_mask: Bool[Array, "G K"] | None = None
+    """False where an identity token is padding."""
+    expression: KeyValue | None = None
+    """Expression tokens [layers, G, E, K, N, H]."""
+
+
+class BranchInputs(NamedTuple):
+    """What one block needs for its condition branches: its own keys and values, and the run-time scales."""
+
+    identity: KeyValue
+    expression: KeyValue
+    identity_scale: Float[Array, ""]
+    expression_scale: Float[Array, ""]
+
+
+class MMDiTBlock(nnx.Module):
+    """One joint block: image and text streams with separate weights meet in one attention.
+
+    Args:
+        config: sizes.
+        dual: adds a second attention among the image tokens alone (SD3.5-medium).
+        last: the text stream ends here: it gives keys and values and is not updated.
+        branches: adds the identity and expression branches.
+        rngs: source of the initial values.
+        dtype: compute type.
+    """
+
+    def __init__(
+        self, config: MMDiTConfig, *, dual: bool, last: bool, branches: bool, rngs: nnx.Rngs, dtype: Any
+    ) -> None:
+        width, heads, head_dim = config.width, config.num_attention_heads, config.attention_head_dim
+        attention = dict(qk_norm=config.qk_norm == "rms_norm", rngs=rngs, dtype=dtype)
+
+        def output() -> Linear:
+            return Linear(heads * head_dim, width, axes=("heads", "embed"), rngs=rngs, dtype=dtype)
+
+        def feed_forward() -> MLP:
+            return MLP(width, 4 * width, width, rngs=rngs, dtype=dtype)
+
+        self.dtype = dtype
+        self.image_modulation = Modulation(width, 9 if dual else 6, rngs=rngs)
+        self.text_modulation = Modulation(width, 2 if last else 6, rngs=rngs)
+        self.image_qkv = QKVProjection(width, heads, head_dim, **attention)
+        self.text_qkv = QKVProjection(width, heads, head_dim, **attention)
+        self.image_out = output()
+        self.text_out = None if last else output()
+        self.image_attention = SelfAttention(width, heads, head_dim, **attention) if dual else None
+        self.image_mlp = feed_forward()
+        self.text_mlp = None if last else feed_forward()
+        self.identity = ConditionBranch(width, heads, head_dim, **attention) if branches else None
+        self.expression = ConditionBranch(width, heads, head_dim, **attention) if branches else None
+
+    def __call__(
+        self,
+        image: Float[Array, "G E L D"],
+        text: Float[Array, "G E T D"],
+        activated: Float[Array, "G E D"],
+        branches: BranchInputs | None,
+        identity_mask: Bool[Array, "G K"] | None,
+    ) -> tuple[Float[Array, "G E L D"], Float[Array, "G E T D"]]:
+        """The two streams after this block; `activated` is the timestep embedding after SiLU."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *dual = self.image_modulation(activated)
+        normed = layer_norm(image)
+        image_qkv = self.image_qkv(modulate(normed, shift, scale))
+        if self.text_mlp is None:
+            # The closing text modulation is that of AdaLayerNormContinuous: the scale comes first.
+            text_scale, text_shift = self.text_modulation(activated)
+        else:
+            text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = self.text_modulation(
+                activated
+            )
+        text_qkv = self.text_qkv(modulate(layer_norm(text), text_shift, text_scale))
+
+        mixed_image, mixed_text = joint_attention(image_qkv, text_qkv)
+        if branches is not None:
+            seen = attend_shared(image_qkv.query, branches.identity, identity_mask)
+            mixed_image += branches.identity_scale.astype(self.dtype) * seen
+            seen = attend(image_qkv.query, branches.expression.key, branches.expression.value)
+            mixed_image += branches.expression_scale.astype(self.dtype) * seen
+
+        image = self._add(image, gate, self.image_out(mixed_image))
+        if self.image_attention is not None:
+            dual_shift, dual_scale, dual_gate = dual
+            image = self._add(image, dual_gate, self.image_attention(modulate(normed, dual_shift, dual_scale)))
+        image = self._add(image, mlp_gate, self.image_mlp(modulate(layer_norm(image), mlp_shift, mlp_scale)))
+        if self.text_mlp is not None:
+            text = self._add(text, text_gate, self.text_out(mixed_text))
+            normed = modulate(layer_norm(text), text_mlp_shift, text_mlp_scale)
+            text = self._add(text, text_mlp_gate, self.text_mlp(normed))
+        return image, text
+
+    def _add(self, stream: Array, gate: Array, branch: Array) -> Array:
+        return stream + (gate * branch).astype(self.dtype)
+
+
+class MMDiT(nnx.Module):
+    """The denoiser: noisy latents, timestep and conditions to velocity.
+
+    Args:
+        config: sizes; `register_tokens > 0` replaces the text stream's input by learned tokens.
+        branches: whether every block has the identity and expression branches.
+        rngs: source of the initial values.
+        dtype: compute type (float32 or bfloat16); parameters are float32.
+    """
+
+    def __init__(self, config: MMDiTConfig, *, branches: bool, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
+        self.config, self.branches, self.dtype = config, branches, dtype
+        width, patch_width = config.width, config.patch_size**2
+        self.patch_embed = Linear(patch_width * config.in_channels, width, axes=(None, "embed"), rngs=rngs, dtype=dtype)
+        self.position_table = PositionTable(
+            jnp.asarray(sincos_table(config.pos_embed_max_size, width, config.sample_size // config.patch_size)),
+            logical_axes=(None, None, "embed"),
+        )
+        embedder = dict(axes=("conditioning", "embed", None), activation=nnx.silu, rngs=rngs, dtype=dtype)
+        self.timestep_embedder = MLP(TIMESTEP_FEATURES, width, width, **embedder)
+        pooled, registers = config.pooled_projection_dim, config.register_tokens
+        self.pooled_embedder = MLP(pooled, width, width, **embedder) if pooled else None
+        tokens = normal(1.0)(rngs.params(), (registers, width), jnp.float32)
+        self.register_tokens = nnx.Param(tokens, logical_axes=(None, "embed")) if registers else None
+        text_axes = ("conditioning", "embed")
+        self.text_embed = (
+            None if registers else Linear(config.joint_attention_dim, width, axes=text_axes, rngs=rngs, dtype=dtype)
+        )
+        # Runs of equal blocks: at most three in the SD3 family (dual, plain, last).
+        kinds = [(i in config.dual_attention_layers, i == config.num_layers - 1) for i in range(config.num_layers)]
+        self.segments = nnx.List(
+            LayerStack(
+                lambda rngs, dual=dual, last=last: MMDiTBlock(
+                    config, dual=dual, last=last, branches=branches, rngs=rngs, dtype=dtype
+                ),
+                len(list(run)),
+                scan=config.scan_layers,
+                remat=config.remat == "full",
+                rngs=rngs,
+            )
+            for (dual, last), run in groupby(kinds)
+        )
+        self.out_modulation = Modulation(width, 2, rngs=rngs)
+        self.out = Linear(
+            width, patch_width * config.out_channels, axes=("embed", None), kernel_init=zeros, rngs=rngs, dtype=dtype
+        )
+
+    def positions(self, rows: int, columns: int) -> Float[Array, "L D"]:
+        """Position vectors of a grid of tokens: the centre of the full table, row by row.
+
+        Raises:
+            ValueError: the grid is larger than the table.
+        """
+        side = self.config.pos_embed_max_size
+        if rows > side or columns > side:
+            raise ValueError(f"latents of {rows}x{columns} tokens: the position table holds {side}x{side}")
+        top, left = (side - rows) // 2, (side - columns) // 2
+        return self.position_table[...][top : top + rows, left : left + columns].reshape(rows * columns, -1)
+
+    def project_conditions(
+        self,
+        *,
+        text: Float[Array, "G E T C"] | None = None,
+        pooled: Float[Array, "G E P"] | None = None,
+        identity_tokens: Float[Array, "G K D"] | None = None,
+        identity_mask: Bool[Array, "G K"] | None = None,
+        expression_tokens: Float[Array, "G E J D"] | None = None,
+    ) -> Conditions:
+        """Projects everything that does not change from one denoising step to the next, for all layers at once.
+
+        Raises:
+            ValueError: an input that this model needs is missing, or it has no use for one that is given.
+        """
+        expected = {
+            "text": (text, self.text_embed is not None),
+            "pooled": (pooled, self.pooled_embedder is not None),
+            "identity_tokens": (identity_tokens, self.branches),
+            "expression_tokens": (expression_tokens, self.branches),
+        }
+        for name, (value, needed) in expected.items():
+            if (value is not None) != needed:
+                raise ValueError(f"conditions: {name} is {'missing' if needed else 'given, but the model takes none'}")
+        identity = expression = None
+        if self.branches:
+            layers = [s.map(lambda b: (b.identity(identity_tokens), b.expression(expression_tokens)))
+                      for s in self.segments]  # fmt: skip
+            identity, expression = jax.tree.map(lambda *x: jnp.concatenate(x), *layers)
+        return Conditions(
+            text=None if self.text_embed is None else self.text_embed(text),
+            pooled=None if self.pooled_embedder is None else self.pooled_embedder(pooled),
+            identity=identity,
+            identity_mask=identity_mask,
+            expression=expression,
+        )
+
+    def __call__(
+        self,
+        latents: Float[Array, "G E h w c"],
+        timestep: Float[Array, "G E"],
+        conditions: Conditions,
+        identity_scale: Float[Array, "*layers"] | float = 1.0,
+        expression_scale: Float[Array, "*layers"] | float = 1.0,
+    ) -> Float[Array, "G E h w c"]:
+        """Velocity of the noisy latents (float32).
+
+        Args:
+            latents: noisy latents of G groups of E pictures. Rows and columns beyond a multiple of the patch size
+                are dropped, from the result too.
+            timestep: sigma in [0, 1]; it is multiplied by 1000 here.
+            conditions: what `project_conditions` made.
+            identity_scale, expression_scale: weight of each branch, one number or one per layer; traced.
+
+        Raises:
+            ValueError: the latents are larger than the position table.
+        """
+        config, patch = self.config, self.config.patch_size
+        rows, columns = latents.shape[2] // patch, latents.shape[3] // patch
+        image = self.patch_embed(patchify(latents, patch)) + self.positions(rows, columns).astype(self.dtype)
+        text = conditions.text
+        if self.register_tokens is not None:
+            tokens = self.register_tokens[...].astype(self.dtype)
+            text = jnp.broadcast_to(tokens, (*latents.shape[:2], *tokens.shape))
+        embedding = self.timestep_embedder(timestep_features(timestep * TIMESTEP_SCALE))
+        if conditions.pooled is not None:
+            embedding = embedding + conditions.pooled
+        activated = nnx.silu(embedding.astype(jnp.float32))
+
+        per_layer = None
+        if self.branches:
+            scales = [jnp.broadcast_to(jnp.asarray(s, jnp.float32), (config.num_layers,))
+                      for s in (identity_scale, expression_scale)]  # fmt: skip
+            per_layer = BranchInputs(conditions.identity, conditions.expression, *scales)
+        start = 0
+        for segment in self.segments:
+            stop = start + segment.length
+            image, text = segment.run(
+                lambda block, streams, branches: block(*streams, activated, branches, conditions.identity_mask),
+                (image, text),
+                jax.tree.map(lambda x: x[start:stop], per_layer),  # noqa: B023 (used at once)
+            )
+            start = stop
+
+        scale, shift = self.out_modulation(activated)
+        image = self.out(modulate(layer_norm(image), shift, scale))
+        return unpatchify(image.astype(jnp.float32), patch, rows, columns)
