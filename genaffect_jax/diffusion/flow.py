@@ -1,0 +1,75 @@
+"""Rectified flow: noise levels for training, noisy latents, the velocity target, the loss.
+
+Straight paths from data to noise (Liu et al. 2022, arXiv 2209.03003) with the logit-normal noise levels of SD3
+(arXiv 2403.03206, section 3.1).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from genaffect_jax.config import FlowConfig
+from genaffect_jax.diffusion.schedule import shift_sigma
+
+
+def sample_sigma(key: Key[Array, ""], shape: tuple[int, ...], flow: FlowConfig) -> Float[Array, "*shape"]:
+    """Noise levels in (0, 1): logit-normal, then shifted."""
+    logit = flow.logit_mean + flow.logit_std * jax.random.normal(key, shape)
+    return shift_sigma(jax.nn.sigmoid(logit), flow.shift)
+
+
+def sample_drops(
+    key: Key[Array, ""], groups: int, expressions: int, flow: FlowConfig
+) -> tuple[Bool[Array, " G"], Bool[Array, "G E"]]:
+    """Which groups lose their identity and which pictures their expression, independently of each other."""
+    identity, expression = jax.random.split(key)
+    return (
+        jax.random.bernoulli(identity, flow.drop_identity, (groups,)),
+        jax.random.bernoulli(expression, flow.drop_expression, (groups, expressions)),
+    )
+
+
+def _per_item(sigma: Float[Array, "*batch"], like: Float[Array, "*batch h w c"]) -> Float[Array, "*batch 1 1 1"]:
+    return sigma.reshape(*sigma.shape, *(1,) * (like.ndim - sigma.ndim))
+
+
+def interpolate(
+    clean: Float[Array, "*batch h w c"], noise: Float[Array, "*batch h w c"], sigma: Float[Array, "*batch"]
+) -> Float[Array, "*batch h w c"]:
+    """Noisy latents `(1 - sigma) clean + sigma noise`."""
+    weight = _per_item(sigma, clean)
+    return (1.0 - weight) * clean + weight * noise
+
+
+def velocity_target(
+    clean: Float[Array, "*batch h w c"], noise: Float[Array, "*batch h w c"]
+) -> Float[Array, "*batch h w c"]:
+    """The velocity of the straight path, `noise - clean`: the derivative of `interpolate` by sigma."""
+    return noise - clean
+
+
+def predicted_clean(
+    noisy: Float[Array, "*batch h w c"], velocity: Float[Array, "*batch h w c"], sigma: Float[Array, "*batch"]
+) -> Float[Array, "*batch h w c"]:
+    """The clean latents that a velocity points at, `noisy - sigma velocity`."""
+    return noisy - _per_item(sigma, noisy) * velocity
+
+
+def flow_loss(
+    velocity: Float[Array, "*batch h w c"],
+    target: Float[Array, "*batch h w c"],
+    mask: Bool[Array, "*batch"] | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Squared error as (sum, count), both float32; their ratio is the mean over the latent numbers that count.
+
+    Args:
+        velocity, target: predicted and true velocity.
+        mask: items that count; None counts all.
+    """
+    error = jnp.square(velocity.astype(jnp.float32) - target.astype(jnp.float32))
+    weight = jnp.ones_like(error)
+    if mask is not None:
+        weight = weight * _per_item(mask, error)
+    return jnp.sum(error * weight), jnp.sum(weight)
