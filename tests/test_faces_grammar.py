@@ -95,20 +95,21 @@ def test_settings_give_exactly_the_channels_they_name(text):
     np.testing.assert_array_equal(parse_expression(text).vector, expression_vector(both_sides_first))
 
 
-@given(
-    st.one_of(
-        st.text(), st.text("joy anger all AU1243L_=:*+/,;.-0e\n\t"), st.binary().map(lambda b: b.decode("latin1"))
-    )
+pieces = st.sampled_from(
+    ("joy", "ANGER", "zest", "all", "neutral", "au12", "AU12L", "AU99", "head_yaw", "x", "0.5", "-1", "3", "1e-2", ".")
+    + tuple("=:*+/,; -+\t\u0660\u00df")
 )
-def test_any_other_text_is_refused_with_an_expression_error(text):
+
+
+@given(st.one_of(st.text(), st.lists(pieces, max_size=12).map("".join)))
+def test_any_text_gives_valid_expressions_or_an_expression_error(text):
     try:
         expressions = parse_expressions(text)
-    except ExpressionError as error:
-        assert str(error).startswith("expression '")
-    else:
-        assert expressions
-        for expression in expressions:
-            validate(expression.vector)
+    except ExpressionError:
+        return
+    assert expressions
+    for expression in expressions:
+        validate(expression.vector)
 
 
 def test_a_very_long_number_is_refused_quickly():

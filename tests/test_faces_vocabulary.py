@@ -143,7 +143,7 @@ def test_a_derived_word_is_its_scaled_prototype_with_the_listed_changes():
 
 def test_a_change_to_an_unknown_channel_is_refused(monkeypatch):
     monkeypatch.setattr(derive, "TABLE", "[joy/cheerfulness]  joy x 1  | x\ngladness 1 11=.5 | x")
-    with pytest.raises(ValueError, match="'11=.5': no such expression channel"):
+    with pytest.raises(ValueError, match=r"'11=\.5': no such expression channel"):
         derive.derive()
 
 
