@@ -1,0 +1,196 @@
+"""The input pipeline: an endless, exactly restorable stream of batches, loaded by worker processes (grain)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from multiprocessing import parent_process
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from genaffect_jax.data.pictures import DataError, Picture, Source, pictures_digest
+from genaffect_jax.data.sets import SetIndices, SetSampler
+
+Batch = dict[str, np.ndarray]
+# Batches that each worker process keeps ready; more would only take memory, as training takes one at a time.
+_READY = 2
+
+
+def make_loader(
+    source: Source,
+    identities: Sequence[str],
+    *,
+    batch_size: int,
+    expressions_per_set: int,
+    seed: int,
+    workers: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Loader:
+    """The stream of training batches of one process.
+
+    Batch k of the whole run holds the sets `k * batch_size` to `(k + 1) * batch_size - 1` of `data.sets.SetSampler`;
+    process p has the p-th of `process_count` equal slices of it and loads nothing else. The stream is a function of
+    the source, `identities`, `batch_size`, `expressions_per_set` and `seed` only; `workers` and the number of
+    processes do not change it.
+
+    Args:
+        source: pictures, or latents.
+        identities: people to draw from; batches number them in this order.
+        batch_size: sets G per batch over all processes.
+        expressions_per_set: targets E per set.
+        seed: at least 0.
+        workers: worker processes of this process; 0 loads in this process, when a batch is asked for.
+        process_index: which share this process reads.
+        process_count: number of processes that share the batches.
+
+    Returns:
+        An iterator of batches with `get_state`, `set_state` and `close`.
+
+    Raises:
+        DataError: a person is unknown or has only one expression, or there is no person.
+        ValueError: `batch_size` does not divide by `process_count`, or a number is out of range.
+    """
+    if batch_size < 1 or process_count < 1 or batch_size % process_count:
+        raise ValueError(f"batch_size={batch_size}: must be a positive multiple of process_count={process_count}")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index}: must lie in 0..{process_count - 1}")
+    if workers < 0:
+        raise ValueError(f"workers={workers}: must be at least 0")
+    sampler = SetSampler(source.pictures, identities, expressions_per_set, seed)
+    stream = {
+        "seed": seed,
+        "batch_size": batch_size,
+        "expressions_per_set": expressions_per_set,
+        "identities": sha256("\0".join(identities).encode()).hexdigest(),
+        "pictures": pictures_digest(source.pictures),
+    }
+    rows = batch_size // process_count
+    return Loader(_Batches(source, sampler, batch_size, process_index * rows, rows), workers, stream)
+
+
+class Loader(Iterator[Batch]):
+    """An endless iterator of batches; make it with `make_loader` and `close` it when done.
+
+    A batch is a dictionary of numpy arrays; G counts this process's sets:
+    `reference` `[G, 1, S, S, 3]` and `target` `[G, E, S, S, 3]`, uint8 (or float16 `[..., h, w, c]` latents);
+    `expression` `[G, E, W]`, float32, of the targets; `identity` `[G]`, int32, the place in `identities`.
+    """
+
+    def __init__(self, batches: _Batches, workers: int, stream: dict[str, Any]) -> None:
+        self._batches = batches
+        self._workers = workers
+        self._stream = stream
+        self._next = 0
+        self._iterator: grain.DatasetIterator | None = None
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            batches = grain.MapDataset.source(self._batches)[self._next :]
+            # No reading threads: drawing and decoding keep a core busy, and worker processes read ahead anyway.
+            options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+            workers = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_READY)
+            if self._workers and not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain reads its own flags there; this program's flags are tyro's
+            self._iterator = iter(batches.to_iter_dataset(options).mp_prefetch(workers, _init_worker))
+            with _interrupts_held_back():
+                batch = next(self._iterator)
+        else:
+            batch = next(self._iterator)
+        self._next += 1
+        # Workers hand over arrays in shared memory, which must not outlive the iterator: copy and let go.
+        return {name: np.array(array, subok=False) for name, array in batch.items()}
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the stream stands, to be saved as JSON: the next batch's number and what the stream was made of."""
+        return {"next_batch": self._next, "stream": dict(self._stream)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on exactly where `get_state` was called, also with another number of workers or processes.
+
+        Raises:
+            DataError: the state belongs to another stream (other pictures, people, seed, batch or set size).
+        """
+        if not isinstance(state, dict) or not {"next_batch", "stream"} <= set(state):
+            raise DataError(f"loader state: expected next_batch and stream, found {state!r:.200}")
+        changed = {k: (state["stream"].get(k), v) for k, v in self._stream.items() if state["stream"].get(k) != v}
+        if changed:
+            what = ", ".join(f"{k} was {str(old)[:12]} and is {str(new)[:12]}" for k, (old, new) in changed.items())
+            raise DataError(f"loader state: saved from another stream of batches ({what}); it cannot be continued")
+        self.close()
+        self._next = int(state["next_batch"])
+
+    def close(self) -> None:
+        """Stops the worker processes; a later `next` starts them again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+
+class _Batches:
+    """Random access to one process's share of every batch; pickled into the workers."""
+
+    def __init__(self, source: Source, sampler: SetSampler, batch_size: int, first_row: int, rows: int) -> None:
+        self._source = source
+        self._sampler = sampler
+        self._batch_size = batch_size
+        self._first_row = first_row
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return sys.maxsize  # endless
+
+    def __getitem__(self, number: int) -> Batch:
+        first = int(number) * self._batch_size + self._first_row
+        sets = [self._sampler[first + row] for row in range(self._rows)]
+        return {
+            "reference": np.stack([self._load((s.reference,)) for s in sets]),
+            "target": np.stack([self._load(s.targets) for s in sets]),
+            "expression": np.stack([self._expressions(s) for s in sets]),
+            "identity": np.array([s.identity for s in sets], np.int32),
+        }
+
+    def _load(self, indices: tuple[int, ...]) -> np.ndarray:
+        return np.stack([self._source.load(i) for i in indices])
+
+    def _expressions(self, indices: SetIndices) -> np.ndarray:
+        pictures: Sequence[Picture] = self._source.pictures
+        return np.stack([pictures[i].expression for i in indices.targets]).astype(np.float32)
+
+
+def _init_worker(index: int, count: int) -> None:
+    """Runs first in every worker process."""
+    # Ctrl-C reaches the whole process group; the main process stops its workers itself, without their tracebacks.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None, "a worker process has a parent"
+
+    def die_with_parent() -> None:
+        parent.join()
+        os._exit(1)  # the parent was killed: nobody will ever take a batch or stop this process
+
+    threading.Thread(target=die_with_parent, daemon=True, name="die-with-parent").start()
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Lets processes started in this block inherit a blocked SIGINT: they print no traceback while they start.
+
+    Ctrl-C in the block takes effect after it at the latest.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,27 @@
+"""From a configuration to a source of pictures. A new kind of source is one class (see docs/data.md) and one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from genaffect_jax.config import DataConfig
+from genaffect_jax.data.folder import open_folder
+from genaffect_jax.data.pictures import DataError, Source
+from genaffect_jax.data.procedural import ProceduralSource
+
+
+def open_source(config: DataConfig, workdir: Path) -> Source:
+    """Opens the pictures that `config` names; a folder's files are all checked once.
+
+    Args:
+        config: see `DataConfig`.
+        workdir: folder of the run; source `folder` writes `rejected.jsonl` and `checked.json` there.
+
+    Raises:
+        DataError: the folder cannot be used; see `data.folder.open_folder`.
+    """
+    if config.source == "procedural":
+        return ProceduralSource(config.image_size, config.identities, config.expressions_per_identity)
+    if config.root is None:
+        raise DataError("data.root: source 'folder' needs a folder of pictures")
+    return open_folder(Path(config.root), config.image_size, config.max_rejected, workdir)
