@@ -95,24 +95,8 @@ def test_settings_give_exactly_the_channels_they_name(text):
     np.testing.assert_array_equal(parse_expression(text).vector, expression_vector(both_sides_first))
 
 
-words_and_numbers = [
-    "joy",
-    "ANGER",
-    "zest",
-    "all",
-    "neutral",
-    "au12",
-    "AU12L",
-    "AU99",
-    "head_yaw",
-    "x",
-    "0.5",
-    "-1",
-    "3",
-    "1e-2",
-    ".",
-]
-pieces = st.sampled_from([*words_and_numbers, *"=:*+/,; -+\t\u0660\u00df"])
+names_and_numbers = ["joy", "ANGER", "zest", "all", "neutral", "au12", "AU12L", "AU99", "head_yaw", "0.5", "-1", "1e-2"]
+pieces = st.sampled_from([*names_and_numbers, *"x3.=:*+/,; -+\t\u0660\u00df"])
 
 
 @given(st.one_of(st.text(), st.lists(pieces, max_size=12).map("".join)))

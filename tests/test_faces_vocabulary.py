@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,3 +152,11 @@ def test_a_published_word_cannot_be_changed_in_the_table(monkeypatch):
     monkeypatch.setattr(derive, "TABLE", "[joy/cheerfulness]  joy x 1  | x\njoy 1 12=.5 | x")
     with pytest.raises(ValueError, match="'joy' has a published pattern"):
         derive.derive()
+
+
+def test_the_documentation_lists_each_published_word_as_the_data_has_it():
+    text = (Path(__file__).parents[1] / "docs" / "expressions.md").read_text(encoding="utf-8")
+    for record in json.loads(derive.WORDS_FILE.read_text(encoding="utf-8"))["words"]:
+        if record["provenance"] == "published":
+            channels = " ".join(f"{name} {value:g}" for name, value in record["channels"].items())
+            assert f"| {record['name']} | {record['source']} | {channels} |" in text
