@@ -1,0 +1,214 @@
+"""A small vector canvas over celiagg: smooth shapes from few control points, gradients, clipping.
+
+All coordinates are design units: the picture is 256 x 256 units whatever its size in pixels. Before anything reaches
+the rasteriser the control points are rounded to 1/256 pixel, and curves are flattened with dyadic weights, so every
+intermediate sum is exact in float64 and the polygons are the same bits on every machine, whatever order or fused
+instruction evaluates them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import celiagg
+import numpy as np
+from jaxtyping import Float, UInt8
+
+DESIGN = 256.0
+STEPS = 8  # polygon edges per curve span; a power of two keeps the spline weights dyadic
+GRID = 256.0  # coordinates are multiples of 1/GRID pixel, the rasteriser's own sub-pixel resolution
+
+Points = Float[np.ndarray, "N 2"]
+Colour = tuple[int, int, int]
+Stop = tuple[float, Colour, float]
+
+_IDENTITY = celiagg.Transform()
+_WHITE = celiagg.SolidPaint(1.0, 1.0, 1.0, 1.0)
+
+
+def _span_weights(t: float) -> tuple[float, float, float, float]:
+    """Uniform Catmull-Rom weights of the four points around a span (Catmull & Rom 1974, tension 1/2)."""
+    t2, t3 = t * t, t * t * t
+    return (-t3 + 2 * t2 - t) / 2, (3 * t3 - 5 * t2 + 2) / 2, (-3 * t3 + 4 * t2 + t) / 2, (t3 - t2) / 2
+
+
+@cache
+def _closed_weights(n: int) -> Float[np.ndarray, "M N"]:
+    weights = np.zeros((n * STEPS, n))
+    for i in range(n):
+        for k in range(STEPS):
+            for offset, w in enumerate(_span_weights(k / STEPS), start=-1):
+                weights[i * STEPS + k, (i + offset) % n] += w
+    return weights
+
+
+@cache
+def _open_weights(n: int) -> Float[np.ndarray, "M N"]:
+    """As `_closed_weights` for an open chain; the missing end neighbours are the reflected second points."""
+    weights = np.zeros(((n - 1) * STEPS + 1, n))
+    for row in range(len(weights)):
+        i, k = min(row // STEPS, n - 2), row - STEPS * min(row // STEPS, n - 2)
+        for offset, w in enumerate(_span_weights(k / STEPS), start=-1):
+            j = i + offset
+            if j < 0:
+                weights[row, 0] += 2 * w
+                weights[row, 1] -= w
+            elif j >= n:
+                weights[row, n - 1] += 2 * w
+                weights[row, n - 2] -= w
+            else:
+                weights[row, j] += w
+    return weights
+
+
+def ellipse(cx: float, cy: float, rx: float, ry: float) -> Points:
+    """Eight control points of a closed smooth curve that follows an ellipse to about 1 % of its radius."""
+    d = 0.70710678
+    x = (1.0, d, 0.0, -d, -1.0, -d, 0.0, d)
+    y = (0.0, d, 1.0, d, 0.0, -d, -1.0, -d)
+    return np.array([(cx + rx * a, cy + ry * b) for a, b in zip(x, y, strict=True)])
+
+
+def ribbon(centre: Points, half_width: Sequence[float] | np.ndarray) -> tuple[Points, Points]:
+    """The two edges of a stroke of varying width, as chains for `Canvas.fill`; `half_width` is per control point."""
+    tangent = np.empty_like(centre)
+    tangent[1:-1] = centre[2:] - centre[:-2]
+    tangent[0] = centre[1] - centre[0]
+    tangent[-1] = centre[-1] - centre[-2]
+    length = np.maximum(np.sqrt(tangent[:, 0] * tangent[:, 0] + tangent[:, 1] * tangent[:, 1]), 1e-6)
+    scale = np.asarray(half_width, np.float64) / length
+    normal = np.stack([-tangent[:, 1] * scale, tangent[:, 0] * scale], axis=1)
+    return centre + normal, (centre - normal)[::-1]
+
+
+class Stencil:
+    """A clipping region: shapes drawn with it appear only where it was filled."""
+
+    def __init__(self, size: int):
+        self._coverage = np.zeros((size, size), np.uint8)
+        self._canvas = celiagg.CanvasG8(self._coverage)
+        self._plain = celiagg.GraphicsState(drawing_mode=celiagg.DrawingMode.DrawFill)
+        image = celiagg.Image(self._coverage, celiagg.PixelFormat.Gray8)
+        self.state = celiagg.GraphicsState(drawing_mode=celiagg.DrawingMode.DrawFill, stencil=image)
+
+    def replace(self, path: celiagg.Path) -> None:
+        self._canvas.clear(0.0, 0.0, 0.0, 1.0)
+        self._canvas.draw_shape(path, _IDENTITY, self._plain, fill=_WHITE)
+
+
+class Canvas:
+    """A `size` x `size` RGB picture addressed in design units.
+
+    Every drawing call takes a shape as one or more *chains* of control points: each chain becomes a smooth open curve
+    and the chains are joined by straight edges into one polygon. A single array is a smooth closed curve.
+    """
+
+    def __init__(self, size: int):
+        self.scale = size / DESIGN
+        self.pixels: UInt8[np.ndarray, "H W 3"] = np.empty((size, size, 3), np.uint8)
+        self._canvas = celiagg.CanvasRGB24(self.pixels)
+        self._plain = celiagg.GraphicsState(drawing_mode=celiagg.DrawingMode.DrawFill)
+        self.face = Stencil(size)
+        self.scratch = Stencil(size)
+
+    def path(self, shape: Points | Sequence[Points]) -> celiagg.Path:
+        to_grid = self.scale * GRID
+        path = celiagg.Path()
+        if isinstance(shape, np.ndarray):
+            path.lines(_closed_weights(len(shape)) @ (np.rint(shape * to_grid) * (1.0 / GRID)))
+        else:
+            path.lines(np.concatenate([self._flatten(np.rint(chain * to_grid) * (1.0 / GRID)) for chain in shape]))
+        path.close()
+        return path
+
+    @staticmethod
+    def _flatten(chain: Points) -> Points:
+        return chain if len(chain) < 3 else _open_weights(len(chain)) @ chain
+
+    def clip(self, shape: Points | Sequence[Points], stencil: Stencil) -> Stencil:
+        """Makes `stencil` the region inside `shape` and returns it."""
+        stencil.replace(self.path(shape))
+        return stencil
+
+    def fill(
+        self,
+        shape: Points | Sequence[Points],
+        colour: Colour,
+        alpha: float = 1.0,
+        clip: Stencil | None = None,
+    ) -> None:
+        """Fills with one colour; `alpha` in [0, 1] is rounded to 1/255."""
+        level = round(255.0 * alpha)
+        if level > 0:
+            r, g, b = colour
+            paint = celiagg.SolidPaint(r / 255.0, g / 255.0, b / 255.0, level / 255.0)
+            state = self._plain if clip is None else clip.state
+            self._canvas.draw_shape(self.path(shape), _IDENTITY, state, fill=paint)
+
+    def stroke(
+        self,
+        centre: Points,
+        half_width: Sequence[float] | np.ndarray,
+        colour: Colour,
+        alpha: float = 1.0,
+        clip: Stencil | None = None,
+    ) -> None:
+        """A tapered line through `centre`, `half_width` design units to each side at each control point."""
+        self.fill(ribbon(centre, half_width), colour, alpha, clip)
+
+    def ring(self, outer: Points, inner: Points, colour: Colour, alpha: float = 1.0) -> None:
+        """Fills between two smooth closed curves; `inner` lies inside `outer` and both turn the same way."""
+        loops = []
+        for points, direction in ((outer, 1), (inner, -1)):
+            loop = _closed_weights(len(points)) @ (np.rint(points * (self.scale * GRID)) * (1.0 / GRID))
+            loops.append(np.concatenate([loop, loop[:1]])[::direction])
+        path = celiagg.Path()
+        path.lines(np.concatenate(loops))  # the seam runs both ways and cancels exactly
+        path.close()
+        r, g, b = colour
+        paint = celiagg.SolidPaint(r / 255.0, g / 255.0, b / 255.0, round(255.0 * alpha) / 255.0)
+        self._canvas.draw_shape(path, _IDENTITY, self._plain, fill=paint)
+
+    def linear(
+        self,
+        shape: Points | Sequence[Points],
+        start: tuple[float, float],
+        end: tuple[float, float],
+        stops: Sequence[Stop],
+        clip: Stencil | None = None,
+    ) -> None:
+        """Fills with a gradient along start -> end; stops are (offset in [0, 1], colour, alpha)."""
+        x1, y1, x2, y2 = (self._snap(v) for v in (*start, *end))
+        paint = celiagg.LinearGradientPaint(
+            x1, y1, x2, y2, _stops(stops), celiagg.GradientSpread.SpreadPad, celiagg.GradientUnits.UserSpace
+        )
+        self._canvas.draw_shape(self.path(shape), _IDENTITY, self._plain if clip is None else clip.state, fill=paint)
+
+    def radial(
+        self,
+        shape: Points | Sequence[Points],
+        centre: tuple[float, float],
+        radius: float,
+        stops: Sequence[Stop],
+        clip: Stencil | None = None,
+    ) -> None:
+        """Fills with a gradient from `centre` outwards to `radius` design units."""
+        x, y, r = self._snap(centre[0]), self._snap(centre[1]), self._snap(radius)
+        paint = celiagg.RadialGradientPaint(
+            x, y, r, x, y, _stops(stops), celiagg.GradientSpread.SpreadPad, celiagg.GradientUnits.UserSpace
+        )
+        self._canvas.draw_shape(self.path(shape), _IDENTITY, self._plain if clip is None else clip.state, fill=paint)
+
+    def glow(
+        self, centre: tuple[float, float], radius: float, colour: Colour, alpha: float, clip: Stencil | None = None
+    ) -> None:
+        """A soft round spot that fades from `alpha` at its centre to nothing at `radius`."""
+        self.radial(ellipse(*centre, radius, radius), centre, radius, [(0.0, colour, alpha), (1.0, colour, 0.0)], clip)
+
+    def _snap(self, value: float) -> float:
+        return round(value * self.scale * GRID) / GRID
+
+
+def _stops(stops: Sequence[Stop]) -> list[tuple[float, float, float, float, float]]:
+    return [(t, r / 255.0, g / 255.0, b / 255.0, round(a * 255.0) / 255.0) for t, (r, g, b), a in stops]

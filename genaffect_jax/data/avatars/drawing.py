@@ -1,0 +1,73 @@
+"""Draws one avatar: an identity with an expression."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from genaffect_jax.data.avatars import eyes, hair, head, lips, outfit, rig, wear
+from genaffect_jax.data.avatars.backdrop import draw_backdrop
+from genaffect_jax.data.avatars.canvas import Canvas
+from genaffect_jax.data.avatars.identity import Identity
+from genaffect_jax.data.avatars.palette import LIP_COLOURS, mix, skin
+from genaffect_jax.data.avatars.pose import Pose
+from genaffect_jax.faces.action_units import validate
+
+# Styles whose hair or cloth lies over the ears.
+_COVERS_EARS = ("bob", "fringe_bob", "long_straight", "long_wavy", "headscarf")
+
+
+def draw(identity: Identity, expression: Float[np.ndarray, "W"], size: int = 256) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture of `identity` showing `expression`.
+
+    The same arguments give the same bytes. Pixels of the background and the clothes do not depend on the action
+    units; head angles move the head only.
+
+    Args:
+        identity: who, e.g. from `sample_identity`.
+        expression: float32 `(WIDTH,)`, channels as in `faces.action_units.CHANNELS`.
+        size: width and height in pixels, at least 16.
+
+    Returns:
+        uint8 `(size, size, 3)`, sRGB.
+
+    Raises:
+        ValueError: the expression has a wrong shape or a value out of range, or `size` is below 16.
+    """
+    expression = validate(expression)
+    if size < 16:
+        raise ValueError(f"avatar size {size}: must be 16 pixels or more")
+    canvas = Canvas(size)
+    face = rig.solve(identity, expression)
+    pose = Pose(expression)
+    tones = hair.Tones.of(identity)
+    tint = skin(identity.skin_tone, identity.skin_undertone, identity.lip_tint, LIP_COLOURS[identity.lip_colour])
+    shapes = hair.front_shapes(identity, pose, face)
+    ears = identity.hair_style not in _COVERS_EARS
+
+    draw_backdrop(canvas, identity)
+    hair.draw_back(canvas, identity, pose, face, tones)
+    outfit.draw_neck(canvas, identity, tint)
+    outfit.draw_neck_shadow(canvas, identity, tint, face.jaw)
+    outfit.draw_outfit(canvas, identity, tint)
+    if ears:
+        head.draw_ears(canvas, identity, tint, pose)
+        wear.draw_earrings(canvas, identity, pose)
+    head.draw_skin(canvas, identity, tint, pose, face)
+    hair.draw_cast_shadow(canvas, tint, shapes)
+    head.draw_cheeks(canvas, identity, tint, pose, face)
+    wear.draw_facial_hair(canvas, identity, pose, face, tones)
+    head.draw_lines(canvas, identity, tint, pose, face)
+    lips.draw_mouth(canvas, tint, pose, face)
+    head.draw_nose(canvas, identity, tint, pose, face)
+    lash = mix(tones.base, (34, 22, 30), 0.78)
+    for eye in face.eyes.values():
+        eyes.draw_eye(canvas, identity, tint, pose, face, eye, lash)
+    if identity.hair_style == "headscarf":
+        hair.draw_drape(canvas, identity, pose, face)
+    hair.draw_front(canvas, identity, pose, face, tones, shapes)
+    brow_colour = mix(tones.base, tones.dark, 0.55)
+    for points in face.brows.values():
+        eyes.draw_brow(canvas, identity, pose, points, brow_colour)
+    wear.draw_glasses(canvas, identity, pose)
+    return canvas.pixels
