@@ -1,0 +1,137 @@
+"""Weight files keep what was saved, and refuse what does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genaffect_jax.config import AutoencoderConfig, MMDiTConfig
+from genaffect_jax.models import weights
+from genaffect_jax.models.autoencoder import AutoencoderKL
+from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.models.weights import (
+    WeightsError,
+    checksum,
+    load_weights,
+    read_config,
+    read_metadata,
+    resolve_weights,
+    save_weights,
+)
+
+CONFIG = AutoencoderConfig(block_out_channels=(4,), norm_num_groups=2, latent_channels=2, shift_factor=0.125)
+
+
+@pytest.fixture(scope="module")
+def network() -> Functional[AutoencoderKL]:
+    return Functional(lambda rngs: AutoencoderKL(CONFIG, rngs=rngs))
+
+
+@pytest.fixture(scope="module")
+def parameters(network: Functional[AutoencoderKL]) -> Parameters:
+    generator = np.random.default_rng(0)
+    return {name: jnp.asarray(generator.standard_normal(s.shape), s.dtype) for name, s in network.shapes.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_what_is_loaded_is_what_was_saved_rounded_to_the_stored_type(network, parameters, dtype, tmp_path) -> None:
+    path = tmp_path / "new" / "a.safetensors"
+    save_weights(parameters, path, dtype, CONFIG)
+    loaded = load_weights(network, path, CONFIG)
+    assert loaded.keys() == parameters.keys()
+    for name, value in loaded.items():
+        assert value.dtype == jnp.float32
+        np.testing.assert_array_equal(value, parameters[name].astype(dtype).astype(jnp.float32), err_msg=name)
+
+
+def test_bfloat16_files_are_half_as_large(parameters, tmp_path) -> None:
+    for dtype in ("float32", "bfloat16"):
+        save_weights(parameters, tmp_path / dtype, dtype, CONFIG)
+    saved = (tmp_path / "float32").stat().st_size - (tmp_path / "bfloat16").stat().st_size
+    numbers = sum(p.size for p in parameters.values())
+    assert saved == pytest.approx(2 * numbers, rel=0.05)
+
+
+def test_equal_parameters_give_equal_files(parameters, tmp_path) -> None:
+    save_weights(parameters, tmp_path / "a", "bfloat16", CONFIG)
+    save_weights(dict(reversed(parameters.items())), tmp_path / "b", "bfloat16", CONFIG)
+    assert checksum(tmp_path / "a") == checksum(tmp_path / "b")
+    save_weights({**parameters, "decoder.conv_out.bias": jnp.ones(3)}, tmp_path / "b", "bfloat16", CONFIG)
+    assert checksum(tmp_path / "a") != checksum(tmp_path / "b")
+
+
+def test_all_misfits_are_named_in_one_error(network, parameters, tmp_path) -> None:
+    changed = {**parameters, "decoder.extra": jnp.ones(2), "encoder.conv_out.bias": jnp.ones(7)}
+    del changed["decoder.conv_in.kernel"], changed["decoder.conv_in.bias"]
+    save_weights(changed, tmp_path / "a", "float32", CONFIG)
+    with pytest.raises(WeightsError) as error:
+        load_weights(network, tmp_path / "a")
+    for part in ("missing decoder.conv_in.kernel (3, 3, 2, 4)", "missing decoder.conv_in.bias (4,)",
+                 "unknown decoder.extra (2,)", "encoder.conv_out.bias has shape (7,), must be (4,)"):  # fmt: skip
+        assert part in str(error.value)
+
+
+def test_the_configuration_travels_with_the_weights(network, parameters, tmp_path) -> None:
+    path = tmp_path / "a"
+    save_weights(parameters, path, "float32", CONFIG, {"made by": "test"})
+    assert read_config(path, AutoencoderConfig) == CONFIG
+    assert read_metadata(path)["made by"] == "test"
+    with pytest.raises(WeightsError, match=r"scaling_factor=2\.0"):
+        load_weights(network, path, dataclasses.replace(CONFIG, scaling_factor=2.0))
+    with pytest.raises(WeightsError, match="MMDiTConfig"):
+        read_config(path, MMDiTConfig)
+
+
+def test_truncated_foreign_and_missing_files_are_named(network, parameters, tmp_path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_weights(parameters, path, "float32", CONFIG)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(WeightsError, match=r"a\.safetensors: damaged"):
+        load_weights(network, path)
+    path.write_bytes(b"\x80\x04 a pickle, say")
+    with pytest.raises(WeightsError, match=r"a\.safetensors: damaged"):
+        load_weights(network, path)
+    for read in (lambda p: load_weights(network, p), checksum, read_metadata):
+        with pytest.raises(WeightsError, match=r"none\.safetensors: no such file"):
+            read(tmp_path / "none.safetensors")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(parameters, tmp_path, monkeypatch) -> None:
+    path = tmp_path / "a.safetensors"
+    save_weights(parameters, path, "float32", CONFIG)
+    before = path.read_bytes()
+
+    def full_disk(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(weights.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_weights({"x": jnp.ones(3)}, path, "float32", CONFIG)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_numbers_that_do_not_fit_the_stored_type_are_refused(value: float, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"finite as float16 in \['bad'\]"):
+        save_weights({"good": jnp.ones(2), "bad": jax.numpy.array([1.0, value])}, tmp_path / "a", "float16", CONFIG)
+    assert not any(tmp_path.iterdir())
+
+
+def test_package_names_resolve_inside_the_package_only(tmp_path, monkeypatch) -> None:
+    (tmp_path / "assets").mkdir()
+    for name in ("assets/small.safetensors", "outside.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.setattr(weights.importlib.resources, "files", lambda _: tmp_path)
+    assert resolve_weights("package:small") == tmp_path / "assets" / "small.safetensors"
+    for name in ("package:smal", "package:../outside"):
+        with pytest.raises(WeightsError, match=r"not in this package \(has package:small\)"):
+            resolve_weights(name)
+    assert resolve_weights(str(tmp_path / "outside.safetensors")) == tmp_path / "outside.safetensors"
+    with pytest.raises(WeightsError, match="no such file"):
+        resolve_weights(str(tmp_path / "nothing"))
