@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from grain.experimental import index_shuffle
 
 from genaffect_jax.data.pictures import DataError, Picture, Source
 
@@ -102,11 +101,11 @@ class SetSampler:
             )
         # [person][expression] -> picture indices
         self._groups = [list(grouped[name].values()) for name in identities]
+        self._last_order: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, number: int) -> SetIndices:
         epoch, index = divmod(number, len(self._groups))
-        order_key = int(np.random.SeedSequence([self._seed, _ORDER, epoch]).generate_state(1)[0])
-        person = index_shuffle(index, max_index=len(self._groups) - 1, seed=order_key, rounds=4)
+        person = int(self._order(epoch)[index])
         rng = np.random.default_rng([self._seed, _COMPOSITION, epoch, index])
         groups = self._groups[person]
         order = rng.permutation(len(groups))
@@ -114,6 +113,13 @@ class SetSampler:
         chosen = [groups[i] for i in (order[0], *np.resize(order[1:], self._expressions_per_set))]
         reference, *targets = (group[rng.integers(len(group))] for group in chosen)
         return SetIndices(person, reference, tuple(targets))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        # The last epoch's order is kept: sets are asked for in sequence, and a large source takes milliseconds.
+        if self._last_order is None or self._last_order[0] != epoch:
+            rng = np.random.default_rng([self._seed, _ORDER, epoch])
+            self._last_order = (epoch, rng.permutation(len(self._groups)))
+        return self._last_order[1]
 
 
 def _unit_hash(seed: int, name: str) -> float:

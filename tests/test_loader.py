@@ -1,0 +1,244 @@
+"""The input pipeline: what a batch holds, its order, restoring it, sharing it, and how its processes end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genaffect_jax.data.folder import FolderSource, open_folder
+from genaffect_jax.data.loader import Batch, Loader, make_loader
+from genaffect_jax.data.pictures import DataError, Source
+from genaffect_jax.faces.grammar import parse_expression
+
+WORDS = ("neutral", "joy", "anger", "sadness", "surprise", "fear")
+PEOPLE = tuple(f"p{i}" for i in range(5))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> FolderSource:
+    """Five people with six expressions; the colour says which person (red) and which expression (green)."""
+    root = tmp_path_factory.mktemp("pictures")
+    for i, person in enumerate(PEOPLE):
+        (root / person).mkdir()
+        for j, word in enumerate(WORDS):
+            Image.new("RGB", (16, 16), (40 * i, 40 * j, 255)).save(root / person / f"{word}.png")
+    return open_folder(root, 16, 0.0, tmp_path_factory.mktemp("work"))
+
+
+def loader(source: Source, workers: int = 0, **changes: int) -> Loader:
+    settings = {"batch_size": 4, "expressions_per_set": 3, "seed": 0} | changes
+    return make_loader(source, PEOPLE, workers=workers, **settings)
+
+
+def assert_same(a: list[Batch], b: list[Batch]) -> None:
+    assert len(a) == len(b)
+    for one, other in zip(a, b, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_a_batch_shows_one_person_per_set_with_different_expressions_and_the_right_vectors(
+    source: FolderSource,
+) -> None:
+    vectors = np.stack([parse_expression(word).vector for word in WORDS])
+    for batch in islice(loader(source), 20):
+        assert batch["reference"].shape == (4, 1, 16, 16, 3)
+        assert batch["target"].shape == (4, 3, 16, 16, 3)
+        assert batch["reference"].dtype == batch["target"].dtype == np.uint8
+        assert batch["expression"].dtype == np.float32
+        assert batch["identity"].dtype == np.int32
+        colours = np.concatenate([batch["reference"], batch["target"]], 1)[:, :, 8, 8]
+        np.testing.assert_array_equal(colours[..., 0], np.tile(40 * batch["identity"][:, None], 4))
+        words = colours[..., 1] // 40
+        assert all(len(set(row)) == 4 for row in words)
+        np.testing.assert_array_equal(batch["expression"], vectors[words[:, 1:]])
+
+
+def test_the_order_does_not_depend_on_the_number_of_workers(source: FolderSource) -> None:
+    expected = list(islice(loader(source), 7))
+    for workers in (1, 2):
+        stream = loader(source, workers)
+        assert_same(list(islice(stream, 7)), expected)
+        stream.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_state_saved_in_the_middle_as_json_yields_the_same_batches(source: FolderSource, workers: int) -> None:
+    stream = loader(source, workers)
+    list(islice(stream, 3))  # in the middle of an epoch of 5 people
+    state = json.loads(json.dumps(stream.get_state()))
+    expected = list(islice(stream, 4))
+    stream.set_state(state)  # the same loader goes back
+    assert_same(list(islice(stream, 2)), expected[:2])
+    stream.close()
+    fresh = loader(source, 1 - workers)  # and so does a new one, with another number of workers
+    fresh.set_state(state)
+    assert_same(list(islice(fresh, 4)), expected)
+    assert fresh.get_state()["next_batch"] == 7
+    fresh.close()
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 8}, {"expressions_per_set": 2}])
+def test_the_state_of_another_stream_is_refused_and_the_difference_named(
+    source: FolderSource, change: dict[str, int]
+) -> None:
+    with pytest.raises(DataError, match=next(iter(change))):
+        loader(source, **change).set_state(loader(source).get_state())
+
+
+def test_the_state_of_other_pictures_or_people_is_refused(source: FolderSource) -> None:
+    state = loader(source).get_state()
+    fewer = FolderSource(source.root, source.files[1:], source.pictures[1:], 16, "digest")
+    with pytest.raises(DataError, match="pictures"):
+        loader(fewer).set_state(state)
+    people = make_loader(source, PEOPLE[1:], batch_size=4, expressions_per_set=3, seed=0, workers=0)
+    with pytest.raises(DataError, match="identities"):
+        people.set_state(state)
+    with pytest.raises(DataError, match="next_batch"):
+        loader(source).set_state({"batch": 3})
+
+
+class Recorded:
+    """A source that remembers what was loaded."""
+
+    def __init__(self, source: FolderSource) -> None:
+        self.source = source
+        self.pictures = source.pictures
+        self.width = source.width
+        self.loaded: list[int] = []
+
+    def load(self, index: int) -> np.ndarray:
+        self.loaded.append(index)
+        return self.source.load(index)
+
+    def describe(self) -> str:
+        return self.source.describe()
+
+    def fingerprint(self) -> str:
+        return self.source.fingerprint()
+
+
+def test_the_shares_of_two_processes_are_disjoint_and_together_the_whole(source: FolderSource) -> None:
+    whole = list(islice(loader(source), 5))
+    recorded = [Recorded(source), Recorded(source)]
+    shares = [
+        list(islice(loader(r, process_index=i, process_count=2), 5)) for i, r in enumerate(recorded)
+    ]  # fmt: skip
+    joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*shares, strict=True)]
+    assert_same(joined, whole)
+    # Each process loads the four pictures of its own two sets in every batch, and no others.
+    assert [len(r.loaded) for r in recorded] == [5 * 2 * 4] * 2
+
+
+def test_sharing_continues_with_another_number_of_processes(source: FolderSource) -> None:
+    stream = loader(source)
+    list(islice(stream, 3))
+    state = stream.get_state()
+    expected = next(stream)
+    second = loader(source, process_index=1, process_count=2)
+    second.set_state(state)
+    np.testing.assert_array_equal(next(second)["target"], expected["target"][2:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 5, "process_count": 2}, "batch_size=5: must be a positive multiple of process_count=2"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"process_index": 2, "process_count": 2}, "process_index=2"),
+        ({"workers": -1}, "workers=-1"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_impossible_numbers_are_refused(source: FolderSource, change: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        loader(source, **change)
+
+
+def test_a_file_that_breaks_during_training_is_named_also_from_a_worker(tmp_path: Path) -> None:
+    for person in PEOPLE:
+        for word in WORDS[:2]:
+            (tmp_path / "r" / person).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16)).save(tmp_path / "r" / person / f"{word}.png")
+    source = open_folder(tmp_path / "r", 16, 0.0, tmp_path / "w")
+    (tmp_path / "r" / "p3" / "joy.png").unlink()
+    stream = loader(source, 1, expressions_per_set=1)
+    with pytest.raises(DataError, match=r"p3/joy\.png.*was readable when the folder was checked"):
+        list(islice(stream, 5))
+    stream.close()
+
+
+SCRIPT = """
+import sys
+from multiprocessing import active_children
+from pathlib import Path
+from genaffect_jax.data.folder import open_folder
+from genaffect_jax.data.loader import make_loader
+
+if __name__ == "__main__":
+    source = open_folder(Path(sys.argv[1]), 16, 0.0, Path(sys.argv[2]))
+    people = sorted({p.identity for p in source.pictures})
+    stream = make_loader(source, people, batch_size=4, expressions_per_set=3, seed=0, workers=2)
+    try:
+        for number, batch in enumerate(stream):
+            if number == 4:
+                print("running", *(child.pid for child in active_children()), flush=True)
+    except KeyboardInterrupt:
+        stream.close()
+        print("stopped", flush=True)
+"""
+
+
+@pytest.fixture
+def running(source: FolderSource, tmp_path: Path):
+    """A program that loads with two workers, in a process group of its own, and its workers' process ids."""
+    (tmp_path / "program.py").write_text(SCRIPT)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py"), str(source.root), str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    workers = [int(pid) for pid in process.stdout.readline().split()[1:]]
+    yield process, workers
+    if process.poll() is None:
+        process.kill()
+    process.communicate()
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sends signals to a process group and reads /proc")
+def test_ctrl_c_ends_the_workers_without_their_tracebacks(running) -> None:
+    process, workers = running
+    assert len(workers) == 2
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=40)
+    assert out.strip() == "stopped"
+    assert "Traceback" not in err
+    assert all(map(gone, workers))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_end_when_the_main_process_is_killed(running) -> None:
+    process, workers = running
+    assert len(workers) == 2
+    process.kill()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not all(map(gone, workers)):
+        time.sleep(0.1)
+    assert all(map(gone, workers))
