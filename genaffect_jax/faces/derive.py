@@ -10,7 +10,7 @@ Every other word is *derived*, in two steps of the same kind, strength x base, t
 
 Strength multiplies muscle units only; held postures (eyes closed, gaze, head) pass through until a change replaces
 them. Values are clipped to the channel's range. The published word is the cluster's own (joy, surprise, anger,
-sadness, fear) or one of the sub-cluster; love has no published word and starts from happiness, longing from sadness.
+sadness, fear) or one of the sub-cluster. The word love has none: affection starts from happiness, longing from sadness.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TABLE = """
 [love/affection]  happiness x 0.6  25=.15 26=0 16=0 7=0 43=.2 head_roll=.25  | soft smile, head to one side
 adoration       1.1  1=.4 2=.2 25=.35 43=0 gaze_pitch=.3 head_roll=.4  | looks up in wonder
 affection       1  | the prototype
-love            1.2  25=.3 43=.3  | warmer, lids lower
+love            1.3  1=.35 25=.35 43=.35  | warmer, lids lower
 fondness        0.8  25=0 head_roll=.45  | closed smile, head further over
 liking          0.75 1=.2 2=.2 25=.1 43=0 head_roll=0  | open, straight look
 attraction      0.75 1=.15 2=.25 2L=.6 7=.2 43=0 head_roll=-.25  | one brow raised in interest
@@ -46,7 +46,7 @@ sentimentality  0.65 1=.6 15=.3 17=.2 25=0 43=.35 gaze_pitch=-.4  | smile with t
 [love/lust]  desire x 0.9  19=0 26=.15 43=.4 7=.4  | heavy lids, parted lips, no tongue
 arousal         1    25=.8 26=.4 43=.5 head_pitch=.25  | mouth open, head back
 desire          1
-lust            1    4=.3 19=.4 25=.7 43=.3 head_pitch=-.3  | from under the brows, tongue at the lip
+lust            1    4=.35 6=.2 25=.7 43=.3 head_pitch=-.4  | looks from under the brows
 passion         1    1=.3 4=.45 6=.2 12=.25 25=.55 43=.3  | intense brows
 infatuation     1.2  1=.5 2=.3 6=.7 7=0 12=.8 25=.4 43=0 gaze_pitch=.3 head_roll=.45  | starry-eyed
 [love/longing]  sadness x 0.5  1=.7 6=0 15=.1 17=0 25=.2 gaze_yaw=.5 gaze_pitch=.4 head_yaw=.2 head_roll=.2  | looks far
@@ -71,7 +71,7 @@ ecstasy         1.1  1=.5 2=.3 26=.6 43=1 head_pitch=.55  | carried away, head t
 euphoria        1.1  1=.65 2=.4 26=.4 43=.55 head_pitch=.25 head_roll=-.35  | floating, dreamy lids
 [joy/zest]  joy x 0.9  1=.45 2=.55 5=.45 6=.6 7=0  | joy wide awake: brows and upper lids up
 enthusiasm      1  | the prototype
-zeal            0.8  1=0 2=.35 4=.45 5=.5 7=.3 26=.1 head_pitch=-.15  | determined brows
+zeal            0.8  1=0 2=.35 4=.25 5=.3 7=.3 26=.1 head_pitch=-.15  | determined brows
 zest            0.85 2R=.85 5=.25 26=.15 head_roll=-.25  | a cocked brow
 excitement      1.1  5=.7 26=.7  | eyes and mouth wide
 thrill          1    1=.6 4=.25 5=.85 20=.4 26=.5  | joy with a dash of fear
@@ -84,7 +84,7 @@ pride           1
 triumph         1
 [joy/optimism]  joy x 0.6  1=.4 2=.4 7=0 25=.3 26=0 gaze_pitch=.5 head_pitch=.25  | a smile that looks ahead and up
 eagerness       1.2  1=.5 2=.5 5=.5 25=.55 gaze_pitch=0 head_pitch=-.2  | leaning in, wide eyes
-hope            0.7  1=.65 2=.25 25=.15 gaze_pitch=.7  | pleading brows, eyes raised
+hope            0.8  1=.8 2=.3 25=.15 gaze_pitch=.9 head_pitch=.35  | pleading brows, eyes raised
 optimism        1  | the prototype
 [joy/enthrallment]  joy x 0.6  1=.6 2=.6 5=.5 6=.3 7=0 25=.6 26=.5  | smile and surprise together
 enthrallment    1  | the prototype
@@ -136,49 +136,49 @@ suffering       0.9  | the prototype, slightly held
 hurt            0.8  1=.8 4=.5 7=.1 17=.6 20=.1 25=.1 43=.1 head_yaw=.2  | wounded look, chin trembling
 anguish         1.1  1=1 16=.4 25=.7 26=.3 43=.7 head_roll=.2  | inner brows at their highest
 [sadness/sadness]  sadness x 1  | inner brows up, corners down
-depression      0.55 6=0 17=.1 43=.5 gaze_pitch=-.6 head_pitch=-.35  | flat, drooping lids
+depression      0.55 1=.5 6=0 17=.1 43=.5 gaze_pitch=-.6 head_pitch=-.5  | flat, drooping lids
 despair         1    1=.95 25=.5 26=.3 gaze_pitch=.6 head_pitch=.25  | implores heaven
 hopelessness    0.85 6=0 17=0 25=.3 43=.35 gaze_pitch=-.8 head_pitch=-.2 head_roll=.2  | empty gaze, slack lips
-gloom           0.8  1=.2 6=0 gaze_pitch=-.5 head_pitch=-.25  | dark brow
+gloom           0.8  1=.2 4=.7 6=0 gaze_pitch=-.6 head_pitch=-.4  | dark brow
 glumness        0.6  4=.35 6=0 17=.7 18=.25 gaze_yaw=-.3 gaze_pitch=-.2  | sulky lower lip
 sadness         0.95
-unhappiness     0.75 1=.6 4=.5  | milder
-grief           1.1  6=.6 17=.7 20=.35 25=.6 43=.85 head_pitch=-.25  | weeping
+unhappiness     0.6  1=.5 4=.35 6=0  | milder, cheeks at rest
+grief           1.1  1=.9 6=.6 17=.7 20=.35 25=.6 43=.85 head_pitch=-.35  | weeping
 sorrow          0.9  1=.85 4=.6 43=.35 gaze_pitch=-.5 head_roll=.25  | lowered eyes, tilted head
 woe             1.1  1=1 15=1 17=.7  | a mask of tragedy
-misery          1.05 6=.65 17=.8 20=.2 43=.5 head_roll=-.25  | about to cry
+misery          1.05 1=.85 6=.65 17=.8 20=.2 43=.5 head_roll=-.25  | about to cry
 melancholy      0.5  1=.6 4=.2 6=0 17=0 43=.3 gaze_yaw=.5 gaze_pitch=-.2 head_roll=.3  | thoughtful, far away
 [sadness/disappointment]  sadness x 0.65  6=0 14=.4 24=.3 gaze_pitch=-.4  | lips pressed into the cheeks
 dismay          1.1  1=.9 2=.4 4=.6 5=.5 14=0 24=0 25=.5 26=.3 gaze_pitch=0  | sad and startled
 disappointment  1  | the prototype
 displeasure     1    1=0 4=.7 9=.25 10=.2 17=.5 24=0 gaze_pitch=0  | a frown at someone
-[sadness/shame]  shame x 1  | head and eyes down
-guilt           1    1=.65 14=.3 24=.4 gaze_yaw=-.7 head_yaw=.2 head_pitch=-.35  | avoids the eyes
+[sadness/shame]  shame x 1  43=.25 gaze_pitch=-.7  | head, eyes and lids down
+guilt           1    1=.65 14=.3 24=.4 gaze_yaw=-.7 head_yaw=.2 head_pitch=-.5  | avoids the eyes
 shame           1
 regret          0.9  1=.5 14=.35 15=.5 43=.6 head_pitch=-.3 head_roll=.2  | closes the eyes over it
 remorse         1.2  1=.9 15=.7 17=.7 gaze_pitch=-.6  | sorrow in shame
 [sadness/neglect]  sadness x 0.7  6=.1 gaze_yaw=-.6 gaze_pitch=-.3 head_yaw=-.25  | sadness turned away
 alienation      0.7  1=.1 24=.4 43=.3 head_yaw=-.6  | turned away, shut off
-isolation       0.8  17=0 43=.25 gaze_yaw=0 gaze_pitch=-.6 head_yaw=0 head_pitch=-.4  | sunk into oneself
+isolation       0.8  17=0 43=.25 gaze_yaw=0 gaze_pitch=-.7 head_yaw=0 head_pitch=-.6  | sunk into oneself
 neglect         1  | the prototype
 loneliness      1    1=.75 4=.4 17=0 43=.2 head_roll=-.3  | wistful brows
 rejection       1.2  17=.7 24=.3 43=.4 head_yaw=-.5 head_pitch=-.2  | swallows it and turns away
 homesickness    0.8  1=.85 4=.3 12=.2 17=0 gaze_yaw=.6 gaze_pitch=.4 head_yaw=.3  | thinks of a far place
-defeat          0.8  1=.2 14=.3 43=.6 gaze_yaw=0 gaze_pitch=-.8 head_yaw=0 head_pitch=-.6  | head hangs
-dejection       1.2  43=.3 gaze_yaw=.3 gaze_pitch=-.7 head_yaw=.2 head_pitch=-.35  | cast down
+defeat          0.8  1=.3 4=.3 14=.3 43=.6 gaze_yaw=0 gaze_pitch=-.8 head_yaw=0 head_pitch=-.9  | head hangs
+dejection       1.2  43=.3 gaze_yaw=.3 gaze_pitch=-.7 head_yaw=.2 head_pitch=-.5  | cast down
 insecurity      0.6  1=.65 2=.25 12=.2 20=.3 gaze_yaw=-.7 gaze_pitch=0 head_yaw=.2  | unsure half-smile
 embarrassment   0.9
-humiliation     1.2  6=.5 7=.4 20=.3 24=.5 43=.6 gaze_yaw=0 head_yaw=.4 head_pitch=-.5  | would sink
+humiliation     1.2  6=.5 7=.4 20=.3 24=.5 43=.6 gaze_yaw=0 head_yaw=.4 head_pitch=-.8  | would sink
 insult          1.1  1=.5 2=.3 4=.7 5=.6 25=.45 26=.3 gaze_yaw=0 gaze_pitch=0 head_yaw=0 head_pitch=.25  | affronted
 [sadness/sympathy]  sympathy x 1  | inner brows up, lips together
 pity            1    1=.8 4=.4 15=.4 gaze_pitch=-.3 head_roll=.4  | sorry for someone below
 sympathy        1
 [fear/horror]  fear x 1  | full fear
 alarm           0.9  4=.2 7=.1 20=.2 26=.5 head_pitch=.15  | startled more than afraid
-shock           1.1  4=.1 7=0 20=0 25=1 26=.9  | mouth falls open
+shock           1.1  4=.1 7=0 20=0 25=1 26=1 27=.2  | mouth falls open
 fear            1
 fright          0.9  26=.4 head_yaw=.35 head_pitch=.2 gaze_yaw=-.4  | starts back
-horror          1    4=1 9=.4 10=.5 20=.5 26=.6  | fear with disgust
+horror          1    4=.8 9=.4 10=.5 20=.5 26=.7  | fear with disgust
 terror          1.1  5=1 16=.5 20=1 25=1 26=.8 27=.4  | screaming
 panic           1    5=1 20=1 26=.3 gaze_yaw=.8 head_yaw=-.25  | looks for a way out
 hysteria        1.1  2=.5 6=.6 12=.5 20=.4 26=.7 27=.3 head_pitch=.2 head_roll=.35  | laughing and crying

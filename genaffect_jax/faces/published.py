@@ -7,8 +7,9 @@ no intensities, so the intensities are this project's, by the rule below:
    source gives one (Du et al. "variants"), 0 if it does not list it. A unit's *agreement* is the mean vote.
 2. Units below `LEAST_AGREEMENT` are left out. Pressed lips (24) and parted lips (25) exclude each other: the one with
    less agreement is left out; at a tie, the one of the older source.
-3. intensity = agreement x `UNIT_SCALE` x the word's strength. Held postures (eyes closed, gaze, head) are not
-   multiplied by the strength: a weak smile of contentment still has closed eyes.
+3. intensity = agreement x `UNIT_SCALE` x the word's strength; unit 4 beside unit 1 is also scaled by
+   `KNITTED_BROW_SCALE`. Held postures (eyes closed, gaze, head) are not multiplied by the strength: a weak smile of
+   contentment still has closed eyes.
 
 Units without a channel in the expression vector are dropped, and the word's record names them.
 """
@@ -117,19 +118,21 @@ EXCLUSIVE_UNITS = (24, 25)
 
 # FACS head and eye positions that the vector holds as signed channels: (channel, value at full agreement).
 POSTURE_UNITS: dict[int, tuple[str, float]] = {
-    51: ("head_yaw", 0.6),
-    52: ("head_yaw", -0.6),
-    53: ("head_pitch", 0.6),
-    54: ("head_pitch", -0.6),
-    55: ("head_roll", 0.6),
-    56: ("head_roll", -0.6),
-    61: ("gaze_yaw", 0.8),
-    62: ("gaze_yaw", -0.8),
-    63: ("gaze_pitch", 0.8),
-    64: ("gaze_pitch", -0.8),
+    51: ("head_yaw", 0.8),
+    52: ("head_yaw", -0.8),
+    53: ("head_pitch", 0.8),
+    54: ("head_pitch", -0.8),
+    55: ("head_roll", 0.8),
+    56: ("head_roll", -0.8),
+    61: ("gaze_yaw", 1.0),
+    62: ("gaze_yaw", -1.0),
+    63: ("gaze_pitch", 1.0),
+    64: ("gaze_pitch", -1.0),
 }
-# Intensity at full agreement where 1 would not read: full 7 all but shuts the eyes, full 26 is a yawn.
-UNIT_SCALE: dict[int, float] = {7: 0.6, 16: 0.6, 18: 0.7, 19: 0.6, 26: 0.7}
+# Intensity at full agreement where 1 would not read: full 7 all but shuts the eyes, full 19 is a tongue stuck out.
+UNIT_SCALE: dict[int, float] = {7: 0.6, 16: 0.6, 18: 0.7, 19: 0.3}
+# Beside the inner brow raiser (1), the brow lowerer (4) knits the brows; in full it would press them down again.
+KNITTED_BROW_SCALE = 0.55
 HELD_CHANNELS: frozenset[str] = frozenset(DEGREES) | {"AU43L", "AU43R"}
 
 
@@ -184,6 +187,8 @@ def combine(word: str) -> Pattern:
         sides = (side[unit] or "LR") if unit in SIDED_UNITS else ("",)
         for s in sides:
             channels[f"AU{unit}{s}"] = agreement[unit] * UNIT_SCALE.get(unit, 1.0)
+    if "AU1L" in channels and "AU4L" in channels:
+        channels |= {c: channels[c] * KNITTED_BROW_SCALE for c in ("AU4L", "AU4R")}
     source = "; ".join(f"{s} ({PATTERNS[word][s][0]})" for s in by_source)
     by_name = {f"{u}{side[u]}": round(a, 3) for u, a in agreement.items()}
     return Pattern(channels, by_name, tuple(sorted(left_out)), dropped, source)
