@@ -24,6 +24,8 @@ Colour = tuple[int, int, int]
 Stop = tuple[float, Colour, float]
 
 _IDENTITY = celiagg.Transform()
+_D = 0.70710678
+_UNIT_CIRCLE = np.array([(1.0, 0.0), (_D, _D), (0.0, 1.0), (-_D, _D), (-1.0, 0.0), (-_D, -_D), (0.0, -1.0), (_D, -_D)])
 _WHITE = celiagg.SolidPaint(1.0, 1.0, 1.0, 1.0)
 
 
@@ -64,22 +66,41 @@ def _open_weights(n: int) -> Float[np.ndarray, "M N"]:
 
 def ellipse(cx: float, cy: float, rx: float, ry: float) -> Points:
     """Eight control points of a closed smooth curve that follows an ellipse to about 1 % of its radius."""
-    d = 0.70710678
-    x = (1.0, d, 0.0, -d, -1.0, -d, 0.0, d)
-    y = (0.0, d, 1.0, d, 0.0, -d, -1.0, -d)
-    return np.array([(cx + rx * a, cy + ry * b) for a, b in zip(x, y, strict=True)])
+    return _UNIT_CIRCLE * np.array((rx, ry)) + np.array((cx, cy))
 
 
-def ribbon(centre: Points, half_width: Sequence[float] | np.ndarray) -> tuple[Points, Points]:
-    """The two edges of a stroke of varying width, as chains for `Canvas.fill`; `half_width` is per control point."""
-    tangent = np.empty_like(centre)
-    tangent[1:-1] = centre[2:] - centre[:-2]
-    tangent[0] = centre[1] - centre[0]
-    tangent[-1] = centre[-1] - centre[-2]
-    length = np.maximum(np.sqrt(tangent[:, 0] * tangent[:, 0] + tangent[:, 1] * tangent[:, 1]), 1e-6)
-    scale = np.asarray(half_width, np.float64) / length
-    normal = np.stack([-tangent[:, 1] * scale, tangent[:, 0] * scale], axis=1)
-    return centre + normal, (centre - normal)[::-1]
+@cache
+def _chain_weights(lengths: tuple[int, ...]) -> Float[np.ndarray, "M N"]:
+    """Flattens several chains, stacked in one array of control points, into one polygon."""
+    blocks = [np.eye(n) if n < 3 else _open_weights(n) for n in lengths]
+    weights = np.zeros((sum(len(b) for b in blocks), sum(lengths)))
+    row = column = 0
+    for block in blocks:
+        weights[row : row + len(block), column : column + block.shape[1]] = block
+        row, column = row + len(block), column + block.shape[1]
+    return weights
+
+
+@cache
+def _tangent_weights(n: int) -> Float[np.ndarray, "N N"]:
+    """Differences of the two neighbours of each control point, one-sided at the ends."""
+    weights = np.zeros((n, n))
+    for i in range(n):
+        weights[i, min(i + 1, n - 1)] += 1.0
+        weights[i, max(i - 1, 0)] -= 1.0
+    return weights
+
+
+_TURN = np.array([(0.0, 1.0), (-1.0, 0.0)])  # right-multiplied: a quarter turn of a row vector
+_SUM = np.ones(2)
+
+
+def ribbon(centre: Points, half_width: Sequence[float] | np.ndarray) -> Points:
+    """The outline of a stroke of varying width: its two edges, one after the other; `half_width` per control point."""
+    tangent = _tangent_weights(len(centre)) @ centre
+    scale = np.asarray(half_width, np.float64) / np.sqrt(np.maximum((tangent * tangent) @ _SUM, 1e-12))
+    normal = (tangent @ _TURN) * scale[:, None]
+    return np.concatenate([centre + normal, (centre - normal)[::-1]])
 
 
 class Stencil:
@@ -113,18 +134,17 @@ class Canvas:
         self.scratch = Stencil(size)
 
     def path(self, shape: Points | Sequence[Points]) -> celiagg.Path:
-        to_grid = self.scale * GRID
-        path = celiagg.Path()
         if isinstance(shape, np.ndarray):
-            path.lines(_closed_weights(len(shape)) @ (np.rint(shape * to_grid) * (1.0 / GRID)))
+            points, weights = shape, _closed_weights(len(shape))
         else:
-            path.lines(np.concatenate([self._flatten(np.rint(chain * to_grid) * (1.0 / GRID)) for chain in shape]))
+            points, weights = np.concatenate(shape), _chain_weights(tuple(map(len, shape)))
+        return self._polygon(points, weights)
+
+    def _polygon(self, points: Points, weights: Float[np.ndarray, "M N"]) -> celiagg.Path:
+        path = celiagg.Path()
+        path.lines(weights @ (np.rint(points * (self.scale * GRID)) * (1.0 / GRID)))
         path.close()
         return path
-
-    @staticmethod
-    def _flatten(chain: Points) -> Points:
-        return chain if len(chain) < 3 else _open_weights(len(chain)) @ chain
 
     def clip(self, shape: Points | Sequence[Points], stencil: Stencil) -> Stencil:
         """Makes `stencil` the region inside `shape` and returns it."""
@@ -132,19 +152,10 @@ class Canvas:
         return stencil
 
     def fill(
-        self,
-        shape: Points | Sequence[Points],
-        colour: Colour,
-        alpha: float = 1.0,
-        clip: Stencil | None = None,
+        self, shape: Points | Sequence[Points], colour: Colour, alpha: float = 1.0, clip: Stencil | None = None
     ) -> None:
         """Fills with one colour; `alpha` in [0, 1] is rounded to 1/255."""
-        level = round(255.0 * alpha)
-        if level > 0:
-            r, g, b = colour
-            paint = celiagg.SolidPaint(r / 255.0, g / 255.0, b / 255.0, level / 255.0)
-            state = self._plain if clip is None else clip.state
-            self._canvas.draw_shape(self.path(shape), _IDENTITY, state, fill=paint)
+        self._paint(self.path(shape), colour, alpha, clip)
 
     def stroke(
         self,
@@ -155,7 +166,20 @@ class Canvas:
         clip: Stencil | None = None,
     ) -> None:
         """A tapered line through `centre`, `half_width` design units to each side at each control point."""
-        self.fill(ribbon(centre, half_width), colour, alpha, clip)
+        n = len(centre)
+        self._paint(self._polygon(ribbon(centre, half_width), _chain_weights((n, n))), colour, alpha, clip)
+
+    def scatter(self, shapes: Sequence[Points], colour: Colour, alpha: float, clip: Stencil | None = None) -> None:
+        """Fills several smooth closed curves of one colour in one pass; where they overlap they do not add up."""
+        path = celiagg.Path()
+        for points in shapes:
+            path.add_path(self.path(points))
+        self._paint(path, colour, alpha, clip)
+
+    def _paint(self, path: celiagg.Path, colour: Colour, alpha: float, clip: Stencil | None) -> None:
+        r, g, b = colour
+        paint = celiagg.SolidPaint(r / 255.0, g / 255.0, b / 255.0, round(255.0 * alpha) / 255.0)
+        self._canvas.draw_shape(path, _IDENTITY, self._plain if clip is None else clip.state, fill=paint)
 
     def ring(self, outer: Points, inner: Points, colour: Colour, alpha: float = 1.0) -> None:
         """Fills between two smooth closed curves; `inner` lies inside `outer` and both turn the same way."""
@@ -166,9 +190,7 @@ class Canvas:
         path = celiagg.Path()
         path.lines(np.concatenate(loops))  # the seam runs both ways and cancels exactly
         path.close()
-        r, g, b = colour
-        paint = celiagg.SolidPaint(r / 255.0, g / 255.0, b / 255.0, round(255.0 * alpha) / 255.0)
-        self._canvas.draw_shape(path, _IDENTITY, self._plain, fill=paint)
+        self._paint(path, colour, alpha, None)
 
     def linear(
         self,

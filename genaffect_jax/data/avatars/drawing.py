@@ -7,6 +7,7 @@ from jaxtyping import Float, UInt8
 
 from genaffect_jax.data.avatars import eyes, hair, head, lips, outfit, rig, wear
 from genaffect_jax.data.avatars.backdrop import draw_backdrop
+from genaffect_jax.data.avatars.brush import Brush
 from genaffect_jax.data.avatars.canvas import Canvas
 from genaffect_jax.data.avatars.identity import Identity
 from genaffect_jax.data.avatars.palette import LIP_COLOURS, mix, skin
@@ -40,6 +41,7 @@ def draw(identity: Identity, expression: Float[np.ndarray, "W"], size: int = 256
     canvas = Canvas(size)
     face = rig.solve(identity, expression)
     pose = Pose(expression)
+    brush = Brush(canvas, pose)
     tones = hair.Tones.of(identity)
     tint = skin(identity.skin_tone, identity.skin_undertone, identity.lip_tint, LIP_COLOURS[identity.lip_colour])
     shapes = hair.front_shapes(identity, pose, face)
@@ -55,19 +57,19 @@ def draw(identity: Identity, expression: Float[np.ndarray, "W"], size: int = 256
         wear.draw_earrings(canvas, identity, pose)
     head.draw_skin(canvas, identity, tint, pose, face)
     hair.draw_cast_shadow(canvas, tint, shapes)
-    head.draw_cheeks(canvas, identity, tint, pose, face)
+    head.draw_cheeks(brush, identity, tint, face)
     wear.draw_facial_hair(canvas, identity, pose, face, tones)
-    head.draw_lines(canvas, identity, tint, pose, face)
+    head.draw_lines(brush, identity, tint, face)
     lips.draw_mouth(canvas, tint, pose, face)
-    head.draw_nose(canvas, identity, tint, pose, face)
+    head.draw_nose(brush, identity, tint, face)
     lash = mix(tones.base, (34, 22, 30), 0.78)
     for eye in face.eyes.values():
-        eyes.draw_eye(canvas, identity, tint, pose, face, eye, lash)
+        eyes.draw_eye(brush, identity, tint, face, eye, lash)
     if identity.hair_style == "headscarf":
         hair.draw_drape(canvas, identity, pose, face)
     hair.draw_front(canvas, identity, pose, face, tones, shapes)
-    brow_colour = mix(tones.base, tones.dark, 0.55)
+    brow_colour = mix(tones.base, (58, 34, 32), 0.45)
     for points in face.brows.values():
-        eyes.draw_brow(canvas, identity, pose, points, brow_colour)
+        eyes.draw_brow(brush, identity, points, brow_colour)
     wear.draw_glasses(canvas, identity, pose)
     return canvas.pixels

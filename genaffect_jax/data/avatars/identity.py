@@ -314,7 +314,9 @@ def sample_identity(seed: int) -> Identity:
         facial_hair=s.choice({"stubble": 2.0, "moustache": 1.0, "goatee": 1.2, "beard": 2.2}) if bearded else "none",
         facial_hair_density=s.flat(0.4, 1.0),
         glasses=s.choice(dict.fromkeys(GLASSES[1:], 1.0)) if s.chance(0.28 + 0.14 * age) else "none",
-        glasses_colour=s.choice({"black": 3.0, "tortoise": 2.0, "gold": 1.6, "red": 0.8, "navy": 1.0, "clear": 0.6}),
+        glasses_colour=s.choice(
+            {"black": 3.0, "tortoise": 0.2 if deep else 2.0, "gold": 1.6, "red": 0.8, "navy": 1.0, "clear": 0.6}
+        ),
         earrings=s.choice({"stud": 1.0, "hoop": 1.0}) if s.chance(0.45 - 0.36 * masculine) else "none",
         neck_width=lean(0.82, 1.25, -0.08, 0.14),
         shoulder_width=lean(0.86, 1.16, -0.06, 0.07),

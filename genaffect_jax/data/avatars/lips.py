@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from genaffect_jax.data.avatars.canvas import Canvas, Points, ellipse
+from genaffect_jax.data.avatars.canvas import Canvas, Stencil, ellipse
 from genaffect_jax.data.avatars.palette import MOUTH_INSIDE, TEETH, TONGUE, Skin, mix, shade
 from genaffect_jax.data.avatars.pose import Pose
 from genaffect_jax.data.avatars.rig import Face, Mouth
@@ -34,15 +34,15 @@ def draw_mouth(canvas: Canvas, skin: Skin, pose: Pose, face: Face) -> None:
     if mouth.gap > 0.3:
         canvas.stroke(lower, 0.5 * _LINE, mix(skin.line, (70, 16, 30), 0.5), 0.6)
     if face.au["AU19"] > 0.0:
-        _tongue_out(canvas, pose, mouth, face.au["AU19"], upper)
+        _tongue_out(canvas, pose, mouth, face.au["AU19"])
 
 
-def _inside(canvas: Canvas, pose: Pose, mouth: Mouth, inside: object) -> None:
+def _inside(canvas: Canvas, pose: Pose, mouth: Mouth, inside: Stencil) -> None:
     x, y, rx, ry = mouth.tongue
     if ry > 0.2:
         canvas.fill(pose.face(ellipse(x, y, rx, ry), _LIFT - 4.0), TONGUE, 1.0, inside)
         canvas.fill(
-            pose.face(ellipse(x, y + 0.2 * ry, 0.10 * rx, 0.9 * ry), _LIFT - 4.0), shade(TONGUE, -0.2), 0.6, inside
+            pose.face(ellipse(x, y + 0.2 * ry, 0.08 * rx, 0.9 * ry), _LIFT - 4.0), shade(TONGUE, -0.2), 0.6, inside
         )
     above, below = np.array([0.0, -8.0]), np.array([0.0, 8.0])
     edge = pose.face(mouth.upper_teeth, _LIFT - 2.0)
@@ -54,16 +54,17 @@ def _inside(canvas: Canvas, pose: Pose, mouth: Mouth, inside: object) -> None:
     canvas.stroke(pose.face(mouth.inner_upper, _LIFT), 2.6 * _LINE, (90, 30, 50), 0.22, inside)
 
 
-def _tongue_out(canvas: Canvas, pose: Pose, mouth: Mouth, show: float, upper: Points) -> None:
-    """A tongue over the lower lip. It is clipped at the upper lip, whatever the lips do."""
+def _tongue_out(canvas: Canvas, pose: Pose, mouth: Mouth, show: float) -> None:
+    """A tongue over the lower lip. It is clipped at the upper teeth, whatever the lips do."""
     half = 0.50 * float(mouth.inner_lower[7, 0] - mouth.inner_lower[1, 0])
     wide = half * (0.55 + 0.25 * show)
     root, tip = float(mouth.inner_upper[4, 1]) - 2.0, mouth.tongue_tip
     outline = np.array([(-wide, root), (-wide, 0.5 * (root + tip)), (-0.74 * wide, tip - 3.0), (0.0, tip),
                         (0.74 * wide, tip - 3.0), (wide, 0.5 * (root + tip)), (wide, root)])  # fmt: skip
+    edge = pose.face(np.minimum(mouth.upper_teeth, mouth.inner_lower), _LIFT)
     corner = pose.face(np.array([mouth.inner_upper[8], mouth.inner_upper[0]]) + np.array([0.0, 60.0]), _LIFT)
-    below_lip = canvas.clip((upper, corner), canvas.scratch)
-    canvas.fill((pose.face(outline, _LIFT),), TONGUE, 1.0, below_lip)
+    below_teeth = canvas.clip((edge, corner), canvas.scratch)
+    canvas.fill((pose.face(outline, _LIFT),), TONGUE, 1.0, below_teeth)
     groove = np.array([(0.0, root), (0.0, 0.6 * root + 0.4 * tip), (0.0, 0.35 * root + 0.65 * tip), (0.0, tip - 4.0)])
-    canvas.stroke(pose.face(groove, _LIFT), [1.0, 1.0, 0.7, 0.1], shade(TONGUE, -0.28), 0.6, below_lip)
-    canvas.stroke(upper, 2.4 * _LINE, (90, 30, 50), 0.25, below_lip)
+    canvas.stroke(pose.face(groove, _LIFT), [1.0, 1.0, 0.7, 0.1], shade(TONGUE, -0.28), 0.6, below_teeth)
+    canvas.stroke(edge, 2.4 * _LINE, (90, 30, 50), 0.25, below_teeth)

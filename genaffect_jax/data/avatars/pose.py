@@ -16,14 +16,11 @@ from genaffect_jax.faces.action_units import DEGREES, INDEX
 
 CENTRE = (128.0, 117.0)  # where the middle of the head sits in the picture
 NECK = 66.0  # the roll pivot, below the middle of the head
-RADIUS = 82.0  # of the sphere whose cap carries the face
+RADIUS = 69.0  # of the sphere whose cap carries the face
 DEPTH = 36.0  # of the face surface at its middle
 
 
-def surface(points: Points, lift: float = 0.0) -> np.ndarray:
-    """Depth of points on the face: a shallow paraboloid, `lift` design units above the skin. Shape `(N,)`."""
-    x, y = points[:, 0] / RADIUS, points[:, 1] / (1.6 * RADIUS)
-    return DEPTH * (1.0 - x * x - y * y) + lift
+_CURVE = np.array((-DEPTH / (RADIUS * RADIUS), -DEPTH / (3.6 * RADIUS * RADIUS)))
 
 
 class Pose:
@@ -34,20 +31,23 @@ class Pose:
             return math.radians(DEGREES[channel] * float(expression[INDEX[channel]]))
 
         yaw, pitch, roll = radians("head_yaw"), radians("head_pitch"), radians("head_roll")
-        self._sin_yaw, self._cos_yaw = math.sin(yaw), math.cos(yaw)
-        self._sin_pitch, self._cos_pitch = math.sin(pitch), math.cos(pitch)
-        self._sin_roll, self._cos_roll = math.sin(roll), math.cos(roll)
+        tilt = np.array([(math.cos(roll), math.sin(roll)), (-math.sin(roll), math.cos(roll))])  # for row vectors
+        self._tilt = tilt
+        self._turn = np.array([(math.cos(yaw), 0.0), (0.0, math.cos(pitch))]) @ tilt
+        self._shift = np.array((math.sin(yaw), -math.sin(pitch))) @ tilt  # per unit of depth
+        self._origin = np.array((CENTRE[0], CENTRE[1] + NECK)) - np.array((0.0, NECK)) @ tilt
 
     def face(self, points: Points, lift: float = 0.0) -> Points:
-        """Points on the face surface, `lift` above the skin, in picture coordinates."""
-        z = surface(points, lift)
-        x = points[:, 0] * self._cos_yaw + z * self._sin_yaw
-        y = points[:, 1] * self._cos_pitch - z * self._sin_pitch
-        return self._place(x, y)
+        """Points on the face surface, a shallow paraboloid, `lift` units above the skin, in picture coordinates."""
+        depth = (points * points) @ _CURVE + (DEPTH + lift)
+        return points @ self._turn + depth[:, None] * self._shift + self._origin
 
     def layer(self, points: Points, depth: float | np.ndarray) -> Points:
-        """Points of a silhouette (head outline, hair, ears) at a fixed depth; it shifts but is not foreshortened."""
-        return self._place(points[:, 0] + depth * self._sin_yaw, points[:, 1] - depth * self._sin_pitch)
+        """Points of a silhouette (head outline, hair, ears) at fixed depths; it shifts but is not foreshortened.
+
+        `depth` is one number, or one per point as an array `(N, 1)`.
+        """
+        return points @ self._tilt + depth * self._shift + self._origin
 
     def hang(self, points: Points, depth: float, fixed_from: float, fixed_at: float) -> Points:
         """As `layer`, for hair and cloth that hang: below `fixed_at` (head y) points no longer follow the head."""
@@ -56,11 +56,5 @@ class Pose:
 
     def point(self, x: float, y: float, lift: float = 0.0) -> tuple[float, float]:
         """As `face`, for one point."""
-        (px, py) = self.face(np.array([(x, y)]), lift)[0].tolist()
+        ((px, py),) = self.face(np.array([(x, y)]), lift).tolist()
         return px, py
-
-    def _place(self, x: np.ndarray, y: np.ndarray) -> Points:
-        y = y - NECK
-        rolled_x = x * self._cos_roll - y * self._sin_roll
-        rolled_y = x * self._sin_roll + y * self._cos_roll
-        return np.stack([rolled_x + CENTRE[0], rolled_y + (CENTRE[1] + NECK)], axis=1)

@@ -27,6 +27,7 @@ _UPPER_LIP = np.array([0.0, 0.42, 0.82, 1.0, 0.80, 1.0, 0.82, 0.42, 0.0])
 _LOWER_LIP = np.array([0.0, 0.50, 0.86, 1.0, 1.0, 1.0, 0.86, 0.50, 0.0])
 _SNARL = np.array([0.0, 0.5, 1.0, 0.86, 0.5, 0.0, 0.0, 0.0, 0.0])  # AU10 of the right side; mirrored for the left
 _LOWER_PULL = np.array([0.0, 0.55, 1.0, 0.95, 0.85, 0.95, 1.0, 0.55, 0.0])  # AU16
+BROW = -26.0  # head y of the average brow
 # Eyelids, from the inner to the outer corner.
 LID = np.array([-1.0, -0.66, -0.28, 0.12, 0.5, 0.8, 1.0])
 _UPPER_LID = np.array([0.0, 0.60, 0.93, 1.0, 0.86, 0.50, 0.0])
@@ -85,6 +86,13 @@ class Face:
     chin: float
     cheeks: dict[str, float]
     au: dict[str, float]
+
+
+def _xy(x: np.ndarray, y: np.ndarray) -> Points:
+    points = np.empty((len(x), 2))
+    points[:, 0] = x
+    points[:, 1] = y
+    return points
 
 
 def half_width(identity: Identity) -> float:
@@ -146,19 +154,19 @@ def _outline(identity: Identity, jaw: float, chin_raise: float) -> Points:
 def _brow(identity: Identity, side: str, sign: float, au: dict[str, float]) -> Points:
     """The centre line of a brow, 5 points from the inner to the outer end."""
     raise_inner, raise_outer, lower = au[f"AU1{side}"], au[f"AU2{side}"], au[f"AU4{side}"]
-    start = 13.0 + 0.6 * identity.eye_spacing
-    length = 31.0 * identity.brow_length
+    start = 12.0 + 0.6 * identity.eye_spacing
+    length = 34.0 * identity.brow_length
     x = start + length * _BROW - 5.5 * lower * _AU4 - 1.2 * raise_inner * _AU1
-    y = -24.5 - identity.brow_height - identity.brow_arch * _BROW_ARCH - identity.brow_tilt * (_BROW - 0.4)
+    y = BROW - identity.brow_height - identity.brow_arch * _BROW_ARCH - identity.brow_tilt * (_BROW - 0.4)
     y = y - 9.5 * raise_inner * _AU1 - 9.5 * raise_outer * _AU2 + 9.0 * lower * _AU4 + 4.0 * au[f"AU9{side}"] * _AU9
-    return np.stack([sign * x, y], axis=1)
+    return _xy(sign * x, y)
 
 
 def _eye(identity: Identity, side: str, sign: float, au: dict[str, float]) -> Eye:
     close, tighten, cheek, widen = (au[f"AU{n}{side}"] for n in (43, 7, 6, 5))
-    half = 14.8 * identity.eye_size
+    half = 16.6 * identity.eye_size
     height = half * identity.eye_openness
-    centre_x = 27.5 + identity.eye_spacing
+    centre_x = 28.5 + identity.eye_spacing
     centre_y = -3.0 + identity.eye_height
     pitch = au["gaze_pitch"]
     # The upper lid rides on the eyeball, so looking down lowers it a little.
@@ -169,20 +177,20 @@ def _eye(identity: Identity, side: str, sign: float, au: dict[str, float]) -> Ey
     bottom = open_bottom * (1.0 - close) + shut * close
     tilt = identity.eye_tilt * LID
     x = sign * (centre_x + half * LID)
-    upper = np.stack([x, centre_y - tilt - open_top * (1.0 - close) * _UPPER_LID + shut * close * _LOWER_LID], axis=1)
-    lower = np.stack([x, centre_y - tilt + bottom * _LOWER_LID], axis=1)
+    upper = _xy(x, centre_y - tilt - open_top * (1.0 - close) * _UPPER_LID + shut * close * _LOWER_LID)
+    lower = _xy(x, centre_y - tilt + bottom * _LOWER_LID)
     fold_height = 0.70 * height + 5.2 + 2.6 * widen
-    fold = np.stack([sign * (centre_x + (half + 1.0) * LID), centre_y - tilt - fold_height * _UPPER_LID - 1.0], axis=1)
+    fold = _xy(sign * (centre_x + (half + 1.0) * LID), centre_y - tilt - fold_height * _UPPER_LID - 1.0)
     return Eye(
         side=sign,
         upper=upper,
         lower=lower,
         fold=fold,
         iris=(
-            sign * (centre_x - 0.4) + 5.6 * au["gaze_yaw"],
-            centre_y - 0.06 * height - 4.2 * pitch,
+            sign * (centre_x - 0.4) + 6.4 * au["gaze_yaw"],
+            centre_y - 0.06 * height - 4.8 * pitch,
         ),
-        iris_radius=8.3 * identity.iris_size,
+        iris_radius=9.2 * identity.iris_size,
         aperture=(open_top + open_bottom) * (1.0 - close),
     )
 
@@ -203,7 +211,7 @@ def _mouth(identity: Identity, au: dict[str, float], jaw: float) -> Mouth:
     raise_chin, show, lower_pull = au["AU17"], au["AU19"], au["AU16"]
 
     rest = 45.0 + identity.mouth_height
-    half = 21.5 * identity.mouth_width
+    half = 23.5 * identity.mouth_width
     half = half * (1.0 - 0.46 * pucker) * (1.0 - 0.10 * tight) * (1.0 - 0.006 * drop)
     x = LIP * (half + (9.0 * smile + 8.5 * stretch + 4.0 * dimple - 1.0 * frown) * (1.0 - 0.5 * pucker))
     corner = -12.5 * smile - 4.5 * dimple + 11.0 * frown + 2.0 * stretch + 0.36 * drop
@@ -226,12 +234,12 @@ def _mouth(identity: Identity, au: dict[str, float], jaw: float) -> Mouth:
     jaw_teeth = middle + (fall - 0.5 * _OPEN)
     floor = float(inner_lower[4])
     return Mouth(
-        outer_upper=np.stack([x, inner_upper - upper_lip], axis=1),
-        inner_upper=np.stack([x, inner_upper], axis=1),
-        inner_lower=np.stack([x, inner_lower], axis=1),
-        outer_lower=np.stack([x, inner_lower + lower_lip], axis=1),
-        upper_teeth=np.stack([x, np.maximum(skull_teeth, inner_upper)], axis=1),
-        lower_teeth=np.stack([x, np.minimum(jaw_teeth, inner_lower)], axis=1),
+        outer_upper=_xy(x, inner_upper - upper_lip),
+        inner_upper=_xy(x, inner_upper),
+        inner_lower=_xy(x, inner_lower),
+        outer_lower=_xy(x, inner_lower + lower_lip),
+        upper_teeth=_xy(x, np.maximum(skull_teeth, inner_upper)),
+        lower_teeth=_xy(x, np.minimum(jaw_teeth, inner_lower)),
         tongue=(0.0, floor + 1.0, 0.58 * half, 0.30 * drop + 2.0 * part),
         tongue_tip=floor + 13.0 * show,
         gap=float((inner_lower - inner_upper).max()),

@@ -20,7 +20,14 @@ def draw_facial_hair(canvas: Canvas, identity: Identity, pose: Pose, face: Face,
         return
     density = 0.55 + 0.45 * identity.facial_hair_density
     if style in ("stubble", "beard"):
-        _beard(canvas, identity, pose, face, tones, 0.16 + 0.16 * identity.facial_hair_density if style == "stubble" else density)
+        _beard(
+            canvas,
+            identity,
+            pose,
+            face,
+            tones,
+            0.16 + 0.16 * identity.facial_hair_density if style == "stubble" else density,
+        )
     if style == "goatee":
         _goatee(canvas, pose, face, tones, density)
     if style in ("moustache", "goatee", "beard"):
@@ -31,14 +38,18 @@ def _beard(canvas: Canvas, identity: Identity, pose: Pose, face: Face, tones: To
     mouth, wide = face.mouth, half_width(identity)
     lower = face.outline[4:13].copy()
     lower[1:8, 1] += 2.5 if identity.facial_hair == "beard" else 0.0
-    depth = HEAD_DEPTH + 9.0 * np.maximum(lower[:, 1], 0.0) / 80.0
+    depth = HEAD_DEPTH + 9.0 * np.maximum(lower[:, 1:], 0.0) / 80.0
     (left_x, left_y), (right_x, right_y) = mouth.inner_upper[0].tolist(), mouth.inner_upper[8].tolist()
     tip_y = face.nose_tip[1]
     inner = np.array([
         (-wide + 3.0, 2.0), (-0.82 * wide, 22.0), (-0.60 * wide, 31.0), (left_x - 5.0, left_y - 8.0), (-11.0, tip_y + 11.0), (0.0, tip_y + 10.0),
         (11.0, tip_y + 11.0), (right_x + 5.0, right_y - 8.0), (0.60 * wide, 31.0), (0.82 * wide, 22.0), (wide - 3.0, 2.0),
     ])  # fmt: skip
-    canvas.fill((pose.layer(lower, depth), pose.face(inner)), tones.base if alpha > 0.4 else mix(tones.base, (40, 44, 60), 0.4), alpha)
+    canvas.fill(
+        (pose.layer(lower, depth), pose.face(inner)),
+        tones.base if alpha > 0.4 else mix(tones.base, (40, 44, 60), 0.4),
+        alpha,
+    )
 
 
 def _goatee(canvas: Canvas, pose: Pose, face: Face, tones: Tones, alpha: float) -> None:
@@ -83,15 +94,39 @@ def draw_glasses(canvas: Canvas, identity: Identity, pose: Pose) -> None:
     half_x, half_y = (20.5, 19.5) if style == "round" else (21.0, 17.5)
     lift = 10.0
     for _, sign in SIDES:
+
         def loop(shrink: float, sign: float = sign) -> Points:
-            return pose.face(np.array([(sign * (centre_x + x * (half_x - shrink)), centre_y + y * (half_y - shrink)) for x, y in _LENSES[style]]), lift)
+            return pose.face(
+                np.array(
+                    [
+                        (sign * (centre_x + x * (half_x - shrink)), centre_y + y * (half_y - shrink))
+                        for x, y in _LENSES[style]
+                    ]
+                ),
+                lift,
+            )
 
         outer, inner = loop(0.0), loop(thickness)
         canvas.fill(inner, (214, 236, 250), 0.16)
         glint = np.array([(sign * centre_x - 9.0, centre_y + 4.0), (sign * centre_x - 3.5, centre_y - 9.0)])
         canvas.stroke(pose.face(glint, lift), [1.6, 1.6], WHITE, 0.22)
         if style == "half_rim":
-            top = pose.face(np.array([(sign * (centre_x + x * half_x), centre_y + y * half_y) for x, y in ((-1.0, 0.1), (-0.96, -0.75), (-0.6, -0.92), (0.6, -0.92), (0.98, -0.75), (1.02, 0.1))]), lift)
+            top = pose.face(
+                np.array(
+                    [
+                        (sign * (centre_x + x * half_x), centre_y + y * half_y)
+                        for x, y in (
+                            (-1.0, 0.1),
+                            (-0.96, -0.75),
+                            (-0.6, -0.92),
+                            (0.6, -0.92),
+                            (0.98, -0.75),
+                            (1.02, 0.1),
+                        )
+                    ]
+                ),
+                lift,
+            )
             canvas.stroke(top, [0.8, 1.6, 1.9, 1.9, 1.6, 0.8], frame)
             canvas.ring(outer, loop(0.8), frame, 0.35)
         else:
@@ -101,7 +136,9 @@ def draw_glasses(canvas: Canvas, identity: Identity, pose: Pose) -> None:
         canvas.stroke(np.concatenate([hinge, ear]), [1.3, 1.3], frame)
     bridge_y = centre_y - (10.0 if style == "aviator" else 4.0)
     inner_x = centre_x - half_x + 0.6
-    bridge = pose.face(np.array([(-inner_x, bridge_y + 1.5), (0.0, bridge_y - 2.0), (inner_x, bridge_y + 1.5)]), lift + 2.0)
+    bridge = pose.face(
+        np.array([(-inner_x, bridge_y + 1.5), (0.0, bridge_y - 2.0), (inner_x, bridge_y + 1.5)]), lift + 2.0
+    )
     canvas.stroke(bridge, [1.2, 1.2, 1.2], frame)
 
 
