@@ -12,6 +12,7 @@ from PIL import Image
 from genaffect_jax.config import DataConfig
 from genaffect_jax.data.folder import FolderSource, open_folder
 from genaffect_jax.data.layouts import expression_in_name
+from genaffect_jax.data.loader import make_loader
 from genaffect_jax.data.pictures import DataError
 from genaffect_jax.data.sources import open_source
 from genaffect_jax.faces.grammar import parse_expression
@@ -96,6 +97,14 @@ def test_ten_percent_bad_files_are_skipped_and_each_is_reported_with_its_reason(
     assert "did you mean 'joy'" in found["p0/joyy.png"]["reason"]
     assert "unlabelled" in found["loose.png"]["reason"]
     assert len(found) == 4
+    people = sorted({p.identity for p in source.pictures})
+    stream = make_loader(source, people, batch_size=4, expressions_per_set=4, seed=0, workers=0)
+    batch = next(stream)
+    # Every picture is the grey that its person and word were saved with, so none is a stand-in for a bad file.
+    vectors = [parse_expression(word).vector for word in WORDS]
+    for person, shown, pixels in zip(batch["identity"], batch["expression"], batch["target"], strict=True):
+        words = [next(j for j, v in enumerate(vectors) if (v == e).all()) for e in shown]
+        np.testing.assert_array_equal(pixels[:, 8, 8, 0], [50 * person + 10 * j for j in words])
 
 
 def test_no_file_is_dropped_silently(root: Path) -> None:

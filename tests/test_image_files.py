@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -121,6 +122,10 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=reason):
+            read_picture(tmp_path / name, 8)
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in ("pipe.png", "."):
+        with pytest.raises(DataError, match="not a file"):
             read_picture(tmp_path / name, 8)
     with pytest.raises(DataError, match="No such file"):
         read_picture(tmp_path / "missing.png", 8)

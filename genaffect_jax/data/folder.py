@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 from jaxtyping import UInt8
@@ -163,7 +163,7 @@ def _check(root: Path, files: list[str], image_size: int, workdir: Path) -> dict
                 step(1)
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for the rest of the folder
-    write_atomically(stored, json.dumps({"rules": rules, "root": str(root.resolve()), "files": verdicts}))
+    _write_atomically(stored, json.dumps({"rules": rules, "root": str(root.resolve()), "files": verdicts}))
     return {file: verdict[2] for file, verdict in verdicts.items()}
 
 
@@ -197,7 +197,7 @@ def _write_rejected(path: Path, rejected: list[Row], ignored: list[Row]) -> None
         json.dumps({"file": row.file, "status": status, "reason": row.reason}, ensure_ascii=False)
         for status, row in rows
     ]
-    write_atomically(path, "".join(line + "\n" for line in lines))
+    _write_atomically(path, "".join(line + "\n" for line in lines))
 
 
 def _report(root: Path, usable: int, rejected: list[Row], listing: Listing, workdir: Path) -> None:
@@ -221,8 +221,8 @@ def _names(names: list[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def write_atomically(path: Path, text: str) -> None:
+def _write_atomically(path: Path, text: str) -> None:
     """Writes a text file so that a reader sees the old or the whole new one, also when several processes write."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=path.name, delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)
+    temporary = path.with_name(f".{path.name}-{uuid4().hex}")
+    temporary.write_text(text, "utf-8")
+    os.replace(temporary, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,8 @@ def read_picture(path: Path | str, image_size: int) -> UInt8[np.ndarray, "S S 3"
         DataError: the file is missing, is no picture of a known format, is larger than `MAX_PIXELS`, or is broken;
             the message says which, without the file's name (callers know it as the user wrote it).
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for ever
+        raise DataError("not a file")
     try:
         image = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError as e:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 from jaxtyping import Float16, UInt8
@@ -51,14 +51,12 @@ def write_latents(
         _open(final, len(source.pictures))
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{final.stem}-", suffix=".npy", dir=final.parent)
-    os.close(handle)
+    partial = final.with_name(f".{final.stem}-{uuid4().hex}.npy")
     try:
-        _encode_into(Path(name), source, encode, batch_size)
-        os.replace(name, final)
-    except BaseException:  # Ctrl-C included: a partial file can be large
-        Path(name).unlink(missing_ok=True)
-        raise
+        _encode_into(partial, source, encode, batch_size)
+        os.replace(partial, final)
+    finally:
+        partial.unlink(missing_ok=True)  # Ctrl-C included: a partial file can be large
     return final
 
 
