@@ -22,11 +22,12 @@ def draw_backdrop(canvas: Canvas, identity: Identity) -> None:
     if pattern == "disc":
         canvas.fill(ellipse(128.0, 122.0, 106.0, 106.0), mix(colour, (255, 255, 255), 0.55), 0.75)
     elif pattern == "dots":
-        for row in range(6):
-            for column in range(6):
-                x, y = 12.0 + 46.0 * column + 23.0 * (row % 2), 14.0 + 44.0 * row
-                if not (70.0 < x < 186.0 and 50.0 < y):
-                    canvas.fill(ellipse(x, y, 5.0, 5.0), (255, 255, 255), 0.45)
+        places = [
+            (12.0 + 46.0 * column + 23.0 * (row % 2), 14.0 + 44.0 * row) for row in range(6) for column in range(6)
+        ]
+        # Those that the head always hides are left out.
+        dots = [ellipse(x, y, 5.0, 5.0) for x, y in places if not (90.0 < x < 166.0 and y > 70.0)]
+        canvas.scatter(dots, (255, 255, 255), 0.45)
     elif pattern == "waves":
         for i, alpha in enumerate((0.22, 0.28, 0.34)):
             y = 92.0 + 52.0 * i

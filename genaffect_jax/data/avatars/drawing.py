@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from genaffect_jax.data.avatars import eyes, hair, head, lips, outfit, rig, wear
+from genaffect_jax.data.avatars import eyes, hair, head, headwear, lips, outfit, rig, wear
 from genaffect_jax.data.avatars.backdrop import draw_backdrop
 from genaffect_jax.data.avatars.brush import Brush
 from genaffect_jax.data.avatars.canvas import Canvas
+from genaffect_jax.data.avatars.hair_shapes import front_shapes
 from genaffect_jax.data.avatars.identity import Identity
 from genaffect_jax.data.avatars.palette import LIP_COLOURS, mix, skin
 from genaffect_jax.data.avatars.pose import Pose
@@ -18,7 +19,7 @@ from genaffect_jax.faces.action_units import validate
 _COVERS_EARS = ("bob", "fringe_bob", "long_straight", "long_wavy", "headscarf")
 
 
-def draw(identity: Identity, expression: Float[np.ndarray, "W"], size: int = 256) -> UInt8[np.ndarray, "H W 3"]:
+def draw(identity: Identity, expression: Float[np.ndarray, " W"], size: int = 256) -> UInt8[np.ndarray, "H W 3"]:
     """The picture of `identity` showing `expression`.
 
     The same arguments give the same bytes. Pixels of the background and the clothes do not depend on the action
@@ -44,11 +45,11 @@ def draw(identity: Identity, expression: Float[np.ndarray, "W"], size: int = 256
     brush = Brush(canvas, pose)
     tones = hair.Tones.of(identity)
     tint = skin(identity.skin_tone, identity.skin_undertone, identity.lip_tint, LIP_COLOURS[identity.lip_colour])
-    shapes = hair.front_shapes(identity, pose, face)
+    shapes = front_shapes(identity, pose)
     ears = identity.hair_style not in _COVERS_EARS
 
     draw_backdrop(canvas, identity)
-    hair.draw_back(canvas, identity, pose, face, tones)
+    hair.draw_back(canvas, identity, pose, tones)
     outfit.draw_neck(canvas, identity, tint)
     outfit.draw_neck_shadow(canvas, identity, tint, face.jaw)
     outfit.draw_outfit(canvas, identity, tint)
@@ -66,8 +67,8 @@ def draw(identity: Identity, expression: Float[np.ndarray, "W"], size: int = 256
     for eye in face.eyes.values():
         eyes.draw_eye(brush, identity, tint, face, eye, lash)
     if identity.hair_style == "headscarf":
-        hair.draw_drape(canvas, identity, pose, face)
-    hair.draw_front(canvas, identity, pose, face, tones, shapes)
+        headwear.draw_drape(canvas, identity, pose, face)
+    hair.draw_front(canvas, identity, pose, tones, shapes)
     brow_colour = mix(tones.base, (58, 34, 32), 0.45)
     for points in face.brows.values():
         eyes.draw_brow(brush, identity, points, brow_colour)

@@ -42,7 +42,8 @@ def draw_skin(canvas: Canvas, identity: Identity, skin: Skin, pose: Pose, face: 
     shape = outline(pose, face)
     canvas.clip(shape, canvas.face)
     canvas.linear(shape, (96.0, 50.0), (150.0, 205.0),
-                  [(0.0, skin.light, 1.0), (0.40, skin.base, 1.0), (1.0, mix(skin.base, skin.shadow, 0.36), 1.0)])  # fmt: skip
+                  [(0.0, skin.light, 1.0), (0.40, skin.base, 1.0),
+                   (1.0, mix(skin.base, skin.shadow, 0.36), 1.0)])  # fmt: skip
     # Shade along the side away from the light: the silhouette minus itself moved to the left.
     moved = shape + np.array([-7.0, -1.0])
     canvas.fill((shape[1:9], moved[1:9][::-1]), skin.shadow, 0.30, canvas.face)
@@ -53,9 +54,14 @@ def draw_cheeks(brush: Brush, identity: Identity, skin: Skin, face: Face) -> Non
     for side, sign in SIDES:
         raised, smile = face.au[f"AU6{side}"], face.au[f"AU12{side}"]
         x, y = sign * (35.0 + 0.4 * identity.eye_spacing), 26.0 + face.cheeks[side]
-        strength = (0.06 + 0.34 * identity.blush + 0.10 * raised + 0.06 * smile) * (1.0 - 0.45 * identity.skin_tone)
+        strength = (0.05 + 0.46 * identity.blush + 0.10 * raised + 0.06 * smile) * (1.0 - 0.45 * identity.skin_tone)
         canvas.glow(brush.pose.point(x, y), 17.0, skin.blush, strength, canvas.face)
-        brush.spot(ellipse(x - 3.0, y - 6.0, 8.5, 4.2), skin.light, 0.14 + 0.20 * raised, clip=canvas.face)
+        brush.spot(
+            ellipse(x - 3.0, y - 6.0, 8.5, 4.2),
+            skin.light,
+            (0.14 + 0.20 * raised) * (1.0 - 0.6 * identity.skin_tone),
+            clip=canvas.face,
+        )
     if identity.freckles > 0.0:
         _freckles(brush, identity, skin, face)
     side = "L" if identity.mole_x > 0 else "R"
@@ -86,8 +92,10 @@ def draw_nose(brush: Brush, identity: Identity, skin: Skin, face: Face) -> None:
     # The side of the bridge that is turned from the light.
     inner = np.array([(5.5, top - 6.0), (3.4, top + 8.0), (3.6, tip_y - 12.0), (4.0, tip_y - 3.0)])
     outer = np.array([(lx - 1.0, ly), (8.2, tip_y - 13.0), (7.6, top + 8.0), (11.0, top - 5.0)])
-    canvas.fill((pose.face(inner, 11.0), pose.face(outer, 3.0)), skin.shadow, 0.14 + 0.36 * identity.nose_bridge)
-    brush.spot(ellipse(tip_x - 0.5, tip_y - 2.5, 0.55 * half, 6.0), skin.light, 0.36, lift=15.0)
+    canvas.fill((pose.face(inner, 11.0), pose.face(outer, 3.0)), skin.shadow, 0.08 + 0.52 * identity.nose_bridge)
+    brush.spot(
+        ellipse(tip_x - 0.5, tip_y - 2.5, 0.55 * half, 6.0), skin.light, 0.36 - 0.16 * identity.skin_tone, lift=15.0
+    )
     under = np.array([
         (rx, ry - 5.0), (rx - 0.6, ry + 1.0), (-0.55 * half, tip_y + 5.0), (0.0, tip_y + 6.4),
         (0.55 * half, tip_y + 5.0), (lx + 0.6, ly + 1.0), (lx, ly - 5.0),

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from genaffect_jax.data.avatars.canvas import Canvas, Points, ellipse
+from genaffect_jax.data.avatars.canvas import Canvas, Colour, Points, ellipse
 from genaffect_jax.data.avatars.identity import Identity
 from genaffect_jax.data.avatars.palette import CLOTH_COLOURS, Skin, mix, shade
 
 BOTTOM = 262.0
 
 
-def _mirror(right: list[tuple[float, float]]) -> Points:
-    """A chain from the right half (top to bottom, offsets from the middle) to its mirror image, through the top."""
-    return np.array([*((128.0 - x, y) for x, y in reversed(right)), *((128.0 + x, y) for x, y in right)])
-
-
 def _arc(half: float, y: float, sag: float) -> Points:
     """A hanging line from one side of the neck to the other, left to right."""
     return np.array(
-        [(128.0 - half, y), (128.0 - 0.6 * half, y + 0.72 * sag), (128.0, y + sag), (128.0 + 0.6 * half, y + 0.72 * sag),
+        [(128.0 - half, y), (128.0 - 0.6 * half, y + 0.72 * sag), (128.0, y + sag),
+         (128.0 + 0.6 * half, y + 0.72 * sag),
          (128.0 + half, y)]
     )  # fmt: skip
 
@@ -106,7 +102,7 @@ def draw_outfit(canvas: Canvas, identity: Identity, skin: Skin) -> None:
         )
 
 
-def _turtleneck(canvas: Canvas, neck: float, cloth: tuple[int, int, int], dark: tuple[int, int, int], light: tuple[int, int, int]) -> None:  # fmt: skip
+def _turtleneck(canvas: Canvas, neck: float, cloth: Colour, dark: Colour, light: Colour) -> None:
     top, low = _arc(neck + 1.5, 191.0, 9.0), _arc(neck + 9.0, 208.0, 13.0)
     canvas.linear(
         (top, low[::-1]), (98.0, 200.0), (160.0, 210.0), [(0.0, light, 1.0), (0.5, cloth, 1.0), (1.0, dark, 1.0)]
@@ -114,7 +110,7 @@ def _turtleneck(canvas: Canvas, neck: float, cloth: tuple[int, int, int], dark: 
     canvas.stroke(low, [0.5, 1.2, 1.4, 1.2, 0.5], dark, 0.8)
 
 
-def _hood(canvas: Canvas, neck: float, cloth: tuple[int, int, int], dark: tuple[int, int, int], accent: tuple[int, int, int]) -> None:  # fmt: skip
+def _hood(canvas: Canvas, neck: float, cloth: Colour, dark: Colour, accent: Colour) -> None:
     for sign in (-1.0, 1.0):
         outer = np.array(
             [
@@ -131,7 +127,7 @@ def _hood(canvas: Canvas, neck: float, cloth: tuple[int, int, int], dark: tuple[
         canvas.stroke(string, [1.1, 1.1, 1.4], accent)
 
 
-def _lapels(canvas: Canvas, neck: float, colour: tuple[int, int, int], line: tuple[int, int, int], tip: float, reach: float) -> None:  # fmt: skip
+def _lapels(canvas: Canvas, neck: float, colour: Colour, line: Colour, tip: float, reach: float) -> None:
     for sign in (-1.0, 1.0):
         top, inside = (128.0 + sign * (neck - 1.0), 199.0), (128.0 + sign * 1.0, tip + 16.0)
         outside, back = (128.0 + sign * (reach + 2.0), tip + 8.0), (128.0 + sign * (neck + 11.0), 208.0)

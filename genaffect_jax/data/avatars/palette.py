@@ -117,8 +117,8 @@ def skin(tone: float, undertone: float, lip_tint: float, lip_colour: Colour) -> 
     place = tone * (len(SKIN_RAMP) - 1)
     i = min(int(place), len(SKIN_RAMP) - 2)
     base = mix(SKIN_RAMP[i], SKIN_RAMP[i + 1], place - i)
-    base = mix(base, (226, 120, 120) if undertone < 0 else (206, 164, 84), 0.12 * abs(undertone))
-    shadow = mix(base, (150, 50, 52), 0.24 + 0.10 * tone)
+    base = mix(base, (226, 120, 120) if undertone < 0 else (206, 164, 84), 0.2 * abs(undertone))
+    shadow = mix(base, mix((150, 50, 52), (58, 18, 30), tone), 0.24 + 0.08 * tone)
     line = mix(base, (78, 20, 30), 0.58)
     natural = mix(mix(base, (206, 74, 84), 0.46), (70, 20, 34), 0.22 * tone)
     return Skin(

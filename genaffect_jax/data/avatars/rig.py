@@ -156,9 +156,11 @@ def _brow(identity: Identity, side: str, sign: float, au: dict[str, float]) -> P
     raise_inner, raise_outer, lower = au[f"AU1{side}"], au[f"AU2{side}"], au[f"AU4{side}"]
     start = 12.0 + 0.6 * identity.eye_spacing
     length = 34.0 * identity.brow_length
+    # A raised inner brow resists the lowerer: together they tilt the brow instead of cancelling (sadness, fear).
+    sink = 9.0 * lower * (1.0 - 0.7 * raise_inner)
     x = start + length * _BROW - 5.5 * lower * _AU4 - 1.2 * raise_inner * _AU1
     y = BROW - identity.brow_height - identity.brow_arch * _BROW_ARCH - identity.brow_tilt * (_BROW - 0.4)
-    y = y - 9.5 * raise_inner * _AU1 - 9.5 * raise_outer * _AU2 + 9.0 * lower * _AU4 + 4.0 * au[f"AU9{side}"] * _AU9
+    y = y - 9.5 * raise_inner * _AU1 - 9.5 * raise_outer * _AU2 + sink * _AU4 + 4.0 * au[f"AU9{side}"] * _AU9
     return _xy(sign * x, y)
 
 

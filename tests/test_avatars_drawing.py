@@ -1,0 +1,91 @@
+"""Promises of the drawing call: the same bytes everywhere, any size, bad input refused."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genaffect_jax.data.avatars import draw, sample_identity
+from genaffect_jax.data.avatars.canvas import Canvas, _closed_weights, _open_weights, ellipse
+from genaffect_jax.faces.action_units import WIDTH, expression_vector, neutral
+
+EXPRESSIONS = {
+    "neutral": {},
+    "joy": {"AU6": 0.8, "AU12": 1.0, "AU25": 0.8},
+    "turned": {"AU1": 1.0, "AU26": 0.7, "AU43L": 0.5, "head_yaw": 0.6, "head_pitch": -0.3, "head_roll": 0.4},
+}
+PINNED = {}
+
+
+def digest(seed: int, name: str, size: int) -> str:
+    picture = draw(sample_identity(seed), expression_vector(EXPRESSIONS[name]), size)
+    return hashlib.sha256(picture.tobytes()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(("seed", "name", "size"), PINNED)
+def test_the_same_arguments_give_the_same_bytes_on_every_machine(seed, name, size):
+    assert digest(seed, name, size) == PINNED[seed, name, size]
+
+
+def test_drawing_twice_gives_the_same_picture():
+    person, expression = sample_identity(3), expression_vector(EXPRESSIONS["joy"])
+    first = draw(person, expression, 128)
+    draw(sample_identity(4), neutral(), 128)
+    second = draw(person, expression, 128)
+    assert np.array_equal(first, second)
+    assert first is not second
+
+
+@pytest.mark.parametrize("size", [32, 64, 100, 256, 300])
+def test_a_picture_of_any_size_shows_the_same_face(size):
+    person, expression = sample_identity(8), expression_vector(EXPRESSIONS["joy"])
+    picture = draw(person, expression, size)
+    assert picture.dtype == np.uint8
+    assert picture.shape == (size, size, 3)
+
+    def coarse(image: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BOX), np.float32)
+
+    assert np.abs(coarse(picture) - coarse(draw(person, expression, 256))).mean() < 2.5
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        (np.zeros(WIDTH - 1, np.float32), "expected"),
+        (np.full(WIDTH, 1.5, np.float32), "out of range"),
+        (np.full(WIDTH, np.nan, np.float32), "out of range"),
+    ],
+)
+def test_an_invalid_expression_is_refused(expression, message):
+    with pytest.raises(ValueError, match=message):
+        draw(sample_identity(0), expression)
+
+
+def test_a_tiny_size_is_refused():
+    with pytest.raises(ValueError, match="avatar size 8: must be 16 pixels or more"):
+        draw(sample_identity(0), neutral(), 8)
+
+
+def test_spline_weights_are_exact_so_that_no_machine_rounds_them_differently():
+    for weights in (_closed_weights(9), _open_weights(7)):
+        assert np.array_equal(weights * 1024.0, np.rint(weights * 1024.0))
+        assert np.array_equal(weights.sum(axis=1), np.ones(len(weights)))
+
+
+def test_curves_pass_through_their_control_points():
+    points = np.random.Generator(np.random.PCG64(0)).random((6, 2))
+    np.testing.assert_allclose((_closed_weights(6) @ points)[::8], points)
+    np.testing.assert_allclose((_open_weights(6) @ points)[::8], points)
+
+
+def test_a_clip_hides_what_lies_outside_it():
+    canvas = Canvas(64)
+    canvas.fill(ellipse(128.0, 128.0, 400.0, 400.0), (255, 255, 255))
+    inside = canvas.clip(ellipse(128.0, 128.0, 60.0, 60.0), canvas.scratch)
+    canvas.fill(ellipse(128.0, 128.0, 200.0, 200.0), (0, 0, 0), 1.0, inside)
+    y, x = np.mgrid[0:64, 0:64] * 4.0 + 2.0
+    radius = np.hypot(x - 128.0, y - 128.0)
+    assert (canvas.pixels[radius > 66.0] == 255).all()
+    assert (canvas.pixels[radius < 54.0] == 0).all()
