@@ -68,8 +68,8 @@ def _move(picture: Picture, rng: np.random.Generator) -> Picture:
     angle, zoom = math.radians(rng.uniform(-30, 30)), 2.0 ** rng.uniform(-0.7, 0.7)
     shift = rng.uniform(-0.15, 0.15, 2) * (width, height)
     cosine, sine = math.cos(angle) / zoom, math.sin(angle) / zoom
-    x, y = (width - 1) / 2, (height - 1) / 2
-    # Pillow wants the map from new to old pixels.
+    x, y = width / 2, height / 2
+    # Pillow wants the map from new to old coordinates; its pixel centres are at halves.
     matrix = (cosine, sine, x - cosine * (x + shift[0]) - sine * (y + shift[1]),
               -sine, cosine, y + sine * (x + shift[0]) - cosine * (y + shift[1]))  # fmt: skip
     corner = tuple(int(c) for c in picture[0, 0]) if rng.random() < 0.5 else tuple(rng.integers(0, 256, 3).tolist())

@@ -7,7 +7,6 @@ and scaled. Module names are those of the diffusers weights, so that a key table
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from dataclasses import dataclass
 
@@ -181,15 +180,32 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Every pixel becomes 2x2 equal pixels, then a 3x3 convolution."""
+    """Every pixel becomes 2x2 equal pixels, then a 3x3 convolution.
+
+    Computed without the enlarged picture: output pixels of one (row, column) parity see only 2x2 different inputs, so
+    each parity is a 2x2 convolution of the small picture with sums of kernel entries (sub-pixel convolution, Shi et al.
+    2016, arXiv 1609.05158). That takes 4/9 of the multiplications.
+    """
 
     def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.conv = _conv(channels, channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:
         B, h, w, C = x.shape
-        x = jnp.broadcast_to(x[:, :, None, :, None], (B, h, 2, w, 2, C)).reshape(B, 2 * h, 2 * w, C)
-        return self.conv(x)
+        # [parity, tap of the small kernel, tap of the 3x3 kernel]: which entries fall on the same input pixel.
+        same_pixel = jnp.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], jnp.float32)
+        kernels = jnp.einsum("pak,qbl,klio->pqabio", same_pixel, same_pixel, self.conv.kernel[...], precision="highest")
+        kernels = kernels.astype(self.conv.dtype)
+
+        def phase(p: int, q: int) -> Float[Array, "B h w C"]:
+            return jax.lax.conv_general_dilated(
+                x, kernels[p, q], (1, 1), ((1 - p, p), (1 - q, q)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+
+        rows = [jnp.concatenate([phase(p, 0), phase(p, 1)], -1) for p in (0, 1)]  # column parities, pixel by pixel
+        y = jnp.stack(rows, 2).reshape(B, 2 * h, 2 * w, C)
+        bias: nnx.Param = self.conv.bias  # type: ignore[assignment]  # optional in nnx.Conv, always there in ours
+        return y + bias[...].astype(y.dtype)
 
 
 class Resolution(nnx.Module):
@@ -304,11 +320,3 @@ class AutoencoderKL(nnx.Module):
     def from_latents(self, latents: Float[Array, "*batch h w c"]) -> Float32[Array, "*batch H W 3"]:
         """Pictures of the denoiser's latents, undoing the shift and scale of `to_latents`."""
         return self.decode(latents / self.config.scaling_factor + self.config.shift_factor)
-
-    def rescaled(self, shift_factor: float, scaling_factor: float) -> AutoencoderKL:
-        """The same weights (shared, not copied) with other latent statistics."""
-        config = dataclasses.replace(self.config, shift_factor=shift_factor, scaling_factor=scaling_factor)
-        graph, state = nnx.split(self)
-        model = nnx.merge(graph, state)
-        model.config = config
-        return model

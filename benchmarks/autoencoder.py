@@ -1,0 +1,91 @@
+"""Times the autoencoder: `python benchmarks/autoencoder.py --help`.
+
+Prints wall time and, because other work on the machine does not disturb it, processor time divided by the cores.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import optax
+import tyro
+
+from genaffect_jax.config import DType
+from genaffect_jax.models.autoencoder import AutoencoderKL, avatar_tiny, to_uint8
+from genaffect_jax.models.functional import Functional
+from genaffect_jax.training.autoencoder_objective import autoencoder_loss
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What to time."""
+
+    size: int = 128
+    """Side of the pictures, in pixels."""
+    batch: int = 16
+    """Pictures in one call."""
+    repeats: int = 5
+    """Timed calls; the fastest is printed."""
+    channels: tuple[int, ...] = avatar_tiny().block_out_channels
+    """Channels at each resolution."""
+    layers: int = avatar_tiny().layers_per_block
+    """Residual blocks per resolution."""
+    groups: int = avatar_tiny().norm_num_groups
+    """Groups of the group normalisation."""
+    dtype: DType = "float32"
+    """Type of activations."""
+    train: bool = False
+    """Also time one training step (loss, gradient, AdamW)."""
+
+
+def measure(name: str, function: Callable[..., object], *arguments: object, repeats: int, pictures: int) -> None:
+    """Prints the fastest of several calls of a compiled function, in milliseconds per picture."""
+    jax.block_until_ready(function(*arguments))
+    wall, processor = [], []
+    for _ in range(repeats):
+        start = time.perf_counter(), time.process_time()
+        jax.block_until_ready(function(*arguments))
+        wall.append(time.perf_counter() - start[0])
+        processor.append((time.process_time() - start[1]) / (os.cpu_count() or 1))
+    each = 1e3 / pictures
+    print(f"{name}: {min(wall) * each:.2f} ms a picture ({min(processor) * each:.2f} ms of all cores)", flush=True)
+
+
+def main(options: Benchmark) -> None:
+    """Times encoding, decoding and, if asked, a training step of one configuration."""
+    config = replace(avatar_tiny(), block_out_channels=options.channels, layers_per_block=options.layers,
+                     norm_num_groups=options.groups)  # fmt: skip
+    network = Functional(lambda rngs: AutoencoderKL(config, dtype=jnp.dtype(options.dtype), rngs=rngs))
+    parameters = jax.jit(network.init)(jax.random.key(0))
+    pictures = jax.random.uniform(jax.random.key(1), (options.batch, options.size, options.size, 3), minval=-1)
+    encode = jax.jit(lambda parameters, x: network.merge(parameters).to_latents(x))
+    decode = jax.jit(lambda parameters, z: network.merge(parameters).from_latents(z))
+    latents = encode(parameters, pictures)
+    print(f"channels {options.channels}, layers {options.layers}, groups {options.groups}, {options.dtype}: "
+          f"{network.size / 1e6:.2f} M parameters; {options.batch} pictures of {options.size} px")  # fmt: skip
+    counts = {"repeats": options.repeats, "pictures": options.batch}
+    measure("encode", encode, parameters, pictures, **counts)
+    measure("decode", decode, parameters, latents, **counts)
+    if options.train:
+        optimiser = optax.adamw(1e-3)
+
+        @jax.jit
+        def step(parameters: dict, moments: optax.OptState, pictures: jax.Array, key: jax.Array) -> object:
+            def loss(parameters: dict) -> jax.Array:
+                return autoencoder_loss(network.merge(parameters), pictures, key, kl_weight=1e-6, edge_weight=1.0)[0]
+
+            gradient = jax.grad(loss)(parameters)
+            updates, moments = optimiser.update(gradient, moments, parameters)
+            return optax.apply_updates(parameters, updates), moments
+
+        measure("train step", step, parameters, optimiser.init(parameters), to_uint8(pictures), jax.random.key(2),
+                **counts)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark))
