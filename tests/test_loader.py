@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -191,6 +193,7 @@ if __name__ == "__main__":
     people = sorted({p.identity for p in source.pictures})
     stream = make_loader(source, people, batch_size=4, expressions_per_set=3, seed=0, workers=2)
     try:
+        print("starting", flush=True)
         for number, batch in enumerate(stream):
             if number == 4:
                 print("running", *(child.pid for child in active_children()), flush=True)
@@ -201,18 +204,27 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def running(source: FolderSource, tmp_path: Path):
-    """A program that loads with two workers, in a process group of its own, and its workers' process ids."""
+def program(source: FolderSource, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A program about to load with two workers, in a process group of its own."""
     (tmp_path / "program.py").write_text(SCRIPT)
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "program.py"), str(source.root), str(tmp_path)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    workers = [int(pid) for pid in process.stdout.readline().split()[1:]]
-    yield process, workers
-    if process.poll() is None:
-        process.kill()
+    assert process.stdout
+    assert process.stdout.readline() == "starting\n"
+    yield process
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # whatever a failed test has left running
     process.communicate()
+
+
+def worker_ids(process: subprocess.Popen[str]) -> list[int]:
+    """Process ids of the two workers, once they run."""
+    assert process.stdout
+    ids = [int(pid) for pid in process.stdout.readline().split()[1:]]
+    assert len(ids) == 2
+    return ids
 
 
 def gone(pid: int) -> bool:
@@ -223,21 +235,22 @@ def gone(pid: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sends signals to a process group and reads /proc")
-def test_ctrl_c_ends_the_workers_without_their_tracebacks(running) -> None:
-    process, workers = running
-    assert len(workers) == 2
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=40)
+@pytest.mark.parametrize("starting", [False, True])
+def test_ctrl_c_ends_the_workers_without_their_tracebacks(program: subprocess.Popen[str], starting: bool) -> None:
+    workers = [] if starting else worker_ids(program)
+    if starting:
+        time.sleep(0.7)  # the workers import their modules now
+    os.killpg(program.pid, signal.SIGINT)
+    out, err = program.communicate(timeout=40)
     assert out.strip() == "stopped"
     assert "Traceback" not in err
     assert all(map(gone, workers))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_workers_end_when_the_main_process_is_killed(running) -> None:
-    process, workers = running
-    assert len(workers) == 2
-    process.kill()
+def test_workers_end_when_the_main_process_is_killed(program: subprocess.Popen[str]) -> None:
+    workers = worker_ids(program)
+    program.kill()
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and not all(map(gone, workers)):
         time.sleep(0.1)
