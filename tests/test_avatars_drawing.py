@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from genaffect_jax.data.avatars import draw, sample_identity
-from genaffect_jax.data.avatars.canvas import Canvas, _closed_weights, _open_weights, ellipse
+from genaffect_jax.data.avatars.canvas import GRID, Canvas, _chain_weights, _closed_weights, ellipse
 from genaffect_jax.faces.action_units import WIDTH, expression_vector, neutral
 
 EXPRESSIONS = {
@@ -69,15 +69,15 @@ def test_a_tiny_size_is_refused():
 
 
 def test_spline_weights_are_exact_so_that_no_machine_rounds_them_differently():
-    for weights in (_closed_weights(9), _open_weights(7)):
+    for weights in (_closed_weights(9) * GRID, _chain_weights((7, 4)) * GRID):
         assert np.array_equal(weights * 1024.0, np.rint(weights * 1024.0))
         assert np.array_equal(weights.sum(axis=1), np.ones(len(weights)))
 
 
 def test_curves_pass_through_their_control_points():
     points = np.random.Generator(np.random.PCG64(0)).random((6, 2))
-    np.testing.assert_allclose((_closed_weights(6) @ points)[::8], points)
-    np.testing.assert_allclose((_open_weights(6) @ points)[::8], points)
+    np.testing.assert_allclose((_closed_weights(6) @ points)[::8] * GRID, points)
+    np.testing.assert_allclose((_chain_weights((6,)) @ points)[::8] * GRID, points)
 
 
 def test_a_clip_hides_what_lies_outside_it():

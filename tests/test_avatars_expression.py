@@ -1,6 +1,7 @@
 """Promises of the rig: every channel moves its own part, in proportion, and no blend turns a face inside out."""
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_the_picture_moves_away_from_neutral_as_intensity_grows(channel):
     rest = blocks(draw(PERSON, neutral()))
     distances = [np.abs(blocks(draw(PERSON, vector(**{channel: v}))) - rest).sum() for v in (0.25, 0.5, 0.75, 1.0)]
     # 2 % of slack: a closing lid covers the last of the eye with skin of nearly the same lightness.
-    assert all(b > 0.98 * a for a, b in zip(distances[:-1], distances[1:], strict=True)), distances
+    assert all(b > 0.98 * a for a, b in pairwise(distances)), distances
     assert distances[0] > 30.0
     assert distances[3] > 1.8 * distances[0]
 
@@ -159,7 +160,7 @@ def test_no_blend_turns_lids_or_lips_inside_out(values, seed):
     mouth = face.mouth
     chains = [mouth.outer_upper, mouth.inner_upper, mouth.inner_lower, mouth.outer_lower]
     assert (np.diff(mouth.inner_upper[:, 0]) > 0.0).all()
-    for above, below in zip(chains[:-1], chains[1:], strict=True):
+    for above, below in pairwise(chains):
         assert (below[:, 1] - above[:, 1] >= -1e-9).all()
     for teeth in (mouth.upper_teeth, mouth.lower_teeth):
         assert teeth.shape == mouth.inner_upper.shape

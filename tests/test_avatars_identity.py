@@ -50,7 +50,8 @@ DRESSED = dataclasses.replace(
 )
 # Numeric parameters and how far each is moved.
 STEPS = {
-    "face_width": 0.05, "jaw_width": 0.1, "chin_width": 0.3, "chin_length": 4.0, "cheek_fullness": 1.0, "skin_tone": 0.4,
+    "face_width": 0.05, "jaw_width": 0.1, "chin_width": 0.3, "chin_length": 4.0, "cheek_fullness": 1.0,
+    "skin_tone": 0.4,
     "skin_undertone": 0.9, "blush": 0.4, "freckles": 0.4, "mole_x": -8.0, "mole_y": 8.0, "mole_size": 0.9,
     "wrinkles": 0.7, "ear_size": 0.25, "ear_height": 4.0, "eye_size": 0.12, "eye_openness": -0.2, "eye_spacing": 3.0,
     "eye_height": 3.0, "eye_tilt": 3.0, "iris_size": 0.15, "lash_length": 0.5, "eyelid_fold": -0.5,

@@ -32,6 +32,21 @@ class Brush:
         if alpha > _VISIBLE:
             self.canvas.stroke(self.pose.face(np.asarray(centre), lift), half_width, colour, alpha, clip)
 
+    def lines(
+        self,
+        centres: Sequence[Sequence[tuple[float, float]]],
+        half_width: Sequence[float],
+        colour: Colour,
+        alpha: float = 1.0,
+        lift: float = 0.0,
+        clip: Stencil | None = None,
+    ) -> None:
+        """As `line`, for several lines with the same number of points and the same look."""
+        if alpha > _VISIBLE:
+            points = np.array(centres)
+            posed = self.pose.face(points.reshape(-1, 2), lift).reshape(points.shape)
+            self.canvas.strokes(posed, half_width, colour, alpha, clip)
+
     def spot(
         self, shape: Points, colour: Colour, alpha: float = 1.0, lift: float = 0.0, clip: Stencil | None = None
     ) -> None:

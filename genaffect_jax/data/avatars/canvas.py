@@ -4,6 +4,9 @@ All coordinates are design units: the picture is 256 x 256 units whatever its si
 the rasteriser the control points are rounded to 1/256 pixel, and curves are flattened with dyadic weights, so every
 intermediate sum is exact in float64 and the polygons are the same bits on every machine, whatever order or fused
 instruction evaluates them.
+
+celiagg 2.1 widens every filled shape by half a pixel on all sides (it passes fills through a contour generator of
+width 1 that no setting switches off). The art is tuned to that at 256 pixels.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ Colour = tuple[int, int, int]
 Stop = tuple[float, Colour, float]
 
 _IDENTITY = celiagg.Transform()
+_PLAIN = celiagg.GraphicsState(drawing_mode=celiagg.DrawingMode.DrawFill)
 _D = 0.70710678
 _UNIT_CIRCLE = np.array([(1.0, 0.0), (_D, _D), (0.0, 1.0), (-_D, _D), (-1.0, 0.0), (-_D, -_D), (0.0, -1.0), (_D, -_D)])
 _WHITE = celiagg.SolidPaint(1.0, 1.0, 1.0, 1.0)
@@ -42,7 +46,7 @@ def _closed_weights(n: int) -> Float[np.ndarray, "M N"]:
         for k in range(STEPS):
             for offset, w in enumerate(_span_weights(k / STEPS), start=-1):
                 weights[i * STEPS + k, (i + offset) % n] += w
-    return weights
+    return weights / GRID
 
 
 @cache
@@ -78,7 +82,14 @@ def _chain_weights(lengths: tuple[int, ...]) -> Float[np.ndarray, "M N"]:
     for block in blocks:
         weights[row : row + len(block), column : column + block.shape[1]] = block
         row, column = row + len(block), column + block.shape[1]
-    return weights
+    return weights / GRID
+
+
+@cache
+def _ribbon_weights(n: int) -> Float[np.ndarray, "M N"]:
+    """Flattens a centre line and its half-width normals, stacked, into the outline centre + normal, centre - normal."""
+    edge = np.eye(n) if n < 3 else _open_weights(n)
+    return np.block([[edge, edge], [edge[::-1], -edge[::-1]]]) / GRID
 
 
 @cache
@@ -95,12 +106,10 @@ _TURN = np.array([(0.0, 1.0), (-1.0, 0.0)])  # right-multiplied: a quarter turn 
 _SUM = np.ones(2)
 
 
-def ribbon(centre: Points, half_width: Sequence[float] | np.ndarray) -> Points:
-    """The outline of a stroke of varying width: its two edges, one after the other; `half_width` per control point."""
-    tangent = _tangent_weights(len(centre)) @ centre
-    scale = np.asarray(half_width, np.float64) / np.sqrt(np.maximum((tangent * tangent) @ _SUM, 1e-12))
-    normal = (tangent @ _TURN) * scale[:, None]
-    return np.concatenate([centre + normal, (centre - normal)[::-1]])
+def _normals(centre: Points, half_width: np.ndarray) -> Points:
+    """A quarter turn from the direction of the line at each control point, `half_width` long."""
+    normal = _tangent_weights(len(centre)) @ centre @ _TURN
+    return normal * (half_width / np.sqrt((normal * normal) @ _SUM + 1e-12))[:, None]
 
 
 class Stencil:
@@ -109,13 +118,12 @@ class Stencil:
     def __init__(self, size: int):
         self._coverage = np.zeros((size, size), np.uint8)
         self._canvas = celiagg.CanvasG8(self._coverage)
-        self._plain = celiagg.GraphicsState(drawing_mode=celiagg.DrawingMode.DrawFill)
         image = celiagg.Image(self._coverage, celiagg.PixelFormat.Gray8)
         self.state = celiagg.GraphicsState(drawing_mode=celiagg.DrawingMode.DrawFill, stencil=image)
 
     def replace(self, path: celiagg.Path) -> None:
         self._canvas.clear(0.0, 0.0, 0.0, 1.0)
-        self._canvas.draw_shape(path, _IDENTITY, self._plain, fill=_WHITE)
+        self._canvas.draw_shape(path, _IDENTITY, _PLAIN, fill=_WHITE)
 
 
 class Canvas:
@@ -127,9 +135,9 @@ class Canvas:
 
     def __init__(self, size: int):
         self.scale = size / DESIGN
+        self._to_grid = self.scale * GRID
         self.pixels: UInt8[np.ndarray, "H W 3"] = np.empty((size, size, 3), np.uint8)
         self._canvas = celiagg.CanvasRGB24(self.pixels)
-        self._plain = celiagg.GraphicsState(drawing_mode=celiagg.DrawingMode.DrawFill)
         self.face = Stencil(size)
         self.scratch = Stencil(size)
 
@@ -142,7 +150,7 @@ class Canvas:
 
     def _polygon(self, points: Points, weights: Float[np.ndarray, "M N"]) -> celiagg.Path:
         path = celiagg.Path()
-        path.lines(weights @ (np.rint(points * (self.scale * GRID)) * (1.0 / GRID)))
+        path.lines(weights @ np.rint(points * self._to_grid))
         path.close()
         return path
 
@@ -166,8 +174,23 @@ class Canvas:
         clip: Stencil | None = None,
     ) -> None:
         """A tapered line through `centre`, `half_width` design units to each side at each control point."""
-        n = len(centre)
-        self._paint(self._polygon(ribbon(centre, half_width), _chain_weights((n, n))), colour, alpha, clip)
+        points = np.concatenate([centre, _normals(centre, np.asarray(half_width, np.float64))])
+        self._paint(self._polygon(points, _ribbon_weights(len(centre))), colour, alpha, clip)
+
+    def strokes(
+        self,
+        centres: Float[np.ndarray, "K N 2"],
+        half_width: Sequence[float],
+        colour: Colour,
+        alpha: float,
+        clip: Stencil | None = None,
+    ) -> None:
+        """Several tapered lines of one colour and one taper in one pass."""
+        widths, path = np.asarray(half_width, np.float64), celiagg.Path()
+        for centre in centres:
+            points = np.concatenate([centre, _normals(centre, widths)])
+            path.add_path(self._polygon(points, _ribbon_weights(len(centre))))
+        self._paint(path, colour, alpha, clip)
 
     def scatter(self, shapes: Sequence[Points], colour: Colour, alpha: float, clip: Stencil | None = None) -> None:
         """Fills several smooth closed curves of one colour in one pass; where they overlap they do not add up."""
@@ -179,13 +202,13 @@ class Canvas:
     def _paint(self, path: celiagg.Path, colour: Colour, alpha: float, clip: Stencil | None) -> None:
         r, g, b = colour
         paint = celiagg.SolidPaint(r / 255.0, g / 255.0, b / 255.0, round(255.0 * alpha) / 255.0)
-        self._canvas.draw_shape(path, _IDENTITY, self._plain if clip is None else clip.state, fill=paint)
+        self._canvas.draw_shape(path, _IDENTITY, _PLAIN if clip is None else clip.state, fill=paint)
 
     def ring(self, outer: Points, inner: Points, colour: Colour, alpha: float = 1.0) -> None:
         """Fills between two smooth closed curves; `inner` lies inside `outer` and both turn the same way."""
         loops = []
         for points, direction in ((outer, 1), (inner, -1)):
-            loop = _closed_weights(len(points)) @ (np.rint(points * (self.scale * GRID)) * (1.0 / GRID))
+            loop = _closed_weights(len(points)) @ np.rint(points * self._to_grid)
             loops.append(np.concatenate([loop, loop[:1]])[::direction])
         path = celiagg.Path()
         path.lines(np.concatenate(loops))  # the seam runs both ways and cancels exactly
@@ -205,7 +228,7 @@ class Canvas:
         paint = celiagg.LinearGradientPaint(
             x1, y1, x2, y2, _stops(stops), celiagg.GradientSpread.SpreadPad, celiagg.GradientUnits.UserSpace
         )
-        self._canvas.draw_shape(self.path(shape), _IDENTITY, self._plain if clip is None else clip.state, fill=paint)
+        self._canvas.draw_shape(self.path(shape), _IDENTITY, _PLAIN if clip is None else clip.state, fill=paint)
 
     def radial(
         self,
@@ -220,7 +243,7 @@ class Canvas:
         paint = celiagg.RadialGradientPaint(
             x, y, r, x, y, _stops(stops), celiagg.GradientSpread.SpreadPad, celiagg.GradientUnits.UserSpace
         )
-        self._canvas.draw_shape(self.path(shape), _IDENTITY, self._plain if clip is None else clip.state, fill=paint)
+        self._canvas.draw_shape(self.path(shape), _IDENTITY, _PLAIN if clip is None else clip.state, fill=paint)
 
     def glow(
         self, centre: tuple[float, float], radius: float, colour: Colour, alpha: float, clip: Stencil | None = None

@@ -57,12 +57,12 @@ def _iris(brush: Brush, identity: Identity, eye: Eye, inside: Stencil) -> None:
 
 def _lashes(brush: Brush, identity: Identity, eye: Eye, lash: Colour) -> None:
     """A flick at the outer corner and a lash before it, as long as `lash_length`."""
-    length = identity.lash_length
+    length, lines = identity.lash_length, []
     for i, reach in ((6, 6.5), (5, 5.2)):
         x, y = eye.upper[i].tolist()
         out = reach * length
-        path = ((x, y), (x + 0.62 * eye.side * out, y - 0.20 * out), (x + eye.side * out, y - 0.85 * out))
-        brush.line(path, (1.3, 0.85, 0.1), lash, min(1.0, 4.0 * length))
+        lines.append(((x, y), (x + 0.62 * eye.side * out, y - 0.20 * out), (x + eye.side * out, y - 0.85 * out)))
+    brush.lines(lines, (1.3, 0.85, 0.1), lash, min(1.0, 4.0 * length))
 
 
 def _under_eye(brush: Brush, identity: Identity, skin: Skin, face: Face, eye: Eye, side: str) -> None:
@@ -75,9 +75,11 @@ def _under_eye(brush: Brush, identity: Identity, skin: Skin, face: Face, eye: Ey
     crow = min(0.7, 0.55 * cheek * (0.35 + 0.65 * age) + 0.28 * age)
     x, y = eye.upper[6].tolist()
     s = eye.side
-    for dy in (-5.0, 0.0, 5.0):
-        feet = ((x + s * 4.0, y + 0.7 * dy), (x + s * 7.0, y + 1.1 * dy), (x + s * 10.0, y + 1.7 * dy))
-        brush.line(feet, (0.6, 0.5, 0.05), skin.line, crow)
+    feet = [
+        ((x + s * 4.0, y + 0.7 * dy), (x + s * 7.0, y + 1.1 * dy), (x + s * 10.0, y + 1.7 * dy))
+        for dy in (-5.0, 0.0, 5.0)
+    ]
+    brush.lines(feet, (0.6, 0.5, 0.05), skin.line, crow)
 
 
 def draw_brow(brush: Brush, identity: Identity, points: np.ndarray, colour: Colour) -> None:

@@ -104,10 +104,11 @@ def draw_nose(brush: Brush, identity: Identity, skin: Skin, face: Face) -> None:
     nostrils = [pose.face(ellipse(s * 0.46 * half, tip_y + 4.0, 0.22 * half, 1.5), 8.0) for s in (-1.0, 1.0)]
     canvas.scatter(nostrils, skin.line, 0.85)
     for side, s in SIDES:
-        wrinkle = face.au[f"AU9{side}"]
-        for y, length in ((-9.0, 6.0), (-4.0, 7.5), (1.0, 7.0)):
-            line = ((s * 1.5, y + 1.0), (s * (1.5 + 0.5 * length), y - 0.6), (s * (1.5 + length), y + 2.0))
-            brush.line(line, (0.3, 0.8, 0.1), skin.line, 0.52 * wrinkle, lift=9.0)
+        wrinkles = [
+            ((s * 1.5, y + 1.0), (s * (1.5 + 0.5 * length), y - 0.6), (s * (1.5 + length), y + 2.0))
+            for y, length in ((-9.0, 6.0), (-4.0, 7.5), (1.0, 7.0))
+        ]
+        brush.lines(wrinkles, (0.3, 0.8, 0.1), skin.line, 0.52 * face.au[f"AU9{side}"], lift=9.0)
 
 
 def draw_lines(brush: Brush, identity: Identity, skin: Skin, face: Face) -> None:
@@ -130,9 +131,11 @@ def draw_lines(brush: Brush, identity: Identity, skin: Skin, face: Face) -> None
     y = float(face.mouth.outer_lower[4, 1]) + 5.0
     boss = ((-11.0, y + 3.5), (0.0, y - 1.5 * raised), (11.0, y + 3.5))
     brush.line(boss, (0.1, 0.7 + 0.5 * raised, 0.1), skin.line, 0.14 + 0.46 * raised, lift=3.0, clip=clip)
-    for dx, dy in ((-6.0, 7.5), (5.5, 7.0), (0.0, 10.5)):
-        dent = ((dx - 2.2, y + dy), (dx, y + dy + 0.9), (dx + 2.2, y + dy))
-        brush.line(dent, (0.1, 0.7, 0.1), skin.line, 0.45 * raised, lift=2.0, clip=clip)
+    dents = [
+        ((dx - 2.2, y + dy), (dx, y + dy + 0.9), (dx + 2.2, y + dy))
+        for dx, dy in ((-6.0, 7.5), (5.5, 7.0), (0.0, 10.5))
+    ]
+    brush.lines(dents, (0.1, 0.7, 0.1), skin.line, 0.45 * raised, lift=2.0, clip=clip)
 
 
 def _mouth_lines(brush: Brush, identity: Identity, skin: Skin, face: Face, side: str, s: float) -> None:

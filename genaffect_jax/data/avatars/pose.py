@@ -20,7 +20,7 @@ RADIUS = 69.0  # of the sphere whose cap carries the face
 DEPTH = 36.0  # of the face surface at its middle
 
 
-_CURVE = np.array((-DEPTH / (RADIUS * RADIUS), -DEPTH / (3.6 * RADIUS * RADIUS)))
+_CURVE = np.array([(-DEPTH / (RADIUS * RADIUS),), (-DEPTH / (3.6 * RADIUS * RADIUS),)])
 
 
 class Pose:
@@ -33,14 +33,15 @@ class Pose:
         yaw, pitch, roll = radians("head_yaw"), radians("head_pitch"), radians("head_roll")
         tilt = np.array([(math.cos(roll), math.sin(roll)), (-math.sin(roll), math.cos(roll))])  # for row vectors
         self._tilt = tilt
-        self._turn = np.array([(math.cos(yaw), 0.0), (0.0, math.cos(pitch))]) @ tilt
+        turn = np.array([(math.cos(yaw), 0.0), (0.0, math.cos(pitch))]) @ tilt
         self._shift = np.array((math.sin(yaw), -math.sin(pitch))) @ tilt  # per unit of depth
+        self._surface = np.concatenate([turn, _CURVE * self._shift])  # of (x, y, x^2, y^2)
         self._origin = np.array((CENTRE[0], CENTRE[1] + NECK)) - np.array((0.0, NECK)) @ tilt
 
     def face(self, points: Points, lift: float = 0.0) -> Points:
         """Points on the face surface, a shallow paraboloid, `lift` units above the skin, in picture coordinates."""
-        depth = (points * points) @ _CURVE + (DEPTH + lift)
-        return points @ self._turn + depth[:, None] * self._shift + self._origin
+        raised = self._origin + (DEPTH + lift) * self._shift
+        return np.concatenate([points, points * points], axis=1) @ self._surface + raised
 
     def layer(self, points: Points, depth: float | np.ndarray) -> Points:
         """Points of a silhouette (head outline, hair, ears) at fixed depths; it shifts but is not foreshortened.
