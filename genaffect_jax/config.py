@@ -315,6 +315,8 @@ class AutoencoderRun:
     """Weight of the KL divergence to a unit Gaussian, per latent number."""
     edge_weight: float = 1.0
     """Weight of the loss on picture gradients, which keeps outlines sharp."""
+    repeats: int = 1
+    """Steps in a row that use one batch, each time moved, mirrored and recoloured anew on the device."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Optimisation, logging, checkpoints."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -323,6 +325,7 @@ class AutoencoderRun:
     def __post_init__(self) -> None:
         _require(self.data.image_size % self.autoencoder.downsample == 0, "data.image_size", self.data.image_size,
                  f"must be a multiple of the autoencoder's downsampling {self.autoencoder.downsample}")  # fmt: skip
+        _require(self.repeats >= 1, "repeats", self.repeats, "must be at least 1")
         for name in ("kl_weight", "edge_weight"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
 

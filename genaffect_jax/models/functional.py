@@ -33,7 +33,7 @@ class Functional(Generic[Module]):
         """
         self._make = make
         abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-        self._graph, state = nnx.split(abstract, nnx.Param)
+        self._graph, state, constants = nnx.split(abstract, nnx.Param, ...)
         self._variables = {".".join(map(str, path)): (path, v) for path, v in nnx.to_flat_state(state)}
         self.shapes: dict[str, jax.ShapeDtypeStruct] = {
             name: jax.ShapeDtypeStruct(v.get_value().shape, v.get_value().dtype)
@@ -45,6 +45,16 @@ class Functional(Generic[Module]):
             if axes is None or len(axes) != len(self.shapes[name].shape):
                 raise ValueError(f"{name}: logical axes {axes} for shape {self.shapes[name].shape}")
             self.logical_axes[name] = tuple(axes)
+
+        # Variables that never train (a position table); under jit the random parameters beside them are not made.
+        self._constants = nnx.to_flat_state(constants)
+        self._constant_values = (
+            jax.jit(
+                lambda: [v.get_value() for _, v in nnx.to_flat_state(nnx.state(make(nnx.Rngs(0)), nnx.Not(nnx.Param)))]
+            )()
+            if self._constants
+            else []
+        )
 
     def init(self, key: jax.Array) -> Parameters:
         """Random parameters from one typed key; jit it with output shardings to create them in place."""
@@ -65,7 +75,8 @@ class Functional(Generic[Module]):
         if missing or unknown:
             raise ValueError(f"parameters: missing {missing}, unknown {unknown}")
         flat = [(path, variable.replace(parameters[name])) for name, (path, variable) in self._variables.items()]
-        return nnx.merge(self._graph, nnx.from_flat_state(flat))
+        constants = [(path, v.replace(x)) for (path, v), x in zip(self._constants, self._constant_values, strict=True)]
+        return nnx.merge(self._graph, nnx.from_flat_state(flat), nnx.from_flat_state(constants))
 
     @property
     def size(self) -> int:

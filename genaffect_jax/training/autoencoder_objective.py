@@ -59,6 +59,23 @@ def autoencoder_loss(
     return mean["l1"] + edge_weight * edge + kl_weight * mean["kl"], terms
 
 
+def jitter(pictures: UInt8[Array, "B S S 3"], key: Key[Array, ""]) -> UInt8[Array, "B S S 3"]:
+    """Pictures moved by up to seven pixels (what leaves comes in on the other side), mirrored and tinted at random.
+
+    The tint is one gain per channel in [0.8, 1.2], and with probability 1/4 the channels change places.
+    """
+    move_key, mirror_key, gain_key, swap_key, order_key = jax.random.split(key, 5)
+    batch = len(pictures)
+    moves = jax.random.randint(move_key, (batch, 2), -7, 8)
+    moved = jax.vmap(lambda picture, move: jnp.roll(picture, move, (0, 1)))(pictures, moves)
+    mirrored = jnp.where(jax.random.bernoulli(mirror_key, 0.5, (batch, 1, 1, 1)), moved[:, :, ::-1], moved)
+    orders = jax.vmap(lambda k: jax.random.permutation(k, 3))(jax.random.split(order_key, batch))
+    swapped = jax.vmap(lambda picture, order: picture[..., order])(mirrored, orders)
+    mixed = jnp.where(jax.random.bernoulli(swap_key, 0.25, (batch, 1, 1, 1)), swapped, mirrored)
+    gains = jax.random.uniform(gain_key, (batch, 1, 1, 3), minval=0.8, maxval=1.2)
+    return jnp.clip(jnp.round(mixed * gains), 0, 255).astype(jnp.uint8)
+
+
 def latent_statistics(model: AutoencoderKL, pictures: UInt8[Array, "B H W 3"]) -> tuple[float, float]:
     """The shift and scaling factors that give these pictures' latents mean 0 and standard deviation 1.
 

@@ -24,7 +24,7 @@ from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.training.checkpoint import Checkpoints
 from genaffect_jax.training.log import TrainingLog
 from genaffect_jax.training.optimiser import learning_rate, make_optimiser
-from genaffect_jax.training.state import TrainState, abstract_state, create_state
+from genaffect_jax.training.state import abstract_state, create_state
 from genaffect_jax.training.step import Batch, LossFunction, device_batch, make_train_step
 
 
@@ -40,6 +40,8 @@ class Batches(Protocol):
     def get_state(self) -> Any: ...
 
     def set_state(self, state: Any) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
         complete = step >= config.steps
         if step > first or checkpoints.latest_step() is None:
             checkpoints.save(state, job.batches.get_state(), job.config)
+    job.batches.close()
     checkpoints.close()
     if complete and step > first:
         log.sheet(step, job.preview(state.ema))

@@ -1,0 +1,55 @@
+# Two commands on a fresh machine: `make avatars` (train a small model, draw a set) and `make test`.
+# Each makes .venv with the pinned versions of constraints.txt first. Needs git, make and Python 3.11 or newer.
+SHELL := /bin/bash
+OUT ?= out
+IDENTITY ?= seed:1000003
+EXPRESSIONS ?= neutral,joy,amusement,love,pride,surprise,fear,anger,disgust,contempt,sadness,AU12=0.7+AU43L=1
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: avatars test test-fast test-torch lint sheets clean
+.DELETE_ON_ERROR:
+
+avatars: .venv/ready
+	$(BIN)/python -m genaffect_jax.train --config configs/avatar_tiny.py --workdir $(OUT)/avatar_tiny
+	$(BIN)/python -m genaffect_jax.sample --model $(OUT)/avatar_tiny --identity $(IDENTITY) \
+	  --expressions '$(EXPRESSIONS)' --out $(OUT)/avatars
+
+test: .venv/ready-dev lint
+	$(BIN)/python -m pytest -m 'not torch'
+
+test-fast: .venv/ready-dev
+	$(BIN)/python -m pytest -m 'not torch and not slow'
+
+# Parity with diffusers; PyTorch is a large download, so it is not part of `make test`.
+test-torch: .venv/ready-torch
+	$(BIN)/python -m pytest -m torch
+
+lint: .venv/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo 'Python 3.11 or newer is needed; set PYTHON=/path/to/python' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/ready: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	@touch $@
+
+.venv/ready-dev: .venv/ready
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+.venv/ready-torch: .venv/ready-dev
+	$(PIP) torch
+	$(PIP) --editable '.[dev,torch]'
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,225 @@
+"""`Pipeline`: a trained model as one Python call, from an identity and expressions to an avatar set."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+import genaffect_jax
+from genaffect_jax.config import Config, ConfigError, MeshConfig, from_json
+from genaffect_jax.data.avatars import draw, sample_identity
+from genaffect_jax.data.image_files import read_picture
+from genaffect_jax.data.sheet import contact_sheet, write_png
+from genaffect_jax.diffusion.schedule import euler_sigmas
+from genaffect_jax.faces.action_units import CHANNELS, neutral
+from genaffect_jax.faces.grammar import Expression, parse_expressions
+from genaffect_jax.generation import build_networks, make_program
+from genaffect_jax.models.functional import Parameters
+from genaffect_jax.models.weights import checksum, load_weights
+from genaffect_jax.parallel.mesh import make_mesh
+from genaffect_jax.training.checkpoint import Checkpoints
+from genaffect_jax.training.generator import AUTOENCODER_FILE
+
+# Pictures drawn at once; larger sets run in chunks of this many, padded, so one program serves all sizes.
+CHUNK = 8
+
+
+@dataclass(frozen=True)
+class AvatarSet:
+    """Pictures of one identity, made together.
+
+    Attributes:
+        reference: uint8 [S, S, 3], the picture that gave the identity.
+        images: uint8 [E, S, S, 3], one per expression.
+        expressions: names and vectors, in the order of `images`.
+        settings: everything that decided the pictures: model, seed, identity, steps, guidance, versions.
+    """
+
+    reference: UInt8[np.ndarray, "S S 3"]
+    images: UInt8[np.ndarray, "E S S 3"]
+    expressions: tuple[Expression, ...]
+    settings: dict[str, Any]
+
+    def sheet(self, columns: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
+        """The reference and every picture, labelled."""
+        return contact_sheet(
+            [self.reference, *self.images], ["reference", *(e.name for e in self.expressions)], columns=columns
+        )
+
+    def save(self, folder: Path) -> None:
+        """Writes `sheet.png`, `NN_<expression>.png`, `reference.png` and `set.json`; all of it or nothing.
+
+        An earlier set in `folder` is replaced.
+
+        Raises:
+            ConfigError: `folder` holds something that is not an avatar set.
+        """
+        folder = Path(folder)
+        check_output(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+            new = Path(scratch) / "new"
+            note = {"Software": f"genaffect_jax {genaffect_jax.__version__}",
+                    "Comment": "generated picture; model {model}, seed {seed}".format(**self.settings)}  # fmt: skip
+            write_png(self.reference, new / "reference.png")
+            write_png(self.sheet(), new / "sheet.png", note)
+            pictures = []
+            for number, (image, expression) in enumerate(zip(self.images, self.expressions, strict=True), 1):
+                name = f"{number:02d}_{expression.slug}.png"
+                write_png(image, new / name, note)
+                vector = {c: round(float(v), 6) for c, v in zip(CHANNELS, expression.vector, strict=True)}
+                pictures.append(
+                    {"file": name, "expression": expression.name, "provenance": expression.provenance, "vector": vector}
+                )
+            (new / "set.json").write_text(json.dumps({**self.settings, "pictures": pictures}, indent=2) + "\n")
+            if folder.exists():
+                os.replace(folder, Path(scratch) / "old")
+            os.replace(new, folder)
+
+
+def check_output(folder: Path) -> None:
+    """Raises ConfigError unless `folder` is new, empty, or holds an earlier avatar set."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {folder}: is a file; name a folder")
+    if folder.exists() and any(folder.iterdir()) and not (folder / "set.json").exists():
+        raise ConfigError(f"--out {folder}: holds files that are no avatar set; name a new or empty folder")
+
+
+class Pipeline:
+    """A trained model, ready to draw.
+
+    Example:
+        >>> avatars = Pipeline.load("out/avatar_tiny")(identity="seed:7", expressions="joy, sadness, anger:0.6")
+        >>> avatars.save(Path("out/seven"))
+    """
+
+    def __init__(self, config: Config, generator: Parameters, autoencoder: Parameters, name: str):
+        """Use `Pipeline.load`; `name` says in `set.json` which model drew the pictures."""
+        self.config = config
+        self.name = name
+        self._generator = generator
+        self._autoencoder = autoencoder
+        self._program = make_program(config.model, *build_networks(config.model))
+
+    @classmethod
+    def load(cls, model: str | Path) -> Pipeline:
+        """Loads the averaged weights of the newest checkpoint in a training's working folder.
+
+        Raises:
+            ConfigError: the folder is no working folder.
+            CheckpointError: it has no complete checkpoint.
+        """
+        workdir = Path(model)
+        if not (workdir / "checkpoints").is_dir():
+            raise ConfigError(f"--model {workdir}: no working folder of a training (it has no checkpoints/)")
+        checkpoints = Checkpoints(workdir)
+        config = from_json(Config, checkpoints.config())
+        generator, autoencoder = build_networks(config.model)
+        parameters = checkpoints.averaged_parameters(generator, make_mesh(MeshConfig()))
+        weights = workdir / AUTOENCODER_FILE
+        name = f"{workdir.name}, step {checkpoints.latest_step()}, autoencoder {checksum(weights)[:12]}"
+        return cls(config, parameters, load_weights(autoencoder, weights, config.model.autoencoder), name)
+
+    def __call__(
+        self,
+        identity: str | Path | UInt8[np.ndarray, "S S 3"],
+        expressions: str | Sequence[Expression],
+        *,
+        steps: int = 24,
+        guidance: float = 1.5,
+        seed: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> AvatarSet:
+        """Draws one set.
+
+        Args:
+            identity: a picture file, `seed:N` (procedural avatar number N, neutral), or a uint8 RGB picture of the
+                model's size.
+            expressions: text of the expression grammar (`"joy, AU12L=0.7"`), or parsed expressions.
+            steps: Euler steps.
+            guidance: classifier-free guidance scale over identity and expression together; 1 is none.
+            seed: with the expression it decides a picture's noise, so a picture is the same in every set.
+            progress: called with (pictures done, pictures in all).
+
+        Raises:
+            ExpressionError: an expression is not understood.
+            ConfigError: the identity or a number is not allowed.
+        """
+        for option, value, low in (("steps", steps, 1), ("guidance", guidance, 0), ("seed", seed, 0)):
+            if not value >= low:
+                raise ConfigError(f"--{option} {value}: must be at least {low}")
+        wanted = tuple(parse_expressions(expressions) if isinstance(expressions, str) else expressions)
+        reference = self.reference(identity)
+        sigmas = euler_sigmas(steps, self.config.flow.shift)
+        images: list[UInt8[np.ndarray, "S S 3"]] = []
+        items = item_numbers(wanted)
+        for start in range(0, len(wanted), CHUNK):
+            chosen = [min(i, len(wanted) - 1) for i in range(start, start + min(CHUNK, len(wanted)))]
+            drawn = self._program(
+                self._generator, self._autoencoder, reference[None, None], np.ones((1, 1), bool),
+                np.stack([wanted[i].vector for i in chosen])[None], items[chosen][None],
+                np.int32(seed), sigmas, np.float32(guidance),
+            )  # fmt: skip
+            images.extend(np.asarray(jax.device_get(drawn))[0][: len(wanted) - start])
+            if progress:
+                progress(len(images), len(wanted))
+        settings = {
+            "model": self.name,
+            "seed": seed,
+            "identity": "array" if isinstance(identity, np.ndarray) else str(identity),
+            "steps": steps,
+            "guidance": guidance,
+            "config": json.loads(json.dumps(dataclasses.asdict(self.config.model))),
+            "versions": {
+                "python": sys.version.split()[0],
+                **{name: version(name) for name in ("genaffect-jax", "jax", "flax", "numpy")},
+            },
+        }
+        return AvatarSet(reference, np.stack(images), wanted, settings)
+
+    def reference(self, identity: str | Path | UInt8[np.ndarray, "S S 3"]) -> UInt8[np.ndarray, "S S 3"]:
+        """The reference picture that an identity stands for, uint8 [S, S, 3] at the model's size.
+
+        Raises:
+            ConfigError: not a picture file, not `seed:N`, or an array of the wrong shape.
+        """
+        size = self.config.model.image_size
+        if isinstance(identity, np.ndarray):
+            if identity.shape != (size, size, 3) or identity.dtype != np.uint8:
+                raise ConfigError(f"identity: {identity.dtype} {identity.shape}, needs uint8 ({size}, {size}, 3)")
+            return identity
+        text = str(identity)
+        if text.startswith("seed:"):
+            number = text.removeprefix("seed:")
+            if not number.isdecimal():
+                raise ConfigError(f"--identity {text}: seed:N needs a whole number N from 0")
+            return draw(sample_identity(int(number)), neutral(), size)
+        return read_picture(Path(identity), size)
+
+
+def item_numbers(expressions: Sequence[Expression]) -> np.ndarray:
+    """The number that, with the seed, decides a picture's noise: int32, from the expression vector alone.
+
+    A picture therefore does not depend on what else is in its set. Equal expressions in one set are told apart by
+    how often they came before.
+    """
+    seen: dict[bytes, int] = {}
+    numbers = []
+    for expression in expressions:
+        key = np.round(expression.vector, 4).astype("<f4").tobytes()
+        seen[key] = seen.get(key, -1) + 1
+        numbers.append(zlib.crc32(key + bytes([seen[key] % 256])) & 0x7FFFFFFF)
+    return np.array(numbers, np.int32)

@@ -1,0 +1,119 @@
+"""Training of the generator, put together: pictures, latents, objective and preview."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from rich.console import Console
+
+from genaffect_jax.config import Config
+from genaffect_jax.data.latents import LatentSource, write_latents
+from genaffect_jax.data.loader import make_loader
+from genaffect_jax.data.pictures import Source
+from genaffect_jax.data.sets import split_identities
+from genaffect_jax.data.sheet import contact_sheet
+from genaffect_jax.data.sources import open_source
+from genaffect_jax.diffusion.schedule import euler_sigmas
+from genaffect_jax.generation import build_networks, make_program
+from genaffect_jax.models.autoencoder import AutoencoderKL, normalise
+from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.models.weights import checksum, load_weights, resolve_weights
+from genaffect_jax.parallel.mesh import make_mesh
+from genaffect_jax.training.generator_objective import make_generator_loss
+from genaffect_jax.training.loop import Job, fit
+from genaffect_jax.training.run import claim_workdir
+
+AUTOENCODER_FILE = "autoencoder.safetensors"
+_PREVIEW_STEPS = 16
+_PREVIEW_PICTURES = 7
+
+
+def train_generator(config: Config, workdir: Path, console: Console) -> bool:
+    """Trains the generator into a working folder; continues the run that the folder holds.
+
+    Returns:
+        True if all steps are done, False if a signal ended the run (a checkpoint is written either way).
+
+    Raises:
+        ConfigError, DataError, CheckpointError, TrainingError: see their classes.
+    """
+    resolved = claim_workdir(workdir, config)
+    mesh = make_mesh(config.mesh)
+    generator, autoencoder = build_networks(config.model)
+    console.print(
+        f"generator: {generator.size / 1e6:.2f} M parameters on {mesh.size} {jax.default_backend()} device(s)"
+    )
+
+    weights = workdir / AUTOENCODER_FILE
+    if not weights.exists():  # the folder stays usable when the original file moves
+        shutil.copyfile(resolve_weights(config.model.autoencoder_weights), weights)
+    frozen = load_weights(autoencoder, weights, config.model.autoencoder)
+
+    source = open_source(config.data, workdir)
+    people, held_out = split_identities(source, config.data.holdout, config.train.seed)
+    console.print(f"{source.describe()}: {len(people)} people to train on, {len(held_out)} held out")
+    stored: Source = source
+    if config.data.cache_latents:
+        encode = _latent_encoder(autoencoder, frozen)
+        path = write_latents(source, workdir / "latents.npy", encode, batch_size=64, fingerprint=checksum(weights))
+        stored = LatentSource(source, path)
+    batches = make_loader(
+        stored,
+        people,
+        batch_size=config.train.batch_size,
+        expressions_per_set=config.data.expressions_per_set,
+        seed=config.train.seed,
+        workers=config.data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    job = Job(
+        functional=generator,
+        loss=make_generator_loss(config.flow, autoencoder),
+        frozen=frozen,
+        batches=batches,
+        pictures_per_step=config.train.batch_size * config.data.expressions_per_set,
+        preview=_make_preview(config, generator, autoencoder, frozen, source, (held_out or people)[0]),
+        config=resolved,
+    )
+    return fit(job, config.train, mesh, workdir, console)
+
+
+def _latent_encoder(autoencoder: Functional[AutoencoderKL], frozen: Parameters) -> Callable[[np.ndarray], np.ndarray]:
+    encode = jax.jit(lambda parameters, pictures: autoencoder.merge(parameters).to_latents(normalise(pictures)))
+    return lambda pictures: np.asarray(encode(frozen, pictures))
+
+
+def _make_preview(
+    config: Config,
+    generator: Functional,
+    autoencoder: Functional[AutoencoderKL],
+    frozen: Parameters,
+    source: Source,
+    person: str,
+) -> Callable[[Parameters], UInt8[np.ndarray, "H W 3"]]:
+    """A sheet of one person who is not trained on: the reference, then real above drawn for each expression."""
+    indices = [i for i, p in enumerate(source.pictures) if p.identity == person][: _PREVIEW_PICTURES + 1]
+    reference, *real = (source.load(i) for i in indices)
+    labels = [source.pictures[i].label for i in indices]
+    vectors = np.stack([source.pictures[i].expression for i in indices[1:]])
+    program = make_program(config.model, generator, autoencoder, "none")
+    sigmas = euler_sigmas(_PREVIEW_STEPS, config.flow.shift)
+
+    def preview(parameters: Parameters) -> UInt8[np.ndarray, "H W 3"]:
+        drawn = program(
+            parameters, frozen, reference[None, None], np.ones((1, 1), bool), vectors[None],
+            np.arange(len(vectors))[None], np.int32(0), sigmas, np.float32(1.0),
+        )  # fmt: skip
+        return contact_sheet(
+            [reference, *real, reference, *np.asarray(jax.device_get(drawn))[0]],
+            [f"reference: {labels[0]}", *labels[1:], "drawn:", *labels[1:]],
+            columns=len(indices),
+        )
+
+    return preview

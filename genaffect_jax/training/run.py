@@ -1,0 +1,76 @@
+"""What the training commands share around the loop: the working folder's configuration, and how a run ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from genaffect_jax.config import AutoencoderRun, Config, ConfigError, from_json, to_json
+from genaffect_jax.data.pictures import DataError
+from genaffect_jax.models.weights import WeightsError
+from genaffect_jax.training.checkpoint import CheckpointError
+from genaffect_jax.training.loop import TrainingError
+
+COMPLETE, FAILED, INTERRUPTED = 0, 1, 130
+
+# Fields of `train` that may change between the runs of one working folder: they do not touch what is learned.
+_MAY_CHANGE = ("steps", "log_every", "sheet_every", "checkpoint_every", "keep_checkpoints")
+
+
+def claim_workdir(workdir: Path, config: Config | AutoencoderRun) -> str:
+    """Writes `config.json` into the working folder, or checks that the run there is the same one.
+
+    Returns:
+        The configuration as JSON.
+
+    Raises:
+        ConfigError: the folder belongs to a run with other settings; they are listed.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        before = from_json(type(config), path.read_text())
+        changed = [
+            line for line in _differences(before, config) if line.split("=")[0].split(".")[-1] not in _MAY_CHANGE
+        ]
+        if changed:
+            raise ConfigError(
+                f"--workdir {workdir}: holds a run with other settings ({'; '.join(changed)}); "
+                "use another folder, or the same settings to continue it"
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    text = to_json(config)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+    return text
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+    if hasattr(before, "__dataclass_fields__"):
+        return [
+            line
+            for field in before.__dataclass_fields__
+            for line in _differences(getattr(before, field), getattr(now, field), f"{name}.{field}".lstrip("."))
+        ]
+    return [] if before == now else [f"{name}={before}, now {now}"]
+
+
+def run_reporting_errors(work: Callable[[Console], bool]) -> int:
+    """Runs `work(console)`, which returns True if it is complete, and turns its end into an exit status.
+
+    Expected failures (configuration, data, checkpoint, diverged training) print one message; anything else is a
+    defect of this program and keeps its traceback.
+    """
+    console = Console(stderr=True)
+    try:
+        return COMPLETE if work(console) else INTERRUPTED
+    except (ConfigError, DataError, WeightsError, CheckpointError, TrainingError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED

@@ -1,0 +1,80 @@
+"""Shared by all tests: eight simulated devices, and a model small enough to train in seconds."""
+
+import os
+
+# Before JAX starts: meshes of up to eight devices are tested on the CPU.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from genaffect_jax.config import (
+    AutoencoderConfig,
+    ConditioningConfig,
+    Config,
+    DataConfig,
+    MMDiTConfig,
+    ModelConfig,
+    TrainConfig,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    """A 32-px model of two narrow blocks, with random autoencoder weights in a file."""
+    import jax
+
+    from genaffect_jax.models.autoencoder import AutoencoderKL
+    from genaffect_jax.models.functional import Functional
+    from genaffect_jax.models.weights import save_weights
+
+    autoencoder = AutoencoderConfig(latent_channels=4, block_out_channels=(8, 8, 16), norm_num_groups=4)
+    path = tmp_path_factory.mktemp("weights") / "autoencoder.safetensors"
+    network = Functional(lambda rngs: AutoencoderKL(autoencoder, rngs=rngs))
+    save_weights(network.init(jax.random.key(1)), path, "float32", autoencoder)
+    return ModelConfig(
+        mmdit=MMDiTConfig(
+            sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=16,
+            num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=0,
+            pos_embed_max_size=4, register_tokens=2,
+        ),
+        autoencoder=autoencoder,
+        conditioning=ConditioningConfig(expression_tokens=2, identity_layers=1),
+        autoencoder_weights=str(path),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def tiny_config(tiny_model: ModelConfig) -> Config:
+    """A run of a few steps on a few procedural avatars."""
+    return Config(
+        data=DataConfig(
+            image_size=32, identities=6, expressions_per_identity=4, expressions_per_set=2, holdout=0.2, workers=0
+        ),
+        model=tiny_model,
+        train=TrainConfig(steps=4, batch_size=8, warmup_steps=1, log_every=1, checkpoint_every=100),
+    )
+
+
+@pytest.fixture
+def preset(tiny_config: Config, tmp_path: Path):
+    """Writes a preset file whose `config()` makes `tiny_config` with changed `train` and `data` fields."""
+    from genaffect_jax.config import to_json
+
+    def write(train: dict | None = None, data: dict | None = None) -> Path:
+        config = dataclasses.replace(
+            tiny_config,
+            train=dataclasses.replace(tiny_config.train, **(train or {})),
+            data=dataclasses.replace(tiny_config.data, **(data or {})),
+        )
+        path = tmp_path / "preset.py"
+        path.write_text(
+            "from genaffect_jax.config import Config, from_json\n\n\n"
+            f"def config():\n    return from_json(Config, {to_json(config)!r})\n"
+        )
+        return path
+
+    return write

@@ -1,0 +1,89 @@
+"""The command lines refuse bad input at once, in helpful words, and leave nothing behind."""
+
+import pytest
+
+from genaffect_jax import sample, train
+
+
+def outcome(main, argv, capsys):
+    """Exit status and everything printed."""
+    try:
+        status = main(argv)
+    except SystemExit as e:
+        status = e.code
+    captured = capsys.readouterr()
+    return status, " ".join((captured.out + captured.err).replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--train.batch_size", "-3"], "train.batch_size=-3: must be at least 1"),
+        (["--train.lerning_rate", "1"], "Perhaps you meant: --train.learning_rate"),
+        (["--data.source", "fodler"], "invalid choice 'fodler' for argument '--data.source'"),
+        (["--train.steps", "many"], "invalid literal for int"),
+        (["--config", "configs/none.py"], "--config configs/none.py: no such preset"),
+    ],
+)
+def test_training_refuses_bad_options_before_any_work(options, words, preset, tmp_path, capsys):
+    argv = ["--workdir", str(tmp_path / "run"), "--config", str(preset()), *options]
+    status, text = outcome(train.main, argv, capsys)
+    assert status == 2
+    assert words in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_needs_a_working_folder(preset, capsys):
+    status, text = outcome(train.main, ["--config", str(preset())], capsys)
+    assert status == 2
+    assert "--workdir" in text
+
+
+def test_a_preset_for_another_command_is_refused(tmp_path, capsys):
+    preset = tmp_path / "other.py"
+    preset.write_text("from genaffect_jax.config import AutoencoderRun as config\n")
+    status, text = outcome(train.main, ["--config", str(preset), "--workdir", str(tmp_path / "run")], capsys)
+    assert status == 2
+    assert "config() returned AutoencoderRun, this command needs Config" in text
+
+
+def test_help_explains_fields_with_their_units(preset, capsys):
+    status, text = outcome(train.main, ["--config", str(preset()), "--help"], capsys)
+    assert status == 0
+    assert "--data.image_size" in text
+    assert "Side of the pictures, in pixels." in text
+
+
+def test_the_folder_preset_asks_for_its_folder(tmp_path, capsys):
+    argv = ["--config", "configs/folder_tiny.py", "--workdir", str(tmp_path / "run")]
+    status, text = outcome(train.main, argv, capsys)
+    assert status == 2
+    assert "--data.root" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (["--expressions", "joyy"], 2, "did you mean 'joy'"),
+        (["--steps", "0"], 2, "--steps 0: must be at least 1"),
+        (["--identity", "seed:-1"], 2, "seed:N needs a whole number"),
+        (["--identity", "nobody.png"], 1, "nobody.png"),
+    ],
+)
+def test_sampling_refuses_bad_input_and_leaves_no_partial_set(options, status, words, preset, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert outcome(train.main, ["--workdir", str(run), "--config", str(preset({"steps": 1}))], capsys)[0] == 0
+    argv = ["--model", str(run), "--identity", "seed:1", "--out", str(tmp_path / "set"), *options]
+    found, text = outcome(sample.main, argv, capsys)
+    assert (found, words in text) == (status, True), text
+    assert not (tmp_path / "set").exists()
+
+
+def test_sampling_draws_a_set(preset, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert outcome(train.main, ["--workdir", str(run), "--config", str(preset({"steps": 1}))], capsys)[0] == 0
+    argv = ["--model", str(run), "--identity", "seed:1", "--expressions", "joy,AU6=0.5,AU12=0.9,anger", "--steps", "1",
+            "--out", str(tmp_path / "set")]  # fmt: skip
+    status, text = outcome(sample.main, argv, capsys)
+    assert status == 0, text
+    assert len(list((tmp_path / "set").glob("0*.png"))) == 3

@@ -1,0 +1,76 @@
+"""Configurations refuse what is not allowed, and survive the trip through JSON."""
+
+import dataclasses
+import json
+
+import pytest
+
+from genaffect_jax.config import (
+    AutoencoderConfig,
+    AutoencoderRun,
+    Config,
+    ConfigError,
+    DataConfig,
+    FlowConfig,
+    MeshConfig,
+    MMDiTConfig,
+    ModelConfig,
+    TrainConfig,
+    from_json,
+    to_json,
+)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: TrainConfig(batch_size=-3), "train.batch_size=-3"),
+        (lambda: TrainConfig(learning_rate=0.0), "train.learning_rate=0.0"),
+        (lambda: TrainConfig(learning_rate=float("nan")), "train.learning_rate=nan"),
+        (lambda: TrainConfig(ema_decay=1.0), "train.ema_decay=1.0"),
+        (lambda: DataConfig(holdout=1.0), "data.holdout=1.0"),
+        (lambda: DataConfig(source="folder"), "data.root=None"),
+        (lambda: DataConfig(expressions_per_identity=1), "data.expressions_per_identity=1"),
+        (lambda: FlowConfig(drop_identity=-0.1), "flow.drop_identity=-0.1"),
+        (lambda: MeshConfig(data=0), "mesh.data=0"),
+        (lambda: MMDiTConfig(caption_projection_dim=7), "mmdit.caption_projection_dim=7"),
+        (lambda: MMDiTConfig(dual_attention_layers=(9,)), "mmdit.dual_attention_layers=[9]"),
+        (lambda: AutoencoderConfig(block_out_channels=(16, 30)), "autoencoder.block_out_channels=30"),
+        (lambda: ModelConfig(autoencoder=AutoencoderConfig(latent_channels=4)), "mmdit.in_channels"),
+        (lambda: Config(data=DataConfig(image_size=256)), "data.image_size=256"),
+        (lambda: AutoencoderRun(kl_weight=-1.0), "kl_weight=-1.0"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(make, name):
+    with pytest.raises(ConfigError) as error:
+        make()
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize("config", [Config(), AutoencoderRun()])
+def test_json_gives_back_the_same_configuration(config):
+    assert from_json(type(config), to_json(config)) == config
+
+
+def test_paths_and_tuples_survive_json(tmp_path):
+    config = Config(data=DataConfig(source="folder", root=tmp_path))
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, mmdit=MMDiTConfig(dual_attention_layers=(0, 2)))
+    )
+    assert from_json(Config, to_json(config)) == config
+
+
+def test_json_with_unknown_and_missing_fields_names_them():
+    values = json.loads(to_json(Config()))
+    values["train"]["lerning_rate"] = 1.0
+    del values["train"]["steps"]
+    with pytest.raises(ConfigError, match=r"unknown fields \['lerning_rate'\], missing fields \['steps'\]"):
+        from_json(Config, json.dumps(values))
+
+
+@pytest.mark.parametrize("value", ["12", True, None, 1.5])
+def test_json_of_the_wrong_type_is_refused(value):
+    values = json.loads(to_json(Config()))
+    values["train"]["steps"] = value
+    with pytest.raises(ConfigError, match="steps"):
+        from_json(Config, json.dumps(values))

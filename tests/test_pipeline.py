@@ -1,0 +1,133 @@
+"""From training to a saved set: files, settings, and pictures that do not depend on their company."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from genaffect_jax.config import ConfigError
+from genaffect_jax.faces.action_units import CHANNELS
+from genaffect_jax.faces.grammar import ExpressionError, parse_expressions
+from genaffect_jax.pipeline import CHUNK, Pipeline, item_numbers
+from genaffect_jax.training.generator import train_generator
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, tiny_model):
+    from genaffect_jax.config import Config, DataConfig, TrainConfig
+
+    config = Config(
+        data=DataConfig(image_size=32, identities=6, expressions_per_identity=4, expressions_per_set=2, workers=0),
+        model=tiny_model,
+        # A high rate: the zero-initialised branches must have moved for conditions to show in the pictures.
+        train=TrainConfig(steps=6, batch_size=8, warmup_steps=1, learning_rate=0.03, checkpoint_every=100),
+    )
+    path = tmp_path_factory.mktemp("run")
+    assert train_generator(config, path, Console(quiet=True))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pipeline(workdir):
+    return Pipeline.load(workdir)
+
+
+def test_a_set_is_saved_as_sheet_pictures_and_settings(pipeline, tmp_path):
+    avatars = pipeline("seed:11", "joy, 0.5*fear + 0.5*joy, AU12L=0.7", steps=2, seed=3)
+    avatars.save(tmp_path / "set")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["set"]
+    saved = json.loads((tmp_path / "set" / "set.json").read_text())
+    assert {"seed": 3, "identity": "seed:11", "steps": 2}.items() <= saved.items()
+    assert {"jax", "flax", "numpy", "genaffect-jax", "python"} <= saved["versions"].keys()
+    assert "step 6" in saved["model"]
+    assert len(saved["pictures"]) == 3
+    for entry, expression, image in zip(saved["pictures"], avatars.expressions, avatars.images, strict=True):
+        vector = np.array([entry["vector"][c] for c in CHANNELS], np.float32)
+        np.testing.assert_allclose(vector, expression.vector, atol=1e-6)
+        with Image.open(tmp_path / "set" / entry["file"]) as read:
+            np.testing.assert_array_equal(np.asarray(read), image)
+            assert "generated picture" in read.text["Comment"]
+    with Image.open(tmp_path / "set" / "sheet.png") as sheet:
+        assert sheet.width > 32 * 2
+
+
+def test_a_new_set_replaces_an_old_one_but_nothing_else(pipeline, tmp_path):
+    avatars = pipeline("seed:1", "joy,fear", steps=1)
+    avatars.save(tmp_path / "set")
+    pipeline("seed:1", "anger", steps=1).save(tmp_path / "set")
+    assert sorted(p.name for p in (tmp_path / "set").iterdir()) == [
+        "01_anger.png", "reference.png", "set.json", "sheet.png",
+    ]  # fmt: skip
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "holiday.jpg").write_bytes(b"precious")
+    with pytest.raises(ConfigError, match="no avatar set"):
+        avatars.save(tmp_path / "mine")
+    assert (tmp_path / "mine" / "holiday.jpg").read_bytes() == b"precious"
+
+
+def test_a_picture_is_the_same_alone_in_a_set_and_in_another_order(pipeline):
+    words = ["joy", "anger", "fear", "pride"]
+    together = pipeline("seed:2", ",".join(words), steps=2).images
+    backwards = pipeline("seed:2", ",".join(words[::-1]), steps=2).images
+    alone = pipeline("seed:2", "fear", steps=2).images
+    differs = np.abs(together[2].astype(int) - alone[0].astype(int)).max()
+    assert differs <= 1  # other batch shapes round differently
+    assert np.abs(together[::-1].astype(int) - backwards.astype(int)).max() <= 1
+    assert np.abs(together[0].astype(int) - together[1].astype(int)).max() > 1
+
+
+def test_sets_longer_than_a_chunk_keep_their_order(pipeline):
+    words = list(dict.fromkeys(e.name for e in parse_expressions("all")))[: CHUNK + 3]
+    seen = []
+    long = pipeline("seed:2", ",".join(words), steps=1, progress=lambda done, total: seen.append((done, total)))
+    assert len(long.images) == len(words)
+    assert seen == [(CHUNK, CHUNK + 3), (CHUNK + 3, CHUNK + 3)]
+    last = pipeline("seed:2", words[-1], steps=1).images[0]
+    assert np.abs(long.images[-1].astype(int) - last.astype(int)).max() <= 1
+
+
+def test_the_seed_and_the_identity_change_the_pictures(pipeline):
+    base = pipeline("seed:2", "joy", steps=1).images
+    assert (pipeline("seed:2", "joy", steps=1, seed=1).images != base).any()
+    assert (pipeline("seed:3", "joy", steps=1).images != base).any()
+    np.testing.assert_array_equal(pipeline("seed:2", "joy", steps=1).images, base)
+
+
+def test_equal_expressions_in_one_set_get_different_noise():
+    numbers = item_numbers(parse_expressions("joy,joy,sadness"))
+    assert len(set(numbers.tolist())) == 3
+    assert numbers[0] == item_numbers(parse_expressions("joy"))[0]
+
+
+def test_a_picture_file_gives_the_same_set_as_its_pixels(pipeline, tmp_path):
+    reference = pipeline.reference("seed:4")
+    Image.fromarray(reference).save(tmp_path / "face.png")
+    from_file = pipeline(tmp_path / "face.png", "joy", steps=1)
+    np.testing.assert_array_equal(from_file.images, pipeline(reference, "joy", steps=1).images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"identity": "seed:x"}, "seed:N needs a whole number"),
+        ({"identity": np.zeros((8, 8, 3), np.uint8)}, r"needs uint8 \(32, 32, 3\)"),
+        ({"steps": 0}, "--steps 0: must be at least 1"),
+        ({"seed": -1}, "--seed -1"),
+        ({"guidance": float("nan")}, "--guidance nan"),
+    ],
+)
+def test_arguments_that_are_not_allowed_are_named(pipeline, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        pipeline(**{"identity": "seed:1", "expressions": "joy", "steps": 1, **arguments})
+
+
+def test_an_unknown_expression_draws_nothing(pipeline):
+    with pytest.raises(ExpressionError, match="joyy"):
+        pipeline("seed:1", "joyy")
+
+
+def test_a_folder_that_is_no_training_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no working folder of a training"):
+        Pipeline.load(tmp_path)

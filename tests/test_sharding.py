@@ -1,0 +1,58 @@
+"""The sharding table raises on every mistake, and the state lies where it says."""
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec
+
+from genaffect_jax.config import MeshConfig
+from genaffect_jax.generation import build_networks
+from genaffect_jax.parallel import sharding
+from genaffect_jax.parallel.mesh import make_mesh
+from genaffect_jax.training.optimiser import make_optimiser
+from genaffect_jax.training.state import create_state
+
+
+def test_a_mesh_that_does_not_use_every_device_is_refused():
+    with pytest.raises(ValueError, match=r"mesh\.data=3, mesh\.fsdp=2: there are 8 cpu devices"):
+        make_mesh(MeshConfig(data=3, fsdp=2))
+    with pytest.raises(ValueError, match=r"mesh\.fsdp=3"):
+        make_mesh(MeshConfig(fsdp=3))
+
+
+def test_one_mesh_axis_for_two_dimensions_is_a_collision():
+    mesh = make_mesh(MeshConfig(fsdp=2))
+    with pytest.raises(ValueError, match=r"w: mesh axis 'fsdp' is claimed by both 'embed' and 'conv_out'"):
+        sharding.partition_spec(("embed", "conv_out"), (4, 4), mesh, "w")
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "message"),
+    [
+        (("embed",), (5,), r"w: 'embed' of size 5 is not divisible by 2 devices"),
+        (("width",), (4,), r"w: unknown logical axis 'width'"),
+        (("embed",), (4, 4), r"w: logical axes \('embed',\) for shape \(4, 4\)"),
+    ],
+)
+def test_axes_that_do_not_fit_are_refused(axes, shape, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.partition_spec(axes, shape, make_mesh(MeshConfig(fsdp=2)), "w")
+
+
+def test_every_large_matrix_and_its_moments_are_cut_over_fsdp(tiny_config):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    generator, _ = build_networks(tiny_config.model)
+    state = create_state(generator, make_optimiser(tiny_config.train), mesh, 0)
+    kernels = [name for name in state.parameters if name.endswith("kernel")]
+    assert kernels
+    for name in kernels:
+        assert "fsdp" in state.parameters[name].sharding.spec, name
+    for name, array in state.parameters.items():
+        assert state.ema[name].sharding == array.sharding
+    moments = [m for m in jax.tree.leaves(state.optimiser) if m.ndim]
+    shapes = sorted((m.shape, str(m.sharding.spec)) for m in moments)
+    assert shapes == sorted((p.shape, str(p.sharding.spec)) for p in [*state.parameters.values()] * 2)
+
+
+def test_the_batch_is_cut_over_all_devices():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    assert sharding.batch_sharding(mesh).spec == PartitionSpec(("data", "fsdp"))

@@ -1,0 +1,181 @@
+"""The loop: exact resume, Ctrl-C, logs, and a working folder that protects its run."""
+
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from genaffect_jax.config import Config, ConfigError, MeshConfig, from_json
+from genaffect_jax.generation import build_networks
+from genaffect_jax.parallel.mesh import make_mesh
+from genaffect_jax.training.checkpoint import CheckpointError, Checkpoints
+from genaffect_jax.training.generator import train_generator
+from genaffect_jax.training.loop import Job, TrainingError, fit
+from genaffect_jax.training.optimiser import make_optimiser
+from genaffect_jax.training.run import claim_workdir
+from genaffect_jax.training.state import abstract_state
+
+QUIET = Console(file=open(os.devnull, "w"))  # noqa: SIM115 (lives as long as the tests)
+
+
+def with_train(config, **changes):
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def final_state(config, workdir):
+    generator, _ = build_networks(config.model)
+    mesh = make_mesh(MeshConfig())
+    return Checkpoints(workdir).restore(abstract_state(generator, make_optimiser(config.train), mesh))
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["cached latents", "pictures"])
+def test_a_stopped_and_continued_run_equals_an_uninterrupted_one(tiny_config, tmp_path, cached):
+    config = with_train(tiny_config, schedule="constant")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache_latents=cached))
+    assert train_generator(with_train(config, steps=4), tmp_path / "whole", QUIET)
+    assert train_generator(with_train(config, steps=2), tmp_path / "parts", QUIET)
+    assert train_generator(with_train(config, steps=4), tmp_path / "parts", QUIET)
+    whole, whole_position = final_state(config, tmp_path / "whole")
+    parts, parts_position = final_state(config, tmp_path / "parts")
+    assert int(parts.step) == 4
+    assert parts_position == whole_position
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # The first step of a process is its compilation: it is not logged, so each part starts one row later.
+    losses = {row["step"]: row["loss"] for row in rows(tmp_path / "whole")}
+    for row in rows(tmp_path / "parts"):
+        assert row["loss"] == losses[row["step"]]
+
+
+class Interrupting:
+    """Batches that send SIGINT to this process when the third is fetched."""
+
+    def __init__(self, number):
+        self.fetched, self.number = 0, number
+
+    def __next__(self):
+        self.fetched += 1
+        if self.fetched == 3:
+            os.kill(os.getpid(), self.number)
+        rng = np.random.default_rng(self.fetched)
+        return {
+            "reference": rng.standard_normal((8, 1, 8, 8, 4), np.float32),
+            "target": rng.standard_normal((8, 2, 8, 8, 4), np.float32),
+            "expression": rng.random((8, 2, 40), np.float32),
+        }
+
+    def get_state(self):
+        return {"fetched": self.fetched}
+
+    def set_state(self, state):
+        self.fetched = state["fetched"]
+
+    def close(self):
+        pass
+
+
+def job(config, batches, loss=None):
+    from genaffect_jax.config import to_json
+    from genaffect_jax.training.generator_objective import make_generator_loss
+
+    generator, autoencoder = build_networks(config.model)
+    return Job(
+        functional=generator, loss=loss or make_generator_loss(config.flow, autoencoder), frozen={}, batches=batches,
+        pictures_per_step=16, preview=lambda _: np.zeros((8, 8, 3), np.uint8), config=to_json(config),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_leaves_a_checkpoint_that_continues(tiny_config, tmp_path, number):
+    mesh = make_mesh(MeshConfig())
+    config = with_train(tiny_config, steps=6)
+    before = signal.getsignal(number)
+    assert not fit(job(config, Interrupting(number)), config.train, mesh, tmp_path, QUIET)
+    assert signal.getsignal(number) == before
+    state, position = final_state(config, tmp_path)
+    assert (int(state.step), position) == (3, {"fetched": 3})
+
+    batches = Interrupting(number)
+    assert fit(job(config, batches), config.train, mesh, tmp_path, QUIET)
+    assert batches.fetched == 6
+    assert Checkpoints(tmp_path).latest_step() == 6
+    steps = [row["step"] for row in rows(tmp_path)]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 6
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_advice(tiny_config, tmp_path):
+    def loss(model, frozen, batch, key):
+        value = jax.numpy.sum(model.mmdit.out.kernel[...]) * jax.numpy.nan
+        return {"loss": (value, jax.numpy.ones(()))}
+
+    broken = job(tiny_config, Interrupting(0), loss)
+    with pytest.raises(TrainingError, match=r"step 2: loss is nan; lower train\.learning_rate"):
+        fit(broken, tiny_config.train, make_mesh(MeshConfig()), tmp_path, QUIET)
+
+
+def test_the_log_has_loss_rate_gradient_norm_and_throughput(tiny_config, tmp_path):
+    train_generator(tiny_config, tmp_path, QUIET)
+    for row in rows(tmp_path):
+        assert row["images_per_second"] > 0
+        assert row["gradient_norm"] > 0
+        assert row["learning_rate"] >= 0
+        assert np.isfinite(row["loss"])
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert (tmp_path / "sheets" / "0000004.png").exists()
+
+
+def test_the_configuration_lies_beside_the_checkpoint_and_rebuilds_the_model(tiny_config, tmp_path):
+    train_generator(tiny_config, tmp_path, QUIET)
+    checkpoints = Checkpoints(tmp_path)
+    config = from_json(Config, checkpoints.config())
+    assert config == tiny_config
+    generator, _ = build_networks(config.model)
+    parameters = checkpoints.averaged_parameters(generator, make_mesh(MeshConfig()))
+    assert parameters.keys() == generator.shapes.keys()
+
+
+def test_another_configuration_cannot_take_over_a_working_folder(tiny_config, tmp_path):
+    claim_workdir(tmp_path, tiny_config)
+    claim_workdir(tmp_path, with_train(tiny_config, steps=99))
+    with pytest.raises(ConfigError, match=r"train\.learning_rate=0\.001, now 0\.5"):
+        claim_workdir(tmp_path, with_train(tiny_config, learning_rate=0.5))
+
+
+def test_a_folder_without_checkpoints_says_so(tmp_path):
+    with pytest.raises(CheckpointError, match="no complete checkpoint found"):
+        Checkpoints(tmp_path).config()
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_the_command_ends_with_status_130_and_the_same_command_continues(preset, tmp_path):
+    config, workdir = preset(train={"steps": 100_000, "checkpoint_every": 100_000}), tmp_path / "run"
+    command = [sys.executable, "-m", "genaffect_jax.train", "--config", str(config), "--workdir", str(workdir)]
+    command += ["--data.workers", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        lines = itertools.takewhile(lambda line: "step 3/" not in line, process.stderr)
+        output = "".join(lines)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole process group
+        output += process.communicate(timeout=120)[1]
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    step = Checkpoints(workdir).latest_step()
+    assert step >= 3
+    finished = subprocess.run(
+        [*command, "--train.steps", str(step + 2)], stderr=subprocess.PIPE, text=True, timeout=300
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert f"continuing at step {step} of {step + 2}" in finished.stderr
+    assert Checkpoints(workdir).latest_step() == step + 2

@@ -1,0 +1,99 @@
+"""The training step: same losses on any mesh, traced once, repeatable, and it learns."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from genaffect_jax.config import MeshConfig
+from genaffect_jax.generation import build_networks
+from genaffect_jax.parallel.mesh import make_mesh
+from genaffect_jax.training.generator_objective import make_generator_loss
+from genaffect_jax.training.optimiser import learning_rate, make_optimiser
+from genaffect_jax.training.state import create_state
+from genaffect_jax.training.step import device_batch, make_train_step
+
+GROUPS, EXPRESSIONS = 8, 2
+
+
+def batches():
+    rng = np.random.default_rng(0)
+    while True:
+        yield {
+            "reference": rng.standard_normal((GROUPS, 1, 8, 8, 4), np.float32),
+            "target": rng.standard_normal((GROUPS, EXPRESSIONS, 8, 8, 4), np.float32),
+            "expression": rng.random((GROUPS, EXPRESSIONS, 40), np.float32),
+        }
+
+
+def run(config, mesh, steps, stream=None):
+    generator, autoencoder = build_networks(config.model)
+    optimiser = make_optimiser(config.train)
+    state = create_state(generator, optimiser, mesh, config.train.seed)
+    train_step = make_train_step(
+        generator, make_generator_loss(config.flow, autoencoder), optimiser, ema_decay=0.99, seed=0, mesh=mesh
+    )
+    losses = []
+    for batch in itertools.islice(stream or batches(), steps):
+        state, metrics = train_step(state, {}, device_batch(batch, mesh))
+        losses.append(float(metrics["loss"]))
+    return state, losses, train_step
+
+
+@pytest.mark.parametrize("sizes", [(8, 1), (1, 8), (2, 4)])
+def test_losses_and_parameters_on_eight_devices_equal_those_on_one(tiny_config, sizes):
+    alone, expected, _ = run(tiny_config, make_mesh(MeshConfig(), jax.devices()[:1]), 4)
+    together, losses, _ = run(tiny_config, make_mesh(MeshConfig(*sizes)), 4)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for name, value in alone.parameters.items():
+        np.testing.assert_allclose(together.parameters[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_the_step_is_traced_once(tiny_config):
+    _, _, train_step = run(tiny_config, make_mesh(MeshConfig()), 4)
+    assert train_step._cache_size() == 1
+
+
+def test_the_old_state_is_donated(tiny_config):
+    mesh = make_mesh(MeshConfig())
+    generator, autoencoder = build_networks(tiny_config.model)
+    optimiser = make_optimiser(tiny_config.train)
+    state = create_state(generator, optimiser, mesh, 0)
+    step = make_train_step(
+        generator, make_generator_loss(tiny_config.flow, autoencoder), optimiser, ema_decay=0.9, seed=0, mesh=mesh
+    )
+    step(state, {}, device_batch(next(batches()), mesh))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.parameters, state.ema, state.optimiser)))
+
+
+def test_the_loss_falls_on_a_repeated_batch(tiny_config):
+    _, losses, _ = run(tiny_config, make_mesh(MeshConfig()), 40, itertools.repeat(next(batches())))
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
+
+
+def test_the_average_follows_the_parameters_at_the_stated_decay(tiny_config):
+    first, _, _ = run(tiny_config, make_mesh(MeshConfig()), 1)
+    generator, _ = build_networks(tiny_config.model)
+    start = create_state(generator, make_optimiser(tiny_config.train), make_mesh(MeshConfig()), 0).parameters
+    decay = 1 / 10  # min(0.99, (1 + 0) / (10 + 0))
+    for name, value in first.parameters.items():
+        np.testing.assert_allclose(first.ema[name], decay * start[name] + (1 - decay) * value, atol=1e-6, err_msg=name)
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
+    batch = {"target": np.zeros((6, 2, 8, 8, 4), np.float32)}
+    with pytest.raises(ValueError, match="6 examples do not divide over 8 devices"):
+        device_batch(batch, make_mesh(MeshConfig()))
+
+
+def test_the_learning_rate_warms_up_and_decays(tiny_config):
+    config = dataclasses.replace(tiny_config.train, steps=100, warmup_steps=10, learning_rate=1.0)
+    rate = learning_rate(config)
+    assert float(rate(0)) == 0.0
+    assert float(rate(5)) == pytest.approx(0.5)
+    assert float(rate(10)) == pytest.approx(1.0)
+    assert float(rate(100)) == pytest.approx(0.01)
+    constant = learning_rate(dataclasses.replace(config, schedule="constant"))
+    assert float(constant(99)) == pytest.approx(1.0)
