@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -9,7 +11,10 @@ from jaxtyping import Array, Float
 TRAIN_TIMESTEPS = 1000
 
 
-def shift_sigma(sigma: Float[Array, "*batch"], shift: float) -> Float[Array, "*batch"]:
+Sigma = TypeVar("Sigma", Array, np.ndarray)
+
+
+def shift_sigma(sigma: Sigma, shift: float) -> Sigma:
     """Resolution shift of a noise level, `shift * s / (1 + (shift - 1) s)` (arXiv 2403.03206, section 5.3.2)."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 

@@ -11,10 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import zeros
+from jax.nn.initializers import Initializer, zeros
 from jaxtyping import Array, Bool, Float
 
-from genaffect_jax.models.layers import Linear, RMSNorm
+from genaffect_jax.models.layers import Linear, RMSNorm, xavier_uniform
+
+
+# Initial scale of a branch's normalised keys. With 1 the first attention to a reference is nearly even over its places.
+KEY_SCALE = 3.0
 
 
 class QKV(NamedTuple):
@@ -99,10 +103,20 @@ class SelfAttention(nnx.Module):
     """Multi-head attention of one stream to itself."""
 
     def __init__(
-        self, width: int, heads: int, head_dim: int, *, qk_norm: bool, rngs: nnx.Rngs, dtype: Any = jnp.float32
+        self,
+        width: int,
+        heads: int,
+        head_dim: int,
+        *,
+        qk_norm: bool,
+        out_init: Initializer = xavier_uniform,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
     ) -> None:
         self.qkv = QKVProjection(width, heads, head_dim, qk_norm=qk_norm, rngs=rngs, dtype=dtype)
-        self.out = Linear(heads * head_dim, width, axes=("heads", "embed"), rngs=rngs, dtype=dtype)
+        self.out = Linear(
+            heads * head_dim, width, axes=("heads", "embed"), kernel_init=out_init, rngs=rngs, dtype=dtype
+        )
 
     def __call__(
         self, x: Float[Array, "*batch S D"], mask: Bool[Array, "*batch S"] | None = None
@@ -115,19 +129,22 @@ class ConditionBranch(nnx.Module):
     """Key and value projections of one decoupled cross-attention branch (IP-Adapter, Ye et al. 2023, arXiv 2308.06721).
 
     The image queries of the joint attention look at these keys. Values start at zero, so that a new branch adds
-    exactly nothing.
+    exactly nothing. Keys start as a copy of the query projection `queries`: image tokens then look at the condition
+    tokens most like themselves, which for a reference picture are those at the same place, before anything is
+    learned.
     """
 
-    def __init__(
-        self, width: int, heads: int, head_dim: int, *, qk_norm: bool, rngs: nnx.Rngs, dtype: Any = jnp.float32
-    ) -> None:
-        self.heads, self.head_dim = heads, head_dim
+    def __init__(self, queries: QKVProjection, width: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
+        self.heads, self.head_dim = queries.heads, queries.head_dim
+        features = self.heads * self.head_dim
         axes = ("embed", "heads")
-        self.key = Linear(width, heads * head_dim, axes=axes, use_bias=False, rngs=rngs, dtype=dtype)
-        self.value = Linear(
-            width, heads * head_dim, axes=axes, use_bias=False, kernel_init=zeros, rngs=rngs, dtype=dtype
-        )
-        self.key_norm = RMSNorm(head_dim, dtype=dtype) if qk_norm else None
+
+        def like_queries(key: Any, shape: Any, dtype: Any = None, out_sharding: Any = None) -> Array:
+            return jnp.array(queries.query.kernel[...], dtype, copy=True)
+
+        self.key = Linear(width, features, axes=axes, use_bias=False, kernel_init=like_queries, rngs=rngs, dtype=dtype)
+        self.value = Linear(width, features, axes=axes, use_bias=False, kernel_init=zeros, rngs=rngs, dtype=dtype)
+        self.key_norm = None if queries.key_norm is None else RMSNorm(self.head_dim, initial_scale=KEY_SCALE, dtype=dtype)
 
     def __call__(self, tokens: Float[Array, "*batch K D"]) -> KeyValue:
         shape = (*tokens.shape[:-1], self.heads, self.head_dim)

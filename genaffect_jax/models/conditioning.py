@@ -6,11 +6,12 @@ encoder of another kind can take their place.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import normal
+from jax.nn.initializers import normal, zeros
 from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.config import ConditioningConfig, MMDiTConfig
@@ -22,11 +23,11 @@ EXPRESSION_INIT = normal(0.5)
 
 
 class TransformerLayer(nnx.Module):
-    """A pre-norm transformer layer over one sequence with padding."""
+    """A pre-norm transformer layer over one sequence with padding; it starts as the identity."""
 
     def __init__(self, width: int, heads: int, head_dim: int, *, rngs: nnx.Rngs, dtype: Any) -> None:
-        self.attention = SelfAttention(width, heads, head_dim, qk_norm=True, rngs=rngs, dtype=dtype)
-        self.mlp = MLP(width, 4 * width, width, rngs=rngs, dtype=dtype)
+        self.attention = SelfAttention(width, heads, head_dim, qk_norm=True, out_init=zeros, rngs=rngs, dtype=dtype)
+        self.mlp = MLP(width, 4 * width, width, down_init=zeros, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: Float[Array, "G K D"], mask: Bool[Array, "G K"]) -> Float[Array, "G K D"]:
         x = x + self.attention(layer_norm(x), mask)
@@ -54,9 +55,7 @@ class IdentityTokens(nnx.Module):
             config.patch_size**2 * config.in_channels, width, axes=(None, "embed"), rngs=rngs, dtype=dtype
         )
         self.stack = LayerStack(
-            lambda rngs: TransformerLayer(
-                width, config.num_attention_heads, config.attention_head_dim, rngs=rngs, dtype=dtype
-            ),
+            partial(TransformerLayer, width, config.num_attention_heads, config.attention_head_dim, dtype=dtype),
             conditioning.identity_layers,
             scan=config.scan_layers,
             remat=config.remat == "full",
@@ -79,6 +78,8 @@ class IdentityTokens(nnx.Module):
             positions: position vectors of the references' token grid, those of the denoiser.
             drop: groups whose identity is replaced by the learned null token.
         """
+        # Centred over the grid: what all places share tells none apart, and would fill most of a normalised key.
+        positions = positions - jnp.mean(positions, axis=0)
         tokens = self.embed(patchify(reference, self.patch_size)) + positions.astype(self.dtype)
         groups, references, length, width = tokens.shape
         tokens = tokens.reshape(groups, references * length, width)

@@ -64,9 +64,9 @@ class Linear(nnx.Module):
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation of the last axis with a learned scale (Zhang and Sennrich 2019)."""
 
-    def __init__(self, features: int, *, dtype: Any = jnp.float32) -> None:
+    def __init__(self, features: int, *, initial_scale: float = 1.0, dtype: Any = jnp.float32) -> None:
         self.dtype = dtype
-        self.scale = nnx.Param(jnp.ones((features,), jnp.float32), logical_axes=(None,))
+        self.scale = nnx.Param(jnp.full((features,), initial_scale, jnp.float32), logical_axes=(None,))
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         x = x.astype(jnp.float32)
@@ -181,7 +181,7 @@ class LayerStack(nnx.Module):
     Scanned and unrolled runs share parameters and code, so a checkpoint does not depend on the choice.
 
     Args:
-        make: builds one layer.
+        make: builds one layer, `make(rngs=...)`.
         length: how many.
         scan: run as a loop (compiles one layer), else unrolled.
         remat: recompute each layer in the backward pass.
@@ -189,15 +189,15 @@ class LayerStack(nnx.Module):
     """
 
     def __init__(
-        self, make: Callable[[nnx.Rngs], nnx.Module], length: int, *, scan: bool, remat: bool, rngs: nnx.Rngs
+        self, make: Callable[..., nnx.Module], length: int, *, scan: bool, remat: bool, rngs: nnx.Rngs
     ) -> None:
         self.length, self.scan, self.remat = length, scan, remat
 
         def initial_state(key: Array) -> nnx.State:
-            return nnx.split(make(nnx.Rngs(key)))[1]
+            return nnx.split(make(rngs=nnx.Rngs(key)))[1]
 
-        graph = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))[0]
-        self.layers = nnx.merge(graph, jax.vmap(initial_state)(jax.random.split(rngs.params(), length)))
+        graph = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))[0]
+        self.layers = nnx.merge(graph, jax.jit(jax.vmap(initial_state))(jax.random.split(rngs.params(), length)))
         for _, variable in nnx.iter_graph(self.layers):
             if isinstance(variable, nnx.Variable):
                 variable.set_metadata(logical_axes=("layers", *variable.get_metadata()["logical_axes"]))

@@ -7,6 +7,7 @@ branches the network is the same function as diffusers' `SD3Transformer2DModel`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -129,7 +130,7 @@ class MMDiTBlock(nnx.Module):
         self, config: MMDiTConfig, *, dual: bool, last: bool, branches: bool, rngs: nnx.Rngs, dtype: Any
     ) -> None:
         width, heads, head_dim = config.width, config.num_attention_heads, config.attention_head_dim
-        attention = dict(qk_norm=config.qk_norm == "rms_norm", rngs=rngs, dtype=dtype)
+        attention: dict[str, Any] = {"qk_norm": config.qk_norm == "rms_norm", "rngs": rngs, "dtype": dtype}
 
         def output() -> Linear:
             return Linear(heads * head_dim, width, axes=("heads", "embed"), rngs=rngs, dtype=dtype)
@@ -147,8 +148,8 @@ class MMDiTBlock(nnx.Module):
         self.image_attention = SelfAttention(width, heads, head_dim, **attention) if dual else None
         self.image_mlp = feed_forward()
         self.text_mlp = None if last else feed_forward()
-        self.identity = ConditionBranch(width, heads, head_dim, **attention) if branches else None
-        self.expression = ConditionBranch(width, heads, head_dim, **attention) if branches else None
+        self.identity = ConditionBranch(self.image_qkv, width, rngs=rngs, dtype=dtype) if branches else None
+        self.expression = ConditionBranch(self.image_qkv, width, rngs=rngs, dtype=dtype) if branches else None
 
     def __call__(
         self,
@@ -183,7 +184,7 @@ class MMDiTBlock(nnx.Module):
             dual_shift, dual_scale, dual_gate = dual
             image = self._add(image, dual_gate, self.image_attention(modulate(normed, dual_shift, dual_scale)))
         image = self._add(image, mlp_gate, self.image_mlp(modulate(layer_norm(image), mlp_shift, mlp_scale)))
-        if self.text_mlp is not None:
+        if self.text_mlp is not None and self.text_out is not None:
             text = self._add(text, text_gate, self.text_out(mixed_text))
             normed = modulate(layer_norm(text), text_mlp_shift, text_mlp_scale)
             text = self._add(text, text_mlp_gate, self.text_mlp(normed))
@@ -211,7 +212,12 @@ class MMDiT(nnx.Module):
             jnp.asarray(sincos_table(config.pos_embed_max_size, width, config.sample_size // config.patch_size)),
             logical_axes=(None, None, "embed"),
         )
-        embedder = dict(axes=("conditioning", "embed", None), activation=nnx.silu, rngs=rngs, dtype=dtype)
+        embedder: dict[str, Any] = {
+            "axes": ("conditioning", "embed", None),
+            "activation": nnx.silu,
+            "rngs": rngs,
+            "dtype": dtype,
+        }
         self.timestep_embedder = MLP(TIMESTEP_FEATURES, width, width, **embedder)
         pooled, registers = config.pooled_projection_dim, config.register_tokens
         self.pooled_embedder = MLP(pooled, width, width, **embedder) if pooled else None
@@ -225,9 +231,7 @@ class MMDiT(nnx.Module):
         kinds = [(i in config.dual_attention_layers, i == config.num_layers - 1) for i in range(config.num_layers)]
         self.segments = nnx.List(
             LayerStack(
-                lambda rngs, dual=dual, last=last: MMDiTBlock(
-                    config, dual=dual, last=last, branches=branches, rngs=rngs, dtype=dtype
-                ),
+                partial(MMDiTBlock, config, dual=dual, last=last, branches=branches, dtype=dtype),
                 len(list(run)),
                 scan=config.scan_layers,
                 remat=config.remat == "full",
@@ -276,13 +280,13 @@ class MMDiT(nnx.Module):
             if (value is not None) != needed:
                 raise ValueError(f"conditions: {name} is {'missing' if needed else 'given, but the model takes none'}")
         identity = expression = None
-        if self.branches:
+        if identity_tokens is not None:
             layers = [s.map(lambda b: (b.identity(identity_tokens), b.expression(expression_tokens)))
                       for s in self.segments]  # fmt: skip
             identity, expression = jax.tree.map(lambda *x: jnp.concatenate(x), *layers)
         return Conditions(
-            text=None if self.text_embed is None else self.text_embed(text),
-            pooled=None if self.pooled_embedder is None else self.pooled_embedder(pooled),
+            text=None if text is None or self.text_embed is None else self.text_embed(text),
+            pooled=None if pooled is None or self.pooled_embedder is None else self.pooled_embedder(pooled),
             identity=identity,
             identity_mask=identity_mask,
             expression=expression,
@@ -321,7 +325,7 @@ class MMDiT(nnx.Module):
         activated = nnx.silu(embedding.astype(jnp.float32))
 
         per_layer = None
-        if self.branches:
+        if conditions.identity is not None and conditions.expression is not None:
             scales = [jnp.broadcast_to(jnp.asarray(s, jnp.float32), (config.num_layers,))
                       for s in (identity_scale, expression_scale)]  # fmt: skip
             per_layer = BranchInputs(conditions.identity, conditions.expression, *scales)
