@@ -75,8 +75,8 @@ def units() -> Image.Image:
 
 
 def extremes() -> Image.Image:
-    cells = []
-    for name, channels in {
+    cells: list[tuple[str, np.ndarray]] = []
+    blends: dict[str, dict[str, float]] = {
         "smile + frown": {"AU12": 1, "AU15": 1},
         "pucker + smile": {"AU18": 1, "AU12": 1},
         "pucker + stretch": {"AU18": 1, "AU20": 1, "AU25": 1},
@@ -89,7 +89,8 @@ def extremes() -> Image.Image:
         "wide + tight": {"AU5": 1, "AU7": 1, "AU6": 1},
         "wink + turn": {"AU43L": 1, "AU12": 1, "head_yaw": 0.8},
         "snarl, one side": {"AU10R": 1, "AU9R": 1, "AU4": 1},
-    }.items():
+    }
+    for name, channels in blends.items():
         cells.append((name, draw(sample_identity(3), expression_vector(channels), 144)))
     for i in range(12):
         rng = np.random.Generator(np.random.PCG64(i))
@@ -110,8 +111,7 @@ def main() -> None:
         "identities": identities, "hair": hair, "expressions": expressions, "units": units, "extremes": extremes,
     }.items():  # fmt: skip
         path = arguments.out / f"avatars_{name}.png"
-        # 256 colours without dithering: flat art keeps its look at a third of the size.
-        make().quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+        make().save(path, optimize=True)
         print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
 
 

@@ -15,7 +15,20 @@ EXPRESSIONS = {
     "joy": {"AU6": 0.8, "AU12": 1.0, "AU25": 0.8},
     "turned": {"AU1": 1.0, "AU26": 0.7, "AU43L": 0.5, "head_yaw": 0.6, "head_pitch": -0.3, "head_roll": 0.4},
 }
-PINNED = {}
+PINNED = {
+    (0, "neutral", 256): "6924a1f64ef9e9e2",
+    (0, "joy", 256): "159788b91af8bc62",
+    (0, "turned", 96): "275acb10682eb935",
+    (7, "neutral", 256): "e247ca2cf43548d1",
+    (7, "joy", 256): "581c93cbf65b1908",
+    (7, "turned", 96): "d6fd99c014057212",
+    (36, "neutral", 256): "6c18bf8688d28b6a",
+    (36, "joy", 256): "69864b7e6503145a",
+    (36, "turned", 96): "97ad18370cc0ea19",
+    (51, "neutral", 256): "0ad893d68b13f918",
+    (51, "joy", 256): "75963921e5cbe16b",
+    (51, "turned", 96): "a9b203ba4de79c3c",
+}
 
 
 def digest(seed: int, name: str, size: int) -> str:

@@ -83,6 +83,10 @@ def _average(pixels: UInt8[np.ndarray, "H W 3"], factor: int) -> UInt8[np.ndarra
     """Means over squares of `factor` x `factor` pixels, rounded half up, in whole numbers."""
     if factor == 1:
         return pixels
-    rows = sum(pixels[i::factor].astype(np.uint16) for i in range(factor))
-    total = sum(rows[:, i::factor] for i in range(factor))
+    rows = pixels[::factor].astype(np.uint16)
+    for i in range(1, factor):
+        rows += pixels[i::factor]
+    total = rows[:, ::factor].astype(np.uint32)
+    for i in range(1, factor):
+        total += rows[:, i::factor]
     return ((total + factor * factor // 2) // (factor * factor)).astype(np.uint8)

@@ -12,7 +12,7 @@ from genaffect_jax.data.avatars.rig import LID, Eye, Face
 
 _LASH = np.array([0.30, 0.85, 1.15, 1.30, 1.40, 1.30, 0.55])
 _THIN = np.array([0.0, 0.35, 0.6, 0.75, 0.8, 0.6, 0.1])
-_BROW_WIDTH = np.array([1.3, 2.9, 2.8, 1.9, 0.4])
+_BROW_WIDTH = np.array([0.8, 3.0, 2.8, 1.9, 0.4])
 _EYEBALL = (253, 252, 252)
 _PUPIL = (24, 18, 28)
 _BAG = 1.0 - LID * LID

@@ -68,9 +68,9 @@ def draw_back(canvas: Canvas, identity: Identity, pose: Pose, tones: Tones) -> N
         )
         canvas.fill(shape, tones.dark)
     elif style == "curly":
-        canvas.fill((*lobes(h, 6.0 + 7.0 * v, 40.0, 13, 6.0, BACK_DEPTH),), tones.dark)
+        canvas.fill((*lobes(h, 3.0 + 6.0 * v, 40.0, 13, 6.0, BACK_DEPTH),), tones.dark)
     elif style == "afro":
-        canvas.fill((*lobes(h, 11.0 + 14.0 * v, 36.0, 22, 2.4, BACK_DEPTH),), tones.dark)
+        canvas.fill((*lobes(h, 8.0 + 14.0 * v, 36.0, 22, 2.4, BACK_DEPTH),), tones.dark)
     elif style == "top_bun":
         x, y = pose.layer(np.array([(0.0, -88.0 - 4.0 * v)]), -4.0)[0].tolist()
         canvas.fill(ellipse(x, y, 21.0 * v, 18.0 * v), tones.base)
@@ -124,12 +124,12 @@ def draw_front(canvas: Canvas, identity: Identity, pose: Pose, tones: Tones, sha
             [(-0.66 * w, top + 16.0), (-0.44 * w, top + 3.0), (-0.12 * w, top - 2.0), (0.2 * w, top + 1.0)], 6.0
         )
         canvas.stroke(band, [0.2, 2.8, 2.6, 0.2], tones.light, 0.75)
-        for start, end, bend in ((-0.3, -0.52, -6.0), (0.18, 0.40, 6.0), (0.42, 0.74, 9.0)):
+        for start, end, bend in ((-0.30, -0.50, -2.0), (0.20, 0.38, 2.0), (0.44, 0.66, 3.0)):
             strand = h.silhouette(
-                [(p * start * w, -77.0 - 4.0 * v), (p * (0.5 * (start + end) * w + bend), -71.0), (p * end * w, -60.0)],
+                [(p * start * w, -77.0 - 4.0 * v), (p * (0.5 * (start + end) * w + bend), -69.5), (p * end * w, -60.0)],
                 6.0,
             )
-            canvas.stroke(strand, [0.2, 1.0, 0.1], tones.dark, 0.55)
+            canvas.stroke(strand, [0.1, 0.9, 0.1], tones.dark, 0.45)
 
 
 def _draw_curls(canvas: Canvas, h: Head, tones: Tones, grow: float) -> None:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from genaffect_jax.data.avatars.canvas import Canvas
+from genaffect_jax.data.avatars.canvas import Canvas, Colour, Stop
 from genaffect_jax.data.avatars.hair_shapes import FRONT_DEPTH, Shape
 from genaffect_jax.data.avatars.identity import Identity
 from genaffect_jax.data.avatars.palette import CLOTH_COLOURS, shade
 from genaffect_jax.data.avatars.pose import Pose
 from genaffect_jax.data.avatars.rig import Face, half_width
+
+# One gradient for all pieces, so that no seam shows where they meet.
+_LIGHT = ((84.0, 30.0), (190.0, 250.0))
+
+
+def _stops(cloth: Colour) -> list[Stop]:
+    return [(0.0, shade(cloth, 0.20), 1.0), (0.35, cloth, 1.0), (1.0, shade(cloth, -0.24), 1.0)]
 
 
 def draw_drape(canvas: Canvas, identity: Identity, pose: Pose, face: Face) -> None:
@@ -35,12 +42,13 @@ def draw_headwear(canvas: Canvas, identity: Identity, pose: Pose, shapes: list[S
     dark, light = shade(cloth, -0.24), shade(cloth, 0.20)
     w = half_width(identity)
     for shape in shapes:
-        canvas.linear(shape, (88.0, 24.0), (176.0, 150.0), [(0.0, light, 1.0), (0.45, cloth, 1.0), (1.0, dark, 1.0)])
+        canvas.linear(shape, *_LIGHT, _stops(cloth))
     if identity.hair_style == "beanie":
         rim = np.array([(-w - 2.0, -36.0), (-0.52 * w, -47.0), (0.0, -50.0), (0.52 * w, -47.0), (w + 2.0, -36.0)])
         line = pose.layer(rim, 10.0)
         canvas.stroke(line, [9.0, 10.0, 10.5, 10.0, 9.0], light)
-        canvas.stroke(line + np.array([0.0, 9.0]), [0.4, 1.0, 1.0, 1.0, 0.4], dark, 0.7)
+        fold = pose.layer(rim * np.array([0.92, 1.0]) + np.array([0.0, 9.0]), 10.0)
+        canvas.stroke(fold, [0.1, 1.0, 1.0, 1.0, 0.1], dark, 0.7)
         for k in range(-4, 5):
             x = 0.215 * k * w
             y = -50.0 + 13.0 * (k / 4.6) * (k / 4.6)

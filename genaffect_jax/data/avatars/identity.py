@@ -208,7 +208,7 @@ def sample_identity(seed: int) -> Identity:
     """The person of `seed`, the same on every machine.
 
     Presentation (feminine to masculine), age and ancestry are latent draws that shift the distributions of the
-    visible parameters; none of them decides a parameter alone, so any combination can occur.
+    visible parameters.
 
     Args:
         seed: any non-negative integer.

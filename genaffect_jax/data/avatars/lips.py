@@ -57,7 +57,7 @@ def _inside(canvas: Canvas, pose: Pose, mouth: Mouth, inside: Stencil) -> None:
 def _tongue_out(canvas: Canvas, pose: Pose, mouth: Mouth, show: float) -> None:
     """A tongue over the lower lip. It is clipped at the upper teeth, whatever the lips do."""
     half = 0.50 * float(mouth.inner_lower[7, 0] - mouth.inner_lower[1, 0])
-    wide = half * (0.55 + 0.25 * show)
+    wide = half * (0.50 + 0.14 * show)
     root, tip = float(mouth.inner_upper[4, 1]) - 2.0, mouth.tongue_tip
     outline = np.array([(-wide, root), (-wide, 0.5 * (root + tip)), (-0.74 * wide, tip - 3.0), (0.0, tip),
                         (0.74 * wide, tip - 3.0), (wide, 0.5 * (root + tip)), (wide, root)])  # fmt: skip

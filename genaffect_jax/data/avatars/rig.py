@@ -28,6 +28,7 @@ _LOWER_LIP = np.array([0.0, 0.50, 0.86, 1.0, 1.0, 1.0, 0.86, 0.50, 0.0])
 _SNARL = np.array([0.0, 0.5, 1.0, 0.86, 0.5, 0.0, 0.0, 0.0, 0.0])  # AU10 of the right side; mirrored for the left
 _LOWER_PULL = np.array([0.0, 0.55, 1.0, 0.95, 0.85, 0.95, 1.0, 0.55, 0.0])  # AU16
 BROW = -26.0  # head y of the average brow
+REST_CORNER = -1.6  # rise of the mouth corners at rest: a friendly neutral
 # Eyelids, from the inner to the outer corner.
 LID = np.array([-1.0, -0.66, -0.28, 0.12, 0.5, 0.8, 1.0])
 _UPPER_LID = np.array([0.0, 0.60, 0.93, 1.0, 0.86, 0.50, 0.0])
@@ -105,7 +106,7 @@ def solve(identity: Identity, expression: np.ndarray) -> Face:
     values = expression.tolist()
     au = {channel: values[i] for channel, i in INDEX.items()}
     # Jaw drop in design units; the two units share one joint, hence the product.
-    jaw = 12.0 * au["AU26"] + 23.0 * au["AU27"] - 9.0 * au["AU26"] * au["AU27"]
+    jaw = 13.5 * au["AU26"] + 23.0 * au["AU27"] - 9.0 * au["AU26"] * au["AU27"]
     nose_length = identity.nose_length
     nose_half_width = 12.5 * identity.nose_width
     return Face(
@@ -216,7 +217,7 @@ def _mouth(identity: Identity, au: dict[str, float], jaw: float) -> Mouth:
     half = 23.5 * identity.mouth_width
     half = half * (1.0 - 0.46 * pucker) * (1.0 - 0.10 * tight) * (1.0 - 0.006 * drop)
     x = LIP * (half + (9.0 * smile + 8.5 * stretch + 4.0 * dimple - 1.0 * frown) * (1.0 - 0.5 * pucker))
-    corner = -12.5 * smile - 4.5 * dimple + 11.0 * frown + 2.0 * stretch + 0.36 * drop
+    corner = REST_CORNER - 12.5 * smile - 4.5 * dimple + 11.0 * frown + 2.0 * stretch + 0.36 * drop
     middle = rest + corner * _CORNER + (2.5 * both - 5.0 * raise_chin + 0.06 * drop) * (1.0 - _LIP2)
 
     seal = (1.0 - 0.72 * press) * (1.0 - 0.30 * tight)
@@ -243,6 +244,6 @@ def _mouth(identity: Identity, au: dict[str, float], jaw: float) -> Mouth:
         upper_teeth=_xy(x, np.maximum(skull_teeth, inner_upper)),
         lower_teeth=_xy(x, np.minimum(jaw_teeth, inner_lower)),
         tongue=(0.0, floor + 1.0, 0.58 * half, 0.30 * drop + 2.0 * part),
-        tongue_tip=floor + 13.0 * show,
+        tongue_tip=floor + 19.0 * show,
         gap=float((inner_lower - inner_upper).max()),
     )
