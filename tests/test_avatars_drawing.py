@@ -16,18 +16,18 @@ EXPRESSIONS = {
     "turned": {"AU1": 1.0, "AU26": 0.7, "AU43L": 0.5, "head_yaw": 0.6, "head_pitch": -0.3, "head_roll": 0.4},
 }
 PINNED = {
-    (0, "neutral", 256): "6924a1f64ef9e9e2",
-    (0, "joy", 256): "159788b91af8bc62",
-    (0, "turned", 96): "275acb10682eb935",
-    (7, "neutral", 256): "e247ca2cf43548d1",
-    (7, "joy", 256): "581c93cbf65b1908",
-    (7, "turned", 96): "d6fd99c014057212",
-    (36, "neutral", 256): "6c18bf8688d28b6a",
-    (36, "joy", 256): "69864b7e6503145a",
-    (36, "turned", 96): "97ad18370cc0ea19",
-    (51, "neutral", 256): "0ad893d68b13f918",
-    (51, "joy", 256): "75963921e5cbe16b",
-    (51, "turned", 96): "a9b203ba4de79c3c",
+    (0, "neutral", 256): "947bbfa12bd86431",
+    (0, "joy", 256): "50c1c68dafddd5fd",
+    (0, "turned", 96): "95c8f5a423b23467",
+    (7, "neutral", 256): "a211d8e0411b0ccf",
+    (7, "joy", 256): "9087c457eb2a59eb",
+    (7, "turned", 96): "c2e8e04122b655b6",
+    (36, "neutral", 256): "f59e10fea8fbd49a",
+    (36, "joy", 256): "b95adb5e683a7b87",
+    (36, "turned", 96): "170d53715e0b50a4",
+    (51, "neutral", 256): "1a231b266069ac9e",
+    (51, "joy", 256): "96e7eb29afe9918c",
+    (51, "turned", 96): "6f837c5a6169017e",
 }
 
 

@@ -10,14 +10,12 @@ from genaffect_jax.data.avatars.canvas import DESIGN, Canvas, ellipse
 from genaffect_jax.data.avatars.identity import Identity
 from genaffect_jax.data.avatars.palette import BACKGROUND_COLOURS, mix
 
-_LEFT, _RIGHT = np.array([(0.0, 0.0), (0.0, DESIGN)]), np.array([(DESIGN, DESIGN), (DESIGN, 0.0)])
-
 
 def draw_backdrop(canvas: Canvas, identity: Identity) -> None:
     colour = BACKGROUND_COLOURS[identity.background_colour]
     light = mix(colour, (255, 255, 255), 0.34)
     deep = mix(colour, (70, 40, 110), 0.14)
-    canvas.linear((_LEFT, _RIGHT), (60.0, 0.0), (196.0, DESIGN), [(0.0, light, 1.0), (1.0, deep, 1.0)])
+    canvas.backdrop(light, deep)
     pattern = identity.background
     if pattern == "disc":
         canvas.fill(ellipse(128.0, 122.0, 106.0, 106.0), mix(colour, (255, 255, 255), 0.55), 0.75)
@@ -36,8 +34,9 @@ def draw_backdrop(canvas: Canvas, identity: Identity) -> None:
             )
             canvas.fill((top, np.array([(DESIGN + 10.0, DESIGN), (-10.0, DESIGN)])), deep, alpha * 0.7)
     elif pattern == "rays":
+        rays = []
         for i in range(12):
             a, b = (math.pi * (2 * i + k) / 12.0 for k in (0.0, 1.0))
-            tip = np.array([(128.0, 128.0), (128.0 + 190.0 * math.cos(a), 128.0 + 190.0 * math.sin(a))])
-            tail = np.array([(128.0 + 190.0 * math.cos(b), 128.0 + 190.0 * math.sin(b)), (128.0, 128.0)])
-            canvas.fill((tip, tail), (255, 255, 255), 0.24)
+            far, near = (np.array([128.0 + 190.0 * math.cos(t), 128.0 + 190.0 * math.sin(t)]) for t in (a, b))
+            rays.append((np.array([(128.0, 128.0), far]), np.array([near, (128.0, 128.0)])))
+        canvas.scatter(rays, (255, 255, 255), 0.24)

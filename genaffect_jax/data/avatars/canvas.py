@@ -141,11 +141,23 @@ class Canvas:
         self.face = Stencil(size)
         self.scratch = Stencil(size)
 
+    def backdrop(self, start: Colour, end: Colour) -> None:
+        """Covers the picture with a gradient from the top left corner to the bottom right one.
+
+        Row y is the same ramp of colours begun y places later, so a strided copy does it at the cost of a clear.
+        """
+        size = len(self.pixels)
+        last = 2 * size - 2
+        place = np.arange(last + 1)[:, None]
+        ramp = (np.array(start) * (last - place) + np.array(end) * place + last // 2) // last
+        rows = np.lib.stride_tricks.sliding_window_view(ramp.astype(np.uint8), size, axis=0)
+        self.pixels[:] = rows.transpose(0, 2, 1)
+
     def path(self, shape: Points | Sequence[Points]) -> celiagg.Path:
         if isinstance(shape, np.ndarray):
             points, weights = shape, _closed_weights(len(shape))
         else:
-            points, weights = np.concatenate(shape), _chain_weights(tuple(map(len, shape)))
+            points, weights = np.concatenate(shape), _chain_weights(tuple([len(chain) for chain in shape]))
         return self._polygon(points, weights)
 
     def _polygon(self, points: Points, weights: Float[np.ndarray, "M N"]) -> celiagg.Path:
@@ -192,11 +204,13 @@ class Canvas:
             path.add_path(self._polygon(points, _ribbon_weights(len(centre))))
         self._paint(path, colour, alpha, clip)
 
-    def scatter(self, shapes: Sequence[Points], colour: Colour, alpha: float, clip: Stencil | None = None) -> None:
-        """Fills several smooth closed curves of one colour in one pass; where they overlap they do not add up."""
+    def scatter(
+        self, shapes: Sequence[Points | Sequence[Points]], colour: Colour, alpha: float, clip: Stencil | None = None
+    ) -> None:
+        """Fills several shapes of one colour in one pass; where they overlap they do not add up."""
         path = celiagg.Path()
-        for points in shapes:
-            path.add_path(self.path(points))
+        for shape in shapes:
+            path.add_path(self.path(shape))
         self._paint(path, colour, alpha, clip)
 
     def _paint(self, path: celiagg.Path, colour: Colour, alpha: float, clip: Stencil | None) -> None:

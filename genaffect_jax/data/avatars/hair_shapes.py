@@ -231,7 +231,7 @@ def _headscarf(h: Head) -> list[Shape]:
 def _beanie(h: Head) -> list[Shape]:
     w = h.wide
     crown = h.crown(3.0, 14.0, -30.0)
-    crown[0], crown[-1] = (-w - 3.0, -34.0), (w + 3.0, -34.0)
+    crown[:2], crown[-2:] = [(-w - 2.0, -34.0), (-w - 1.0, -40.0)], [(w + 1.0, -40.0), (w + 2.0, -34.0)]
     return [
         (
             h.silhouette(crown),

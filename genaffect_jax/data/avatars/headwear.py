@@ -44,9 +44,9 @@ def draw_headwear(canvas: Canvas, identity: Identity, pose: Pose, shapes: list[S
     for shape in shapes:
         canvas.linear(shape, *_LIGHT, _stops(cloth))
     if identity.hair_style == "beanie":
-        rim = np.array([(-w - 2.0, -36.0), (-0.52 * w, -47.0), (0.0, -50.0), (0.52 * w, -47.0), (w + 2.0, -36.0)])
+        rim = np.array([(-w - 0.5, -38.0), (-0.52 * w, -47.0), (0.0, -50.0), (0.52 * w, -47.0), (w + 0.5, -38.0)])
         line = pose.layer(rim, 10.0)
-        canvas.stroke(line, [9.0, 10.0, 10.5, 10.0, 9.0], light)
+        canvas.stroke(line, [7.5, 10.0, 10.5, 10.0, 7.5], light)
         fold = pose.layer(rim * np.array([0.92, 1.0]) + np.array([0.0, 9.0]), 10.0)
         canvas.stroke(fold, [0.1, 1.0, 1.0, 1.0, 0.1], dark, 0.7)
         for k in range(-4, 5):
