@@ -181,7 +181,7 @@ class DataConfig:
     holdout: float = 0.05
     """Share of the people kept out of training for evaluation and preview sheets."""
     max_rejected: float = 0.2
-    """Largest share of unusable pictures (or of people left with one expression) that a run tolerates."""
+    """Largest share of unusable pictures that a run tolerates; a person left with one expression always stops it."""
     workers: int = 1
     """Worker processes of the input pipeline; 0 loads in the main process."""
     cache_latents: bool = False

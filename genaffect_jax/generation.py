@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from genaffect_jax.config import ModelConfig
+from genaffect_jax.config import DType, ModelConfig
 from genaffect_jax.diffusion.guidance import GuidanceMode, branch_drops, guided, repeat_branches
 from genaffect_jax.diffusion.sampler import euler_sample, item_noise
 from genaffect_jax.models.autoencoder import AutoencoderKL, normalise, to_uint8
@@ -18,11 +18,13 @@ from genaffect_jax.models.genaffect import GenAffect
 Program = Callable[..., UInt8[Array, "G E S S 3"]]
 
 
-def build_networks(config: ModelConfig) -> tuple[Functional[GenAffect], Functional[AutoencoderKL]]:
-    """The generator and the autoencoder of a model, without parameters."""
+def build_networks(
+    config: ModelConfig, dtype: DType = "float32"
+) -> tuple[Functional[GenAffect], Functional[AutoencoderKL]]:
+    """The generator and the autoencoder of a model, without parameters; `dtype` is the type of activations."""
     return (
-        Functional(lambda rngs: GenAffect(config, rngs=rngs)),
-        Functional(lambda rngs: AutoencoderKL(config.autoencoder, rngs=rngs)),
+        Functional(lambda rngs: GenAffect(config, rngs=rngs, dtype=dtype)),
+        Functional(lambda rngs: AutoencoderKL(config.autoencoder, rngs=rngs, dtype=dtype)),
     )
 
 

@@ -112,7 +112,7 @@ class Pipeline:
         self.name = name
         self._generator = generator
         self._autoencoder = autoencoder
-        self._program = make_program(config.model, *build_networks(config.model))
+        self._program = make_program(config.model, *build_networks(config.model, config.train.compute_dtype))
 
     @classmethod
     def load(cls, model: str | Path) -> Pipeline:

@@ -44,7 +44,7 @@ def contact_sheet(
     for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         x, y = gap + i % columns * cell_width, gap + i // columns * cell_height
         sheet.paste(Image.fromarray(np.asarray(picture)), (x, y))
-        draw.text((x + side / 2, y + side + gap / 2), _fit(label, font, side), _INK, font, anchor="mt")
+        draw.text((x + side / 2, y + side + gap / 2 + text), _fit(label, font, side), _INK, font, anchor="ms")
     return np.asarray(sheet)
 
 

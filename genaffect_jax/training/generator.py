@@ -44,7 +44,7 @@ def train_generator(config: Config, workdir: Path, console: Console) -> bool:
     """
     resolved = claim_workdir(workdir, config)
     mesh = make_mesh(config.mesh)
-    generator, autoencoder = build_networks(config.model)
+    generator, autoencoder = build_networks(config.model, config.train.compute_dtype)
     console.print(
         f"generator: {generator.size / 1e6:.2f} M parameters on {mesh.size} {jax.default_backend()} device(s)"
     )
