@@ -68,9 +68,9 @@ def draw_back(canvas: Canvas, identity: Identity, pose: Pose, tones: Tones) -> N
         )
         canvas.fill(shape, tones.dark)
     elif style == "curly":
-        canvas.fill((*lobes(h, 3.0 + 6.0 * v, 40.0, 13, 6.0, BACK_DEPTH),), tones.dark)
+        canvas.fill((*lobes(h, 3.0 + 6.0 * v, 34.0, 14, 6.0, BACK_DEPTH),), tones.dark)
     elif style == "afro":
-        canvas.fill((*lobes(h, 8.0 + 14.0 * v, 36.0, 22, 2.4, BACK_DEPTH),), tones.dark)
+        canvas.fill((*lobes(h, 8.0 + 14.0 * v, 46.0, 24, 2.4, BACK_DEPTH),), mix(tones.base, tones.dark, 0.7))
     elif style == "top_bun":
         x, y = pose.layer(np.array([(0.0, -88.0 - 4.0 * v)]), -4.0)[0].tolist()
         canvas.fill(ellipse(x, y, 21.0 * v, 18.0 * v), tones.base)

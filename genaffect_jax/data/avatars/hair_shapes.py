@@ -191,7 +191,7 @@ def lobes(h: Head, grow: float, low: float, count: int, bulge: float, depth: flo
     `grow` is how far it stands off the skull, `low` the head y where it ends, `bulge` the height of a lobe.
     """
     wide, tall, centre = h.wide + grow, 58.0 + grow, -26.0
-    start = math.asin(min(0.95, (low - centre) / (tall + 20.0)))
+    start = math.asin(min(0.95, (low - centre) / tall))
     chains = []
     for i in range(count):
         arc = []
@@ -199,7 +199,7 @@ def lobes(h: Head, grow: float, low: float, count: int, bulge: float, depth: flo
             angle = math.pi + start - (math.pi + 2.0 * start) * (i + k / 4.0) / count
             out = bulge * (0.0, 0.78, 1.0, 0.78, 0.0)[k]
             x, y = math.cos(angle), -math.sin(angle)
-            arc.append((x * (wide + out), centre + y * (tall + out + (20.0 if y > 0.0 else 0.0))))
+            arc.append((x * (wide + out), centre + y * (tall + out)))
         chains.append(h.silhouette(arc, depth))
     return chains
 
@@ -217,8 +217,8 @@ def _curly(h: Head) -> list[Shape]:
 
 
 def _afro(h: Head) -> list[Shape]:
-    line = h.on_face(h.hair_line(-50.0, -36.0, 4.0))
-    return [(*lobes(h, 10.0 + 14.0 * h.volume, 4.0, 20, 2.4, FRONT_DEPTH), line)]
+    line = h.on_face(h.hair_line(-50.0, -36.0, 8.0))
+    return [(*lobes(h, 10.0 + 14.0 * h.volume, 20.0, 21, 2.4, FRONT_DEPTH), line)]
 
 
 def _headscarf(h: Head) -> list[Shape]:
