@@ -199,7 +199,10 @@ def test_gradients_reach_every_parameter() -> None:
 
 
 @pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("config", [SMALL, avatar_tiny(), sd3_medium(), sd35_medium(), sd35_large()])
+@pytest.mark.parametrize(
+    "config",
+    [avatar_tiny(), dataclasses.replace(SMALL, dual_attention_layers=(0,), register_tokens=0, pooled_projection_dim=8)],
+)
 def test_every_variable_names_its_axes(config: MMDiTConfig, scan: bool) -> None:
     config = dataclasses.replace(config, scan_layers=scan)
     model = nnx.eval_shape(lambda: GenAffect(model_config(config), rngs=nnx.Rngs(0)))

@@ -1,0 +1,125 @@
+"""Token makers: padding, order, dropout and the projection of conditions."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from genaffect_jax.config import ConditioningConfig, MMDiTConfig
+from genaffect_jax.models.conditioning import ExpressionTokens, IdentityTokens
+from genaffect_jax.models.mmdit import MMDiT
+
+CONFIG = MMDiTConfig(
+    sample_size=4, num_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32,
+    caption_projection_dim=32, pooled_projection_dim=0, in_channels=4, out_channels=4, pos_embed_max_size=2,
+    register_tokens=1,
+)  # fmt: skip
+CONDITIONING = ConditioningConfig(expression_width=6, expression_tokens=3, identity_layers=2)
+L, D = 4, 32
+
+
+def shaken(model: Any) -> Any:
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: x + 0.2 * rng.standard_normal(x.shape).astype(np.float32), params)
+    return nnx.merge(graph, params, rest)
+
+
+@functools.cache
+def identity_tokens() -> IdentityTokens:
+    return shaken(IdentityTokens(CONFIG, CONDITIONING, rngs=nnx.Rngs(0)))
+
+
+@functools.cache
+def expression_tokens() -> ExpressionTokens:
+    return shaken(ExpressionTokens(D, CONDITIONING, rngs=nnx.Rngs(0)))
+
+
+def positions() -> jax.Array:
+    return jax.random.normal(jax.random.key(9), (L, D))
+
+
+def references(seed: int, groups: int = 2, count: int = 2) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), (groups, count, 4, 4, 4))
+
+
+def test_padded_references_change_nothing() -> None:
+    reference = references(0)
+    padded = jnp.concatenate([reference, 100.0 * references(1, count=1)], axis=1)
+    mask = jnp.array([[True, True, False]] * 2)
+    tokens, token_mask = identity_tokens()(reference, jnp.ones((2, 2), bool), positions())
+    padded_tokens, padded_mask = identity_tokens()(padded, mask, positions())
+    np.testing.assert_allclose(padded_tokens[:, : 2 * L], tokens, atol=1e-5)
+    np.testing.assert_array_equal(padded_mask[:, : 2 * L], token_mask)
+    assert not padded_mask[:, 2 * L :].any()
+
+
+def test_order_of_references_only_reorders_tokens() -> None:
+    reference, mask = references(0), jnp.ones((2, 2), bool)
+    tokens, _ = identity_tokens()(reference, mask, positions())
+    swapped, _ = identity_tokens()(reference[:, ::-1], mask, positions())
+    np.testing.assert_allclose(swapped, jnp.roll(tokens, L, axis=1), atol=1e-5)
+
+
+def test_a_dropped_group_and_one_without_references_get_the_null_token_and_nothing_of_the_picture() -> None:
+    reference = references(0, groups=3)
+    mask = jnp.array([[True, True], [True, False], [False, False]])
+    tokens, token_mask = identity_tokens()(reference, mask, positions(), jnp.array([False, True, False]))
+    null = identity_tokens().null[...]
+    for group in (1, 2):
+        np.testing.assert_array_equal(tokens[group], jnp.broadcast_to(null, (2 * L, D)))
+        assert token_mask[group].all()
+    assert jnp.abs(tokens[0] - null).min(axis=0).max() > 0.1
+
+
+def test_new_identity_layers_leave_the_embedded_patches_alone() -> None:
+    reference, mask = references(0, count=1), jnp.ones((2, 1), bool)
+    deep = IdentityTokens(CONFIG, CONDITIONING, rngs=nnx.Rngs(0))
+    flat = IdentityTokens(CONFIG, ConditioningConfig(identity_layers=0), rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(deep(reference, mask, positions())[0], flat(reference, mask, positions())[0], atol=1e-6)
+
+
+def test_expression_tokens_follow_intensity_and_dropped_pictures_get_null_tokens() -> None:
+    expression = jnp.zeros((1, 3, 6)).at[0, 1, 2].set(0.5).at[0, 2, 2].set(1.0)
+    tokens = expression_tokens()(expression)
+    half, full = (jnp.abs(tokens[0, i] - tokens[0, 0]).mean() for i in (1, 2))
+    assert 0.2 * full < half < 0.8 * full
+    dropped = expression_tokens()(expression, jnp.array([[False, True, False]]))
+    np.testing.assert_array_equal(dropped[0, 1], expression_tokens().null[...])
+    np.testing.assert_array_equal(dropped[0, [0, 2]], tokens[0, [0, 2]])
+
+
+def test_conditions_are_each_blocks_own_projection_of_the_tokens() -> None:
+    model = shaken(MMDiT(CONFIG, branches=True, rngs=nnx.Rngs(0)))
+    identity, _ = identity_tokens()(references(0), jnp.ones((2, 2), bool), positions())
+    expression = expression_tokens()(jnp.ones((2, 3, 6)))
+    conditions = model.project_conditions(identity_tokens=identity, expression_tokens=expression)
+    assert conditions.identity is not None
+    assert conditions.expression is not None
+    for layer, segment in enumerate(model.segments):
+        graph, state = nnx.split(segment.layers)
+        block = nnx.merge(graph, jax.tree.map(lambda x: x[0], state))
+        for found, expected in (
+            (conditions.identity, block.identity(identity)),
+            (conditions.expression, block.expression(expression)),
+        ):
+            np.testing.assert_allclose(found.key[layer], expected.key, atol=1e-5)
+            np.testing.assert_allclose(found.value[layer], expected.value, atol=1e-5)
+
+
+def test_the_denoising_call_projects_no_condition_again() -> None:
+    model = MMDiT(CONFIG, branches=True, rngs=nnx.Rngs(0))
+    identity, mask = identity_tokens()(references(0), jnp.ones((2, 2), bool), positions())
+    conditions = model.project_conditions(
+        identity_tokens=identity, identity_mask=mask, expression_tokens=expression_tokens()(jnp.ones((2, 3, 6)))
+    )
+    values = jnp.ones((2, 3, 4, 4, 4)), jnp.full((2, 3), 0.5)
+    for segment in model.segments:
+        # Not even a broken projection may be noticed by the call.
+        for branch in (segment.layers.identity, segment.layers.expression):
+            branch.key.kernel[...] = jnp.full_like(branch.key.kernel[...], jnp.nan)
+            branch.value.kernel[...] = jnp.full_like(branch.value.kernel[...], jnp.nan)
+    assert jnp.isfinite(model(*values, conditions)).all()

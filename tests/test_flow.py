@@ -1,0 +1,119 @@
+"""Rectified flow, its loss, and guidance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genaffect_jax.config import FlowConfig
+from genaffect_jax.diffusion.flow import (
+    flow_loss,
+    interpolate,
+    predicted_clean,
+    sample_drops,
+    sample_sigma,
+    velocity_target,
+)
+from genaffect_jax.diffusion.guidance import branch_drops, combine, guided, repeat_branches
+
+
+def pictures(seed: int, *batch: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), (*batch, 2, 3, 4))
+
+
+def test_path_runs_from_data_to_noise_at_constant_velocity() -> None:
+    clean, noise = pictures(0, 2, 3), pictures(1, 2, 3)
+    np.testing.assert_array_equal(interpolate(clean, noise, jnp.zeros((2, 3))), clean)
+    np.testing.assert_array_equal(interpolate(clean, noise, jnp.ones((2, 3))), noise)
+    sigma = jnp.linspace(0.1, 0.9, 6).reshape(2, 3)
+    noisy, velocity = interpolate(clean, noise, sigma), velocity_target(clean, noise)
+    step = interpolate(clean, noise, sigma + 0.05) - noisy
+    np.testing.assert_allclose(step, 0.05 * velocity, atol=1e-6)
+    np.testing.assert_allclose(predicted_clean(noisy, velocity, sigma), clean, atol=1e-5)
+    np.testing.assert_allclose(noisy[1, 2], 0.1 * clean[1, 2] + 0.9 * noise[1, 2], atol=1e-6)
+
+
+def test_sigma_is_logit_normal_and_shifted() -> None:
+    flow = FlowConfig(logit_mean=0.5, logit_std=0.7, shift=3.0)
+    sigma = np.asarray(sample_sigma(jax.random.key(0), (20000,), flow), np.float64)
+    assert ((sigma > 0) & (sigma < 1)).all()
+    unshifted = sigma / (3.0 - 2.0 * sigma)
+    logit = np.log(unshifted / (1.0 - unshifted))
+    assert abs(logit.mean() - 0.5) < 0.02
+    assert abs(logit.std() - 0.7) < 0.02
+
+
+def test_identity_and_expression_drop_independently_at_their_rates() -> None:
+    flow = FlowConfig(drop_identity=0.3, drop_expression=0.1)
+    identity, expression = sample_drops(jax.random.key(0), 20000, 2, flow)
+    assert abs(identity.mean() - 0.3) < 0.02
+    assert abs(expression.mean() - 0.1) < 0.01
+    assert abs((identity[:, None] & expression).mean() - 0.03) < 0.006
+
+
+def test_loss_is_a_sum_and_a_count_that_add_up_over_parts() -> None:
+    velocity, target = pictures(0, 4, 2), pictures(1, 4, 2)
+    total, count = flow_loss(velocity, target)
+    np.testing.assert_allclose(total / count, jnp.square(velocity - target).mean(), rtol=1e-6)
+    parts = [flow_loss(velocity[s], target[s]) for s in (slice(0, 1), slice(1, 4))]
+    np.testing.assert_allclose(sum(p[0] for p in parts), total, rtol=1e-6)
+    assert sum(p[1] for p in parts) == count == velocity.size
+
+
+def test_masked_items_count_neither_in_the_sum_nor_in_the_count() -> None:
+    velocity, target = pictures(0, 4, 2), pictures(1, 4, 2)
+    mask = jnp.array([[True, False], [True, True], [False, False], [False, True]])
+    total, count = flow_loss(velocity.at[2].set(1e3), target, mask)
+    expected, numbers = flow_loss(velocity[mask], target[mask])
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    assert count == numbers == 4 * 24
+
+
+def test_loss_is_float32_for_bfloat16_velocities() -> None:
+    total, count = flow_loss(pictures(0, 4).astype(jnp.bfloat16), pictures(1, 4).astype(jnp.bfloat16))
+    assert total.dtype == count.dtype == jnp.float32
+
+
+def test_decoupled_guidance_is_its_formula_and_each_scale_moves_its_own_difference() -> None:
+    base, identity, full = (pictures(i, 2, 3) for i in range(3))
+    stacked = jnp.stack([base, identity, full], axis=1).reshape(6, 3, 2, 3, 4)
+    found = combine(stacked, "decoupled", 2.0, 5.0)
+    np.testing.assert_allclose(found, base + 2.0 * (identity - base) + 5.0 * (full - identity), atol=1e-5)
+    np.testing.assert_allclose(combine(stacked, "decoupled", 1.0, 1.0), full, atol=1e-5)
+    np.testing.assert_allclose(combine(stacked, "decoupled", 1.0, 0.0), identity, atol=1e-5)
+    np.testing.assert_allclose(combine(stacked, "decoupled", 0.0, 0.0), base, atol=1e-5)
+
+
+def test_joint_guidance_extrapolates_from_no_condition_to_all() -> None:
+    base, full = pictures(0, 2, 3), pictures(1, 2, 3)
+    stacked = jnp.stack([base, full], axis=1).reshape(4, 3, 2, 3, 4)
+    np.testing.assert_allclose(combine(stacked, "joint", 9.0, 4.0), base + 4.0 * (full - base), atol=1e-5)
+
+
+def test_branches_drop_what_their_place_in_the_formula_says() -> None:
+    identity, expression = branch_drops("decoupled", groups=2, expressions=3)
+    np.testing.assert_array_equal(identity, [True, False, False] * 2)
+    np.testing.assert_array_equal(expression, np.repeat([[True], [True], [False]] * 2, 3, axis=1))
+    assert not any(x.any() for x in branch_drops("none", 2, 3))
+    np.testing.assert_array_equal(branch_drops("joint", 1, 1)[1], [[True], [False]])
+    with pytest.raises(ValueError, match="'both': must be one of none, joint, decoupled"):
+        branch_drops("both", 1, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["none", "joint", "decoupled"])
+def test_a_model_deaf_to_its_conditions_is_not_changed_by_guidance(mode) -> None:
+    latents = pictures(0, 2, 3)
+    velocity = guided(lambda x, sigma: jnp.sin(x) * sigma, mode, 3.0, 7.0)
+    np.testing.assert_allclose(velocity(latents, jnp.float32(0.5)), 0.5 * jnp.sin(latents), atol=1e-5)
+    assert repeat_branches(latents, mode).shape[0] % 2 == 0
+
+
+def test_guidance_acts_inside_its_noise_interval_only() -> None:
+    drops = branch_drops("decoupled", 2, 3)
+
+    def velocity(latents, sigma):
+        return latents * 0 + (~drops[0][:, None] * 1.0 + ~drops[1] * 10.0)[..., None, None, None]
+
+    limited = guided(velocity, "decoupled", 2.0, 3.0, interval=(0.2, 0.8))
+    for sigma, expected in ((0.1, 11.0), (0.5, 32.0), (0.9, 11.0)):
+        np.testing.assert_allclose(limited(pictures(0, 2, 3), jnp.float32(sigma)), expected, rtol=1e-6)
