@@ -9,7 +9,7 @@ import numpy as np
 from genaffect_jax.data.avatars.canvas import Canvas, Colour, Points, Stencil
 from genaffect_jax.data.avatars.pose import Pose
 
-_VISIBLE = 0.5 / 255.0  # a fainter alpha rounds to nothing
+_VISIBLE = 2.5 / 255.0  # a fainter line changes no pixel by more than two levels
 
 
 class Brush:
