@@ -11,15 +11,17 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import normal, zeros
+from jax.nn.initializers import normal, variance_scaling, zeros
 from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.config import ConditioningConfig, MMDiTConfig
 from genaffect_jax.models.attention import SelfAttention
 from genaffect_jax.models.layers import MLP, LayerStack, Linear, layer_norm, patchify
 
-# A typical expression has about four active units of intensity near one; this brings a hidden unit to order one.
-EXPRESSION_INIT = normal(0.5)
+# Expressions are sparse numbers in [0, 1], not unit normal: a single active unit shall move a hidden unit by order one,
+# and the tokens it makes shall differ from the learned tokens they are added to by as much.
+EXPRESSION_UP_INIT = normal(1.0)
+EXPRESSION_DOWN_INIT = variance_scaling(4.0, "fan_avg", "uniform")
 
 
 class TransformerLayer(nnx.Module):
@@ -117,7 +119,8 @@ class ExpressionTokens(nnx.Module):
             conditioning.expression_tokens * width,
             axes=("conditioning", "embed", "heads"),
             activation=nnx.silu,
-            up_init=EXPRESSION_INIT,
+            up_init=EXPRESSION_UP_INIT,
+            down_init=EXPRESSION_DOWN_INIT,
             rngs=rngs,
             dtype=dtype,
         )
