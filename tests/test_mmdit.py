@@ -146,13 +146,12 @@ def test_scanned_unrolled_and_rematerialised_runs_agree_in_values_and_gradients(
     values, results = inputs(), []
     for scan, kind in ((True, "none"), (False, "none"), (True, "full")):
         choice = dataclasses.replace(config, scan_layers=scan, remat=kind)
-        model = perturbed(GenAffect(model_config(choice), rngs=nnx.Rngs(0)))
+        model = perturbed(MMDiT(choice, branches=False, rngs=nnx.Rngs(0)))
         graph, params, rest = nnx.split(model, nnx.Param, ...)
 
         def loss(params: Any, graph: Any = graph, rest: Any = rest) -> jax.Array:
             model = nnx.merge(graph, params, rest)
-            conditions = model.conditions(values["reference"], values["reference_mask"], values["expression"])
-            return jnp.square(model(values["latents"], values["timestep"], conditions)).mean()
+            return jnp.square(model(values["latents"], values["timestep"], model.project_conditions())).mean()
 
         results.append(jax.jit(jax.value_and_grad(loss), compiler_options=FAST)(params))
     for value, gradients in results[1:]:
