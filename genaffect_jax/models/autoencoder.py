@@ -43,8 +43,8 @@ def avatar_tiny() -> AutoencoderConfig:
         layers_per_block=1,
         norm_num_groups=16,
         # Measured on the bundled weights (`training.autoencoder_objective.latent_statistics`).
-        scaling_factor=0.8860267506183412,
-        shift_factor=0.3979417383670807,
+        scaling_factor=1.0150886689138257,
+        shift_factor=0.1888701319694519,
     )
 
 
