@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.models.layers import Linear, RMSNorm, xavier_uniform
 
-
 # Initial scale of a branch's normalised keys. With 1 the first attention to a reference is nearly even over its places.
 KEY_SCALE = 3.0
 
@@ -144,7 +143,9 @@ class ConditionBranch(nnx.Module):
 
         self.key = Linear(width, features, axes=axes, use_bias=False, kernel_init=like_queries, rngs=rngs, dtype=dtype)
         self.value = Linear(width, features, axes=axes, use_bias=False, kernel_init=zeros, rngs=rngs, dtype=dtype)
-        self.key_norm = None if queries.key_norm is None else RMSNorm(self.head_dim, initial_scale=KEY_SCALE, dtype=dtype)
+        self.key_norm = (
+            None if queries.key_norm is None else RMSNorm(self.head_dim, initial_scale=KEY_SCALE, dtype=dtype)
+        )
 
     def __call__(self, tokens: Float[Array, "*batch K D"]) -> KeyValue:
         shape = (*tokens.shape[:-1], self.heads, self.head_dim)

@@ -8,13 +8,17 @@ optimisers, averages and weight files all read that one form. The module's struc
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 from flax import nnx
 
 Parameters = dict[str, jax.Array]
 Module = TypeVar("Module", bound=nnx.Module)
+
+
+def _constants_of(module: nnx.Module) -> Any:
+    return nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Param)))
 
 
 class Functional(Generic[Module]):
@@ -33,7 +37,8 @@ class Functional(Generic[Module]):
         """
         self._make = make
         abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-        self._graph, state, constants = nnx.split(abstract, nnx.Param, ...)
+        self._graph, *states = nnx.split(abstract, nnx.Param, ...)
+        state, constants = states
         self._variables = {".".join(map(str, path)): (path, v) for path, v in nnx.to_flat_state(state)}
         self.shapes: dict[str, jax.ShapeDtypeStruct] = {
             name: jax.ShapeDtypeStruct(v.get_value().shape, v.get_value().dtype)
@@ -48,13 +53,9 @@ class Functional(Generic[Module]):
 
         # Variables that never train (a position table); under jit the random parameters beside them are not made.
         self._constants = nnx.to_flat_state(constants)
-        self._constant_values = (
-            jax.jit(
-                lambda: [v.get_value() for _, v in nnx.to_flat_state(nnx.state(make(nnx.Rngs(0)), nnx.Not(nnx.Param)))]
-            )()
-            if self._constants
-            else []
-        )
+        self._constant_values: list[jax.Array] = []
+        if self._constants:
+            self._constant_values = jax.jit(lambda: [v.get_value() for _, v in _constants_of(make(nnx.Rngs(0)))])()
 
     def init(self, key: jax.Array) -> Parameters:
         """Random parameters from one typed key; jit it with output shardings to create them in place."""

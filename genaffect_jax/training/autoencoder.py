@@ -45,7 +45,9 @@ def train_autoencoder(config: AutoencoderRun, workdir: Path, console: Console) -
     """
     resolved = claim_workdir(workdir, config)
     mesh = make_mesh(config.mesh)
-    autoencoder = Functional(lambda rngs: AutoencoderKL(config.autoencoder, rngs=rngs, dtype=config.train.compute_dtype))
+    autoencoder = Functional(
+        lambda rngs: AutoencoderKL(config.autoencoder, rngs=rngs, dtype=config.train.compute_dtype)
+    )
     console.print(
         f"autoencoder: {autoencoder.size / 1e6:.2f} M parameters on {mesh.size} {jax.default_backend()} device(s)"
     )
