@@ -209,6 +209,8 @@ class FlowConfig:
     """Standard deviation of logit(sigma)."""
     shift: float = 1.0
     """Resolution shift of sigma, `shift * s / (1 + (shift - 1) s)` (SD3: 3); used in training and sampling."""
+    change_weight: float = 0.0
+    """Extra loss weight of latent pixels where reference and target differ, `1 + w * difference / its mean`."""
     drop_identity: float = 0.1
     """Probability that a training example loses its identity tokens."""
     drop_expression: float = 0.1
@@ -217,6 +219,7 @@ class FlowConfig:
     def __post_init__(self) -> None:
         _require(self.logit_std > 0, "flow.logit_std", self.logit_std, "must be positive")
         _require(self.shift > 0, "flow.shift", self.shift, "must be positive")
+        _require(self.change_weight >= 0, "flow.change_weight", self.change_weight, "must be at least 0")
         for name in ("drop_identity", "drop_expression"):
             _require(0.0 <= getattr(self, name) < 1.0, f"flow.{name}", getattr(self, name), "must lie in [0, 1)")
 

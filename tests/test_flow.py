@@ -7,7 +7,7 @@ import pytest
 
 from genaffect_jax.config import FlowConfig
 from genaffect_jax.diffusion.flow import (
-    flow_loss,
+    change_weight, flow_loss,
     interpolate,
     predicted_clean,
     sample_drops,
@@ -117,3 +117,19 @@ def test_guidance_acts_inside_its_noise_interval_only() -> None:
     limited = guided(velocity, "decoupled", 2.0, 3.0, interval=(0.2, 0.8))
     for sigma, expected in ((0.1, 11.0), (0.5, 32.0), (0.9, 11.0)):
         np.testing.assert_allclose(limited(pictures(0, 2, 3), jnp.float32(sigma)), expected, rtol=1e-6)
+
+
+def test_changed_latents_weigh_more_and_an_equal_picture_weighs_one() -> None:
+    reference = jnp.zeros((1, 4, 4, 2))
+    target = jnp.zeros((1, 2, 4, 4, 2)).at[0, 0, 1, 2].set(3.0)
+    weight = change_weight(target, reference, 2.0)
+    assert weight.shape == (1, 2, 4, 4, 1)
+    np.testing.assert_allclose(weight[0, 0, 1, 2], 1 + 2 * 16, rtol=1e-4)  # all of the change is in one of 16 pixels
+    np.testing.assert_array_equal(weight[0, 0, 0, 0], 1.0)
+    np.testing.assert_array_equal(weight[0, 1], 1.0)
+
+
+def test_a_weight_of_latent_numbers_gives_the_weighted_mean() -> None:
+    velocity, target = jnp.array([1.0, 2.0]).reshape(1, 1, 1, 2, 1), jnp.zeros((1, 1, 1, 2, 1))
+    total, count = flow_loss(velocity, target, jnp.array([3.0, 1.0]).reshape(1, 1, 1, 2, 1))
+    assert (float(total), float(count)) == (3.0 * 1 + 1.0 * 4, 4.0)

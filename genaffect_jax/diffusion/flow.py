@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key, Shaped
 
 from genaffect_jax.config import FlowConfig
 from genaffect_jax.diffusion.schedule import shift_sigma
@@ -60,16 +60,28 @@ def predicted_clean(
 def flow_loss(
     velocity: Float[Array, "*batch h w c"],
     target: Float[Array, "*batch h w c"],
-    mask: Bool[Array, "*batch"] | None = None,
+    weight: Shaped[Array, "*batch ..."] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Squared error as (sum, count), both float32; their ratio is the mean over the latent numbers that count.
+    """Squared error as (sum, count), both float32; their ratio is the weighted mean over the latent numbers.
 
     Args:
         velocity, target: predicted and true velocity.
-        mask: items that count; None counts all.
+        weight: how much each item [*batch], or each latent number [*batch, h, w, c or 1], counts; a mask will do.
+            None counts all alike.
     """
     error = jnp.square(velocity.astype(jnp.float32) - target.astype(jnp.float32))
-    weight = jnp.ones_like(error)
-    if mask is not None:
-        weight = weight * _per_item(mask, error)
-    return jnp.sum(error * weight), jnp.sum(weight)
+    counts = jnp.ones_like(error) if weight is None else jnp.broadcast_to(_per_item(weight, error), error.shape)
+    return jnp.sum(error * counts), jnp.sum(counts.astype(jnp.float32))
+
+
+def change_weight(
+    target: Float[Array, "G E h w c"], reference: Float[Array, "G h w c"], strength: float
+) -> Float[Array, "G E h w 1"]:
+    """Loss weight of each latent pixel: `1 + strength * d / mean(d)`, where d is how far target and reference differ.
+
+    Most of a picture is the reference again; what the expression moves is a few latent pixels at mouth, eyes and
+    brows. The weight lets short trainings learn those too. d is the mean absolute difference over channels, its mean
+    is over one picture.
+    """
+    difference = jnp.abs(target - reference[:, None]).mean(-1, keepdims=True)
+    return 1.0 + strength * difference / (difference.mean((2, 3, 4), keepdims=True) + 1e-6)

@@ -46,6 +46,11 @@ def make_generator_loss(
         sigma = flow.sample_sigma(sigma_key, (groups, expressions), config)
         noise = jax.random.normal(noise_key, target.shape)
         velocity = model(flow.interpolate(target, noise, sigma), sigma, conditions)
-        return {"loss": flow.flow_loss(velocity, flow.velocity_target(target, noise))}
+        weight = flow.change_weight(target, reference[:, 0], config.change_weight)
+        true_velocity = flow.velocity_target(target, noise)
+        return {
+            "loss": flow.flow_loss(velocity, true_velocity, weight),
+            "flow_loss": flow.flow_loss(velocity, true_velocity),
+        }
 
     return loss
