@@ -176,6 +176,8 @@ class DataConfig:
     """Number of people (source `procedural`)."""
     expressions_per_identity: int = 8
     """Pictures of each person (source `procedural`)."""
+    pose_scale: float = 1.0
+    """How far gaze and head move at random in procedural pictures, 0 (not at all) to 1; words keep their own pose."""
     expressions_per_set: int = 3
     """Targets E in one training set, beside its reference; all show different expressions of one person."""
     holdout: float = 0.05
@@ -194,6 +196,7 @@ class DataConfig:
             _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "must be at least 1")
         _require(self.expressions_per_identity >= 2, "data.expressions_per_identity", self.expressions_per_identity,
                  "must be at least 2: reference and target differ")  # fmt: skip
+        _require(0.0 <= self.pose_scale <= 1.0, "data.pose_scale", self.pose_scale, "must lie in [0, 1]")
         _require(0.0 <= self.holdout < 1.0, "data.holdout", self.holdout, "must lie in [0, 1)")
         _require(0.0 <= self.max_rejected < 1.0, "data.max_rejected", self.max_rejected, "must lie in [0, 1)")
         _require(self.workers >= 0, "data.workers", self.workers, "must be at least 0")

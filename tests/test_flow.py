@@ -7,7 +7,8 @@ import pytest
 
 from genaffect_jax.config import FlowConfig
 from genaffect_jax.diffusion.flow import (
-    change_weight, flow_loss,
+    change_weight,
+    flow_loss,
     interpolate,
     predicted_clean,
     sample_drops,

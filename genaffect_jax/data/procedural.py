@@ -38,12 +38,17 @@ class ProceduralSource:
         image_size: side S of the pictures, in pixels.
         identities: number of people, at least 1.
         expressions_per_identity: pictures of each person, at least 1.
+        pose_scale: how far gaze and head move beside what a word itself asks for, 0 (not at all) to 1.
     """
 
-    def __init__(self, image_size: int, identities: int, expressions_per_identity: int) -> None:
+    def __init__(
+        self, image_size: int, identities: int, expressions_per_identity: int, pose_scale: float = 1.0
+    ) -> None:
         self.image_size = image_size
         self._each = expressions_per_identity
-        self._pictures = tuple(p for i in range(identities) for p in _pictures_of(i, expressions_per_identity))
+        self._pictures = tuple(
+            p for i in range(identities) for p in _pictures_of(i, expressions_per_identity, pose_scale)
+        )
 
     @property
     def pictures(self) -> Sequence[Picture]:
@@ -75,7 +80,7 @@ class ProceduralSource:
         return digest.hexdigest()
 
 
-def sample_expression(rng: np.random.Generator) -> str:
+def sample_expression(rng: np.random.Generator, pose_scale: float = 1.0) -> str:
     """Draws the text of one expression: a word (40 %), a blend of two (20 %) or action units (40 %), and a pose.
 
     Words have weights from 0.4 to 1. A blend shares a total weight from 0.7 to 1.2 between two words, neither below
@@ -95,7 +100,7 @@ def sample_expression(rng: np.random.Generator) -> str:
     else:
         terms = []
         settings = _sample_units(rng)
-    return _text(terms, settings + _sample_pose(rng, 1.0))
+    return _text(terms, settings + _sample_pose(rng, pose_scale))
 
 
 def _sample_units(rng: np.random.Generator) -> list[str]:
@@ -108,7 +113,9 @@ def _sample_units(rng: np.random.Generator) -> list[str]:
 
 
 def _sample_pose(rng: np.random.Generator, scale: float) -> list[str]:
-    settings = []
+    settings: list[str] = []
+    if scale == 0:
+        return settings
     for channels, probability, deviation, limit in (
         (("gaze_yaw", "gaze_pitch"), _GAZE, 0.25, 0.6),
         (("head_yaw", "head_pitch", "head_roll"), _HEAD, 0.2, 0.5),
@@ -119,22 +126,24 @@ def _sample_pose(rng: np.random.Generator, scale: float) -> list[str]:
     return settings
 
 
-def _sample_near_neutral(rng: np.random.Generator) -> str:
+def _sample_near_neutral(rng: np.random.Generator, pose_scale: float) -> str:
     """The resting face with a third of the usual movement of gaze and head."""
-    return _text(["neutral"], _sample_pose(rng, 1 / 3))
+    return _text(["neutral"], _sample_pose(rng, pose_scale / 3))
 
 
 def _text(terms: list[str], settings: list[str]) -> str:
     return " + ".join([*terms, *([",".join(settings)] if settings else [])])
 
 
-def _pictures_of(person: int, count: int) -> list[Picture]:
+def _pictures_of(person: int, count: int, pose_scale: float) -> list[Picture]:
     pictures: list[Picture] = []
     seen: set[bytes] = set()
     for place in range(count):
         rng = np.random.default_rng([_EXPRESSIONS, person, place])
         while True:  # two equal expressions of one person are rare, and drawn again
-            expression = parse_expression(_sample_near_neutral(rng) if place == 0 else sample_expression(rng))
+            expression = parse_expression(
+                _sample_near_neutral(rng, pose_scale) if place == 0 else sample_expression(rng, pose_scale)
+            )
             picture = Picture(f"avatar{person:06d}", expression.name, expression.vector)
             if picture.expression_key not in seen:
                 break

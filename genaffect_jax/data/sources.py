@@ -21,7 +21,9 @@ def open_source(config: DataConfig, workdir: Path) -> Source:
         DataError: the folder cannot be used; see `data.folder.open_folder`.
     """
     if config.source == "procedural":
-        return ProceduralSource(config.image_size, config.identities, config.expressions_per_identity)
+        return ProceduralSource(
+            config.image_size, config.identities, config.expressions_per_identity, config.pose_scale
+        )
     if config.root is None:
         raise DataError("data.root: source 'folder' needs a folder of pictures")
     return open_folder(Path(config.root), config.image_size, config.max_rejected, workdir)
