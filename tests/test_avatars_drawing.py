@@ -96,9 +96,27 @@ def test_curves_pass_through_their_control_points():
 def test_a_clip_hides_what_lies_outside_it():
     canvas = Canvas(64)
     canvas.fill(ellipse(128.0, 128.0, 400.0, 400.0), (255, 255, 255))
-    inside = canvas.clip(ellipse(128.0, 128.0, 60.0, 60.0), canvas.scratch)
+    inside = canvas.clip(ellipse(128.0, 128.0, 60.0, 60.0))
     canvas.fill(ellipse(128.0, 128.0, 200.0, 200.0), (0, 0, 0), 1.0, inside)
     y, x = np.mgrid[0:64, 0:64] * 4.0 + 2.0
     radius = np.hypot(x - 128.0, y - 128.0)
-    assert (canvas.pixels[radius > 66.0] == 255).all()
-    assert (canvas.pixels[radius < 54.0] == 0).all()
+    pixels = canvas.render()
+    assert (pixels[radius > 66.0] == 255).all()
+    assert (pixels[radius < 54.0] == 0).all()
+
+
+def test_shapes_cover_each_other_in_the_order_in_which_they_are_drawn_whatever_their_form():
+    """Shapes of one form are prepared together, so the order must survive the regrouping."""
+    canvas = Canvas(64)
+    square = np.array([(40.0, 40.0), (216.0, 40.0), (216.0, 216.0), (40.0, 216.0)])
+    canvas.fill(ellipse(128.0, 128.0, 400.0, 400.0), (255, 255, 255))
+    canvas.fill(square, (200, 0, 0))
+    canvas.stroke(np.array([(20.0, 128.0), (236.0, 128.0)]), [30.0, 30.0], (0, 200, 0))
+    canvas.fill(ellipse(128.0, 128.0, 20.0, 20.0), (0, 0, 200))
+    first = canvas.render().copy()
+    places = {(32, 32): (0, 0, 200), (32, 12): (0, 200, 0), (16, 32): (200, 0, 0), (2, 2): (255, 255, 255)}
+    assert {place: tuple(first[place].tolist()) for place in places} == places
+    canvas.stroke(np.array([(128.0, 20.0), (128.0, 236.0)]), [10.0, 10.0], (9, 9, 9))
+    changed = (canvas.render() != first).any(axis=2)
+    assert changed[20, 32]  # a second rendering adds what is new
+    assert not changed[:, :26].any()  # and draws nothing twice

@@ -25,7 +25,7 @@ def draw_backdrop(canvas: Canvas, identity: Identity) -> None:
         ]
         # Those that the head always hides are left out.
         dots = [ellipse(x, y, 5.0, 5.0) for x, y in places if not (90.0 < x < 166.0 and y > 70.0)]
-        canvas.scatter(dots, (255, 255, 255), 0.45)
+        canvas.fill(canvas.path(*dots), (255, 255, 255), 0.45)
     elif pattern == "waves":
         for i, alpha in enumerate((0.22, 0.28, 0.34)):
             y = 92.0 + 52.0 * i
@@ -39,4 +39,4 @@ def draw_backdrop(canvas: Canvas, identity: Identity) -> None:
             a, b = (math.pi * (2 * i + k) / 12.0 for k in (0.0, 1.0))
             far, near = (np.array([128.0 + 190.0 * math.cos(t), 128.0 + 190.0 * math.sin(t)]) for t in (a, b))
             rays.append((np.array([(128.0, 128.0), far]), np.array([near, (128.0, 128.0)])))
-        canvas.scatter(rays, (255, 255, 255), 0.24)
+        canvas.fill(canvas.path(*rays), (255, 255, 255), 0.24)

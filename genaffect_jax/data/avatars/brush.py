@@ -53,3 +53,15 @@ class Brush:
         """A smooth closed shape (head coordinates)."""
         if alpha > _VISIBLE:
             self.canvas.fill(self.pose.face(shape, lift), colour, alpha, clip)
+
+    def spots(
+        self,
+        shapes: Sequence[Points],
+        colour: Colour,
+        alpha: float = 1.0,
+        lift: float = 0.0,
+        clip: Stencil | None = None,
+    ) -> None:
+        """As `spot`, for several shapes with the same look; where they overlap they do not add up."""
+        if alpha > _VISIBLE and shapes:
+            self.canvas.fill(self.canvas.path(*self.pose.faces(shapes, lift)), colour, alpha, clip)

@@ -11,8 +11,9 @@ width 1 that no setting switches off). The art is tuned to that at 256 pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import celiagg
 import numpy as np
@@ -25,6 +26,9 @@ GRID = 256.0  # coordinates are multiples of 1/GRID pixel, the rasteriser's own 
 Points = Float[np.ndarray, "N 2"]
 Colour = tuple[int, int, int]
 Stop = tuple[float, Colour, float]
+Shape = Points | Sequence[Points]
+SideBySide = Float[np.ndarray, "N 2K"]  # K shapes of N points each, columns x, y, x, y, ...
+_Form = tuple[Callable[[Any], Float[np.ndarray, "M N"]], int | tuple[int, ...]]
 
 _IDENTITY = celiagg.Transform()
 _PLAIN = celiagg.GraphicsState(drawing_mode=celiagg.DrawingMode.DrawFill)
@@ -70,7 +74,7 @@ def _open_weights(n: int) -> Float[np.ndarray, "M N"]:
 
 def ellipse(cx: float, cy: float, rx: float, ry: float) -> Points:
     """Eight control points of a closed smooth curve that follows an ellipse to about 1 % of its radius."""
-    return _UNIT_CIRCLE * np.array((rx, ry)) + np.array((cx, cy))
+    return _UNIT_CIRCLE * (rx, ry) + (cx, cy)
 
 
 @cache
@@ -93,6 +97,18 @@ def _ribbon_weights(n: int) -> Float[np.ndarray, "M N"]:
 
 
 @cache
+def _ring_weights(lengths: tuple[int, int]) -> Float[np.ndarray, "M N"]:
+    """Flattens two closed curves, stacked, into the first one way round and the second the other way."""
+    outer, inner = (_closed_weights(n) for n in lengths)
+    # Each curve is closed; the seam between them runs both ways and cancels exactly.
+    outer, inner = np.concatenate([outer, outer[:1]]), np.concatenate([inner, inner[:1]])[::-1]
+    return np.block([
+        [outer, np.zeros((len(outer), lengths[1]))],
+        [np.zeros((len(inner), lengths[0])), inner],
+    ])  # fmt: skip
+
+
+@cache
 def _tangent_weights(n: int) -> Float[np.ndarray, "N N"]:
     """Differences of the two neighbours of each control point, one-sided at the ends."""
     weights = np.zeros((n, n))
@@ -106,76 +122,108 @@ _TURN = np.array([(0.0, 1.0), (-1.0, 0.0)])  # right-multiplied: a quarter turn 
 _SUM = np.ones(2)
 
 
-def _normals(centre: Points, half_width: np.ndarray) -> Points:
-    """A quarter turn from the direction of the line at each control point, `half_width` long."""
-    normal = _tangent_weights(len(centre)) @ centre @ _TURN
-    return normal * (half_width / np.sqrt((normal * normal) @ _SUM + 1e-12))[:, None]
+def _normals(centres: SideBySide, half_widths: Float[np.ndarray, "N K"]) -> SideBySide:
+    """A quarter turn from the direction of each line at each control point, `half_widths` long."""
+    n = len(centres)
+    normal = _tangent_weights(n).dot(centres).reshape(-1, 2).dot(_TURN)
+    scale = half_widths / np.sqrt((normal * normal).dot(_SUM) + 1e-12).reshape(n, -1)
+    return (normal * scale.reshape(-1, 1)).reshape(n, -1)
 
 
 class Stencil:
     """A clipping region: shapes drawn with it appear only where it was filled."""
 
     def __init__(self, size: int):
-        self._coverage = np.zeros((size, size), np.uint8)
-        self._canvas = celiagg.CanvasG8(self._coverage)
-        image = celiagg.Image(self._coverage, celiagg.PixelFormat.Gray8)
+        coverage = np.zeros((size, size), np.uint8)
+        self.canvas = celiagg.CanvasG8(coverage)
+        image = celiagg.Image(coverage, celiagg.PixelFormat.Gray8)
         self.state = celiagg.GraphicsState(drawing_mode=celiagg.DrawingMode.DrawFill, stencil=image)
-
-    def replace(self, path: celiagg.Path) -> None:
-        self._canvas.clear(0.0, 0.0, 0.0, 1.0)
-        self._canvas.draw_shape(path, _IDENTITY, _PLAIN, fill=_WHITE)
 
 
 class Canvas:
     """A `size` x `size` RGB picture addressed in design units.
 
     Every drawing call takes a shape as one or more *chains* of control points: each chain becomes a smooth open curve
-    and the chains are joined by straight edges into one polygon. A single array is a smooth closed curve.
+    and the chains are joined by straight edges into one polygon. A single array is a smooth closed curve. A shape that
+    is drawn twice can be made a path first.
+
+    Drawing calls only take notes; `render` does the work. Most shapes have few points, so that NumPy would spend its
+    time on starting calls: `render` flattens all shapes of one form (so many points, closed, open or stroked) at once
+    and then fills them in the order in which they were drawn.
     """
 
     def __init__(self, size: int):
         self.scale = size / DESIGN
         self._to_grid = self.scale * GRID
-        self.pixels: UInt8[np.ndarray, "H W 3"] = np.empty((size, size, 3), np.uint8)
-        self._canvas = celiagg.CanvasRGB24(self.pixels)
+        self._pixels: UInt8[np.ndarray, "H W 3"] = np.empty((size, size, 3), np.uint8)
+        self._canvas = celiagg.CanvasRGB24(self._pixels)
+        self._size = size
+        # By form, here the weights that flatten it: paths yet to be filled in, and their control points.
+        self._shapes: dict[_Form, list[tuple[celiagg.Path, Points]]] = {}
+        # By the number of control points: the same with half-widths, for strokes.
+        self._strokes: dict[int, list[tuple[celiagg.Path, Points, Sequence[float] | np.ndarray]]] = {}
+        self._fills: list[tuple[celiagg.CanvasBase, celiagg.Path, celiagg.GraphicsState, celiagg.Paint]] = []
         self.face = Stencil(size)
-        self.scratch = Stencil(size)
+
+    def render(self) -> UInt8[np.ndarray, "H W 3"]:
+        """The picture with everything drawn so far; the canvas goes on drawing on the same array."""
+        for n, strokes in self._strokes.items():
+            paths, centres, half_widths = zip(*strokes, strict=True)
+            centre = np.concatenate(centres, axis=1)
+            points = np.concatenate([centre, _normals(centre, np.array(half_widths, np.float64).T)])
+            self._flatten(paths, points, _ribbon_weights(n))
+        for (weights_of, size), shapes in self._shapes.items():
+            paths, chains = zip(*shapes, strict=True)
+            self._flatten(paths, np.concatenate(chains, axis=1), weights_of(size))
+        for canvas, path, state, paint in self._fills:
+            canvas.draw_shape(path, _IDENTITY, state, fill=paint)
+        self._strokes, self._shapes, self._fills = {}, {}, []
+        return self._pixels
+
+    def _flatten(self, paths: Sequence[celiagg.Path], points: SideBySide, weights: Float[np.ndarray, "M N"]) -> None:
+        """Adds to each path the polygon that `weights` makes of its control points."""
+        corners = weights.dot(np.rint(points * self._to_grid)).reshape(len(weights), -1, 2)
+        for path, polygon in zip(paths, corners.transpose(1, 0, 2).copy(), strict=True):
+            path.lines(polygon)
+            path.close()
 
     def backdrop(self, start: Colour, end: Colour) -> None:
-        """Covers the picture with a gradient from the top left corner to the bottom right one.
+        """Covers the picture with a gradient from the top left corner to the bottom right one, under all shapes.
 
         Row y is the same ramp of colours begun y places later, so a strided copy does it at the cost of a clear.
         """
-        size = len(self.pixels)
-        last = 2 * size - 2
+        last = 2 * self._size - 2
         place = np.arange(last + 1)[:, None]
         ramp = (np.array(start) * (last - place) + np.array(end) * place + last // 2) // last
-        rows = np.lib.stride_tricks.sliding_window_view(ramp.astype(np.uint8), size, axis=0)
-        self.pixels[:] = rows.transpose(0, 2, 1)
+        rows = np.lib.stride_tricks.sliding_window_view(ramp.astype(np.uint8).ravel(), 3 * self._size)[::3]
+        self._pixels.reshape(self._size, -1)[:] = rows
 
-    def path(self, shape: Points | Sequence[Points]) -> celiagg.Path:
-        if isinstance(shape, np.ndarray):
-            points, weights = shape, _closed_weights(len(shape))
-        else:
-            points, weights = np.concatenate(shape), _chain_weights(tuple([len(chain) for chain in shape]))
-        return self._polygon(points, weights)
-
-    def _polygon(self, points: Points, weights: Float[np.ndarray, "M N"]) -> celiagg.Path:
+    def path(self, *shapes: Shape) -> celiagg.Path:
+        """One path of several shapes; where they overlap they do not add up."""
         path = celiagg.Path()
-        path.lines(weights @ np.rint(points * self._to_grid))
-        path.close()
+        for shape in shapes:
+            if isinstance(shape, np.ndarray):
+                self._add(path, shape, (_closed_weights, len(shape)))
+            else:
+                self._add(path, np.concatenate(shape), (_chain_weights, tuple([len(chain) for chain in shape])))
         return path
 
-    def clip(self, shape: Points | Sequence[Points], stencil: Stencil) -> Stencil:
-        """Makes `stencil` the region inside `shape` and returns it."""
-        stencil.replace(self.path(shape))
+    def _add(self, path: celiagg.Path, points: Points, form: _Form) -> None:
+        self._shapes.setdefault(form, []).append((path, points))
+
+    def clip(self, shape: Shape | celiagg.Path, stencil: Stencil | None = None) -> Stencil:
+        """A new region, the inside of `shape`; or `stencil` with that region added."""
+        stencil = stencil or Stencil(self._size)
+        self._fills.append((stencil.canvas, self._path_of(shape), _PLAIN, _WHITE))
         return stencil
 
     def fill(
-        self, shape: Points | Sequence[Points], colour: Colour, alpha: float = 1.0, clip: Stencil | None = None
+        self, shape: Shape | celiagg.Path, colour: Colour, alpha: float = 1.0, clip: Stencil | None = None
     ) -> None:
         """Fills with one colour; `alpha` in [0, 1] is rounded to 1/255."""
-        self._paint(self.path(shape), colour, alpha, clip)
+        r, g, b = colour
+        paint = celiagg.SolidPaint(r / 255.0, g / 255.0, b / 255.0, round(255.0 * alpha) / 255.0)
+        self._paint(shape, paint, clip)
 
     def stroke(
         self,
@@ -186,52 +234,37 @@ class Canvas:
         clip: Stencil | None = None,
     ) -> None:
         """A tapered line through `centre`, `half_width` design units to each side at each control point."""
-        points = np.concatenate([centre, _normals(centre, np.asarray(half_width, np.float64))])
-        self._paint(self._polygon(points, _ribbon_weights(len(centre))), colour, alpha, clip)
+        self.strokes((centre,), half_width, colour, alpha, clip)
 
     def strokes(
         self,
-        centres: Float[np.ndarray, "K N 2"],
-        half_width: Sequence[float],
+        centres: Sequence[Points] | Float[np.ndarray, "K N 2"],
+        half_width: Sequence[float] | np.ndarray,
         colour: Colour,
         alpha: float,
         clip: Stencil | None = None,
     ) -> None:
         """Several tapered lines of one colour and one taper in one pass."""
-        widths, path = np.asarray(half_width, np.float64), celiagg.Path()
-        for centre in centres:
-            points = np.concatenate([centre, _normals(centre, widths)])
-            path.add_path(self._polygon(points, _ribbon_weights(len(centre))))
-        self._paint(path, colour, alpha, clip)
-
-    def scatter(
-        self, shapes: Sequence[Points | Sequence[Points]], colour: Colour, alpha: float, clip: Stencil | None = None
-    ) -> None:
-        """Fills several shapes of one colour in one pass; where they overlap they do not add up."""
         path = celiagg.Path()
-        for shape in shapes:
-            path.add_path(self.path(shape))
-        self._paint(path, colour, alpha, clip)
-
-    def _paint(self, path: celiagg.Path, colour: Colour, alpha: float, clip: Stencil | None) -> None:
-        r, g, b = colour
-        paint = celiagg.SolidPaint(r / 255.0, g / 255.0, b / 255.0, round(255.0 * alpha) / 255.0)
-        self._canvas.draw_shape(path, _IDENTITY, _PLAIN if clip is None else clip.state, fill=paint)
+        for centre in centres:
+            self._strokes.setdefault(len(centre), []).append((path, centre, half_width))
+        self.fill(path, colour, alpha, clip)
 
     def ring(self, outer: Points, inner: Points, colour: Colour, alpha: float = 1.0) -> None:
         """Fills between two smooth closed curves; `inner` lies inside `outer` and both turn the same way."""
-        loops = []
-        for points, direction in ((outer, 1), (inner, -1)):
-            loop = _closed_weights(len(points)) @ np.rint(points * self._to_grid)
-            loops.append(np.concatenate([loop, loop[:1]])[::direction])
         path = celiagg.Path()
-        path.lines(np.concatenate(loops))  # the seam runs both ways and cancels exactly
-        path.close()
-        self._paint(path, colour, alpha, None)
+        self._add(path, np.concatenate([outer, inner]), (_ring_weights, (len(outer), len(inner))))
+        self.fill(path, colour, alpha)
+
+    def _paint(self, shape: Shape | celiagg.Path, paint: celiagg.Paint, clip: Stencil | None) -> None:
+        self._fills.append((self._canvas, self._path_of(shape), _PLAIN if clip is None else clip.state, paint))
+
+    def _path_of(self, shape: Shape | celiagg.Path) -> celiagg.Path:
+        return shape if isinstance(shape, celiagg.Path) else self.path(shape)
 
     def linear(
         self,
-        shape: Points | Sequence[Points],
+        shape: Shape | celiagg.Path,
         start: tuple[float, float],
         end: tuple[float, float],
         stops: Sequence[Stop],
@@ -242,11 +275,11 @@ class Canvas:
         paint = celiagg.LinearGradientPaint(
             x1, y1, x2, y2, _stops(stops), celiagg.GradientSpread.SpreadPad, celiagg.GradientUnits.UserSpace
         )
-        self._canvas.draw_shape(self.path(shape), _IDENTITY, _PLAIN if clip is None else clip.state, fill=paint)
+        self._paint(shape, paint, clip)
 
     def radial(
         self,
-        shape: Points | Sequence[Points],
+        shape: Shape | celiagg.Path,
         centre: tuple[float, float],
         radius: float,
         stops: Sequence[Stop],
@@ -257,7 +290,7 @@ class Canvas:
         paint = celiagg.RadialGradientPaint(
             x, y, r, x, y, _stops(stops), celiagg.GradientSpread.SpreadPad, celiagg.GradientUnits.UserSpace
         )
-        self._canvas.draw_shape(self.path(shape), _IDENTITY, _PLAIN if clip is None else clip.state, fill=paint)
+        self._paint(shape, paint, clip)
 
     def glow(
         self, centre: tuple[float, float], radius: float, colour: Colour, alpha: float, clip: Stencil | None = None

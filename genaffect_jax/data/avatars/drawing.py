@@ -76,7 +76,7 @@ def draw(identity: Identity, expression: Float[np.ndarray, " W"], size: int = 25
     for points in face.brows.values():
         eyes.draw_brow(brush, identity, points, brow_colour)
     wear.draw_glasses(canvas, identity, pose)
-    return _average(canvas.pixels, oversampling)
+    return _average(canvas.render(), oversampling)
 
 
 def _average(pixels: UInt8[np.ndarray, "H W 3"], factor: int) -> UInt8[np.ndarray, "h w 3"]:

@@ -21,13 +21,13 @@ _BAG = 1.0 - LID * LID
 def draw_eye(brush: Brush, identity: Identity, skin: Skin, face: Face, eye: Eye, lash: Colour) -> None:
     canvas, pose = brush.canvas, brush.pose
     side = "L" if eye.side > 0 else "R"
-    upper, lower, fold = pose.face(eye.upper), pose.face(eye.lower), pose.face(eye.fold)
+    upper, lower, fold = pose.faces((eye.upper, eye.lower, eye.fold))
     # The lid between fold and lashes: visible skin that grows as the eye closes.
     canvas.fill((fold, upper[::-1]), skin.shadow, 0.46)
     if eye.aperture > 0.15:
-        opening = (upper, lower[::-1])
+        opening = canvas.path((upper, lower[::-1]))
         canvas.fill(opening, _EYEBALL)
-        inside = canvas.clip(opening, canvas.scratch)
+        inside = canvas.clip(opening)
         _iris(brush, identity, eye, inside)
         # The lid's shadow on the eyeball.
         canvas.stroke(upper, 3.2 * _LASH, (60, 40, 80), 0.20, inside)
@@ -50,9 +50,8 @@ def _iris(brush: Brush, identity: Identity, eye: Eye, inside: Stencil) -> None:
         (ellipse(x - 0.34 * r, y - 0.36 * r, 0.28 * r, 0.28 * r), WHITE, 0.96),
         (ellipse(x + 0.36 * r, y + 0.34 * r, 0.14 * r, 0.14 * r), WHITE, 0.7),
     )
-    posed = brush.pose.face(np.concatenate([points for points, _, _ in discs]))  # one projection for all of them
-    for i, (_, tone, alpha) in enumerate(discs):
-        brush.canvas.fill(posed[8 * i : 8 * i + 8], tone, alpha, inside)
+    for points, (_, tone, alpha) in zip(brush.pose.faces([disc for disc, _, _ in discs]), discs, strict=True):
+        brush.canvas.fill(points, tone, alpha, inside)
 
 
 def _lashes(brush: Brush, identity: Identity, eye: Eye, lash: Colour) -> None:

@@ -40,8 +40,9 @@ def draw_ears(canvas: Canvas, identity: Identity, skin: Skin, pose: Pose) -> Non
 
 def draw_skin(canvas: Canvas, identity: Identity, skin: Skin, pose: Pose, face: Face) -> None:
     shape = outline(pose, face)
-    canvas.clip(shape, canvas.face)
-    canvas.linear(shape, (96.0, 50.0), (150.0, 205.0),
+    path = canvas.path(shape)
+    canvas.clip(path, canvas.face)
+    canvas.linear(path, (96.0, 50.0), (150.0, 205.0),
                   [(0.0, skin.light, 1.0), (0.40, skin.base, 1.0),
                    (1.0, mix(skin.base, skin.shadow, 0.36), 1.0)])  # fmt: skip
     # Shade along the side away from the light: the silhouette minus itself moved to the left.
@@ -62,8 +63,7 @@ def draw_cheeks(brush: Brush, identity: Identity, skin: Skin, face: Face) -> Non
             (0.14 + 0.20 * raised) * (1.0 - 0.6 * identity.skin_tone),
             clip=canvas.face,
         )
-    if identity.freckles > 0.0:
-        _freckles(brush, identity, skin, face)
+    _freckles(brush, identity, skin, face)
     side = "L" if identity.mole_x > 0 else "R"
     place = ellipse(identity.mole_x, identity.mole_y + 0.3 * face.cheeks[side], identity.mole_size, identity.mole_size)
     brush.spot(place, skin.line, 0.9 if identity.mole_size > 0.0 else 0.0, clip=canvas.face)
@@ -75,12 +75,12 @@ _FRECKLES = ((-8.0, -5.0), (2.0, -2.0), (-2.0, 3.0), (8.0, -5.0), (-14.0, 0.0), 
 
 
 def _freckles(brush: Brush, identity: Identity, skin: Skin, face: Face) -> None:
-    spots = []
-    for side, sign in SIDES:
-        for dx, dy in _FRECKLES[: round(identity.freckles * len(_FRECKLES))]:
-            spot = ellipse(sign * (31.0 + dx), 18.0 + dy + 0.6 * face.cheeks[side], 0.85, 0.75)
-            spots.append(brush.pose.face(spot))
-    brush.canvas.scatter(spots, mix(skin.line, (170, 84, 40), 0.5), 0.5, brush.canvas.face)
+    spots = [
+        ellipse(sign * (31.0 + dx), 18.0 + dy + 0.6 * face.cheeks[side], 0.85, 0.75)
+        for side, sign in SIDES
+        for dx, dy in _FRECKLES[: round(identity.freckles * len(_FRECKLES))]
+    ]
+    brush.spots(spots, mix(skin.line, (170, 84, 40), 0.5), 0.5, clip=brush.canvas.face)
 
 
 def draw_nose(brush: Brush, identity: Identity, skin: Skin, face: Face) -> None:
@@ -101,8 +101,8 @@ def draw_nose(brush: Brush, identity: Identity, skin: Skin, face: Face) -> None:
         (0.55 * half, tip_y + 5.0), (lx + 0.6, ly + 1.0), (lx, ly - 5.0),
     ])  # fmt: skip
     brush.line(under, (0.1, 1.0, 0.8, 1.1, 0.8, 1.0, 0.1), skin.line, 0.58, lift=7.0)
-    nostrils = [pose.face(ellipse(s * 0.46 * half, tip_y + 4.0, 0.22 * half, 1.5), 8.0) for s in (-1.0, 1.0)]
-    canvas.scatter(nostrils, skin.line, 0.85)
+    nostrils = [ellipse(s * 0.46 * half, tip_y + 4.0, 0.22 * half, 1.5) for s in (-1.0, 1.0)]
+    brush.spots(nostrils, skin.line, 0.85, lift=8.0)
     for side, s in SIDES:
         wrinkles = [
             ((s * 1.5, y + 1.0), (s * (1.5 + 0.5 * length), y - 0.6), (s * (1.5 + length), y + 2.0))

@@ -71,10 +71,10 @@ def draw_outfit(canvas: Canvas, identity: Identity, skin: Skin) -> None:
         inner = _arc(neck + 7.0, 208.0, 16.0)
         canvas.fill((inner, np.array([(128.0 + 60.0, BOTTOM), (128.0 - 60.0, BOTTOM)])), accent)
         canvas.stroke(inner, [1.4] * 5, shade(accent, -0.2), 0.8)
-    body = (left, *neckline, right)
+    body = canvas.path((left, *neckline, right))
     canvas.linear(body, (90.0, 205.0), (170.0, 262.0), [(0.0, light, 1.0), (0.45, cloth, 1.0), (1.0, dark, 1.0)])
     if style == "stripes":
-        region = canvas.clip(body, canvas.scratch)
+        region = canvas.clip(body)
         for y in (222.0, 237.0, 252.0):
             canvas.stroke(_arc(110.0, y - 2.0, 7.0), [3.2] * 5, accent, 0.92, region)
     if style in ("crew", "stripes"):

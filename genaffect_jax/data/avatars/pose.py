@@ -8,6 +8,8 @@ far points the other, which is what makes a flat drawing look round.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -33,22 +35,28 @@ class Pose:
         yaw, pitch, roll = radians("head_yaw"), radians("head_pitch"), radians("head_roll")
         tilt = np.array([(math.cos(roll), math.sin(roll)), (-math.sin(roll), math.cos(roll))])  # for row vectors
         self._tilt = tilt
-        turn = np.array([(math.cos(yaw), 0.0), (0.0, math.cos(pitch))]) @ tilt
+        self._turn = np.array([(math.cos(yaw), 0.0), (0.0, math.cos(pitch))]) @ tilt
         self._shift = np.array((math.sin(yaw), -math.sin(pitch))) @ tilt  # per unit of depth
-        self._surface = np.concatenate([turn, _CURVE * self._shift])  # of (x, y, x^2, y^2)
+        self._curve = _CURVE * self._shift  # of (x^2, y^2)
         self._origin = np.array((CENTRE[0], CENTRE[1] + NECK)) - np.array((0.0, NECK)) @ tilt
 
     def face(self, points: Points, lift: float = 0.0) -> Points:
         """Points on the face surface, a shallow paraboloid, `lift` units above the skin, in picture coordinates."""
         raised = self._origin + (DEPTH + lift) * self._shift
-        return np.concatenate([points, points * points], axis=1) @ self._surface + raised
+        return points.dot(self._turn) + (points * points).dot(self._curve) + raised
+
+    def faces(self, chains: Sequence[Points], lift: float = 0.0) -> list[Points]:
+        """As `face`, for several chains at once."""
+        ends = [0, *accumulate(map(len, chains))]
+        posed = self.face(np.concatenate(chains), lift)
+        return [posed[start:end] for start, end in pairwise(ends)]
 
     def layer(self, points: Points, depth: float | np.ndarray) -> Points:
         """Points of a silhouette (head outline, hair, ears) at fixed depths; it shifts but is not foreshortened.
 
         `depth` is one number, or one per point as an array `(N, 1)`.
         """
-        return points @ self._tilt + depth * self._shift + self._origin
+        return points.dot(self._tilt) + (depth * self._shift + self._origin)
 
     def hang(self, points: Points, depth: float, fixed_from: float, fixed_at: float) -> Points:
         """As `layer`, for hair and cloth that hang: below `fixed_at` (head y) points no longer follow the head."""
