@@ -80,13 +80,16 @@ def draw(identity: Identity, expression: Float[np.ndarray, " W"], size: int = 25
 
 
 def _average(pixels: UInt8[np.ndarray, "H W 3"], factor: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Means over squares of `factor` x `factor` pixels, rounded half up, in whole numbers."""
+    """Means over squares of `factor` x `factor` pixels, rounded half up, in whole numbers.
+
+    Sixteen bits hold every sum: `factor` is at most 16, and 255 * 16 * 16 + 128 < 65536.
+    """
     if factor == 1:
         return pixels
     rows = pixels[::factor].astype(np.uint16)
     for i in range(1, factor):
         rows += pixels[i::factor]
-    total = rows[:, ::factor].astype(np.uint32)
+    total = rows[:, ::factor].copy()
     for i in range(1, factor):
         total += rows[:, i::factor]
     return ((total + factor * factor // 2) // (factor * factor)).astype(np.uint8)
