@@ -2,15 +2,19 @@
 
 import tyro
 
-from genaffect_jax.config import ConditioningConfig, Config, DataConfig, ModelConfig, TrainConfig
+from genaffect_jax.config import ConditioningConfig, Config, DataConfig, FlowConfig, ModelConfig, TrainConfig
 from genaffect_jax.models import autoencoder, mmdit
 
 
 def config() -> Config:
     return Config(
-        data=DataConfig(source="folder", root=tyro.MISSING, cache_latents=True),
+        data=DataConfig(source="folder", root=tyro.MISSING, expressions_per_set=3, cache_latents=True),
         model=ModelConfig(
-            mmdit=mmdit.avatar_tiny(), autoencoder=autoencoder.avatar_tiny(), conditioning=ConditioningConfig()
+            mmdit=mmdit.avatar_tiny(),
+            autoencoder=autoencoder.avatar_tiny(),
+            conditioning=ConditioningConfig(identity_layers=1),
+            prediction="clean",
         ),
-        train=TrainConfig(steps=600, batch_size=12, learning_rate=2e-3, checkpoint_every=200),
+        flow=FlowConfig(shift=3.0, change_weight=4.0),
+        train=TrainConfig(steps=1200, batch_size=6, learning_rate=2e-3, checkpoint_every=400, sheet_every=400),
     )

@@ -148,6 +148,8 @@ class ModelConfig:
     """The picture autoencoder; it is frozen while the denoiser trains."""
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     """Identity and expression tokens."""
+    prediction: Literal["velocity", "clean"] = "velocity"
+    """What the denoiser's last layer gives: the velocity (SD3), or the clean latents, from which the velocity follows."""
     autoencoder_weights: str = "package:autoencoder_tiny"
     """Where the autoencoder's weights come from: `package:NAME`, or a safetensors file."""
 

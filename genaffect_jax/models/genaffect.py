@@ -12,9 +12,16 @@ from genaffect_jax.config import ModelConfig
 from genaffect_jax.models.conditioning import ExpressionTokens, IdentityTokens
 from genaffect_jax.models.mmdit import Conditions, MMDiT
 
+# Below this noise level the division that turns clean latents into a velocity would only amplify errors (Li & He 2025,
+# "Back to Basics: Let Denoising Generative Models Denoise", arXiv 2511.13720, clip at the same value).
+SMALLEST_SIGMA = 0.05
+
 
 class GenAffect(nnx.Module):
     """Velocity of the pictures of a set, given who the person is and what each face does.
+
+    With `config.prediction` "clean" the denoiser's output is read as the clean latents x, and the velocity is
+    `(latents - x) / sigma`: a narrow network then need not carry the noise through to its output.
 
     `conditions` runs once per set, the call once per denoising step. The autoencoder is a network of its own.
 
@@ -25,6 +32,7 @@ class GenAffect(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
+        self.prediction = config.prediction
         self.mmdit = MMDiT(config.mmdit, branches=True, rngs=rngs, dtype=dtype)
         self.identity_tokens = IdentityTokens(config.mmdit, config.conditioning, rngs=rngs, dtype=dtype)
         self.expression_tokens = ExpressionTokens(config.mmdit.width, config.conditioning, rngs=rngs, dtype=dtype)
@@ -77,4 +85,9 @@ class GenAffect(nnx.Module):
 
         `identity_scale` and `expression_scale` weigh the two branches: one number, or one per layer; traced values.
         """
-        return self.mmdit(latents, timestep, conditions, identity_scale, expression_scale)
+        predicted = self.mmdit(latents, timestep, conditions, identity_scale, expression_scale)
+        if self.prediction == "velocity":
+            return predicted
+        # Velocity noise - clean, with the noise that leads from the predicted clean latents to the given ones.
+        sigma = jnp.maximum(timestep, SMALLEST_SIGMA)[..., None, None, None]
+        return (latents.astype(jnp.float32) - predicted) / sigma
