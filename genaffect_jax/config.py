@@ -149,7 +149,7 @@ class ModelConfig:
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     """Identity and expression tokens."""
     prediction: Literal["velocity", "clean"] = "velocity"
-    """What the denoiser's last layer gives: the velocity (SD3), or the clean latents, from which the velocity follows."""
+    """What the denoiser gives: the velocity (SD3), or the clean latents, from which the velocity follows."""
     autoencoder_weights: str = "package:autoencoder_tiny"
     """Where the autoencoder's weights come from: `package:NAME`, or a safetensors file."""
 

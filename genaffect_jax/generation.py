@@ -32,15 +32,15 @@ def make_program(
     config: ModelConfig,
     generator: Functional[GenAffect],
     autoencoder: Functional[AutoencoderKL],
-    mode: GuidanceMode = "joint",
+    mode: GuidanceMode = "decoupled",
 ) -> Program:
     """Builds the jitted program that draws sets.
 
     Its arguments are the two networks' parameters; `reference` uint8 [G, R, S, S, 3] with `reference_mask` [G, R];
     `expression` [G, E, W]; `items` int [G, E], the number of each picture, which with `seed` alone decides its
-    noise; `sigmas` [steps + 1], decreasing to 0; and `guidance_scale`. Conditions are encoded once, denoising is a
-    scan, and all of it is one XLA program per shape: changing seed, guidance scale or schedule does not recompile.
-    `mode` "joint" runs a branch without conditions beside every picture; "none" leaves guidance out at half the cost.
+    noise; `sigmas` [steps + 1], decreasing to 0; `guidance_identity` and `guidance_expression`. Conditions are encoded
+    once, denoising is a scan, and all of it is one XLA program per shape: changing seed, guidance or schedule does not
+    recompile. What the two scales do is in `diffusion.guidance`; mode "none" has no use for them and costs a third.
     """
     side = config.mmdit.sample_size
     channels = config.mmdit.in_channels
@@ -55,7 +55,8 @@ def make_program(
         items: Int[Array, "G E"],
         seed: Int[Array, ""],
         sigmas: Float[Array, steps_plus_1],
-        guidance_scale: Float[Array, ""],
+        guidance_identity: Float[Array, ""],
+        guidance_expression: Float[Array, ""],
     ) -> UInt8[Array, "G E S S 3"]:
         model = generator.merge(generator_parameters)
         pictures = autoencoder.merge(autoencoder_parameters)
@@ -74,7 +75,7 @@ def make_program(
             return model(noisy, jnp.full(noisy.shape[:2], sigma), conditions)
 
         noise = item_noise(seed, items, (side, side, channels))
-        drawn = euler_sample(guided(velocity, mode, guidance_expression=guidance_scale), noise, sigmas)
+        drawn = euler_sample(guided(velocity, mode, guidance_identity, guidance_expression), noise, sigmas)
         return to_uint8(pictures.from_latents(drawn))
 
     return program

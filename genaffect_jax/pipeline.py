@@ -139,7 +139,8 @@ class Pipeline:
         expressions: str | Sequence[Expression],
         *,
         steps: int = 24,
-        guidance: float = 1.5,
+        guidance_identity: float = 1.0,
+        guidance_expression: float = 1.5,
         seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> AvatarSet:
@@ -150,7 +151,8 @@ class Pipeline:
                 model's size.
             expressions: text of the expression grammar (`"joy, AU12L=0.7"`), or parsed expressions.
             steps: Euler steps.
-            guidance: classifier-free guidance scale over identity and expression together; 1 is none.
+            guidance_identity: how much further the pictures go from anybody towards this person; 1 is as trained.
+            guidance_expression: how much further they go from this person towards the expression; 1 is as trained.
             seed: with the expression it decides a picture's noise, so a picture is the same in every set.
             progress: called with (pictures done, pictures in all).
 
@@ -158,7 +160,12 @@ class Pipeline:
             ExpressionError: an expression is not understood.
             ConfigError: the identity or a number is not allowed.
         """
-        for option, value, low in (("steps", steps, 1), ("guidance", guidance, 0), ("seed", seed, 0)):
+        for option, value, low in (
+            ("steps", steps, 1),
+            ("guidance_identity", guidance_identity, 0),
+            ("guidance_expression", guidance_expression, 0),
+            ("seed", seed, 0),
+        ):
             if not value >= low:
                 raise ConfigError(f"--{option} {value}: must be at least {low}")
         wanted = tuple(parse_expressions(expressions) if isinstance(expressions, str) else expressions)
@@ -171,7 +178,8 @@ class Pipeline:
             drawn = self._program(
                 self._generator, self._autoencoder, reference[None, None], np.ones((1, 1), bool),
                 np.stack([wanted[i].vector for i in chosen])[None], items[chosen][None],
-                np.int32(seed), sigmas, np.float32(guidance),
+                np.int32(seed), sigmas,
+                np.float32(guidance_identity), np.float32(guidance_expression),
             )  # fmt: skip
             images.extend(np.asarray(jax.device_get(drawn))[0][: len(wanted) - start])
             if progress:
@@ -181,7 +189,8 @@ class Pipeline:
             "seed": seed,
             "identity": "array" if isinstance(identity, np.ndarray) else str(identity),
             "steps": steps,
-            "guidance": guidance,
+            "guidance_identity": guidance_identity,
+            "guidance_expression": guidance_expression,
             "config": json.loads(json.dumps(dataclasses.asdict(self.config.model))),
             "versions": {
                 "python": sys.version.split()[0],

@@ -36,8 +36,10 @@ class Arguments:
     """Expressions: words, blends (0.6*joy + 0.4*surprise), action units (AU6=0.5,AU12=0.9), clusters, all."""
     steps: int = 24
     """Denoising steps, at least 1."""
-    guidance: float = 1.5
-    """Guidance scale; 1 follows the model as trained, larger exaggerates identity and expression."""
+    guidance_identity: float = 1.0
+    """Guidance towards the person, at least 0; 1 follows the model as trained, larger exaggerates."""
+    guidance_expression: float = 1.5
+    """Guidance towards the expression, at least 0; 1 follows the model as trained, larger exaggerates."""
     seed: int = 0
     """Seed of the noise, at least 0."""
 
@@ -55,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Progress(*columns, console=console) as bar:
             task = bar.add_task("", total=len(expressions))
             avatars = pipeline(
-                arguments.identity, expressions, steps=arguments.steps, guidance=arguments.guidance,
+                arguments.identity, expressions, steps=arguments.steps,
+                guidance_identity=arguments.guidance_identity, guidance_expression=arguments.guidance_expression,
                 seed=arguments.seed, progress=lambda done, _: bar.update(task, completed=done),
             )  # fmt: skip
         avatars.save(arguments.out)

@@ -115,7 +115,7 @@ def test_a_picture_file_gives_the_same_set_as_its_pixels(pipeline, tmp_path):
         ({"identity": np.zeros((8, 8, 3), np.uint8)}, r"needs uint8 \(32, 32, 3\)"),
         ({"steps": 0}, "--steps 0: must be at least 1"),
         ({"seed": -1}, "--seed -1"),
-        ({"guidance": float("nan")}, "--guidance nan"),
+        ({"guidance_expression": float("nan")}, "--guidance_expression nan"),
     ],
 )
 def test_arguments_that_are_not_allowed_are_named(pipeline, arguments, message):

@@ -108,7 +108,7 @@ def _make_preview(
     def preview(parameters: Parameters) -> UInt8[np.ndarray, "H W 3"]:
         drawn = program(
             parameters, frozen, reference[None, None], np.ones((1, 1), bool), vectors[None],
-            np.arange(len(vectors))[None], np.int32(0), sigmas, np.float32(1.0),
+            np.arange(len(vectors))[None], np.int32(0), sigmas, np.float32(1.0), np.float32(1.0),
         )  # fmt: skip
         return contact_sheet(
             [reference, *real, reference, *np.asarray(jax.device_get(drawn))[0]],
