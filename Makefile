@@ -3,14 +3,14 @@
 SHELL := /bin/bash
 OUT ?= out
 IDENTITY ?= seed:1000003
-EXPRESSIONS ?= neutral,joy,amusement,love,pride,surprise,fear,anger,disgust,contempt,sadness,AU12=0.7+AU43L=1
+EXPRESSIONS ?= neutral,joy,amusement,affection,surprise,fear,anger,disgust,contempt,sadness,AU12=0.7,AU43L=1
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: avatars test test-fast test-torch lint sheets clean
+.PHONY: avatars test test-fast test-torch lint clean
 .DELETE_ON_ERROR:
 
 avatars: .venv/ready
@@ -19,14 +19,14 @@ avatars: .venv/ready
 	  --expressions '$(EXPRESSIONS)' --out $(OUT)/avatars
 
 test: .venv/ready-dev lint
-	$(BIN)/python -m pytest -m 'not torch'
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not torch'
 
 test-fast: .venv/ready-dev
-	$(BIN)/python -m pytest -m 'not torch and not slow'
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not torch and not slow'
 
 # Parity with diffusers; PyTorch is a large download, so it is not part of `make test`.
 test-torch: .venv/ready-torch
-	$(BIN)/python -m pytest -m torch
+	$(BIN)/python -m pytest -n auto --dist loadfile -m torch
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .
@@ -52,4 +52,4 @@ lint: .venv/ready-dev
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
