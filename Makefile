@@ -2,8 +2,8 @@
 # Each makes .venv with the pinned versions of constraints.txt first. Needs git, make and Python 3.11 or newer.
 SHELL := /bin/bash
 OUT ?= out
-IDENTITY ?= seed:1000003
-EXPRESSIONS ?= neutral,joy,amusement,affection,surprise,fear,anger,disgust,contempt,sadness,AU12=0.7,AU43L=1
+IDENTITY ?= seed:1000020
+EXPRESSIONS ?= neutral; joy; joy:0.5; surprise; fear; anger; sadness; disgust; 0.5*joy + 0.5*surprise; AU12=1; AU43=1
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 avatars: .venv/ready
 	$(BIN)/python -m genaffect_jax.train --config configs/avatar_tiny.py --workdir $(OUT)/avatar_tiny
 	$(BIN)/python -m genaffect_jax.sample --model $(OUT)/avatar_tiny --identity $(IDENTITY) \
-	  --expressions '$(EXPRESSIONS)' --out $(OUT)/avatars
+	  --expressions '$(EXPRESSIONS)' --steps 4 --out $(OUT)/avatars
 
 test: .venv/ready-dev lint
 	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not torch'
