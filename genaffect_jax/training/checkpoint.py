@@ -81,8 +81,11 @@ class Checkpoints:
             name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[name])
             for name, s in functional.shapes.items()
         }
-        args = ocp.args.Composite(ema=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(self._require_step(), args=args)["ema"]
+        step = self._require_step()
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(abstract)))["ema"]
+        except ValueError as e:
+            raise CheckpointError(f"{self.folder / str(step)}: does not fit its configuration: {e}") from e
 
     def close(self) -> None:
         """Waits until everything is on disk; a failed save raises here."""

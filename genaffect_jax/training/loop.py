@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,7 +94,12 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
     pending: list[dict[str, jax.Array]] = []
     interval_start, compiled = time.perf_counter(), False
 
-    with _progress(console, first, config.steps) as report, _stop_signal() as stopped:
+    with (
+        closing(log),
+        closing(job.batches),
+        _progress(console, first, config.steps) as report,
+        _stop_signal() as stopped,
+    ):
         while step < config.steps and not stopped():
             state, metrics = train_step(state, job.frozen, device_batch(next(job.batches), mesh))
             pending.append(metrics)
@@ -120,11 +125,10 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
         complete = step >= config.steps
         if step > first or checkpoints.latest_step() is None:
             checkpoints.save(state, job.batches.get_state(), job.config)
-    job.batches.close()
+        job.batches.close()  # the preview needs the processors that the workers hold
+        if complete and step > first:
+            log.sheet(step, job.preview(state.ema))
     checkpoints.close()
-    if complete and step > first:
-        log.sheet(step, job.preview(state.ema))
-    log.close()
     console.print(f"step {step} of {config.steps}: checkpoint written to {checkpoints.folder.name}/{step}")
     return complete
 
