@@ -22,6 +22,7 @@ import genaffect_jax
 from genaffect_jax.config import Config, ConfigError, MeshConfig, from_json
 from genaffect_jax.data.avatars import draw, sample_identity
 from genaffect_jax.data.image_files import read_picture
+from genaffect_jax.data.pictures import DataError
 from genaffect_jax.data.sheet import contact_sheet, write_png
 from genaffect_jax.diffusion.schedule import euler_sigmas
 from genaffect_jax.faces.action_units import CHANNELS, neutral
@@ -203,7 +204,8 @@ class Pipeline:
         """The reference picture that an identity stands for, uint8 [S, S, 3] at the model's size.
 
         Raises:
-            ConfigError: not a picture file, not `seed:N`, or an array of the wrong shape.
+            ConfigError: a malformed `seed:N`, or an array of the wrong shape.
+            DataError: the file cannot be read as a picture.
         """
         size = self.config.model.image_size
         if isinstance(identity, np.ndarray):
@@ -216,7 +218,10 @@ class Pipeline:
             if not number.isdecimal():
                 raise ConfigError(f"--identity {text}: seed:N needs a whole number N from 0")
             return draw(sample_identity(int(number)), neutral(), size)
-        return read_picture(Path(identity), size)
+        try:
+            return read_picture(Path(identity), size)
+        except DataError as e:
+            raise DataError(f"--identity {text}: {e}") from e
 
 
 def item_numbers(expressions: Sequence[Expression]) -> np.ndarray:

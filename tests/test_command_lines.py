@@ -3,6 +3,22 @@
 import pytest
 
 from genaffect_jax import sample, train
+from genaffect_jax.config import Config, DataConfig, TrainConfig, to_json
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model, tmp_path_factory):
+    """The working folder of a training of one step."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = DataConfig(image_size=32, identities=6, expressions_per_identity=4, expressions_per_set=2, workers=0)
+    config = Config(data=data, model=tiny_model, train=TrainConfig(steps=1, batch_size=8))
+    preset = folder / "preset.py"
+    preset.write_text(
+        "from genaffect_jax.config import Config, from_json\n\n\n"
+        f"def config():\n    return from_json(Config, {to_json(config)!r})\n"
+    )
+    assert train.main(["--workdir", str(folder / "run"), "--config", str(preset)]) == 0
+    return folder / "run"
 
 
 def outcome(main, argv, capsys):
@@ -70,20 +86,16 @@ def test_the_folder_preset_asks_for_its_folder(tmp_path, capsys):
         (["--identity", "nobody.png"], 1, "nobody.png"),
     ],
 )
-def test_sampling_refuses_bad_input_and_leaves_no_partial_set(options, status, words, preset, tmp_path, capsys):
-    run = tmp_path / "run"
-    assert outcome(train.main, ["--workdir", str(run), "--config", str(preset({"steps": 1}))], capsys)[0] == 0
-    argv = ["--model", str(run), "--identity", "seed:1", "--out", str(tmp_path / "set"), *options]
+def test_sampling_refuses_bad_input_and_leaves_no_partial_set(options, status, words, trained, tmp_path, capsys):
+    argv = ["--model", str(trained), "--identity", "seed:1", "--out", str(tmp_path / "set"), *options]
     found, text = outcome(sample.main, argv, capsys)
     assert (found, words in text) == (status, True), text
     assert not (tmp_path / "set").exists()
 
 
-def test_sampling_draws_a_set(preset, tmp_path, capsys):
-    run = tmp_path / "run"
-    assert outcome(train.main, ["--workdir", str(run), "--config", str(preset({"steps": 1}))], capsys)[0] == 0
-    argv = ["--model", str(run), "--identity", "seed:1", "--expressions", "joy,AU6=0.5,AU12=0.9,anger", "--steps", "1",
-            "--out", str(tmp_path / "set")]  # fmt: skip
+def test_sampling_draws_a_set(trained, tmp_path, capsys):
+    argv = ["--model", str(trained), "--identity", "seed:1", "--steps", "1", "--out", str(tmp_path / "set")]
+    argv += ["--expressions", "joy,AU6=0.5,AU12=0.9,anger"]
     status, text = outcome(sample.main, argv, capsys)
     assert status == 0, text
     assert len(list((tmp_path / "set").glob("0*.png"))) == 3

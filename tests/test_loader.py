@@ -241,7 +241,7 @@ def test_ctrl_c_ends_the_workers_without_their_tracebacks(program: subprocess.Po
     if starting:
         time.sleep(0.7)  # the workers import their modules now
     os.killpg(program.pid, signal.SIGINT)
-    out, err = program.communicate(timeout=40)
+    out, err = program.communicate(timeout=150)
     assert out.strip() == "stopped"
     assert "Traceback" not in err
     assert all(map(gone, workers))
