@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from genaffect_jax.data.avatars import draw, sample_identity
 from genaffect_jax.data.avatars.identity import HAIR_STYLES
 from genaffect_jax.faces.action_units import DEGREES, LOWEST, UNIT_NAMES, WIDTH, expression_vector
+from genaffect_jax.faces.vocabulary import vocabulary
 
 LABEL = 15  # height of a caption, pixels
 # Seven expressions by their well-known units (Ekman & Friesen 1978; contempt after Ekman & Heider 1988).
@@ -102,6 +103,15 @@ def extremes() -> Image.Image:
     return sheet(cells, 8)
 
 
+def words() -> Image.Image:
+    person = sample_identity(19)
+    cells = [
+        (f"{word.name} *" if word.provenance == "published" else word.name, draw(person, word.vector, 96))
+        for word in vocabulary().values()
+    ]
+    return sheet(cells, 15)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder for the sheets")
@@ -109,6 +119,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, make in {
         "identities": identities, "hair": hair, "expressions": expressions, "units": units, "extremes": extremes,
+        "words": words,
     }.items():  # fmt: skip
         path = arguments.out / f"avatars_{name}.png"
         make().save(path, optimize=True)
