@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from genaffect_jax.config import (
     MeshConfig,
     MMDiTConfig,
     ModelConfig,
+    TextConfig,
     TrainConfig,
     from_json,
     to_json,
@@ -32,6 +34,14 @@ from genaffect_jax.config import (
         (lambda: DataConfig(source="folder"), "data.root=None"),
         (lambda: DataConfig(expressions_per_identity=1), "data.expressions_per_identity=1"),
         (lambda: FlowConfig(drop_identity=-0.1), "flow.drop_identity=-0.1"),
+        (lambda: FlowConfig(drop_text=1.0), "flow.drop_text=1.0"),
+        (lambda: TextConfig(template="a {wrod} face"), "text.template='a {wrod} face': must contain {word}"),
+        (lambda: TextConfig(max_sequence_length=0), "text.max_sequence_length=0"),
+        (lambda: Config(text=TextConfig(embeddings=Path("p"))), "text.embeddings=p: a model with register tokens"),
+        (
+            lambda: Config(data=DataConfig(image_size=128), model=ModelConfig(mmdit=MMDiTConfig(register_tokens=0))),
+            "text.embeddings=None: a model without register tokens needs",
+        ),
         (lambda: MeshConfig(data=0), "mesh.data=0"),
         (lambda: MMDiTConfig(caption_projection_dim=7), "mmdit.caption_projection_dim=7"),
         (lambda: MMDiTConfig(dual_attention_layers=(9,)), "mmdit.dual_attention_layers=[9]"),

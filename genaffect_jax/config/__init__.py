@@ -1,0 +1,36 @@
+"""Configuration: frozen dataclasses, validated when they are made, saved as JSON beside every checkpoint.
+
+The classes hold numbers and words only, so that one JSON file rebuilds a model without any other code.
+"""
+
+from genaffect_jax.config.as_json import from_json, to_json
+from genaffect_jax.config.checks import ConfigError
+from genaffect_jax.config.networks import AutoencoderConfig, ConditioningConfig, MMDiTConfig, ModelConfig
+from genaffect_jax.config.runs import (
+    AutoencoderRun,
+    Config,
+    DataConfig,
+    DType,
+    FlowConfig,
+    MeshConfig,
+    TextConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "AutoencoderConfig",
+    "AutoencoderRun",
+    "ConditioningConfig",
+    "Config",
+    "ConfigError",
+    "DType",
+    "DataConfig",
+    "FlowConfig",
+    "MMDiTConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "TextConfig",
+    "TrainConfig",
+    "from_json",
+    "to_json",
+]

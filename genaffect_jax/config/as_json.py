@@ -1,0 +1,65 @@
+"""Configurations as JSON: one file rebuilds a model without any other code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from genaffect_jax.config.checks import ConfigError, require
+
+T = TypeVar("T")
+
+
+def to_json(config: object) -> str:
+    """The configuration as indented JSON; paths become strings, tuples become lists."""
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        raise TypeError(f"to_json: {type(config).__name__} is no configuration")
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
+
+
+def from_json(cls: type[T], text: str) -> T:
+    """Rebuilds the configuration of type `cls` that `to_json` wrote.
+
+    Raises:
+        ConfigError: unknown or missing keys (all are named), or a value that is not allowed.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise ConfigError(f"configuration: not JSON ({e})") from e
+    return _build(cls, values, cls.__name__)
+
+
+def _build(kind: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{name}={value!r}: must be a table of {kind.__name__} fields")
+        hints = typing.get_type_hints(kind)
+        names = {f.name for f in dataclasses.fields(kind)}
+        unknown, missing = sorted(set(value) - names), sorted(names - set(value))
+        if unknown or missing:
+            raise ConfigError(f"{name}: unknown fields {unknown}, missing fields {missing} (has {sorted(names)})")
+        return kind(**{key: _build(hints[key], v, f"{name}.{key}") for key, v in value.items()})
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _build(next(a for a in arguments if a is not type(None)), value, name)
+    if origin is Literal:
+        require(value in arguments, name, value, f"must be one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{name}={value!r}: must be a list")
+        return tuple(_build(arguments[0], v, name) for v in value)
+    if kind is Path:
+        return Path(value)
+    number = int | float if kind is float else kind
+    require(isinstance(value, number) and not (kind is not bool and isinstance(value, bool)), name, repr(value),
+            f"must be of type {kind.__name__}")  # fmt: skip
+    return kind(value)

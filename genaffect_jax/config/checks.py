@@ -1,0 +1,13 @@
+"""How a configuration refuses a value."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """A configuration value that is not allowed; the message names the field, the value and what is allowed."""
+
+
+def require(condition: bool, name: str, found: object, allowed: str) -> None:
+    """Raises ConfigError `name=found: allowed` unless the condition holds."""
+    if not condition:
+        raise ConfigError(f"{name}={found}: {allowed}")

@@ -1,0 +1,145 @@
+"""Sizes of the networks. Field names of `MMDiTConfig` and `AutoencoderConfig` are those of the diffusers files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from genaffect_jax.config.checks import require
+
+
+@dataclass(frozen=True)
+class MMDiTConfig:
+    """A multimodal diffusion transformer of the SD3 family (Esser et al. 2024, arXiv 2403.03206)."""
+
+    sample_size: int = 16
+    """Height and width of the latents the model was trained on, in latent pixels."""
+    patch_size: int = 2
+    """Side of one image token, in latent pixels."""
+    in_channels: int = 16
+    """Channels of the latents."""
+    out_channels: int = 16
+    """Channels of the predicted velocity."""
+    num_layers: int = 6
+    """Number of transformer blocks."""
+    attention_head_dim: int = 64
+    """Width of one attention head, H."""
+    num_attention_heads: int = 3
+    """Number of attention heads, N; the model's width is N * H."""
+    joint_attention_dim: int = 192
+    """Width of the text tokens before they are projected into the model."""
+    caption_projection_dim: int = 192
+    """Width of the text tokens inside the model; must equal the model's width."""
+    pooled_projection_dim: int = 192
+    """Width of the pooled text embedding that enters the timestep embedding; 0 leaves it out."""
+    pos_embed_max_size: int = 32
+    """Side of the full 2-D sin-cos position table, in tokens; smaller grids take its centre."""
+    dual_attention_layers: tuple[int, ...] = ()
+    """Blocks with a second, image-only attention (SD3.5-medium: 0 to 12)."""
+    qk_norm: Literal["rms_norm", "none"] = "rms_norm"
+    """Normalisation of queries and keys (SD3.5: rms_norm, SD3: none)."""
+    register_tokens: int = 4
+    """Learned tokens that stand in for the text stream; 0 means that text embeddings are given from outside."""
+    scan_layers: bool = True
+    """Run equal blocks as one scanned block: compiles faster, computes the same."""
+    remat: Literal["none", "full"] = "none"
+    """What the backward pass recomputes: nothing, or every block (less memory, about a third more time)."""
+
+    @property
+    def width(self) -> int:
+        """Width D of the residual streams."""
+        return self.attention_head_dim * self.num_attention_heads
+
+    def __post_init__(self) -> None:
+        for name in ("sample_size", "patch_size", "in_channels", "out_channels", "num_layers", "attention_head_dim",
+                     "num_attention_heads", "joint_attention_dim", "pos_embed_max_size"):  # fmt: skip
+            require(getattr(self, name) >= 1, f"mmdit.{name}", getattr(self, name), "must be at least 1")
+        require(self.pooled_projection_dim >= 0, "mmdit.pooled_projection_dim", self.pooled_projection_dim, ">= 0")
+        require(self.register_tokens >= 0, "mmdit.register_tokens", self.register_tokens, "must be at least 0")
+        require(self.caption_projection_dim == self.width, "mmdit.caption_projection_dim",
+                self.caption_projection_dim, f"must equal the model's width {self.width}")  # fmt: skip
+        require(self.sample_size % self.patch_size == 0, "mmdit.sample_size", self.sample_size,
+                f"must be a multiple of patch_size {self.patch_size}")  # fmt: skip
+        require(self.sample_size // self.patch_size <= self.pos_embed_max_size, "mmdit.pos_embed_max_size",
+                self.pos_embed_max_size, f"must hold {self.sample_size // self.patch_size} tokens a side")  # fmt: skip
+        bad = [i for i in self.dual_attention_layers if not 0 <= i < self.num_layers]
+        require(not bad, "mmdit.dual_attention_layers", bad, f"must lie in 0..{self.num_layers - 1}")
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """An AutoencoderKL as SD3 uses it: no quantisation convolutions, latents shifted and scaled."""
+
+    in_channels: int = 3
+    """Channels of the pictures read."""
+    out_channels: int = 3
+    """Channels of the pictures written."""
+    latent_channels: int = 16
+    """Channels of the latents."""
+    block_out_channels: tuple[int, ...] = (16, 32, 64, 64)
+    """Channels at each resolution; every step but the last halves height and width."""
+    layers_per_block: int = 1
+    """Residual blocks per resolution in the encoder (the decoder has one more)."""
+    norm_num_groups: int = 16
+    """Groups of the group normalisation; divides every entry of block_out_channels."""
+    scaling_factor: float = 1.0
+    """Latents are `(z - shift_factor) * scaling_factor`."""
+    shift_factor: float = 0.0
+    """See scaling_factor."""
+
+    @property
+    def downsample(self) -> int:
+        """Picture pixels per latent pixel, along one side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    def __post_init__(self) -> None:
+        require(bool(self.block_out_channels), "autoencoder.block_out_channels", self.block_out_channels, "not empty")
+        for c in self.block_out_channels:
+            require(c >= 1 and c % self.norm_num_groups == 0, "autoencoder.block_out_channels", c,
+                    f"must be a positive multiple of norm_num_groups {self.norm_num_groups}")  # fmt: skip
+        for name in ("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups"):
+            require(getattr(self, name) >= 1, f"autoencoder.{name}", getattr(self, name), "must be at least 1")
+        require(self.scaling_factor > 0, "autoencoder.scaling_factor", self.scaling_factor, "must be positive")
+
+
+@dataclass(frozen=True)
+class ConditioningConfig:
+    """What the two token makers read and how many tokens they hand to every block."""
+
+    expression_width: int = 40
+    """Numbers in one expression vector (40: action units, gaze and head of `faces.action_units`)."""
+    expression_tokens: int = 8
+    """Expression tokens per picture."""
+    identity_layers: int = 2
+    """Transformer layers that turn the reference's latent patches into identity tokens."""
+
+    def __post_init__(self) -> None:
+        for name in ("expression_width", "expression_tokens"):
+            require(getattr(self, name) >= 1, f"conditioning.{name}", getattr(self, name), "must be at least 1")
+        require(self.identity_layers >= 0, "conditioning.identity_layers", self.identity_layers, "must be at least 0")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything needed to build the networks of one model."""
+
+    mmdit: MMDiTConfig = field(default_factory=MMDiTConfig)
+    """The denoiser."""
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """The picture autoencoder; it is frozen while the denoiser trains."""
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    """Identity and expression tokens."""
+    prediction: Literal["velocity", "clean"] = "velocity"
+    """What the denoiser gives: the velocity (SD3), or the clean latents, from which the velocity follows."""
+    autoencoder_weights: str = "package:autoencoder_tiny"
+    """Where the autoencoder's weights come from: `package:NAME`, or a safetensors file."""
+
+    def __post_init__(self) -> None:
+        require(self.mmdit.in_channels == self.autoencoder.latent_channels == self.mmdit.out_channels,
+                "mmdit.in_channels, out_channels", (self.mmdit.in_channels, self.mmdit.out_channels),
+                f"must equal autoencoder.latent_channels {self.autoencoder.latent_channels}")  # fmt: skip
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures the model was made for, in pixels."""
+        return self.mmdit.sample_size * self.autoencoder.downsample

@@ -1,0 +1,218 @@
+"""Training runs: pictures, prompts, objective, optimisation, devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from genaffect_jax.config.checks import require
+from genaffect_jax.config.networks import AutoencoderConfig, ModelConfig
+
+DType = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where pictures come from and how sets are put together."""
+
+    source: Literal["procedural", "folder"] = "procedural"
+    """`procedural`: avatars drawn by this package; `folder`: picture files below `root`."""
+    root: Path | None = None
+    """Folder of pictures (source `folder`): `<identity>/<expression>[_n].png`, or one with metadata.jsonl or .csv."""
+    image_size: int = 128
+    """Side of the pictures, in pixels."""
+    identities: int = 512
+    """Number of people (source `procedural`)."""
+    expressions_per_identity: int = 8
+    """Pictures of each person (source `procedural`)."""
+    pose_scale: float = 1.0
+    """How far gaze and head move at random in procedural pictures, 0 (not at all) to 1; words keep their own pose."""
+    expressions_per_set: int = 3
+    """Targets E in one training set, beside its reference; all show different expressions of one person."""
+    holdout: float = 0.05
+    """Share of the people kept out of training for evaluation and preview sheets."""
+    max_rejected: float = 0.2
+    """Largest share of unusable pictures that a run tolerates; a person left with one expression always stops it."""
+    workers: int = 1
+    """Worker processes of the input pipeline; 0 loads in the main process."""
+    cache_latents: bool = False
+    """Encode every picture once, before training, into a file of the working folder (for sources of fixed size)."""
+
+    def __post_init__(self) -> None:
+        require(self.source != "folder" or self.root is not None, "data.root", self.root,
+                "source 'folder' needs a folder of pictures (--data.root DIR)")  # fmt: skip
+        for name in ("image_size", "identities", "expressions_per_set"):
+            require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "must be at least 1")
+        require(self.expressions_per_identity >= 2, "data.expressions_per_identity", self.expressions_per_identity,
+                "must be at least 2: reference and target differ")  # fmt: skip
+        require(0.0 <= self.pose_scale <= 1.0, "data.pose_scale", self.pose_scale, "must lie in [0, 1]")
+        require(0.0 <= self.holdout < 1.0, "data.holdout", self.holdout, "must lie in [0, 1)")
+        require(0.0 <= self.max_rejected < 1.0, "data.max_rejected", self.max_rejected, "must lie in [0, 1)")
+        require(self.workers >= 0, "data.workers", self.workers, "must be at least 0")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Prompts of models with a text stream. They are encoded beforehand by `python -m genaffect_jax.prepare`."""
+
+    template: str = "a portrait of a person, {word} expression"
+    """Prompt of a picture whose expression is one word of the vocabulary, or neutral; {word} stands for the word."""
+    plain: str = "a portrait of a person"
+    """Prompt of every other picture: blends and action units."""
+    negative: str = ""
+    """Prompt that stands for no text, in training (flow.drop_text) and in guidance."""
+    max_sequence_length: int = 77
+    """Tokens of the T5 encoder; longer prompts are cut (the two CLIP encoders always have 77)."""
+    embeddings: Path | None = None
+    """Encoded prompts: the file that `python -m genaffect_jax.prepare` wrote. Models with register tokens have none."""
+
+    def __post_init__(self) -> None:
+        require("{word}" in self.template, "text.template", repr(self.template), "must contain {word}")
+        require(self.max_sequence_length >= 1, "text.max_sequence_length", self.max_sequence_length,
+                "must be at least 1")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Rectified flow with logit-normal timesteps and the SD3 resolution shift; dropout of the conditions."""
+
+    logit_mean: float = 0.0
+    """Mean of logit(sigma); larger trains more at high noise."""
+    logit_std: float = 1.0
+    """Standard deviation of logit(sigma)."""
+    shift: float = 1.0
+    """Resolution shift of sigma, `shift * s / (1 + (shift - 1) s)` (SD3: 3); used in training and sampling."""
+    change_weight: float = 0.0
+    """Extra loss weight of latent pixels where reference and target differ, `1 + w * difference / its mean`."""
+    drop_identity: float = 0.1
+    """Probability that a training example loses its identity tokens."""
+    drop_expression: float = 0.1
+    """Probability that a training example loses its expression tokens (independent of the identity's)."""
+    drop_text: float = 0.1
+    """Probability that a training example gets `text.negative` for its prompt (independent of the other two)."""
+
+    def __post_init__(self) -> None:
+        require(self.logit_std > 0, "flow.logit_std", self.logit_std, "must be positive")
+        require(self.shift > 0, "flow.shift", self.shift, "must be positive")
+        require(self.change_weight >= 0, "flow.change_weight", self.change_weight, "must be at least 0")
+        for name in ("drop_identity", "drop_expression", "drop_text"):
+            require(0.0 <= getattr(self, name) < 1.0, f"flow.{name}", getattr(self, name), "must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation, logging and checkpoints."""
+
+    steps: int = 1000
+    """Optimiser steps of the whole run."""
+    batch_size: int = 16
+    """Sets per step over all devices; each set holds `data.expressions_per_set` target pictures."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 50
+    """Steps of linear warm-up."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Learning rate after the warm-up."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices and convolutions (never of biases, norms or learned tokens)."""
+    beta1: float = 0.9
+    """AdamW first-moment decay."""
+    beta2: float = 0.99
+    """AdamW second-moment decay."""
+    gradient_clip: float = 1.0
+    """Largest global gradient norm; larger gradients are scaled down to it."""
+    ema_decay: float = 0.99
+    """Decay of the averaged weights that sampling uses."""
+    compute_dtype: DType = "float32"
+    """Type of activations; parameters, norms, softmax statistics and the loss stay in float32."""
+    seed: int = 0
+    """Seed of initialisation, data order, noise and dropout."""
+    log_every: int = 20
+    """Steps between rows of metrics.jsonl."""
+    sheet_every: int = 0
+    """Steps between preview sheets; 0 draws one at the end only."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; one is always written at the end and on Ctrl-C."""
+    keep_checkpoints: int = 2
+    """Number of newest checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
+        for name in ("warmup_steps", "sheet_every", "weight_decay", "seed"):
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must be at least 0")
+        for name in ("learning_rate", "gradient_clip"):
+            require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")
+        for name in ("beta1", "beta2", "ema_decay"):
+            require(0.0 <= getattr(self, name) < 1.0, f"train.{name}", getattr(self, name), "must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How devices are laid out."""
+
+    data: int = -1
+    """Devices along the `data` axis (copies of the parameters); -1 takes all that remain."""
+    fsdp: int = 1
+    """Devices along the `fsdp` axis (parameters and optimiser state are cut over it)."""
+
+    def __post_init__(self) -> None:
+        require(self.data == -1 or self.data >= 1, "mesh.data", self.data, "must be -1 or at least 1")
+        require(self.fsdp >= 1, "mesh.fsdp", self.fsdp, "must be at least 1")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run of the generator."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Pictures."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Networks."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """Prompts, for models with a text stream."""
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    """Training objective."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Optimisation, logging, checkpoints."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """Devices."""
+
+    def __post_init__(self) -> None:
+        require(self.data.image_size == self.model.image_size, "data.image_size", self.data.image_size,
+                f"must equal mmdit.sample_size * autoencoder downsampling = {self.model.image_size}")  # fmt: skip
+        if self.model.mmdit.register_tokens:
+            require(self.text.embeddings is None, "text.embeddings", self.text.embeddings,
+                    "a model with register tokens (mmdit.register_tokens > 0) reads no prompts")  # fmt: skip
+        else:
+            require(self.text.embeddings is not None, "text.embeddings", None,
+                    "a model without register tokens needs encoded prompts; make the file with "
+                    "python -m genaffect_jax.prepare")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AutoencoderRun:
+    """One training run of the autoencoder."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Pictures."""
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """The network."""
+    kl_weight: float = 1e-6
+    """Weight of the KL divergence to a unit Gaussian, per latent number."""
+    edge_weight: float = 1.0
+    """Weight of the loss on picture gradients, which keeps outlines sharp."""
+    repeats: int = 1
+    """Steps in a row that use one batch, each time moved, mirrored and recoloured anew on the device."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Optimisation, logging, checkpoints."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """Devices."""
+
+    def __post_init__(self) -> None:
+        require(self.data.image_size % self.autoencoder.downsample == 0, "data.image_size", self.data.image_size,
+                f"must be a multiple of the autoencoder's downsampling {self.autoencoder.downsample}")  # fmt: skip
+        require(self.repeats >= 1, "repeats", self.repeats, "must be at least 1")
+        for name in ("kl_weight", "edge_weight"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
