@@ -7,18 +7,20 @@ optimisers, averages and weight files all read that one form. The module's struc
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Generic, TypeVar
 
 import jax
 from flax import nnx
 
 Parameters = dict[str, jax.Array]
 Module = TypeVar("Module", bound=nnx.Module)
+Value = TypeVar("Value")
 
 
-def _constants_of(module: nnx.Module) -> Any:
-    return nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Param)))
+def parameters_of(module: nnx.Module) -> Parameters:
+    """The flat parameters of a module that holds arrays; the inverse of `Functional.merge`."""
+    return {".".join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(nnx.state(module))}
 
 
 class Functional(Generic[Module]):
@@ -27,6 +29,8 @@ class Functional(Generic[Module]):
     Attributes:
         shapes: name to shape and dtype of every parameter.
         logical_axes: name to the logical axis names of every parameter (see `parallel.sharding`).
+        trainable: names that training may change; the others (a position table) are `nnx.Variable`s that are no
+            `nnx.Param`, and are handled like parameters so that they are arguments of every program, not constants.
     """
 
     def __init__(self, make: Callable[[nnx.Rngs], Module]):
@@ -37,8 +41,7 @@ class Functional(Generic[Module]):
         """
         self._make = make
         abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-        self._graph, *states = nnx.split(abstract, nnx.Param, ...)
-        state, constants = states
+        self._graph, state = nnx.split(abstract)
         self._variables = {".".join(map(str, path)): (path, v) for path, v in nnx.to_flat_state(state)}
         self.shapes: dict[str, jax.ShapeDtypeStruct] = {
             name: jax.ShapeDtypeStruct(v.get_value().shape, v.get_value().dtype)
@@ -50,18 +53,18 @@ class Functional(Generic[Module]):
             if axes is None or len(axes) != len(self.shapes[name].shape):
                 raise ValueError(f"{name}: logical axes {axes} for shape {self.shapes[name].shape}")
             self.logical_axes[name] = tuple(axes)
-
-        # Variables that never train (a position table); under jit the random parameters beside them are not made.
-        self._constants = nnx.to_flat_state(constants)
-        self._constant_values: list[jax.Array] = []
-        if self._constants:
-            self._constant_values = jax.jit(lambda: [v.get_value() for _, v in _constants_of(make(nnx.Rngs(0)))])()
+        self.trainable = frozenset(name for name, (_, v) in self._variables.items() if issubclass(v.type, nnx.Param))
 
     def init(self, key: jax.Array) -> Parameters:
         """Random parameters from one typed key; jit it with output shardings to create them in place."""
-        module = self._make(nnx.Rngs(key))
-        flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
-        return {".".join(map(str, path)): v.get_value() for path, v in flat}
+        return parameters_of(self._make(nnx.Rngs(key)))
+
+    def split(self, parameters: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str, Value]]:
+        """The entries of a flat dictionary that train, and those that do not."""
+        return (
+            {name: value for name, value in parameters.items() if name in self.trainable},
+            {name: value for name, value in parameters.items() if name not in self.trainable},
+        )
 
     def merge(self, parameters: Parameters) -> Module:
         """The module with these parameters.
@@ -76,10 +79,9 @@ class Functional(Generic[Module]):
         if missing or unknown:
             raise ValueError(f"parameters: missing {missing}, unknown {unknown}")
         flat = [(path, variable.replace(parameters[name])) for name, (path, variable) in self._variables.items()]
-        constants = [(path, v.replace(x)) for (path, v), x in zip(self._constants, self._constant_values, strict=True)]
-        return nnx.merge(self._graph, nnx.from_flat_state(flat), nnx.from_flat_state(constants))
+        return nnx.merge(self._graph, nnx.from_flat_state(flat))
 
     @property
     def size(self) -> int:
-        """Number of parameters."""
-        return sum(s.size for s in self.shapes.values())
+        """Number of trainable parameters."""
+        return sum(self.shapes[name].size for name in self.trainable)

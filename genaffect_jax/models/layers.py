@@ -138,7 +138,7 @@ def timestep_features(timestep: Float[Array, "*batch"]) -> Float[Array, "*batch 
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def sincos_table(side: int, width: int, base_side: int) -> Float[np.ndarray, "side side D"]:
+def sincos_table(side: int, width: int, base_side: int) -> Float[Array, "side side D"]:
     """The 2-D sin-cos position table of SD3's patch embedding.
 
     The first half of the width encodes the column, the second half the row; positions run from 0 to `base_side`.
@@ -154,9 +154,10 @@ def sincos_table(side: int, width: int, base_side: int) -> Float[np.ndarray, "si
     omega = 1.0 / 10000.0 ** (np.arange(width // 4, dtype=np.float64) / (width / 4.0))
     angles = positions.astype(np.float64)[:, None] * omega
     axis = np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
-    columns = np.broadcast_to(axis[None, :, :], (side, side, width // 2))
-    rows = np.broadcast_to(axis[:, None, :], (side, side, width // 2))
-    return np.concatenate([columns, rows], axis=-1)
+    # Only the axis is a constant of a program that makes the table: SD3.5-medium's table has 0.9 GB.
+    columns = jnp.broadcast_to(axis[None, :, :], (side, side, width // 2))
+    rows = jnp.broadcast_to(axis[:, None, :], (side, side, width // 2))
+    return jnp.concatenate([columns, rows], axis=-1)
 
 
 def patchify(x: Float[Array, "*batch h w c"], patch: int) -> Float[Array, "*batch L ppc"]:

@@ -21,8 +21,9 @@ class CheckpointError(RuntimeError):
 class Checkpoints:
     """The checkpoints of one working folder, `WORKDIR/checkpoints/<step>/`.
 
-    Each holds the items `parameters`, `ema` and `optimiser` (arrays), `position` (the input iterator's state) and
-    `config` (the resolved configuration), so a sampler reads `ema` and `config` alone.
+    Each holds the items `parameters` (what trains), `ema` (averages, and what does not train) and `optimiser`
+    (arrays), `position` (the input iterator's state) and `config` (the resolved configuration), so a sampler reads
+    `ema` and `config` alone.
     """
 
     def __init__(self, workdir: Path, keep: int = 1):
@@ -44,7 +45,7 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 parameters=ocp.args.StandardSave(state.parameters),
-                ema=ocp.args.StandardSave(state.ema),
+                ema=ocp.args.StandardSave(state.averaged),
                 optimiser=ocp.args.StandardSave(state.optimiser),
                 position=ocp.args.JsonSave(position),
                 config=ocp.args.JsonSave(json.loads(config)),
@@ -59,7 +60,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     parameters=ocp.args.StandardRestore(abstract.parameters),
-                    ema=ocp.args.StandardRestore(abstract.ema),
+                    ema=ocp.args.StandardRestore(abstract.averaged),
                     optimiser=ocp.args.StandardRestore(abstract.optimiser),
                     position=ocp.args.JsonRestore(),
                 ),
@@ -67,7 +68,9 @@ class Checkpoints:
         except ValueError as e:
             raise CheckpointError(f"{self.folder / str(step)}: does not fit this configuration: {e}") from e
         counter = jax.device_put(jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding)
-        return TrainState(counter, items["parameters"], items["ema"], items["optimiser"]), items["position"]
+        ema = {name: items["ema"][name] for name in abstract.ema}
+        fixed = {name: items["ema"][name] for name in abstract.fixed}
+        return TrainState(counter, items["parameters"], fixed, ema, items["optimiser"]), items["position"]
 
     def config(self) -> str:
         """The newest checkpoint's configuration as JSON."""

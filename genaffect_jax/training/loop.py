@@ -118,7 +118,7 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
                 report(step, means)
                 interval_start, pending = time.perf_counter(), []
             if config.sheet_every and step % config.sheet_every == 0 and step < config.steps:
-                log.sheet(step, job.preview(state.ema))
+                log.sheet(step, job.preview(state.averaged))
                 interval_start, pending = time.perf_counter(), []
             if step % config.checkpoint_every == 0 and step < config.steps:
                 checkpoints.save(state, job.batches.get_state(), job.config)
@@ -127,7 +127,7 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
             checkpoints.save(state, job.batches.get_state(), job.config)
         job.batches.close()  # the preview needs the processors that the workers hold
         if complete and step > first:
-            log.sheet(step, job.preview(state.ema))
+            log.sheet(step, job.preview(state.averaged))
     checkpoints.close()
     console.print(f"step {step} of {config.steps}: checkpoint written to {checkpoints.folder.name}/{step}")
     return complete

@@ -18,12 +18,23 @@ from genaffect_jax.parallel.sharding import parameter_shardings, replicated
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Everything a training step changes."""
+    """Everything of a training run that lies on the devices."""
 
     step: Int32[Array, ""]
+    """Steps done."""
     parameters: Parameters
+    """What trains."""
+    fixed: Parameters
+    """Parameters of the same network that do not train."""
     ema: Parameters
+    """Average of `parameters`."""
     optimiser: Any
+    """Moments of `parameters`."""
+
+    @property
+    def averaged(self) -> Parameters:
+        """The network's full parameters, averaged where they train: what sampling uses."""
+        return {**self.ema, **self.fixed}
 
 
 def state_shardings(functional: Functional, optimiser: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -32,16 +43,16 @@ def state_shardings(functional: Functional, optimiser: optax.GradientTransformat
     Raises:
         ValueError: the mesh does not fit a parameter (see `parallel.sharding.partition_spec`).
     """
-    parameters = parameter_shardings(functional.logical_axes, functional.shapes, mesh)
+    parameters, fixed = functional.split(parameter_shardings(functional.logical_axes, functional.shapes, mesh))
     moments = optax.tree_map_params(
         optimiser,
         lambda _, sharding: sharding,
-        jax.eval_shape(optimiser.init, functional.shapes),
+        jax.eval_shape(optimiser.init, functional.split(functional.shapes)[0]),
         parameters,
         transform_non_params=lambda _: replicated(mesh),
     )
     # A checker sees arrays in these places; the tree has to be a TrainState all the same.
-    places: Any = (replicated(mesh), parameters, parameters, moments)
+    places: Any = (replicated(mesh), parameters, fixed, parameters, moments)
     return TrainState(*places)
 
 
@@ -49,10 +60,10 @@ def create_state(functional: Functional, optimiser: optax.GradientTransformation
     """Initialises the state under jit with output shardings, so no device ever holds it whole."""
 
     def create(key: jax.Array) -> TrainState:
-        parameters = functional.init(key)
+        parameters, fixed = functional.split(functional.init(key))
         # The average gets its own buffers: both are donated to the step.
         ema = jax.tree.map(jnp.copy, parameters)
-        return TrainState(jnp.zeros((), jnp.int32), parameters, ema, optimiser.init(parameters))
+        return TrainState(jnp.zeros((), jnp.int32), parameters, fixed, ema, optimiser.init(parameters))
 
     return jax.jit(create, out_shardings=state_shardings(functional, optimiser, mesh))(jax.random.key(seed))
 
@@ -61,8 +72,8 @@ def abstract_state(functional: Functional, optimiser: optax.GradientTransformati
     """Shapes, types and shardings of the state, for restoring a checkpoint straight to its place."""
 
     def create() -> TrainState:
-        zeros = {name: jnp.zeros(s.shape, s.dtype) for name, s in functional.shapes.items()}
-        return TrainState(jnp.zeros((), jnp.int32), zeros, zeros, optimiser.init(zeros))
+        zeros, fixed = functional.split({name: jnp.zeros(s.shape, s.dtype) for name, s in functional.shapes.items()})
+        return TrainState(jnp.zeros((), jnp.int32), zeros, fixed, zeros, optimiser.init(zeros))
 
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),

@@ -56,7 +56,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def objective(parameters: Parameters) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-            terms = loss(functional.merge(parameters), frozen, batch, key)
+            terms = loss(functional.merge({**parameters, **state.fixed}), frozen, batch, key)
             means = {name: total / count for name, (total, count) in terms.items()}
             return means["loss"], means
 
@@ -67,7 +67,7 @@ def make_train_step(
         decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, parameters)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
-        return TrainState(state.step + 1, parameters, ema, moments), metrics
+        return TrainState(state.step + 1, parameters, state.fixed, ema, moments), metrics
 
     shardings = state_shardings(functional, optimiser, mesh)
     return jax.jit(
