@@ -36,6 +36,16 @@ def sd3() -> AutoencoderConfig:
     )
 
 
+def avatar_s() -> AutoencoderConfig:
+    """The default autoencoder for avatars: 256 px pictures become 32 x 32 latents with 16 channels.
+
+    Twice the channels of `avatar_tiny` and two residual blocks per resolution: 5.3 M parameters, which in bfloat16 are
+    11 MB, small enough for a package. The flat colours and thin lines of drawn avatars need no more depth, and decoding
+    stays cheap beside denoising. Shift and scale are measured at the end of a training and stand in its weight file.
+    """
+    return AutoencoderConfig(block_out_channels=(32, 64, 128, 128), layers_per_block=2, norm_num_groups=16)
+
+
 def avatar_tiny() -> AutoencoderConfig:
     """Small enough for a CPU: 128 px pictures become 16 x 16 latents with 16 channels."""
     return AutoencoderConfig(

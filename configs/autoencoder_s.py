@@ -1,0 +1,23 @@
+"""The autoencoder of `avatar_s`: 256-px pictures to 32x32x16 latents, planned for one GPU.
+
+Not trained yet. A step of 64 pictures needs some 40 GiB (compiled for a CPU, by XLA's account); 14 workers are for a
+machine of 16 processor cores.
+"""
+
+from genaffect_jax.config import AutoencoderRun, DataConfig, TrainConfig
+from genaffect_jax.models import autoencoder
+
+
+def config() -> AutoencoderRun:
+    return AutoencoderRun(
+        data=DataConfig(
+            source="procedural", image_size=256, identities=20_000, expressions_per_identity=5, expressions_per_set=3,
+            holdout=0.01, workers=14,
+        ),
+        autoencoder=autoencoder.avatar_s(),
+        repeats=4,
+        train=TrainConfig(
+            steps=30_000, batch_size=16, learning_rate=1e-3, warmup_steps=500, gradient_clip=1.0, ema_decay=0.999,
+            compute_dtype="bfloat16", log_every=100, checkpoint_every=2000, sheet_every=2000,
+        ),
+    )  # fmt: skip

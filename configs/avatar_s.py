@@ -1,0 +1,47 @@
+"""`avatar_s`: 256-px procedural avatars, planned for some tens of minutes on one GPU.
+
+Not trained yet: the objective is `avatar_tiny`'s, and rate, batch and steps are a first guess. A step of 128 pictures
+needs some 27 GiB (compiled for a CPU, by XLA's account). It needs the weights that `configs/autoencoder_s.py` makes:
+
+    python -m genaffect_jax.train_autoencoder --config configs/autoencoder_s.py --workdir out/autoencoder_s
+    python -m genaffect_jax.train --config configs/avatar_s.py --workdir out/avatar_s
+"""
+
+from pathlib import Path
+
+from genaffect_jax.config import (
+    AutoencoderConfig,
+    ConditioningConfig,
+    Config,
+    DataConfig,
+    FlowConfig,
+    ModelConfig,
+    TrainConfig,
+)
+from genaffect_jax.models import autoencoder, mmdit
+from genaffect_jax.models.weights import read_config
+
+AUTOENCODER = Path("out/autoencoder_s/autoencoder.safetensors")
+
+
+def config() -> Config:
+    # The file knows the shift and scale of its latents. Without it, training stops and says which file is missing.
+    pictures = read_config(AUTOENCODER, AutoencoderConfig) if AUTOENCODER.is_file() else autoencoder.avatar_s()
+    return Config(
+        data=DataConfig(
+            source="procedural", image_size=256, identities=10_000, expressions_per_identity=8, expressions_per_set=4,
+            holdout=0.01, workers=14, cache_latents=True,
+        ),
+        model=ModelConfig(
+            mmdit=mmdit.avatar_s(),
+            autoencoder=pictures,
+            conditioning=ConditioningConfig(identity_layers=2),
+            prediction="clean",
+            autoencoder_weights=str(AUTOENCODER),
+        ),
+        flow=FlowConfig(shift=3.0, change_weight=4.0),
+        train=TrainConfig(
+            steps=40_000, batch_size=32, learning_rate=4e-4, warmup_steps=1000, ema_decay=0.9995,
+            compute_dtype="bfloat16", log_every=100, checkpoint_every=5000, sheet_every=5000,
+        ),
+    )  # fmt: skip

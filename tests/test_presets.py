@@ -1,0 +1,32 @@
+"""The presets of the default model fit together and have the sizes they were planned with."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from genaffect_jax.config import AutoencoderRun, Config
+from genaffect_jax.generation import build_networks
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def preset(name: str) -> Config | AutoencoderRun:
+    return runpy.run_path(str(CONFIGS / f"{name}.py"))["config"]()
+
+
+def test_avatar_s_reads_the_autoencoder_that_its_own_preset_trains(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no weights here yet, as on a new machine
+    generator, autoencoder = preset("avatar_s"), preset("autoencoder_s")
+    assert generator.model.autoencoder == autoencoder.autoencoder
+    assert generator.model.image_size == generator.data.image_size == autoencoder.data.image_size == 256
+    assert generator.train.compute_dtype == autoencoder.train.compute_dtype == "bfloat16"
+
+
+def test_avatar_s_has_the_planned_sizes():
+    model = preset("avatar_s").model
+    generator, autoencoder = build_networks(model)
+    assert generator.size / 1e6 == pytest.approx(50.7, abs=0.1)
+    assert autoencoder.size / 1e6 == pytest.approx(5.3, abs=0.1)
+    assert (model.mmdit.sample_size // model.mmdit.patch_size) ** 2 == 256
+    assert (256 + model.mmdit.register_tokens) % 8 == 0
