@@ -1,6 +1,9 @@
 """The denoiser without branches is diffusers' SD3Transformer2DModel, number for number."""
 
+from __future__ import annotations
+
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,139 +13,132 @@ from flax import nnx
 
 from genaffect_jax.config import MMDiTConfig
 from genaffect_jax.diffusion.schedule import euler_sigmas
+from genaffect_jax.interop.weights import TRANSFORMER, read_transformer
 from genaffect_jax.models.layers import sincos_table
-from genaffect_jax.models.mmdit import MMDiT
+from genaffect_jax.models.mmdit import MMDiTBlock
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
+from diffusers_models import TRANSFORMERS, randomised, transformer  # noqa: E402 (needs torch)
+
 pytestmark = pytest.mark.torch
 
-SMALL = MMDiTConfig(
-    sample_size=8, num_layers=4, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=24,
-    caption_projection_dim=32, pooled_projection_dim=20, in_channels=4, out_channels=4, pos_embed_max_size=7,
-    register_tokens=0,
-)  # fmt: skip
-CONFIGS = {
-    "sd3": dataclasses.replace(SMALL, qk_norm="none"),
-    "sd35_large": SMALL,
-    "sd35_medium": dataclasses.replace(SMALL, dual_attention_layers=(0, 1)),
-    "dual_last": dataclasses.replace(
-        SMALL, dual_attention_layers=(3,), num_attention_heads=3, caption_projection_dim=48
-    ),
-}
-MODEL_KEYS = {
-    "patch_embed": "pos_embed.proj",
-    "position_table": "pos_embed.pos_embed",
-    "timestep_embedder.up": "time_text_embed.timestep_embedder.linear_1",
-    "timestep_embedder.down": "time_text_embed.timestep_embedder.linear_2",
-    "pooled_embedder.up": "time_text_embed.text_embedder.linear_1",
-    "pooled_embedder.down": "time_text_embed.text_embedder.linear_2",
-    "text_embed": "context_embedder",
-    "out_modulation.linear": "norm_out.linear",
-    "out": "proj_out",
-}
-BLOCK_KEYS = {
-    "image_modulation.linear": "norm1.linear",
-    "text_modulation.linear": "norm1_context.linear",
-    "image_out": "attn.to_out.0",
-    "text_out": "attn.to_add_out",
-    "image_attention.out": "attn2.to_out.0",
-    "image_mlp.up": "ff.net.0.proj",
-    "image_mlp.down": "ff.net.2",
-    "text_mlp.up": "ff_context.net.0.proj",
-    "text_mlp.down": "ff_context.net.2",
-}
-for ours, theirs, added in (
-    ("image_qkv", "attn", ""),
-    ("text_qkv", "attn", "add"),
-    ("image_attention.qkv", "attn2", ""),
-):
-    for word, letter in (("query", "q"), ("key", "k"), ("value", "v")):
-        BLOCK_KEYS[f"{ours}.{word}"] = f"{theirs}.add_{letter}_proj" if added else f"{theirs}.to_{letter}"
-        BLOCK_KEYS[f"{ours}.{word}_norm"] = f"{theirs}.norm_{'added_' if added else ''}{letter}"
+# Compiling is most of the time here.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
-def copy_weights(model: MMDiT, state: dict) -> None:
-    """Fills the model from a diffusers state dict; every key must be used exactly once."""
-    left = {key: value.float().numpy() for key, value in state.items()}
-
-    def take(key: str, kind: str) -> np.ndarray:
-        if kind == "kernel" and key.startswith("pos_embed.proj"):
-            kernel = left.pop(f"{key}.weight")
-            return kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0])
-        value = left.pop(f"{key}.bias" if kind == "bias" else f"{key}.weight")
-        return value.T if kind == "kernel" else value
-
-    starts = np.cumsum([0] + [segment.length for segment in model.segments])
-    for path, variable in nnx.iter_graph(model):
-        if not isinstance(variable, nnx.Variable):
-            continue
-        if path == ("position_table",):
-            value = left.pop("pos_embed.pos_embed").reshape(variable.shape)
-        elif path[0] == "segments":
-            name = BLOCK_KEYS[".".join(path[3:-1])]
-            layers = range(starts[path[1]], starts[path[1] + 1])
-            value = np.stack([take(f"transformer_blocks.{i}.{name}", path[-1]) for i in layers])
-        else:
-            value = take(MODEL_KEYS[".".join(path[:-1])], path[-1])
-        assert value.shape == variable.shape, path
-        variable.set_value(jnp.asarray(value))
-    assert not left, sorted(left)
+@pytest.fixture(scope="module", params=TRANSFORMERS)
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """One of the variants: its diffusers model, and the folder that diffusers wrote."""
+    theirs = randomised(transformer(TRANSFORMERS[request.param]))
+    folder = tmp_path_factory.mktemp(request.param)
+    theirs.save_pretrained(folder)
+    return theirs, folder
 
 
-def reference(config: MMDiTConfig):
-    torch.manual_seed(0)
-    fields = dataclasses.asdict(config)
-    for ours in ("register_tokens", "scan_layers", "remat"):
-        del fields[ours]
-    fields["qk_norm"] = None if config.qk_norm == "none" else config.qk_norm
-    model = diffusers.SD3Transformer2DModel(**fields).eval()
+def loaded(folder: Path, *, scan: bool, compute_dtype: str):
+    """Our model's structure and arrays."""
+    config, parameters = read_transformer(folder)
+    network = TRANSFORMER.network(dataclasses.replace(config, scan_layers=scan), compute_dtype)
+    return config, nnx.split(network.merge(parameters))
+
+
+def random_inputs(config: MMDiTConfig, height: int, width: int) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(height * width)
+    return (
+        rng.standard_normal((2, 3, height, width, config.in_channels), np.float32),
+        np.linspace(0.001, 1.0, 6, dtype=np.float32).reshape(2, 3),
+        rng.standard_normal((2, 3, 5, config.joint_attention_dim), np.float32),
+        rng.standard_normal((2, 3, config.pooled_projection_dim), np.float32),
+    )
+
+
+def their_output(model, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, list]:
+    """The velocity in our layout, and the streams (image, text) after every block."""
+    latents, _, text, pooled = (torch.from_numpy(x).flatten(0, 1).to(model.dtype) for x in inputs)
+    streams = []
+    hooks = [
+        block.register_forward_hook(lambda _m, _in, out: streams.append((out[1], out[0])))
+        for block in model.transformer_blocks
+    ]
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            # Nothing stays at a zero or a one where a forgotten bias or norm would not show.
-            around = 1.0 if "norm_" in name and parameter.ndim == 1 and "linear" not in name else 0.0
-            spread = 0.3 if parameter.ndim == 1 else 1.0 / np.sqrt(parameter[0].numel())
-            parameter.copy_(around + spread * torch.randn_like(parameter))
-    return model
+        velocity = model(
+            hidden_states=latents.permute(0, 3, 1, 2),
+            encoder_hidden_states=text,
+            pooled_projections=pooled,
+            timestep=torch.from_numpy(inputs[1]).flatten() * np.float32(1000),
+        ).sample
+    for hook in hooks:
+        hook.remove()
+    streams = [[None if s is None else s.float().numpy() for s in pair] for pair in streams]
+    return velocity.permute(0, 2, 3, 1).float().numpy(), streams
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(
+        np.abs(np.asarray(found, np.float32).reshape(expected.shape) - expected).max() / np.abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_forward_equals_diffusers(name: str, scan: bool) -> None:
-    config = dataclasses.replace(CONFIGS[name], scan_layers=scan)
-    theirs = reference(config)
-    ours = nnx.eval_shape(lambda: MMDiT(config, branches=False, rngs=nnx.Rngs(0)))
-    copy_weights(ours, theirs.state_dict())
-    graph, state = nnx.split(ours)
+def test_every_block_and_the_velocity_equal_diffusers(saved, scan: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, folder = saved
+    config, (graph, state) = loaded(folder, scan=scan, compute_dtype="float32")
+    streams: list[tuple[np.ndarray, np.ndarray]] = []
+    compute = MMDiTBlock.__call__
+
+    def observed(self: MMDiTBlock, *arguments, **named):
+        image, text = compute(self, *arguments, **named)
+        jax.debug.callback(lambda *s: streams.append(tuple(map(np.asarray, s))), image, text, ordered=True)
+        return image, text
 
     def run(state, latents, sigma, text, pooled):
         model = nnx.merge(graph, state)
         return model(latents, sigma, model.project_conditions(text=text, pooled=pooled))
 
-    # Compiling is most of the time here.
-    forward = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
-
-    rng = np.random.default_rng(1)
-    # Non-square with an odd number of tokens; odd in latent pixels (the remainder is dropped).
+    monkeypatch.setattr(MMDiTBlock, "__call__", observed)
+    forward = jax.jit(run, compiler_options=FAST_COMPILE)
+    # Non-square with an odd number of tokens; odd in latent pixels (the remainder is dropped); more rows than columns.
     for height, width in ((14, 6), (9, 13)) if scan else ((8, 10),):
-        latents = rng.standard_normal((2, 3, height, width, config.in_channels), np.float32)
-        text = rng.standard_normal((2, 3, 5, config.joint_attention_dim), np.float32)
-        pooled = rng.standard_normal((2, 3, config.pooled_projection_dim), np.float32)
-        sigma = np.linspace(0.001, 1.0, 6, dtype=np.float32).reshape(2, 3)
-        with torch.no_grad():
-            expected = theirs(
-                hidden_states=torch.from_numpy(latents.reshape(6, *latents.shape[2:])).permute(0, 3, 1, 2),
-                encoder_hidden_states=torch.from_numpy(text.reshape(6, *text.shape[2:])),
-                pooled_projections=torch.from_numpy(pooled.reshape(6, -1)),
-                timestep=torch.from_numpy(sigma.reshape(6) * np.float32(1000)),
-            ).sample.permute(0, 2, 3, 1)
-        found = np.asarray(forward(state, latents, sigma, text, pooled))
-        expected = expected.numpy().reshape(found.shape)
+        inputs = random_inputs(config, height, width)
+        expected, expected_streams = their_output(theirs, inputs)
+        streams.clear()
+        velocity = jax.block_until_ready(forward(state, *inputs))
+        jax.effects_barrier()
+        assert len(streams) == len(expected_streams) == config.num_layers
+        for i, (ours, (image, text)) in enumerate(zip(streams, expected_streams, strict=True)):
+            assert relative_error(ours[0], image) <= 2e-5, f"{height}x{width}: image stream after block {i}"
+            assert (text is None) == (i == config.num_layers - 1)
+            if text is not None:
+                assert relative_error(ours[1], text) <= 2e-5, f"{height}x{width}: text stream after block {i}"
         assert np.abs(expected).max() > 0.1
-        error = np.abs(found - expected).max() / np.abs(expected).max()
-        print(f"{name} {height}x{width}: max relative error {error:.1e}")
-        assert error <= 2e-5, f"{height}x{width}: {error:.2e}"
+        assert relative_error(velocity, expected) <= 2e-5, f"{height}x{width}"
+
+
+def test_bfloat16_is_as_close_to_full_precision_as_diffusers_in_bfloat16(saved) -> None:
+    # Rounding to 8 bits after every operation is all that may separate them from float32. Measured over the variants:
+    # ours 6.6e-3 to 8.2e-3, diffusers' 7.6e-3 to 9.2e-3. The first bound leaves a factor of 2.4 for another order of
+    # summation; the second would show a place where this network rounds and diffusers does not.
+    theirs, folder = saved
+    config, (graph, state) = loaded(folder, scan=True, compute_dtype="bfloat16")
+
+    def run(state, latents, sigma, text, pooled):
+        model = nnx.merge(graph, state)
+        return model(latents, sigma, model.project_conditions(text=text, pooled=pooled))
+
+    inputs = random_inputs(config, 14, 6)
+    exact, _ = their_output(theirs, inputs)
+    half = transformer(config)
+    half.load_state_dict(theirs.state_dict())
+    rounded, _ = their_output(half.to(torch.bfloat16), inputs)
+    ours = jax.jit(run, compiler_options=FAST_COMPILE)(state, *inputs)
+    error, reference = (
+        float(np.linalg.norm(np.reshape(x, exact.shape) - exact) / np.linalg.norm(exact)) for x in (ours, rounded)
+    )
+    print(f"bfloat16: root mean square error {error:.1e} of the velocity's, diffusers' {reference:.1e}")
+    assert error <= 2e-2
+    assert error <= 1.5 * reference
 
 
 def test_position_table_equals_diffusers() -> None:
@@ -152,7 +148,8 @@ def test_position_table_equals_diffusers() -> None:
             .float()
             .numpy()
         )
-        np.testing.assert_allclose(sincos_table(side, 16, base).reshape(-1, 16), expected, rtol=0, atol=1e-6)
+        found = np.asarray(jnp.asarray(sincos_table(side, 16, base)).reshape(-1, 16))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])

@@ -89,16 +89,22 @@ def load_weights(network: Functional[Any], path: Path, config: object | None = N
     with _open(path) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
         expected = {name: tuple(s.shape) for name, s in network.shapes.items()}
-        problems = [f"missing {name} {expected[name]}" for name in sorted(expected.keys() - shapes.keys())]
-        problems += [f"unknown {name} {shapes[name]}" for name in sorted(shapes.keys() - expected.keys())]
-        problems += [
-            f"{name} has shape {shapes[name]}, must be {expected[name]}"
-            for name in sorted(shapes.keys() & expected.keys())
-            if shapes[name] != expected[name]
-        ]
+        problems = misfits(shapes, expected)
         if problems:
             raise WeightsError(f"{path}: does not fit the network: " + "; ".join(problems))
         return {name: jnp.asarray(file.get_tensor(name), s.dtype) for name, s in network.shapes.items()}
+
+
+def misfits(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Says of every name that is missing, unknown or of another shape what is wrong with it."""
+    problems = [f"missing {name} {expected[name]}" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"unknown {name} {found[name]}" for name in sorted(found.keys() - expected.keys())]
+    problems += [
+        f"{name} has shape {found[name]}, must be {expected[name]}"
+        for name in sorted(found.keys() & expected.keys())
+        if found[name] != expected[name]
+    ]
+    return problems
 
 
 def read_config(path: Path, kind: type[C]) -> C:
