@@ -62,11 +62,14 @@ class Expression:
         vector: expression vector, float32 `(WIDTH,)`, read-only, every channel within its range.
         provenance: `"published"` or `"derived"` (one word, at any weight; see `Word.provenance`), `"neutral"`,
             `"channels"` (settings only) or `"blend"` (anything put together).
+        word: the one word (or `"neutral"`) that the face shows, at whatever weight, beside gaze and head; None for
+            blends, action units and a weight of 0.
     """
 
     name: str
     vector: Float[np.ndarray, " width"]
     provenance: str
+    word: str | None
 
     @property
     def slug(self) -> str:
@@ -306,7 +309,8 @@ def _build(words: Sequence[tuple[str, float]], settings: dict[str, float]) -> Ex
     else:
         word = words[0][0]
         provenance = "neutral" if word == "neutral" else vocabulary()[word].provenance
-    return Expression(" + ".join(terms), vector, provenance)
+    shown = len(words) == 1 and words[0][1] > 0 and settings.keys() <= set(DEGREES)
+    return Expression(" + ".join(terms), vector, provenance, words[0][0] if shown else None)
 
 
 def _unknown_channel(text: str) -> NoReturn:
