@@ -47,7 +47,7 @@ class ProceduralSource:
         self.image_size = image_size
         self._each = expressions_per_identity
         self._pictures = tuple(
-            p for i in range(identities) for p in _pictures_of(i, expressions_per_identity, pose_scale)
+            p for i in range(identities) for p in pictures_of(i, expressions_per_identity, pose_scale)
         )
 
     @property
@@ -135,7 +135,8 @@ def _text(terms: list[str], settings: list[str]) -> str:
     return " + ".join([*terms, *([",".join(settings)] if settings else [])])
 
 
-def _pictures_of(person: int, count: int, pose_scale: float) -> list[Picture]:
+def pictures_of(person: int, count: int, pose_scale: float) -> list[Picture]:
+    """The first `count` pictures of person number `person`, without their pixels; see `ProceduralSource`."""
     pictures: list[Picture] = []
     seen: set[bytes] = set()
     for place in range(count):

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from genaffect_jax.config import AutoencoderRun, Config, ConfigError, from_json, to_json
+from genaffect_jax.config.encoders import EncoderRun
 from genaffect_jax.data.pictures import DataError
 from genaffect_jax.models.weights import WeightsError
 from genaffect_jax.training.checkpoint import CheckpointError
@@ -22,7 +23,7 @@ COMPLETE, FAILED, INTERRUPTED = 0, 1, 130
 _MAY_CHANGE = ("steps", "log_every", "sheet_every", "checkpoint_every", "keep_checkpoints")
 
 
-def claim_workdir(workdir: Path, config: Config | AutoencoderRun) -> str:
+def claim_workdir(workdir: Path, config: Config | AutoencoderRun | EncoderRun) -> str:
     """Writes `config.json` into the working folder, or checks that the run there is the same one.
 
     Returns:

@@ -1,0 +1,130 @@
+"""Configuration of the face encoders and of their training runs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from genaffect_jax.config.checks import require
+from genaffect_jax.config.runs import DataConfig, MeshConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class FaceEncoderConfig:
+    """A network from a picture of a face to one vector."""
+
+    target: Literal["identity", "expression"] = "identity"
+    """`identity`: a vector of unit length, near for pictures of one person; `expression`: an expression vector."""
+    architecture: Literal["residual", "transformer"] = "residual"
+    """`residual`: convolutions at ever lower resolution; `transformer`: attention between patches of one resolution."""
+    image_size: int = 112
+    """Side of the pictures inside the network, in pixels; pictures of other sizes are resized."""
+    widths: tuple[int, ...] = (24, 48, 96, 160)
+    """Channels at each resolution, the first at half of image_size, each further one at half of the one before."""
+    depths: tuple[int, ...] = (1, 2, 2, 2)
+    """Residual blocks at each resolution (`transformer`: only the last resolution has blocks)."""
+    heads: int = 4
+    """Attention heads (`transformer`)."""
+    norm_num_groups: int = 8
+    """Groups of the group normalisation; divides every entry of widths."""
+    neck: int = 32
+    """Channels that enter the head from every pixel of the last resolution (`residual`)."""
+    hidden: int = 256
+    """Width of the head's hidden layer."""
+    width: int = 256
+    """Numbers in the vector."""
+
+    @property
+    def downsample(self) -> int:
+        """Pixels of the picture per pixel of the last resolution, along one side."""
+        return 2 ** len(self.widths)
+
+    def __post_init__(self) -> None:
+        require(bool(self.widths), "encoder.widths", self.widths, "must not be empty")
+        require(len(self.depths) == len(self.widths), "encoder.depths", self.depths,
+                 f"must have one entry per entry of widths {self.widths}")  # fmt: skip
+        for name in ("image_size", "heads", "norm_num_groups", "neck", "hidden", "width"):
+            require(getattr(self, name) >= 1, f"encoder.{name}", getattr(self, name), "must be at least 1")
+        for c in self.widths:
+            require(c >= 1 and c % self.norm_num_groups == 0, "encoder.widths", c,
+                     f"must be a positive multiple of norm_num_groups {self.norm_num_groups}")  # fmt: skip
+        require(min(self.depths) >= 0, "encoder.depths", self.depths, "must be at least 0")
+        require(self.image_size % self.downsample == 0, "encoder.image_size", self.image_size,
+                 f"must be a multiple of 2 ** len(widths) = {self.downsample}")  # fmt: skip
+        if self.architecture == "transformer":
+            require(self.widths[-1] % self.heads == 0, "encoder.heads", self.heads,
+                     f"must divide the last of widths {self.widths}")  # fmt: skip
+            require(not any(self.depths[:-1]), "encoder.depths", self.depths,
+                     "a transformer has blocks at the last resolution only; the others must be 0")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DegradeConfig:
+    """How training pictures are made worse without changing who and what they show (`training.degrade`)."""
+
+    shift: float = 0.06
+    """Largest shift along each axis, share of the side."""
+    zoom: float = 0.1
+    """Largest change of scale: between 1 - zoom and 1 + zoom."""
+    gain: float = 0.12
+    """Largest change of contrast and brightness, of 1 and of half the range."""
+    tint: float = 0.04
+    """Largest change of one channel against the others."""
+    blur: float = 1.2
+    """Largest standard deviation of the Gaussian blur, in pixels; half of the pictures stay sharp."""
+    noise: float = 0.03
+    """Largest standard deviation of the noise, of the range 0 to 1; half of the pictures stay clean."""
+    quantise: float = 0.15
+    """Coarsest step of block-transform (JPEG-like) coefficients, of the range 0 to 1; in 3 of 10 pictures."""
+    autoencoder: str | None = "package:autoencoder_tiny"
+    """Weights of an autoencoder that some of the pictures pass through; left out if None."""
+    autoencoder_share: float = 0.25
+    """Share of the pictures that pass through it."""
+    latent_noise: float = 0.3
+    """Largest standard deviation of the noise added to their latents, whose own is about 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("shift", "zoom", "gain", "tint", "autoencoder_share"):
+            require(0.0 <= getattr(self, name) < 1.0, f"degrade.{name}", getattr(self, name), "must lie in [0, 1)")
+        for name in ("blur", "noise", "quantise", "latent_noise"):
+            require(getattr(self, name) >= 0.0, f"degrade.{name}", getattr(self, name), "must be at least 0")
+
+
+@dataclass(frozen=True)
+class EncoderRun:
+    """One training run of a face encoder."""
+
+    name: str = "identity_avatar"
+    """Name of the encoder and, with `.safetensors`, of its weight file."""
+    licence: str = "Apache-2.0"
+    """Licence that the weights get; goes into the weight file."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Pictures."""
+    stored: Path | None = None
+    """Folder of the drawn avatars, which several runs may share; the working folder if None (source `procedural`)."""
+    split_seed: int = 0
+    """Decides who is held out; the `train.seed` of a generator holds out the same people as there."""
+    encoder: FaceEncoderConfig = field(default_factory=FaceEncoderConfig)
+    """The network."""
+    margin: float = 0.3
+    """Additive angular margin, in radians (target `identity`)."""
+    scale: float = 32.0
+    """Factor of the cosines in the softmax (target `identity`)."""
+    degrade: DegradeConfig = field(default_factory=DegradeConfig)
+    """Changes of the training pictures."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Optimisation, logging, checkpoints."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """Devices."""
+
+    def __post_init__(self) -> None:
+        require(re.fullmatch(r"[a-z0-9_]+", self.name) is not None, "name", repr(self.name),
+                 "must be made of small letters, digits and underscores")  # fmt: skip
+        require(bool(self.licence.strip()), "licence", repr(self.licence), "must not be empty")
+        require(self.split_seed >= 0, "split_seed", self.split_seed, "must be at least 0")
+        require(0.0 <= self.margin < 1.5, "margin", self.margin, "must lie in [0, 1.5) radians")
+        require(self.scale > 0.0, "scale", self.scale, "must be positive")
+        require(self.data.image_size % 8 == 0, "data.image_size", self.data.image_size,
+                 "must be a multiple of 8 (blocks of the degradation)")  # fmt: skip

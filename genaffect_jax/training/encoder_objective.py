@@ -1,0 +1,117 @@
+"""What the face encoders are trained for: people apart by an angular margin, expression channels by regression."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int, Key, UInt8
+
+from genaffect_jax.config.encoders import EncoderRun, FaceEncoderConfig
+from genaffect_jax.models.face_encoders import FaceEncoder, unit
+from genaffect_jax.models.functional import Parameters
+from genaffect_jax.training.step import Batch, Terms
+
+ENCODER = "encoder."  # the part of the trained parameters that is kept
+_HUBER = 0.1  # errors above a tenth of a channel's range count linearly
+Degrade = Callable[[Parameters, UInt8[Array, "B S S 3"], Key[Array, ""]], Float32[Array, "B S S 3"]]
+
+
+class EncoderInTraining(nnx.Module):
+    """An encoder, and for identity one learned direction per person of the training set."""
+
+    def __init__(self, config: FaceEncoderConfig, people: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        self.encoder = FaceEncoder(config, dtype=dtype, rngs=rngs)
+        if config.target == "identity":
+            centres = jax.random.normal(rngs.params(), (people, config.width), jnp.float32)
+            self.centres = nnx.Param(centres, logical_axes=(None, None))
+
+
+def encoder_parameters(trained: Parameters) -> Parameters:
+    """The encoder's own parameters among those of `EncoderInTraining`."""
+    return {name.removeprefix(ENCODER): value for name, value in trained.items() if name.startswith(ENCODER)}
+
+
+def arcface_logits(
+    embeddings: Float[Array, "B W"],
+    centres: Float[Array, "P W"],
+    people: Int[Array, " B"],
+    *,
+    margin: float,
+    scale: float,
+) -> Float32[Array, "B P"]:
+    """`scale * cos(angle)` to every centre, the angle to the own one widened by `margin` (radians).
+
+    Deng et al. 2019, arXiv 1801.07698, equation 3. Where angle + margin exceeds pi, the cosine would rise again; there
+    `cos(angle) - margin * sin(margin)` continues it, as in the authors' code.
+
+    Args:
+        embeddings: unit vectors.
+        centres: of any length but 0.
+        people: place of each embedding's own centre.
+        margin: 0 gives a plain normalised softmax.
+        scale: length that the embeddings get.
+    """
+    cosine = jnp.clip(embeddings.astype(jnp.float32) @ unit(centres).T, -1.0, 1.0)
+    own = jnp.take_along_axis(cosine, people[:, None], axis=1)
+    # The floor keeps the gradient of the square root finite at an angle of 0.
+    sine = jnp.sqrt(jnp.maximum(1.0 - own * own, 1e-12))
+    widened = jnp.where(
+        own > np.cos(np.pi - margin),
+        own * np.cos(margin) - sine * np.sin(margin),
+        own - margin * np.sin(margin),
+    )
+    return scale * jnp.where(jax.nn.one_hot(people, centres.shape[0], dtype=bool), widened, cosine)
+
+
+def expression_loss(
+    predicted: Float[Array, "B W"], true: Float[Array, "B W"], weight: Float[Array, " W"]
+) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
+    """Sum and count of the weighted Huber errors (quadratic up to 0.1) in units of channels."""
+    error = jnp.abs(predicted.astype(jnp.float32) - true)
+    huber = jnp.where(error < _HUBER, 0.5 * error * error / _HUBER, error - 0.5 * _HUBER)
+    return (huber * weight).sum(), jnp.float32(error.size)
+
+
+def channel_weights(vectors: Float[np.ndarray, "B W"]) -> Float32[np.ndarray, " W"]:
+    """One over each channel's standard deviation, scaled to mean 1; rare units weigh more, at most 3 times the mean."""
+    deviation = np.maximum(vectors.std(0), 1e-3)
+    weight = np.minimum(deviation.mean() / deviation, 3.0)
+    return (weight / weight.mean()).astype(np.float32)
+
+
+def make_encoder_loss(
+    config: EncoderRun, degrade: Degrade, weight: Float32[np.ndarray, " W"]
+) -> Callable[[EncoderInTraining, Parameters, Batch, Key[Array, ""]], Terms]:
+    """Builds the loss `(model, frozen, batch, key) -> Terms`.
+
+    The batch holds `reference` [G, 1, S, S, 3] and `target` [G, E, S, S, 3] uint8, `expression` [G, E, W] of the
+    targets and `identity` [G]. Identity trains on all pictures; expression on the targets, whose vectors are there.
+    `frozen` are the parameters of the autoencoder that `degrade` reads. `weight` is that of `channel_weights`.
+    """
+
+    def identity(model: EncoderInTraining, frozen: Parameters, batch: Batch, key: Key[Array, ""]) -> Terms:
+        pictures = jnp.concatenate([batch["reference"], batch["target"]], axis=1)
+        people = jnp.repeat(batch["identity"], pictures.shape[1])
+        embeddings = model.encoder(degrade(frozen, pictures.reshape(-1, *pictures.shape[2:]), key))
+        logits = arcface_logits(embeddings, model.centres[...], people, margin=config.margin, scale=config.scale)
+        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), people[:, None], axis=1)
+        right = (logits.argmax(-1) == people).sum()
+        count = jnp.float32(len(people))
+        return {"loss": (losses.sum(), count), "accuracy_with_margin": (right.astype(jnp.float32), count)}
+
+    def expression(model: EncoderInTraining, frozen: Parameters, batch: Batch, key: Key[Array, ""]) -> Terms:
+        pictures, true = batch["target"], batch["expression"]
+        predicted = model.encoder(degrade(frozen, pictures.reshape(-1, *pictures.shape[2:]), key))
+        true = true.reshape(predicted.shape)
+        absolute = jnp.abs(predicted - true)
+        return {
+            "loss": expression_loss(predicted, true, jnp.asarray(weight)),
+            "absolute_error": (absolute.sum(), jnp.float32(absolute.size)),
+        }
+
+    return identity if config.encoder.target == "identity" else expression
