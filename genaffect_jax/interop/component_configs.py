@@ -63,7 +63,8 @@ def transformer_config(values: Mapping[str, Any]) -> MMDiTConfig:
     """
     full = _with_defaults(values, _TRANSFORMER_DEFAULTS)
     full["qk_norm"] = "none" if full["qk_norm"] is None else full["qk_norm"]
-    full["dual_attention_layers"] = list(full["dual_attention_layers"] or ())
+    layers = full["dual_attention_layers"]
+    full["dual_attention_layers"] = [] if layers is None else list(layers) if isinstance(layers, tuple) else layers
     full["out_channels"] = full["in_channels"] if full["out_channels"] is None else full["out_channels"]
     return from_json(MMDiTConfig, json.dumps({**full, **_NOT_OF_DIFFUSERS}))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -55,7 +56,12 @@ class Component(Generic[Config, Module]):
 
     def network(self, config: Config, compute_dtype: DType = "float32") -> Functional[Module]:
         """The module without arrays."""
-        return Functional(lambda rngs: self.make(config, compute_dtype, rngs))
+        return _network(self, config, compute_dtype)
+
+
+@lru_cache(maxsize=8)  # tracing a network takes about half a second, and reading, merging and writing need it
+def _network(component: Component[Config, Module], config: Config, compute_dtype: DType) -> Functional[Module]:
+    return Functional(lambda rngs: component.make(config, compute_dtype, rngs))
 
 
 TRANSFORMER = Component(
@@ -122,6 +128,11 @@ def read_transformer(
     return _read(TRANSFORMER, folder, dtype, mesh, variant)
 
 
+def read_transformer_config(folder: Path) -> MMDiTConfig:
+    """Configuration of `load_transformer`, without reading the weights."""
+    return _read_config(TRANSFORMER, folder)
+
+
 def write_transformer(
     config: MMDiTConfig, parameters: Mapping[str, jax.Array], folder: Path, *, dtype: WeightDType | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -164,11 +175,8 @@ def write_autoencoder(
 def _read(
     component: Component[Config, Any], folder: Path, dtype: WeightDType | None, mesh: Mesh | None, variant: str | None
 ) -> tuple[Config, Parameters]:
+    config = _read_config(component, folder)
     folder = component_folder(folder, component.folder)
-    try:
-        config = component.parse(read_config(folder, component.class_name))
-    except ConfigError as e:
-        raise WeightsError(f"{folder / CONFIG_FILE}: {e}") from e
     network = component.network(config)
     shardings = None if mesh is None else parameter_shardings(network.logical_axes, network.shapes, mesh)
     shapes = {name: s.shape for name, s in network.shapes.items()}
@@ -185,6 +193,14 @@ def _read(
             else:
                 parameters[name] = jax.make_array_from_callback(shapes[name], shardings[name], buffer.__getitem__)
     return config, parameters
+
+
+def _read_config(component: Component[Config, Any], folder: Path) -> Config:
+    folder = component_folder(folder, component.folder)
+    try:
+        return component.parse(read_config(folder, component.class_name))
+    except ConfigError as e:
+        raise WeightsError(f"{folder / CONFIG_FILE}: {e}") from e
 
 
 def _common_dtype(name: str, pieces: Sequence[Piece], stored: StoredTensors, folder: Path) -> WeightDType:
