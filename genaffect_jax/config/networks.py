@@ -132,12 +132,16 @@ class ModelConfig:
     prediction: Literal["velocity", "clean"] = "velocity"
     """What the denoiser gives: the velocity (SD3), or the clean latents, from which the velocity follows."""
     autoencoder_weights: str = "package:autoencoder_tiny"
-    """Where the autoencoder's weights come from: `package:NAME`, or a safetensors file."""
+    """Where the autoencoder's weights come from: `package:NAME`, a safetensors file, or a diffusers folder."""
+    transformer_weights: str = ""
+    """Released weights that a training of the denoiser starts from: a diffusers folder; empty starts from nothing."""
 
     def __post_init__(self) -> None:
         require(self.mmdit.in_channels == self.autoencoder.latent_channels == self.mmdit.out_channels,
                 "mmdit.in_channels, out_channels", (self.mmdit.in_channels, self.mmdit.out_channels),
                 f"must equal autoencoder.latent_channels {self.autoencoder.latent_channels}")  # fmt: skip
+        require(not self.transformer_weights or self.prediction == "velocity", "prediction", self.prediction,
+                "must be velocity, which is what transformer_weights were trained to give")  # fmt: skip
 
     @property
     def image_size(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,10 +21,11 @@ from genaffect_jax.diffusion.schedule import euler_sigmas
 from genaffect_jax.generation import build_networks, make_program
 from genaffect_jax.models.autoencoder import AutoencoderKL, normalise
 from genaffect_jax.models.functional import Functional, Parameters
-from genaffect_jax.models.weights import checksum, load_weights, resolve_weights
+from genaffect_jax.models.weights import checksum, load_weights
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.training.generator_objective import make_generator_loss
 from genaffect_jax.training.loop import Job, fit
+from genaffect_jax.training.pretrained import initial_parameters, place_autoencoder
 from genaffect_jax.training.run import claim_workdir
 
 AUTOENCODER_FILE = "autoencoder.safetensors"
@@ -51,7 +51,7 @@ def train_generator(config: Config, workdir: Path, console: Console) -> bool:
 
     weights = workdir / AUTOENCODER_FILE
     if not weights.exists():  # the folder stays usable when the original file moves
-        shutil.copyfile(resolve_weights(config.model.autoencoder_weights), weights)
+        place_autoencoder(config.model.autoencoder, config.model.autoencoder_weights, weights)
     frozen = load_weights(autoencoder, weights, config.model.autoencoder)
 
     source = open_source(config.data, workdir)
@@ -80,6 +80,7 @@ def train_generator(config: Config, workdir: Path, console: Console) -> bool:
         pictures_per_step=config.train.batch_size * config.data.expressions_per_set,
         preview=_make_preview(config, generator, autoencoder, frozen, source, (held_out or people)[0]),
         config=resolved,
+        initial=lambda: initial_parameters(config.model, mesh),
     )
     return fit(job, config.train, mesh, workdir, console)
 

@@ -62,6 +62,8 @@ class Job:
     """Draws a sample sheet with the averaged weights."""
     config: str
     """The resolved configuration as JSON; saved beside every checkpoint."""
+    initial: Callable[[], Parameters] = dict
+    """Makes the parameters that do not start at random; called when a run begins, not when it continues."""
 
 
 def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Console) -> bool:
@@ -81,7 +83,7 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
     rate = learning_rate(config)
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     if checkpoints.latest_step() is None:
-        state = create_state(job.functional, optimiser, mesh, config.seed)
+        state = create_state(job.functional, optimiser, mesh, config.seed, job.initial())
     else:
         state, position = checkpoints.restore(abstract_state(job.functional, optimiser, mesh))
         job.batches.set_state(position)

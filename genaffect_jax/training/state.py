@@ -56,16 +56,40 @@ def state_shardings(functional: Functional, optimiser: optax.GradientTransformat
     return TrainState(*places)
 
 
-def create_state(functional: Functional, optimiser: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
-    """Initialises the state under jit with output shardings, so no device ever holds it whole."""
+def create_state(
+    functional: Functional, optimiser: optax.GradientTransformation, mesh: Mesh, seed: int,
+    given: Parameters | None = None,
+) -> TrainState:  # fmt: skip
+    """Initialises the state under jit with output shardings, so no device ever holds it whole.
 
-    def create(key: jax.Array) -> TrainState:
-        parameters, fixed = functional.split(functional.init(key))
+    Args:
+        functional: the network that trains.
+        optimiser: gradient transformation.
+        mesh: device mesh.
+        seed: seed of the random parameters.
+        given: parameters that start with these values instead, placed as they train; given up to the state.
+
+    Raises:
+        ValueError: a given parameter is unknown or has another shape or type; all are named.
+    """
+    given = given or {}
+    wrong = [
+        f"{name} {value.dtype}{list(value.shape)}"
+        for name, value in given.items()
+        if name not in functional.shapes
+        or (value.shape, value.dtype) != (functional.shapes[name].shape, functional.shapes[name].dtype)
+    ]
+    if wrong:
+        raise ValueError(f"given parameters are unknown, or of another shape or type: {', '.join(wrong)}")
+
+    def create(key: jax.Array, given: Parameters) -> TrainState:
+        parameters, fixed = functional.split({**functional.init(key), **given})
         # The average gets its own buffers: both are donated to the step.
         ema = jax.tree.map(jnp.copy, parameters)
         return TrainState(jnp.zeros((), jnp.int32), parameters, fixed, ema, optimiser.init(parameters))
 
-    return jax.jit(create, out_shardings=state_shardings(functional, optimiser, mesh))(jax.random.key(seed))
+    shardings = state_shardings(functional, optimiser, mesh)
+    return jax.jit(create, out_shardings=shardings, donate_argnums=1)(jax.random.key(seed), given)
 
 
 def abstract_state(functional: Functional, optimiser: optax.GradientTransformation, mesh: Mesh) -> TrainState:
