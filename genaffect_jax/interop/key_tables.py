@@ -43,7 +43,7 @@ _BLOCK_SCALES = {
     "image_attention.qkv.key_norm": "attn2.norm_k",
 }
 _RESNET_NORMS = ("norm1", "norm2")
-_RESNET_CONVS = ("conv1", "conv2", "conv_shortcut")
+_RESNET_CONVS = ("conv1", "conv2")
 _ATTENTION_LINEAR = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
 
 
@@ -75,6 +75,8 @@ def autoencoder_rules(config: AutoencoderConfig) -> tuple[Rule, ...]:
                 rules += norm(f"{block}.resnets.{{j}}.{part}", f"{block}.resnets.{{j}}.{part}")
             for part in _RESNET_CONVS:
                 rules += conv(f"{block}.resnets.{{j}}.{part}", f"{block}.resnets.{{j}}.{part}")
+        shortcut = f"{half}.{blocks}.{{i}}.resnets.{{j}}.conv_shortcut"  # where the width changes
+        rules += conv(shortcut, shortcut)
         rules += conv(f"{half}.{blocks}.{{i}}.resampler.conv", f"{half}.{blocks}.{{i}}.{sampler}.0.conv")
         attention = f"{half}.mid_block.attentions.{{i}}"
         rules += norm(f"{attention}.group_norm", f"{attention}.group_norm")

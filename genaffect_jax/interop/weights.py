@@ -192,6 +192,7 @@ def _read(
                 parameters[name] = jax.device_put(buffer)
             else:
                 parameters[name] = jax.make_array_from_callback(shapes[name], shardings[name], buffer.__getitem__)
+            jax.block_until_ready(parameters[name])  # else buffers that wait for their transfer pile up
     return config, parameters
 
 
