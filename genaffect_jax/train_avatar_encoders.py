@@ -60,7 +60,8 @@ class _Training:
                    "--workdir", str(self.workdir), *self.options, "--train.steps", str(steps)]  # fmt: skip
         self.workdir.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            # In a session of its own, so that Ctrl-C reaches it once, through this process.
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
     @property
     def log(self) -> Path:
@@ -76,7 +77,7 @@ class _Training:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains all presets; returns 0, or 1 if one of them failed."""
+    """Trains all presets; returns 0, 1 if one of them failed, or 130 after Ctrl-C (each then has a checkpoint)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)  # fmt: skip
     parser.add_argument("--workdir", type=Path, required=True, help="working folder")
@@ -107,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _TrainingFailedError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     finally:
         _interrupt(trainings)
     _gather(trainings, own.out or own.workdir / "encoders")
@@ -176,4 +179,5 @@ def _say(start: float, text: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit ends the trainings too
     sys.exit(main())

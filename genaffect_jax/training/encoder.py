@@ -31,7 +31,7 @@ from genaffect_jax.training.checkpoint import Checkpoints
 from genaffect_jax.training.degrade import make_degrade
 from genaffect_jax.training.encoder_objective import (
     EncoderInTraining,
-    channel_weights,
+    channel_deviations,
     encoder_parameters,
     make_encoder_loss,
 )
@@ -81,7 +81,7 @@ def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
     )  # fmt: skip
     job = Job(
         functional=in_training,
-        loss=make_encoder_loss(config, make_degrade(config.degrade, autoencoder), channel_weights(vectors)),
+        loss=make_encoder_loss(config, make_degrade(config.degrade, autoencoder), channel_deviations(vectors)),
         frozen=frozen,
         batches=loader,
         pictures_per_step=config.train.batch_size * config.data.expressions_per_set,

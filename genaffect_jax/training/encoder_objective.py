@@ -17,7 +17,6 @@ from genaffect_jax.models.functional import Parameters
 from genaffect_jax.training.step import Batch, Terms
 
 ENCODER = "encoder."  # the part of the trained parameters that is kept
-_HUBER = 0.1  # errors above a tenth of a channel's range count linearly
 Degrade = Callable[[Parameters, UInt8[Array, "B S S 3"], Key[Array, ""]], Float32[Array, "B S S 3"]]
 
 
@@ -69,29 +68,30 @@ def arcface_logits(
 
 
 def expression_loss(
-    predicted: Float[Array, "B W"], true: Float[Array, "B W"], weight: Float[Array, " W"]
+    predicted: Float[Array, "B W"], true: Float[Array, "B W"], deviation: Float[Array, " W"]
 ) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
-    """Sum and count of the weighted Huber errors (quadratic up to 0.1) in units of channels."""
-    error = jnp.abs(predicted.astype(jnp.float32) - true)
-    huber = jnp.where(error < _HUBER, 0.5 * error * error / _HUBER, error - 0.5 * _HUBER)
-    return (huber * weight).sum(), jnp.float32(error.size)
+    """Sum and count of the Huber losses of all channels' errors, in units of each channel's `deviation`.
+
+    Quadratic up to one deviation, linear beyond: a rare unit counts as much as a common one, and its few large values
+    do not drown the rest.
+    """
+    error = jnp.abs(predicted.astype(jnp.float32) - true) / deviation
+    return jnp.where(error < 1.0, 0.5 * error * error, error - 0.5).sum(), jnp.float32(error.size)
 
 
-def channel_weights(vectors: Float[np.ndarray, "B W"]) -> Float32[np.ndarray, " W"]:
-    """One over each channel's standard deviation, scaled to mean 1; rare units weigh more, at most 3 times the mean."""
-    deviation = np.maximum(vectors.std(0), 1e-3)
-    weight = np.minimum(deviation.mean() / deviation, 3.0)
-    return (weight / weight.mean()).astype(np.float32)
+def channel_deviations(vectors: Float[np.ndarray, "B W"]) -> Float32[np.ndarray, " W"]:
+    """Standard deviation of each channel, but at least 0.03, so that a channel that hardly occurs does not dominate."""
+    return np.maximum(vectors.std(0), 0.03).astype(np.float32)
 
 
 def make_encoder_loss(
-    config: EncoderRun, degrade: Degrade, weight: Float32[np.ndarray, " W"]
+    config: EncoderRun, degrade: Degrade, deviation: Float32[np.ndarray, " W"]
 ) -> Callable[[EncoderInTraining, Parameters, Batch, Key[Array, ""]], Terms]:
     """Builds the loss `(model, frozen, batch, key) -> Terms`.
 
     The batch holds `reference` [G, 1, S, S, 3] and `target` [G, E, S, S, 3] uint8, `expression` [G, E, W] of the
     targets and `identity` [G]. Identity trains on all pictures; expression on the targets, whose vectors are there.
-    `frozen` are the parameters of the autoencoder that `degrade` reads. `weight` is that of `channel_weights`.
+    `frozen` are the parameters of the autoencoder that `degrade` reads. `deviation` is that of `channel_deviations`.
     """
 
     def identity(model: EncoderInTraining, frozen: Parameters, batch: Batch, key: Key[Array, ""]) -> Terms:
@@ -110,7 +110,7 @@ def make_encoder_loss(
         true = true.reshape(predicted.shape)
         absolute = jnp.abs(predicted - true)
         return {
-            "loss": expression_loss(predicted, true, jnp.asarray(weight)),
+            "loss": expression_loss(predicted, true, jnp.asarray(deviation)),
             "absolute_error": (absolute.sum(), jnp.float32(absolute.size)),
         }
 
