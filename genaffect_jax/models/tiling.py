@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from genaffect_jax.models.autoencoder import AutoencoderKL, Posterior
 
-# In latent pixels: a tile of 64 is the 512 px that SD3's autoencoder handles in one piece everywhere, and 16 latent
-# pixels are 128 px, over which a difference of brightness between tiles cannot be seen as an edge.
+# In latent pixels. A tile of 64 is 512 px, which fits everywhere; 16 are 128 px, over which a difference between tiles is
+# a slow drift and no edge.
 TILE, OVERLAP = 64, 16
 
 
