@@ -26,7 +26,9 @@ class EncoderInTraining(nnx.Module):
     def __init__(self, config: FaceEncoderConfig, people: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.encoder = FaceEncoder(config, dtype=dtype, rngs=rngs)
         if config.target == "identity":
-            centres = jax.random.normal(rngs.params(), (people, config.width), jnp.float32)
+            # Only the directions count. Short vectors turn quickly under Adam, whose steps do not shrink with them; a
+            # person is seen only some hundred times, and with unit entries the centres would stay where they began.
+            centres = 0.05 * jax.random.normal(rngs.params(), (people, config.width), jnp.float32)
             self.centres = nnx.Param(centres, logical_axes=(None, None))
 
 
