@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,12 @@ from genaffect_jax.diffusion.sampler import euler_sample, item_noise
 from genaffect_jax.models.autoencoder import AutoencoderKL, normalise, to_uint8
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.genaffect import GenAffect
+from genaffect_jax.models.prompts import Prompts
+from genaffect_jax.models.tiling import decode_tiled
+
+# Side of the pictures, in pixels, from which on they are decoded in tiles. Whole, SD3's autoencoder takes 2.6 GB for each
+# picture of 1024 px, four times as much as for one of 512 px; in tiles 0.7 GB for any number of pictures of any size.
+TILED_FROM = 1024
 
 Program = Callable[..., UInt8[Array, "G E S S 3"]]
 
@@ -38,9 +45,13 @@ def make_program(
 
     Its arguments are the two networks' parameters; `reference` uint8 [G, R, S, S, 3] with `reference_mask` [G, R];
     `expression` [G, E, W]; `items` int [G, E], the number of each picture, which with `seed` alone decides its
-    noise; `sigmas` [steps + 1], decreasing to 0; `guidance_identity` and `guidance_expression`. Conditions are encoded
-    once, denoising is a scan, and all of it is one XLA program per shape: changing seed, guidance or schedule does not
-    recompile. What the two scales do is in `diffusion.guidance`; mode "none" has no use for them and costs a third.
+    noise; `sigmas` [steps + 1], decreasing to 0; `guidance_identity` and `guidance_expression`; and for models with a
+    text stream `prompts` with `prompt` [G, E], each picture's row in them. The branch that drops both identity and
+    expression has the negative prompt, the others have the picture's own.
+
+    Conditions are encoded once, denoising is a scan, and all of it is one XLA program per shape: changing seed,
+    guidance or schedule does not recompile. What the two scales do is in `diffusion.guidance`; mode "none" has no use
+    for them and costs a third.
     """
     side = config.mmdit.sample_size
     channels = config.mmdit.in_channels
@@ -57,18 +68,26 @@ def make_program(
         sigmas: Float[Array, steps_plus_1],
         guidance_identity: Float[Array, ""],
         guidance_expression: Float[Array, ""],
+        prompts: Prompts | None = None,
+        prompt: Int[Array, "G E"] | None = None,
     ) -> UInt8[Array, "G E S S 3"]:
         model = generator.merge(generator_parameters)
         pictures = autoencoder.merge(autoencoder_parameters)
         groups, expressions = items.shape
         latents = pictures.to_latents(normalise(reference))
         drop_identity, drop_expression = branch_drops(mode, groups, expressions)
+        text = pooled = None
+        if prompts is not None and prompt is not None:
+            drop_text = drop_identity[:, None] & drop_expression
+            text, pooled = prompts.lookup(repeat_branches(prompt, mode), drop_text)
         conditions = model.conditions(
             repeat_branches(latents, mode),
             repeat_branches(reference_mask, mode),
             repeat_branches(expression, mode),
             drop_identity=drop_identity,
             drop_expression=drop_expression,
+            text=text,
+            pooled=pooled,
         )
 
         def velocity(noisy: Float[Array, "G E h w c"], sigma: Float[Array, ""]) -> Float[Array, "G E h w c"]:
@@ -76,6 +95,7 @@ def make_program(
 
         noise = item_noise(seed, items, (side, side, channels))
         drawn = euler_sample(guided(velocity, mode, guidance_identity, guidance_expression), noise, sigmas)
-        return to_uint8(pictures.from_latents(drawn))
+        decode = partial(decode_tiled, pictures) if config.image_size >= TILED_FROM else pictures.decode
+        return to_uint8(decode(pictures.unscaled(drawn)))
 
     return program

@@ -23,16 +23,20 @@ from genaffect_jax.config import Config, ConfigError, MeshConfig, from_json
 from genaffect_jax.data.avatars import draw, sample_identity
 from genaffect_jax.data.image_files import read_picture
 from genaffect_jax.data.pictures import DataError
+from genaffect_jax.data.prompt_table import PromptTable
 from genaffect_jax.data.sheet import contact_sheet, write_png
 from genaffect_jax.diffusion.schedule import euler_sigmas
 from genaffect_jax.faces.action_units import CHANNELS, neutral
 from genaffect_jax.faces.grammar import Expression, parse_expressions
+from genaffect_jax.faces.prompts import prompt_for
 from genaffect_jax.generation import build_networks, make_program
 from genaffect_jax.models.functional import Parameters
+from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.models.weights import checksum, load_weights
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.training.checkpoint import Checkpoints
 from genaffect_jax.training.generator import AUTOENCODER_FILE
+from genaffect_jax.training.prompts import PROMPTS_FILE, read_prompts
 
 # Pictures drawn at once; larger sets run in chunks of this many, padded, so one program serves all sizes.
 CHUNK = 8
@@ -107,12 +111,16 @@ class Pipeline:
         >>> avatars.save(Path("out/seven"))
     """
 
-    def __init__(self, config: Config, generator: Parameters, autoencoder: Parameters, name: str):
+    def __init__(
+        self, config: Config, generator: Parameters, autoencoder: Parameters, name: str, prompts: PromptTable | None
+    ):
         """Use `Pipeline.load`; `name` says in `set.json` which model drew the pictures."""
         self.config = config
         self.name = name
         self._generator = generator
         self._autoencoder = autoencoder
+        self._table = prompts
+        self._prompts = None if prompts is None else Prompts.of(prompts, config.text.negative)
         self._program = make_program(config.model, *build_networks(config.model, config.train.compute_dtype))
 
     @classmethod
@@ -122,6 +130,7 @@ class Pipeline:
         Raises:
             ConfigError: the folder is no working folder.
             CheckpointError: it has no complete checkpoint.
+            DataError, WeightsError: its prompt table or autoencoder is missing or damaged.
         """
         workdir = Path(model)
         if not (workdir / "checkpoints").is_dir():
@@ -132,7 +141,10 @@ class Pipeline:
         parameters = checkpoints.averaged_parameters(generator, make_mesh(MeshConfig()))
         weights = workdir / AUTOENCODER_FILE
         name = f"{workdir.name}, step {checkpoints.latest_step()}, autoencoder {checksum(weights)[:12]}"
-        return cls(config, parameters, load_weights(autoencoder, weights, config.model.autoencoder), name)
+        prompts = read_prompts(config, workdir / PROMPTS_FILE)
+        if prompts is not None:
+            name += f", prompts {checksum(workdir / PROMPTS_FILE)[:12]}"
+        return cls(config, parameters, load_weights(autoencoder, weights, config.model.autoencoder), name, prompts)
 
     def __call__(
         self,
@@ -160,6 +172,7 @@ class Pipeline:
         Raises:
             ExpressionError: an expression is not understood.
             ConfigError: the identity or a number is not allowed.
+            DataError: the picture file cannot be read, or an expression's prompt is not in the prompt table.
         """
         for option, value, low in (
             ("steps", steps, 1),
@@ -170,6 +183,8 @@ class Pipeline:
             if not value >= low:
                 raise ConfigError(f"--{option} {value}: must be at least {low}")
         wanted = tuple(parse_expressions(expressions) if isinstance(expressions, str) else expressions)
+        prompts = [prompt_for(e, self.config.text) for e in wanted]
+        rows = None if self._table is None else self._table.rows(prompts)
         reference = self.reference(identity)
         sigmas = euler_sigmas(steps, self.config.flow.shift)
         images: list[UInt8[np.ndarray, "S S 3"]] = []
@@ -181,6 +196,7 @@ class Pipeline:
                 np.stack([wanted[i].vector for i in chosen])[None], items[chosen][None],
                 np.int32(seed), sigmas,
                 np.float32(guidance_identity), np.float32(guidance_expression),
+                self._prompts, None if rows is None else rows[chosen][None],
             )  # fmt: skip
             images.extend(np.asarray(jax.device_get(drawn))[0][: len(wanted) - start])
             if progress:
@@ -192,6 +208,7 @@ class Pipeline:
             "steps": steps,
             "guidance_identity": guidance_identity,
             "guidance_expression": guidance_expression,
+            **({} if rows is None else {"prompts": prompts}),
             "config": json.loads(json.dumps(dataclasses.asdict(self.config.model))),
             "versions": {
                 "python": sys.version.split()[0],

@@ -44,12 +44,15 @@ def test_sigma_is_logit_normal_and_shifted() -> None:
     assert abs(logit.std() - 0.7) < 0.02
 
 
-def test_identity_and_expression_drop_independently_at_their_rates() -> None:
-    flow = FlowConfig(drop_identity=0.3, drop_expression=0.1)
-    identity, expression = sample_drops(jax.random.key(0), 20000, 2, flow)
+def test_identity_expression_and_text_drop_independently_at_their_rates() -> None:
+    flow = FlowConfig(drop_identity=0.3, drop_expression=0.1, drop_text=0.2)
+    identity, expression, text = sample_drops(jax.random.key(0), 20000, 2, flow)
     assert abs(identity.mean() - 0.3) < 0.02
     assert abs(expression.mean() - 0.1) < 0.01
+    assert abs(text.mean() - 0.2) < 0.01
     assert abs((identity[:, None] & expression).mean() - 0.03) < 0.006
+    assert abs((identity[:, None] & text).mean() - 0.06) < 0.006
+    assert abs((expression & text).mean() - 0.02) < 0.006
 
 
 def test_loss_is_a_sum_and_a_count_that_add_up_over_parts() -> None:

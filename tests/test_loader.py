@@ -67,6 +67,18 @@ def test_a_batch_shows_one_person_per_set_with_different_expressions_and_the_rig
         np.testing.assert_array_equal(batch["expression"], vectors[words[:, 1:]])
 
 
+def test_with_prompts_a_batch_holds_the_row_of_every_targets_prompt(source: FolderSource) -> None:
+    rows = np.array([100 + WORDS.index(p.label) for p in source.pictures])
+    stream = make_loader(source, PEOPLE, batch_size=4, expressions_per_set=3, seed=0, workers=0, prompts=rows)
+    plain = loader(source)
+    for batch, expected in islice(zip(stream, plain, strict=True), 10):
+        words = batch["target"][:, :, 8, 8, 1] // 40
+        np.testing.assert_array_equal(batch.pop("prompt"), 100 + words)
+        assert_same([batch], [expected])
+    with pytest.raises(ValueError, match="prompts: 2 rows for 30 pictures"):
+        make_loader(source, PEOPLE, batch_size=4, expressions_per_set=3, seed=0, workers=0, prompts=rows[:2])
+
+
 def test_the_order_does_not_depend_on_the_number_of_workers(source: FolderSource) -> None:
     expected = list(islice(loader(source), 7))
     for workers in (1, 2):

@@ -15,6 +15,7 @@ from typing import Any
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import Int
 
 from genaffect_jax.data.pictures import DataError, Picture, Source, pictures_digest
 from genaffect_jax.data.sets import SetIndices, SetSampler
@@ -34,6 +35,7 @@ def make_loader(
     workers: int,
     process_index: int = 0,
     process_count: int = 1,
+    prompts: Int[np.ndarray, " pictures"] | None = None,
 ) -> Loader:
     """The stream of training batches of one process.
 
@@ -51,13 +53,15 @@ def make_loader(
         workers: worker processes of this process; 0 loads in this process, when a batch is asked for.
         process_index: which share this process reads.
         process_count: number of processes that share the batches.
+        prompts: a number for each picture of the source, the row of its prompt; batches then hold `prompt`.
 
     Returns:
         An iterator of batches with `get_state`, `set_state` and `close`.
 
     Raises:
         DataError: a person is unknown or has only one expression, or there is no person.
-        ValueError: `batch_size` does not divide by `process_count`, or a number is out of range.
+        ValueError: `batch_size` does not divide by `process_count`, a number is out of range, or `prompts` has not one
+            entry per picture.
     """
     if batch_size < 1 or process_count < 1 or batch_size % process_count:
         raise ValueError(f"batch_size={batch_size}: must be a positive multiple of process_count={process_count}")
@@ -65,6 +69,8 @@ def make_loader(
         raise ValueError(f"process_index={process_index}: must lie in 0..{process_count - 1}")
     if workers < 0:
         raise ValueError(f"workers={workers}: must be at least 0")
+    if prompts is not None and len(prompts) != len(source.pictures):
+        raise ValueError(f"prompts: {len(prompts)} rows for {len(source.pictures)} pictures")
     sampler = SetSampler(source.pictures, identities, expressions_per_set, seed)
     stream = {
         "seed": seed,
@@ -74,7 +80,7 @@ def make_loader(
         "pictures": pictures_digest(source.pictures),
     }
     rows = batch_size // process_count
-    return Loader(_Batches(source, sampler, batch_size, process_index * rows, rows), workers, stream)
+    return Loader(_Batches(source, sampler, batch_size, process_index * rows, rows, prompts), workers, stream)
 
 
 class Loader(Iterator[Batch]):
@@ -82,7 +88,8 @@ class Loader(Iterator[Batch]):
 
     A batch is a dictionary of numpy arrays; G counts this process's sets:
     `reference` `[G, 1, S, S, 3]` and `target` `[G, E, S, S, 3]`, uint8 (or float16 `[..., h, w, c]` latents);
-    `expression` `[G, E, W]`, float32, of the targets; `identity` `[G]`, int32, the place in `identities`.
+    `expression` `[G, E, W]`, float32, of the targets; `identity` `[G]`, int32, the place in `identities`;
+    with `prompts`, `prompt` `[G, E]`, int32, of the targets.
     """
 
     def __init__(self, batches: _Batches, workers: int, stream: dict[str, Any]) -> None:
@@ -138,12 +145,21 @@ class Loader(Iterator[Batch]):
 class _Batches:
     """Random access to one process's share of every batch; pickled into the workers."""
 
-    def __init__(self, source: Source, sampler: SetSampler, batch_size: int, first_row: int, rows: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        sampler: SetSampler,
+        batch_size: int,
+        first_row: int,
+        rows: int,
+        prompts: Int[np.ndarray, " pictures"] | None,
+    ) -> None:
         self._source = source
         self._sampler = sampler
         self._batch_size = batch_size
         self._first_row = first_row
         self._rows = rows
+        self._prompts = prompts
 
     def __len__(self) -> int:
         return sys.maxsize  # endless
@@ -151,12 +167,15 @@ class _Batches:
     def __getitem__(self, number: int) -> Batch:
         first = int(number) * self._batch_size + self._first_row
         sets = [self._sampler[first + row] for row in range(self._rows)]
-        return {
+        batch = {
             "reference": np.stack([self._load((s.reference,)) for s in sets]),
             "target": np.stack([self._load(s.targets) for s in sets]),
             "expression": np.stack([self._expressions(s) for s in sets]),
             "identity": np.array([s.identity for s in sets], np.int32),
         }
+        if self._prompts is not None:
+            batch["prompt"] = np.array([self._prompts[list(s.targets)] for s in sets], np.int32)
+        return batch
 
     def _load(self, indices: tuple[int, ...]) -> np.ndarray:
         return np.stack([self._source.load(i) for i in indices])

@@ -22,12 +22,13 @@ def sample_sigma(key: Key[Array, ""], shape: tuple[int, ...], flow: FlowConfig) 
 
 def sample_drops(
     key: Key[Array, ""], groups: int, expressions: int, flow: FlowConfig
-) -> tuple[Bool[Array, " G"], Bool[Array, "G E"]]:
-    """Which groups lose their identity and which pictures their expression, independently of each other."""
-    identity, expression = jax.random.split(key)
+) -> tuple[Bool[Array, " G"], Bool[Array, "G E"], Bool[Array, "G E"]]:
+    """Which groups lose their identity, and which pictures their expression and their text, all independently."""
+    identity, expression, text = jax.random.split(key, 3)
     return (
         jax.random.bernoulli(identity, flow.drop_identity, (groups,)),
         jax.random.bernoulli(expression, flow.drop_expression, (groups, expressions)),
+        jax.random.bernoulli(text, flow.drop_text, (groups, expressions)),
     )
 
 

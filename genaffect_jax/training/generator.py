@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 from rich.console import Console
 
 from genaffect_jax.config import Config
@@ -21,11 +22,14 @@ from genaffect_jax.diffusion.schedule import euler_sigmas
 from genaffect_jax.generation import build_networks, make_program
 from genaffect_jax.models.autoencoder import AutoencoderKL, normalise
 from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.models.weights import checksum, load_weights
 from genaffect_jax.parallel.mesh import make_mesh
+from genaffect_jax.parallel.sharding import replicated
 from genaffect_jax.training.generator_objective import make_generator_loss
 from genaffect_jax.training.loop import Job, fit
 from genaffect_jax.training.pretrained import initial_parameters, place_autoencoder
+from genaffect_jax.training.prompts import claim_prompts
 from genaffect_jax.training.run import claim_workdir
 
 AUTOENCODER_FILE = "autoencoder.safetensors"
@@ -62,6 +66,12 @@ def train_generator(config: Config, workdir: Path, console: Console) -> bool:
         encode = _latent_encoder(autoencoder, frozen)
         path = write_latents(source, workdir / "latents.npy", encode, batch_size=64, fingerprint=checksum(weights))
         stored = LatentSource(source, path)
+    text = claim_prompts(config, workdir, source.pictures)
+    # On the mesh once, or every step would copy it there.
+    constant: dict[str, Any] = jax.device_put({"autoencoder": frozen}, replicated(mesh))
+    if text is not None:
+        constant["prompts"] = jax.device_put(Prompts.of(text[0], config.text.negative), replicated(mesh))
+        console.print(f"{len(text[0].prompts)} prompts, {text[0].tokens.nbytes / 1e6:.0f} MB of {text[0].dtype}")
     batches = make_loader(
         stored,
         people,
@@ -71,14 +81,17 @@ def train_generator(config: Config, workdir: Path, console: Console) -> bool:
         workers=config.data.workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        prompts=None if text is None else text[1],
     )
     job = Job(
         functional=generator,
         loss=make_generator_loss(config.flow, autoencoder),
-        frozen=frozen,
+        frozen=constant,
         batches=batches,
         pictures_per_step=config.train.batch_size * config.data.expressions_per_set,
-        preview=_make_preview(config, generator, autoencoder, frozen, source, (held_out or people)[0]),
+        preview=_make_preview(
+            config, generator, autoencoder, constant, source, (held_out or people)[0], None if text is None else text[1]
+        ),
         config=resolved,
         initial=lambda: initial_parameters(config.model, mesh),
     )
@@ -94,22 +107,25 @@ def _make_preview(
     config: Config,
     generator: Functional,
     autoencoder: Functional[AutoencoderKL],
-    frozen: Parameters,
+    constant: Mapping[str, Any],
     source: Source,
     person: str,
+    rows: Int32[np.ndarray, " pictures"] | None,
 ) -> Callable[[Parameters], UInt8[np.ndarray, "H W 3"]]:
     """A sheet of one person who is not trained on: the reference, then real above drawn for each expression."""
     indices = [i for i, p in enumerate(source.pictures) if p.identity == person][: _PREVIEW_PICTURES + 1]
     reference, *real = (source.load(i) for i in indices)
     labels = [source.pictures[i].label for i in indices]
     vectors = np.stack([source.pictures[i].expression for i in indices[1:]])
+    prompt = None if rows is None else rows[indices[1:]][None]
     program = make_program(config.model, generator, autoencoder, "none")
     sigmas = euler_sigmas(_PREVIEW_STEPS, config.flow.shift)
 
     def preview(parameters: Parameters) -> UInt8[np.ndarray, "H W 3"]:
         drawn = program(
-            parameters, frozen, reference[None, None], np.ones((1, 1), bool), vectors[None],
+            parameters, constant["autoencoder"], reference[None, None], np.ones((1, 1), bool), vectors[None],
             np.arange(len(vectors))[None], np.int32(0), sigmas, np.float32(1.0), np.float32(1.0),
+            constant.get("prompts"), prompt,
         )  # fmt: skip
         return contact_sheet(
             [reference, *real, reference, *np.asarray(jax.device_get(drawn))[0]],

@@ -5,14 +5,34 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
 
 from genaffect_jax.data.sheet import write_png
+
+
+@contextmanager
+def _pytorch_out_of_sight() -> Iterator[None]:
+    """Imports inside do not find PyTorch, unless it has been imported before."""
+    if "torch" in sys.modules:
+        yield
+        return
+    # None is how Python marks a module that is not to be found.
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
+# tensorboardX imports PyTorch wherever it is installed, for type annotations only; it costs seconds and memory.
+with _pytorch_out_of_sight():
+    from tensorboardX import SummaryWriter
 
 
 class TrainingLog:

@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +52,8 @@ class Job:
     """The network."""
     loss: LossFunction
     """Its objective."""
-    frozen: Parameters
-    """Parameters that the loss reads but does not train; `{}` if none."""
+    frozen: Mapping[str, Any]
+    """Arrays that the loss reads but does not train, whole on every device; `{}` if none."""
     batches: Batches
     """Training input."""
     pictures_per_step: int

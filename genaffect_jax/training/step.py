@@ -20,7 +20,7 @@ Module = TypeVar("Module", bound=nnx.Module)
 Batch = Mapping[str, Any]
 # name -> (sum, count); reduced once, so masks, accumulation and data parallelism agree. "loss" is differentiated.
 Terms = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
-LossFunction = Callable[[Any, Parameters, Batch, jax.Array], Terms]
+LossFunction = Callable[[Any, Any, Batch, jax.Array], Terms]
 
 
 def make_train_step(
@@ -31,11 +31,11 @@ def make_train_step(
     ema_decay: float,
     seed: int,
     mesh: Mesh,
-) -> Callable[[TrainState, Parameters, Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
+) -> Callable[[TrainState, Mapping[str, Any], Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """Builds the jitted step `(state, frozen, batch) -> (state, metrics)`.
 
     The state is donated. Every leaf of the batch is cut over all devices along its first dimension; `frozen`
-    (parameters of networks that do not train) lies whole on every device. Randomness comes from a key folded from
+    (arrays that do not train, in any tree) lies whole on every device. Randomness comes from a key folded from
     (seed, step): restarting at a step repeats it.
 
     Args:
@@ -51,7 +51,7 @@ def make_train_step(
     """
 
     def train_step(
-        state: TrainState, frozen: Parameters, batch: Batch
+        state: TrainState, frozen: Mapping[str, Any], batch: Batch
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
