@@ -18,8 +18,8 @@ from genaffect_jax.models.genaffect import GenAffect
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.models.tiling import decode_tiled
 
-# Side of the pictures, in pixels, from which on they are decoded in tiles. Whole, SD3's autoencoder takes 2.6 GB for each
-# picture of 1024 px, four times as much as for one of 512 px; in tiles 0.7 GB for any number of pictures of any size.
+# Side of the pictures, in pixels, from which on they are decoded in tiles. Whole, SD3's autoencoder takes 2.6 GB for
+# each picture of 1024 px, four times as much as for one of 512 px; in tiles 0.7 GB for any number of any size.
 TILED_FROM = 1024
 
 Program = Callable[..., UInt8[Array, "G E S S 3"]]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genaffect_jax import generation
 from genaffect_jax.config import AutoencoderConfig
 from genaffect_jax.models.autoencoder import AutoencoderKL
 from genaffect_jax.models.functional import Functional, Parameters
@@ -111,3 +112,23 @@ def test_memory_beyond_the_picture_itself_does_not_grow_with_the_picture(paramet
 def test_encoding_refuses_what_plain_encoding_refuses(parameters):
     with pytest.raises(ValueError, match="multiples of 2"):
         encode_tiled(NETWORK.merge(parameters), jnp.zeros((1, 17, 40, 3)), 8, 2)
+
+
+@pytest.mark.parametrize(("threshold", "tiled"), [(32, True), (33, False)])
+def test_sampling_decodes_in_tiles_from_the_stated_size_on(tiny_model, monkeypatch, threshold, tiled):
+    seen = []
+
+    def recorded(model, z):
+        seen.append(z.shape)
+        return decode_tiled(model, z)
+
+    monkeypatch.setattr(generation, "TILED_FROM", threshold)
+    monkeypatch.setattr(generation, "decode_tiled", recorded)
+    generator, autoencoder = generation.build_networks(tiny_model)
+    program = generation.make_program(tiny_model, generator, autoencoder, "none")
+    drawn = jax.eval_shape(
+        program, generator.shapes, autoencoder.shapes, np.zeros((1, 1, 32, 32, 3), np.uint8), np.ones((1, 1), bool),
+        np.zeros((1, 2, 40), np.float32), np.zeros((1, 2), np.int32), np.int32(0), np.linspace(1, 0, 3), 1.0, 1.0,
+    )  # fmt: skip
+    assert drawn.shape == (1, 2, 32, 32, 3)
+    assert seen == ([(1, 2, 8, 8, 4)] if tiled else [])

@@ -336,4 +336,8 @@ class AutoencoderKL(nnx.Module):
 
     def from_latents(self, latents: Float[Array, "*batch h w c"]) -> Float32[Array, "*batch H W 3"]:
         """Pictures of the denoiser's latents, undoing the shift and scale of `to_latents`."""
-        return self.decode(latents / self.config.scaling_factor + self.config.shift_factor)
+        return self.decode(self.unscaled(latents))
+
+    def unscaled(self, latents: Float[Array, "*batch h w c"]) -> Float[Array, "*batch h w c"]:
+        """What `decode` takes, of the denoiser's latents."""
+        return latents / self.config.scaling_factor + self.config.shift_factor

@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from genaffect_jax.models.autoencoder import AutoencoderKL, Posterior
 
-# In latent pixels. A tile of 64 is 512 px, which fits everywhere; 16 are 128 px, over which a difference between tiles is
-# a slow drift and no edge.
+# In latent pixels. A tile of 64 is 512 px, which fits everywhere; 16 are 128 px, over which a difference between tiles
+# is a slow drift and no edge.
 TILE, OVERLAP = 64, 16
 
 
