@@ -1,34 +1,45 @@
 """Training that starts from released weights, here random ones in diffusers' folder layout."""
 
 import dataclasses
+import io
+import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from genaffect_jax.config import (
     AutoencoderConfig,
     ConditioningConfig,
+    Config,
     ConfigError,
+    DataConfig,
     MeshConfig,
     MMDiTConfig,
     ModelConfig,
+    TextConfig,
     TrainConfig,
 )
+from genaffect_jax.data.prompt_table import PromptTable
+from genaffect_jax.faces.prompts import all_prompts
 from genaffect_jax.generation import build_networks
 from genaffect_jax.interop.weights import TRANSFORMER, read_transformer, write_autoencoder, write_transformer
 from genaffect_jax.models.functional import Functional
 from genaffect_jax.models.weights import WeightsError, load_weights
 from genaffect_jax.parallel.mesh import make_mesh
+from genaffect_jax.pipeline import Pipeline
+from genaffect_jax.training.checkpoint import Checkpoints
+from genaffect_jax.training.generator import train_generator
 from genaffect_jax.training.optimiser import make_optimiser
 from genaffect_jax.training.pretrained import initial_parameters, place_autoencoder
 from genaffect_jax.training.state import create_state
 
 # The released position table is of 16 x 16 latents; the fine-tuned model draws smaller pictures with its centre.
 RELEASED = MMDiTConfig(
-    sample_size=16, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2,
+    sample_size=16, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
     joint_attention_dim=12, caption_projection_dim=16, pooled_projection_dim=8, pos_embed_max_size=12,
     dual_attention_layers=(0,), register_tokens=0,
 )  # fmt: skip
@@ -83,7 +94,7 @@ def test_parameters_and_average_start_as_the_released_weights_and_lie_cut_over_t
 
 def test_branch_keys_are_copies_of_the_released_queries_and_branch_values_are_zero(state):
     layers = 0
-    for segment in range(3):
+    for segment in range(2):
         prefix = f"mmdit.segments.{segment}.layers"
         queries = state.parameters[f"{prefix}.image_qkv.query.kernel"]
         layers += len(queries)
@@ -116,10 +127,10 @@ def test_the_first_forward_is_the_released_models(state, pipeline_folder):
 
 
 def test_weights_of_another_network_are_refused_with_every_difference(pipeline_folder):
-    config = model(pipeline_folder, num_layers=2, dual_attention_layers=())
+    config = model(pipeline_folder, num_layers=1, dual_attention_layers=())
     with pytest.raises(WeightsError, match="weights of another network") as error:
         initial_parameters(config, make_mesh(MeshConfig()))
-    assert "num_layers is 3 there, model.mmdit.num_layers=2" in str(error.value)
+    assert "num_layers is 2 there, model.mmdit.num_layers=1" in str(error.value)
     assert "dual_attention_layers is (0,) there, model.mmdit.dual_attention_layers=()" in str(error.value)
     assert "sample_size" not in str(error.value)
 
@@ -149,3 +160,42 @@ def test_an_autoencoder_folder_becomes_a_weight_file_of_this_package(pipeline_fo
         np.testing.assert_array_equal(found[name], value)
     with pytest.raises(WeightsError, match=r"scaling_factor is 1\.5 there, model\.autoencoder\.scaling_factor=2\.0"):
         place_autoencoder(dataclasses.replace(AUTOENCODER, scaling_factor=2.0), source, path)
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_starts_at_the_released_weights_continues_without_their_folder_and_samples(
+    pipeline_folder, tmp_path
+):
+    folder, workdir = tmp_path / "released", tmp_path / "run"
+    shutil.copytree(pipeline_folder, folder)
+    single = dataclasses.replace(RELEASED, num_layers=1)  # one kind of block compiles in half the time
+    write_transformer(single, random_parameters(TRANSFORMER.network(single), 0), folder / "transformer")
+    rng, prompts = np.random.default_rng(3), all_prompts(TextConfig())
+    tokens, pooled = rng.standard_normal((len(prompts), 5, 12), np.float32), rng.random((len(prompts), 8), np.float32)
+    table = tmp_path / "prompts.safetensors"
+    PromptTable(prompts, tokens, pooled, TextConfig().template, "random", 77).write(table)
+    config = Config(
+        data=DataConfig(
+            image_size=32, identities=6, expressions_per_identity=4, expressions_per_set=2, holdout=0.2, workers=0
+        ),
+        text=TextConfig(embeddings=table),
+        model=model(folder, num_layers=1),
+        train=TrainConfig(steps=2, batch_size=8, learning_rate=1e-3, warmup_steps=0, schedule="constant", log_every=1),
+    )
+    console = Console(file=io.StringIO())
+    assert train_generator(config, workdir, console)
+    released = read_transformer(folder)[1]
+    found = Checkpoints(workdir).averaged_parameters(build_networks(config.model)[0], make_mesh(MeshConfig()))
+    np.testing.assert_array_equal(found["mmdit.position_table"], released["position_table"])
+    moved = jnp.abs(found["mmdit.segments.0.layers.image_qkv.query.kernel"]
+                    - released["segments.0.layers.image_qkv.query.kernel"])  # fmt: skip
+    assert 0 < float(moved.max()) < 3e-3  # AdamW moves a parameter by about the rate in each step
+
+    shutil.rmtree(folder)
+    table.unlink()
+    assert train_generator(
+        dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3)), workdir, console
+    )
+    avatars = Pipeline.load(workdir)("seed:3", "joy, fear", steps=1)
+    assert avatars.images.shape == (2, 32, 32, 3)
+    assert (avatars.images[0] != avatars.images[1]).any()
