@@ -2,10 +2,10 @@
 
     python -m genaffect_jax.train_avatar_encoders --workdir out/encoders --seconds 480
 
-Draws the avatars once, starts one `genaffect_jax.train_encoder` per preset (they share one GPU), measures their rates,
-and restarts them from their checkpoints with as many steps as fit the time, so that the learning rate ends at its
-lowest. Further options go to every training, such as `--data.identities 400`. The four weight files and reports are
-gathered in `--out`. Running it again trains on from where the working folder stands.
+Draws the avatars once and starts one `genaffect_jax.train_encoder` per preset; they share one GPU. When the time is
+nearly over, it stops them (they write checkpoints) and starts each once more to write weights and report. Further
+options go to every training, such as `--data.identities 400`. The four weight files and reports are gathered in
+`--out`. Running it again trains on from where the working folder stands.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ from genaffect_jax.presets import parse
 
 PRESETS = ("identity_encoder", "expression_encoder", "identity_evaluator", "expression_evaluator")
 TRAINING = ("-m", "genaffect_jax.train_encoder")
-_OPEN_END = 10_000_000  # steps of the first, interrupted part: the learning rate stays near its peak
-_ROWS = 3  # log rows that every training must have written before rates are read
-_RESERVE = 75.0  # seconds for starting again and for the reports
+_OPEN_END = 10_000_000  # steps of the part that the clock ends
+_RESERVE = 75.0  # seconds for the last checkpoints, starting again, and the reports
 
 
 @dataclass(frozen=True)
@@ -122,27 +121,20 @@ class _TrainingFailedError(RuntimeError):
 
 
 def _train(trainings: list[_Training], environment: dict[str, str], start: float, seconds: float) -> None:
-    written = [len(t.rows()) for t in trainings]
     for training in trainings:
         training.start(_OPEN_END, environment)
-    while any(len(t.rows()) < before + _ROWS for t, before in zip(trainings, written, strict=True)):
+    while time.monotonic() - start < seconds - _RESERVE or not all(t.rows() for t in trainings):
         _require_running(trainings, allowed=())
         time.sleep(0.5)
-    rates = [t.rows()[-1]["images_per_second"] / _pictures_per_step(t.run) for t in trainings]
     _interrupt(trainings)
-    left = max(seconds - _RESERVE - (time.monotonic() - start), 0.0)
-    steps = [int(t.rows()[-1]["step"] + rate * left) + 1 for t, rate in zip(trainings, rates, strict=True)]
-    for training, rate, count in zip(trainings, rates, steps, strict=True):
-        _say(start, f"{training.run.name}: {rate:.2f} steps/s, {count} steps in all")
-        training.start(count, environment)
+    for training in trainings:
+        step = int(training.rows()[-1]["step"])
+        _say(start, f"{training.run.name}: trained for {step} steps")
+        training.start(step, environment)  # nothing is left to train: writes weights and report
     while any(t.ended() is None for t in trainings):
         _require_running(trainings, allowed=(0,))
         time.sleep(0.5)
     _require_running(trainings, allowed=(0,))
-
-
-def _pictures_per_step(run: EncoderRun) -> int:
-    return run.train.batch_size * run.data.expressions_per_set
 
 
 def _require_running(trainings: list[_Training], allowed: tuple[int, ...]) -> None:

@@ -243,16 +243,16 @@ STAND_IN = """
     while done < steps:
         done += 1
         with rows.open("a") as file:
-            file.write(json.dumps({"step": done, "images_per_second": 40.0}) + "\\n")
+            file.write(json.dumps({"step": done}) + "\\n")
         time.sleep(0.02)
-    (work / "report.json").write_text(json.dumps({"steps": steps}))
+    (work / "report.json").write_text(json.dumps({"steps": done}))
     (work / f"{work.name}.safetensors").write_text("weights")
 """
 
 
 @pytest.fixture
 def four(tmp_path, monkeypatch):
-    """Four presets, and a stand-in for the training command that logs 5 steps per second and learns nothing."""
+    """Four presets, and a stand-in for the training command that logs 50 steps per second and learns nothing."""
     script = tmp_path / "stand_in.py"
     script.write_text(textwrap.dedent(STAND_IN))
     monkeypatch.setattr(train_avatar_encoders, "TRAINING", (str(script),))
@@ -264,13 +264,13 @@ def four(tmp_path, monkeypatch):
 
 
 def test_all_four_are_trained_for_the_time_given_and_gathered(four, tmp_path):
-    assert train_avatar_encoders.main([*four, "--seconds", "10", "--out", str(tmp_path / "out")]) == 0
+    assert train_avatar_encoders.main([*four, "--seconds", "2", "--out", str(tmp_path / "out")]) == 0
     found = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert len(found) == 8
     for name in train_avatar_encoders.PRESETS:
         assert f"{name}.safetensors" in found
         steps = json.loads((tmp_path / "out" / f"{name}.report.json").read_text())["steps"]
-        assert 4 < steps < 100  # at most ten seconds of five steps, after some that were logged faster
+        assert 1 <= steps <= 200  # stopped by the clock, not after ten million steps
 
 
 def test_a_training_that_fails_ends_the_others_and_shows_its_last_words(four, capsys):

@@ -90,10 +90,11 @@ def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
     )
     if not fit(job, config.train, mesh, workdir, console):
         return False
-    trained = encoder_parameters(Checkpoints(workdir).averaged_parameters(in_training, mesh))
+    checkpoints = Checkpoints(workdir)
+    trained = encoder_parameters(checkpoints.averaged_parameters(in_training, mesh))
     summary = {
         "data": source.describe(), "held_out_people": len(held_out), "split_seed": config.split_seed,
-        "seed": config.train.seed, "steps": config.train.steps, "batch_size": config.train.batch_size,
+        "seed": config.train.seed, "steps": checkpoints.latest_step(), "batch_size": config.train.batch_size,
     }  # fmt: skip
     metadata = {"name": config.name, "licence": config.licence, "training": json.dumps(summary)}
     weights = workdir / f"{config.name}.safetensors"
