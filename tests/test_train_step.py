@@ -70,9 +70,10 @@ def test_the_loss_falls_on_a_repeated_batch(tiny_config):
     config = dataclasses.replace(
         tiny_config, train=dataclasses.replace(tiny_config.train, steps=60, learning_rate=0.01)
     )
-    _, losses, _ = run(config, make_mesh(MeshConfig(), jax.devices()[:1]), 60, itertools.repeat(next(batches())))
-    # Targets are noise: only the part that the noisy input shows can be learned, some 13 % in these steps.
-    assert np.mean(losses[-10:]) < 0.93 * np.mean(losses[:3])
+    # With empty pictures the velocity is the noise, which the noisy input shows in full (divided by sigma).
+    batch = {**next(batches()), "target": np.zeros((8, 2, 8, 8, 4), np.float32)}
+    _, losses, _ = run(config, make_mesh(MeshConfig(), jax.devices()[:1]), 30, itertools.repeat(batch))
+    assert np.mean(losses[-10:]) < 0.15 * np.mean(losses[:3])
 
 
 def test_the_average_follows_the_parameters_at_the_stated_decay(tiny_config):
