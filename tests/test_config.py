@@ -42,6 +42,16 @@ from genaffect_jax.config import (
             lambda: Config(data=DataConfig(image_size=128), model=ModelConfig(mmdit=MMDiTConfig(register_tokens=0))),
             "text.embeddings=None: a model without register tokens needs",
         ),
+        (
+            lambda: Config(model=ModelConfig(mmdit=MMDiTConfig(pooled_projection_dim=8))),
+            "mmdit.pooled_projection_dim=8: must be 0 with register tokens",
+        ),
+        (
+            lambda: Config(
+                model=ModelConfig(mmdit=MMDiTConfig(register_tokens=0)), text=TextConfig(embeddings=Path("p"))
+            ),
+            "mmdit.pooled_projection_dim=0: must be at least 1 without register tokens",
+        ),
         (lambda: MeshConfig(data=0), "mesh.data=0"),
         (lambda: MMDiTConfig(caption_projection_dim=7), "mmdit.caption_projection_dim=7"),
         (lambda: MMDiTConfig(dual_attention_layers=(9,)), "mmdit.dual_attention_layers=[9]"),

@@ -177,11 +177,11 @@ def test_absent_keys_have_the_defaults_of_diffusers() -> None:
 @pytest.mark.parametrize("change", [{"register_tokens": 4}, {"pooled_projection_dim": 0}])
 def test_what_diffusers_does_not_have_is_not_written(change: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
-        transformer_values(MMDiTConfig(**{"register_tokens": 0, **change}))
+        transformer_values(MMDiTConfig(**{"register_tokens": 0, "pooled_projection_dim": 8, **change}))
 
 
 def test_every_setting_of_the_networks_is_a_key_of_the_files() -> None:
     assert set(autoencoder_values(AutoencoderConfig())) >= set(AutoencoderConfig.__dataclass_fields__)
-    assert set(transformer_values(MMDiTConfig(register_tokens=0))) == (
+    assert set(transformer_values(MMDiTConfig(register_tokens=0, pooled_projection_dim=8))) == (
         set(MMDiTConfig.__dataclass_fields__) - {"register_tokens", "scan_layers", "remat"}
     )

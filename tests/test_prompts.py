@@ -208,7 +208,7 @@ def test_prepare_refuses_a_preset_without_prompts_and_a_folder_that_is_not_there
     path = tmp_path / "text.py"
     path.write_text(
         "from pathlib import Path\nfrom genaffect_jax.config import *\n\ndef config():\n"
-        "    model = ModelConfig(mmdit=MMDiTConfig(register_tokens=0))\n"
+        "    model = ModelConfig(mmdit=MMDiTConfig(register_tokens=0, pooled_projection_dim=8))\n"
         "    return Config(model=model, text=TextConfig(embeddings=Path('p.safetensors')))\n"
     )
     assert prepare.main(["--config", str(path), *argv]) == 1

@@ -30,7 +30,7 @@ class MMDiTConfig:
     """Width of the text tokens before they are projected into the model."""
     caption_projection_dim: int = 192
     """Width of the text tokens inside the model; must equal the model's width."""
-    pooled_projection_dim: int = 192
+    pooled_projection_dim: int = 0
     """Width of the pooled text embedding that enters the timestep embedding; 0 leaves it out."""
     pos_embed_max_size: int = 32
     """Side of the full 2-D sin-cos position table, in tokens; smaller grids take its centre."""

@@ -185,10 +185,14 @@ class Config:
         if self.model.mmdit.register_tokens:
             require(self.text.embeddings is None, "text.embeddings", self.text.embeddings,
                     "a model with register tokens (mmdit.register_tokens > 0) reads no prompts")  # fmt: skip
+            require(not self.model.mmdit.pooled_projection_dim, "mmdit.pooled_projection_dim",
+                    self.model.mmdit.pooled_projection_dim, "must be 0 with register tokens")  # fmt: skip
         else:
             require(self.text.embeddings is not None, "text.embeddings", None,
                     "a model without register tokens needs encoded prompts; make the file with "
                     "python -m genaffect_jax.prepare")  # fmt: skip
+            require(self.model.mmdit.pooled_projection_dim >= 1, "mmdit.pooled_projection_dim", 0,
+                    "must be at least 1 without register tokens")  # fmt: skip
 
 
 @dataclass(frozen=True)
