@@ -8,7 +8,7 @@ float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,7 +35,8 @@ class Linear(nnx.Module):
         use_bias: whether there is a bias.
         kernel_init, bias_init: initialisers.
         rngs: source of the initial values.
-        dtype: type of the product and of the result.
+        dtype: type of what is multiplied.
+        out_dtype: type of the sums and of the result; `dtype` if left out.
     """
 
     def __init__(
@@ -49,16 +50,28 @@ class Linear(nnx.Module):
         bias_init: Initializer = zeros,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
+        out_dtype: Any = None,
     ) -> None:
-        self.dtype = dtype
+        self.dtype, self.out_dtype = dtype, dtype if out_dtype is None else out_dtype
         shape = (in_features, out_features)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32), logical_axes=axes)
         bias = bias_init(rngs.params(), (out_features,), jnp.float32)
         self.bias = nnx.Param(bias, logical_axes=(None,)) if use_bias else None
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        kernel = self.kernel[...].astype(self.dtype)
+        y = jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=self.out_dtype)
+        return y if self.bias is None else y + self.bias[...].astype(self.out_dtype)
+
+
+def joined_product(x: Float[Array, "*batch i"], layers: Sequence[Linear]) -> list[Float[Array, "*batch o"]]:
+    """What each of several linear layers of one width and type makes of `x`, computed as one product."""
+    dtype = layers[0].dtype
+    y = x.astype(dtype) @ jnp.concatenate([layer.kernel[...] for layer in layers], axis=1).astype(dtype)
+    biases = [layer.bias[...] for layer in layers if layer.bias is not None]
+    if biases:
+        y = y + jnp.concatenate(biases).astype(dtype)
+    return jnp.split(y, len(layers), axis=-1)
 
 
 class RMSNorm(nnx.Module):
@@ -109,12 +122,14 @@ class Modulation(nnx.Module):
     """The linear map of an adaLN layer: shifts, scales and gates of one block from the timestep embedding.
 
     Initialised to zero (adaLN-Zero, Peebles and Xie 2023, arXiv 2212.09748): a new block is the identity.
-    It computes in float32 whatever the model's type, as it multiplies whole residual branches.
+    Sums and results are float32 whatever the model's type, as they multiply whole residual branches.
     """
 
-    def __init__(self, width: int, count: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, count: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
         self.count = count
-        self.linear = Linear(width, count * width, axes=("embed", None), kernel_init=zeros, rngs=rngs)
+        self.linear = Linear(
+            width, count * width, axes=("embed", None), kernel_init=zeros, rngs=rngs, dtype=dtype, out_dtype=jnp.float32
+        )
 
     def __call__(self, activated: Float[Array, "*batch D"]) -> list[Float[Array, "*batch 1 D"]]:
         """`count` vectors, with an axis for the tokens, from the already activated (SiLU) timestep embedding."""

@@ -154,8 +154,8 @@ class MMDiTBlock(nnx.Module):
             return MLP(width, 4 * width, width, rngs=rngs, dtype=dtype)
 
         self.dtype = dtype
-        self.image_modulation = Modulation(width, 9 if dual else 6, rngs=rngs)
-        self.text_modulation = Modulation(width, 2 if last else 6, rngs=rngs)
+        self.image_modulation = Modulation(width, 9 if dual else 6, rngs=rngs, dtype=dtype)
+        self.text_modulation = Modulation(width, 2 if last else 6, rngs=rngs, dtype=dtype)
         self.image_qkv = QKVProjection(width, heads, head_dim, **attention)
         self.text_qkv = QKVProjection(width, heads, head_dim, **attention)
         self.image_out = output()
@@ -254,7 +254,7 @@ class MMDiT(nnx.Module):
             )
             for (dual, last), run in groupby(kinds)
         )
-        self.out_modulation = Modulation(width, 2, rngs=rngs)
+        self.out_modulation = Modulation(width, 2, rngs=rngs, dtype=dtype)
         self.out = Linear(
             width, patch_width * config.out_channels, axes=("embed", None), kernel_init=zeros, rngs=rngs, dtype=dtype
         )

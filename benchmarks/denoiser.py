@@ -1,0 +1,158 @@
+"""Time of one denoiser forward at full size with random weights: `python benchmarks/denoiser.py --help`.
+
+SD3.5-medium, bfloat16, 8 expressions with guidance (a batch of 16 pictures), 333 text tokens: 77 of CLIP and 256 of T5.
+The weights are random numbers, not the zeros of a new model: products of zeros run faster than those of real numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from genaffect_jax.config import MMDiTConfig
+from genaffect_jax.models import mmdit
+from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.parallel.compiler import compiler_options
+
+MODELS = {"sd3_medium": mmdit.sd3_medium, "sd35_medium": mmdit.sd35_medium, "sd35_large": mmdit.sd35_large}
+MATMUL_SIDE = 8192
+LATENT_PIXEL = 8
+QUEUED = 3
+
+
+def forward_flops(config: MMDiTConfig, batch: int, side: int, text: int) -> tuple[float, float]:
+    """Multiplications and additions of one forward in (matrix products, attention), by arithmetic.
+
+    Args:
+        config: the denoiser.
+        batch: pictures.
+        side: height and width of the latents.
+        text: text tokens of each picture.
+    """
+    width, image = config.width, (side // config.patch_size) ** 2
+    products = attention = 0.0
+    for layer in range(config.num_layers):
+        last, dual = layer == config.num_layers - 1, layer in config.dual_attention_layers
+        # Query, key, value and output projections (4 D^2) and the feed-forward (8 D^2), 2 operations per weight.
+        products += 2 * batch * image * 12 * width**2
+        products += 2 * batch * text * (3 if last else 12) * width**2
+        attention += 4 * batch * (image + text) ** 2 * width
+        if dual:
+            products += 2 * batch * image * 4 * width**2
+            attention += 4 * batch * image**2 * width
+        products += 2 * batch * ((9 if dual else 6) + (2 if last else 6)) * width**2
+    return products, attention
+
+
+def random_parameters(network: Functional[Any]) -> Parameters:
+    """Bfloat16 parameters of the size that trained ones have: matrices keep the scale of what they multiply."""
+
+    def value(key: jax.Array, name: str, shape: tuple[int, ...]) -> jax.Array:
+        noise = jax.random.normal(key, shape, jnp.bfloat16)
+        if name.endswith("kernel"):
+            return noise * shape[-2] ** -0.5
+        return 1 + 0.1 * noise if name.endswith("scale") else 0.1 * noise
+
+    names = sorted(network.shapes)
+    make = jax.jit(
+        lambda key: {
+            name: value(jax.random.fold_in(key, i), name, network.shapes[name].shape) for i, name in enumerate(names)
+        }
+    )
+    return jax.block_until_ready(make(jax.random.key(0)))
+
+
+def milliseconds(call: Callable[[], Any], repeats: int) -> float:
+    """Median time of a call, after three that are not counted.
+
+    Three calls are queued at a time, as the steps of a sampler are: the device then never waits for the host, and the
+    figure compares with one taken between two events on the device.
+    """
+    jax.block_until_ready([call() for _ in range(QUEUED)])
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready([call() for _ in range(QUEUED)])
+        times.append((time.perf_counter() - start) * 1e3 / QUEUED)
+    return median(times)
+
+
+def matmul_tflops(repeats: int) -> float:
+    """Rate of one large bfloat16 matrix product of random numbers: the peak that shares are quoted of."""
+    a, b = (jax.random.normal(jax.random.key(i), (MATMUL_SIDE, MATMUL_SIDE), jnp.bfloat16) for i in range(2))
+    product = jax.jit(jnp.dot)
+    return 2 * MATMUL_SIDE**3 / milliseconds(lambda: product(a, b), repeats) / 1e9
+
+
+def main(
+    model: str = "sd35_medium",
+    sizes: tuple[int, ...] = (512, 1024),
+    batch: int = 16,
+    text_tokens: int = 333,
+    repeats: int = 10,
+    layers: int = 0,
+    scan: bool = True,
+) -> None:
+    """Times the denoiser.
+
+    Args:
+        model: sd3_medium, sd35_medium or sd35_large.
+        sizes: sides of the pictures, in pixels.
+        batch: pictures in one forward, an even number: two guidance branches.
+        text_tokens: text tokens of each picture.
+        repeats: timed forwards, after three that are not counted.
+        layers: run only this many blocks, for a first try on a small machine; 0 runs all.
+        scan: equal blocks as a loop, or unrolled.
+    """
+    config = dataclasses.replace(MODELS[model](), scan_layers=scan)
+    if layers:
+        dual = tuple(i for i in config.dual_attention_layers if i < layers)
+        config = dataclasses.replace(config, num_layers=layers, dual_attention_layers=dual)
+    network = Functional(lambda rngs: mmdit.MMDiT(config, branches=False, rngs=rngs, dtype=jnp.bfloat16))
+
+    @partial(jax.jit, compiler_options=compiler_options())
+    def forward(parameters: Parameters, latents: Any, sigma: Any, text: Any, pooled: Any) -> jax.Array:
+        denoiser = network.merge(parameters)
+        return denoiser(latents, sigma, denoiser.project_conditions(text=text, pooled=pooled))
+
+    peak = matmul_tflops(repeats)
+    device = jax.devices()[0].device_kind
+    print(json.dumps({"device": device, "jax": jax.__version__, "matmul_tflops": round(peak, 1)}), flush=True)
+    parameters = random_parameters(network)
+    keys = jax.random.split(jax.random.key(1), 3)
+    text = jax.random.normal(keys[0], (2, batch // 2, text_tokens, config.joint_attention_dim), jnp.bfloat16)
+    pooled = jax.random.normal(keys[1], (2, batch // 2, config.pooled_projection_dim), jnp.bfloat16)
+    sigma = jnp.full((2, batch // 2), 0.5)
+    for size in sizes:
+        side = size // LATENT_PIXEL
+        latents = jax.random.normal(keys[2], (2, batch // 2, side, side, config.in_channels))
+        arguments = (parameters, latents, sigma, text, pooled)
+        start = time.perf_counter()
+        compiled = forward.lower(*arguments).compile()
+        compilation = time.perf_counter() - start
+        if not bool(jnp.isfinite(compiled(*arguments)).all()):
+            raise SystemExit(f"{model} at {size} px: the result is not finite")
+        spent = milliseconds(lambda: compiled(*arguments), repeats)  # noqa: B023 (used at once)
+        products, attention = forward_flops(config, batch, side, text_tokens)
+        rate = (products + attention) / spent / 1e9
+        row = {
+            "model": model, "pixels": size, "batch": batch, "milliseconds": round(spent, 2),
+            "tflops": round(rate, 1), "share_of_matmul_peak": round(rate / peak, 3),
+            "floor_milliseconds": round((products + attention) / peak / 1e9, 1),
+            "temporary_gib": round(compiled.memory_analysis().temp_size_in_bytes / 2**30, 2),
+            "compile_seconds": round(compilation, 1),
+        }  # fmt: skip
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
