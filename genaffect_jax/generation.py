@@ -17,6 +17,7 @@ from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.genaffect import GenAffect
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.models.tiling import decode_tiled
+from genaffect_jax.parallel.compiler import compiler_options
 
 # Side of the pictures, in pixels, from which on they are decoded in tiles. Whole, SD3's autoencoder takes 2.6 GB for
 # each picture of 1024 px, four times as much as for one of 512 px; in tiles 0.7 GB for any number of any size.
@@ -56,7 +57,7 @@ def make_program(
     side = config.mmdit.sample_size
     channels = config.mmdit.in_channels
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiler_options())
     def program(
         generator_parameters: Parameters,
         autoencoder_parameters: Parameters,

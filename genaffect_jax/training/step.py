@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.parallel.compiler import compiler_options
 from genaffect_jax.parallel.sharding import batch_sharding, replicated
 from genaffect_jax.training.state import TrainState, state_shardings
 
@@ -75,6 +76,7 @@ def make_train_step(
         in_shardings=(shardings, replicated(mesh), batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(),
     )
 
 
