@@ -4,6 +4,7 @@ The classes hold numbers and words only, so that one JSON file rebuilds a model 
 """
 
 from genaffect_jax.config.as_json import from_json, to_json
+from genaffect_jax.config.auxiliary import AuxiliaryConfig
 from genaffect_jax.config.checks import ConfigError
 from genaffect_jax.config.networks import AutoencoderConfig, ConditioningConfig, MMDiTConfig, ModelConfig
 from genaffect_jax.config.runs import (
@@ -20,6 +21,7 @@ from genaffect_jax.config.runs import (
 __all__ = [
     "AutoencoderConfig",
     "AutoencoderRun",
+    "AuxiliaryConfig",
     "ConditioningConfig",
     "Config",
     "ConfigError",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from genaffect_jax.config.auxiliary import AuxiliaryConfig
 from genaffect_jax.config.checks import require
 from genaffect_jax.config.networks import AutoencoderConfig, ModelConfig
 
@@ -132,6 +133,9 @@ class TrainConfig:
     """Steps between rows of metrics.jsonl."""
     sheet_every: int = 0
     """Steps between preview sheets; 0 draws one at the end only."""
+    gap_every: int = 200
+    """Steps between measurements of how much worse the generator is with another person's references, and with another
+    expression (`gaps.png`); 0 never measures. Only the generator's training does."""
     checkpoint_every: int = 500
     """Steps between checkpoints; one is always written at the end and on Ctrl-C."""
     keep_checkpoints: int = 2
@@ -140,7 +144,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
-        for name in ("warmup_steps", "sheet_every", "weight_decay", "seed"):
+        for name in ("warmup_steps", "sheet_every", "gap_every", "weight_decay", "seed"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must be at least 0")
         for name in ("learning_rate", "gradient_clip"):
             require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")
@@ -174,6 +178,8 @@ class Config:
     """Prompts, for models with a text stream."""
     flow: FlowConfig = field(default_factory=FlowConfig)
     """Training objective."""
+    auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
+    """Optional losses on the predicted picture."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Optimisation, logging, checkpoints."""
     mesh: MeshConfig = field(default_factory=MeshConfig)

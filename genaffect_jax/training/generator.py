@@ -8,13 +8,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Int32, UInt8
 from rich.console import Console
 
 from genaffect_jax.config import Config
 from genaffect_jax.data.latents import LatentSource, write_latents
 from genaffect_jax.data.loader import make_loader
-from genaffect_jax.data.pictures import Source
+from genaffect_jax.data.pictures import DataError, Source
 from genaffect_jax.data.sets import split_identities
 from genaffect_jax.data.sheet import contact_sheet
 from genaffect_jax.data.sources import open_source
@@ -26,6 +27,8 @@ from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.models.weights import checksum, load_weights
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import replicated
+from genaffect_jax.training.auxiliary import load_auxiliary
+from genaffect_jax.training.condition_gap import ConditionGap, held_out_batch
 from genaffect_jax.training.generator_objective import make_generator_loss
 from genaffect_jax.training.loop import Job, fit
 from genaffect_jax.training.pretrained import initial_parameters, place_autoencoder
@@ -46,6 +49,7 @@ def train_generator(config: Config, workdir: Path, console: Console) -> bool:
     Raises:
         ConfigError, DataError, CheckpointError, TrainingError: see their classes.
     """
+    auxiliary = load_auxiliary(config.auxiliary, config.model.conditioning.expression_width)
     resolved = claim_workdir(workdir, config)
     mesh = make_mesh(config.mesh)
     generator, autoencoder = build_networks(config.model, config.train.compute_dtype)
@@ -69,6 +73,8 @@ def train_generator(config: Config, workdir: Path, console: Console) -> bool:
     text = claim_prompts(config, workdir, source.pictures)
     # On the mesh once, or every step would copy it there.
     constant: dict[str, Any] = jax.device_put({"autoencoder": frozen}, replicated(mesh))
+    if auxiliary is not None:
+        constant["auxiliary"] = jax.device_put(auxiliary.frozen(), replicated(mesh))
     if text is not None:
         constant["prompts"] = jax.device_put(Prompts.of(text[0], config.text.negative), replicated(mesh))
         console.print(f"{len(text[0].prompts)} prompts, {text[0].tokens.nbytes / 1e6:.0f} MB of {text[0].dtype}")
@@ -85,7 +91,7 @@ def train_generator(config: Config, workdir: Path, console: Console) -> bool:
     )
     job = Job(
         functional=generator,
-        loss=make_generator_loss(config.flow, autoencoder),
+        loss=make_generator_loss(config.flow, autoencoder, auxiliary),
         frozen=constant,
         batches=batches,
         pictures_per_step=config.train.batch_size * config.data.expressions_per_set,
@@ -94,8 +100,52 @@ def train_generator(config: Config, workdir: Path, console: Console) -> bool:
         ),
         config=resolved,
         initial=lambda: initial_parameters(config.model, mesh),
+        gap=_make_gap(
+            config,
+            generator,
+            autoencoder,
+            constant,
+            stored,
+            people,
+            held_out,
+            mesh,
+            None if text is None else text[1],
+            console,
+        ),
     )
     return fit(job, config.train, mesh, workdir, console)
+
+
+def _make_gap(
+    config: Config,
+    generator: Functional,
+    autoencoder: Functional[AutoencoderKL],
+    constant: Mapping[str, Any],
+    source: Source,
+    people: list[str],
+    held_out: list[str],
+    mesh: Mesh,
+    rows: Int32[np.ndarray, " pictures"] | None,
+    console: Console,
+) -> ConditionGap | None:
+    """The condition gaps on held-out people; on all, and saying so, where fewer than two are held out.
+
+    None, and saying so, for data that cannot show them.
+    """
+    if not config.train.gap_every:
+        return None
+    if len(held_out) < 2:
+        console.print(f"condition gaps: {len(held_out)} held out, so people trained on are measured too")
+        held_out = [*held_out, *people]
+    try:
+        batch = held_out_batch(
+            source, held_out, expressions_per_set=config.data.expressions_per_set, seed=config.train.seed,
+            devices=mesh.size, prompts=rows,
+        )  # fmt: skip
+        return ConditionGap(config.flow, generator, autoencoder, constant, batch, mesh, config.train.seed)
+    except DataError as e:
+        console.print(f"condition gaps: cannot be measured, training goes on without: {e}", style="yellow")
+        return None
 
 
 def _latent_encoder(autoencoder: Functional[AutoencoderKL], frozen: Parameters) -> Callable[[np.ndarray], np.ndarray]:

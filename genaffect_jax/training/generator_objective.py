@@ -7,58 +7,85 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.config import FlowConfig
 from genaffect_jax.diffusion import flow
 from genaffect_jax.models.autoencoder import AutoencoderKL, normalise
 from genaffect_jax.models.functional import Functional
 from genaffect_jax.models.genaffect import GenAffect
+from genaffect_jax.models.mmdit import Conditions
+from genaffect_jax.training.auxiliary import AuxiliaryLosses
 from genaffect_jax.training.step import Batch, Terms
 
 
 def make_generator_loss(
-    config: FlowConfig, autoencoder: Functional[AutoencoderKL]
+    config: FlowConfig, autoencoder: Functional[AutoencoderKL], auxiliary: AuxiliaryLosses | None = None
 ) -> Callable[[GenAffect, Mapping[str, Any], Batch, jax.Array], Terms]:
     """Builds the loss `(model, frozen, batch, key) -> Terms`.
 
     The batch holds `reference` [G, R, ...], `target` [G, E, ...] and `expression` [G, E, W]. Pictures are uint8
     [S, S, 3] and are encoded here with `frozen["autoencoder"]`, its parameters; cached latents are floating point
     [h, w, c]. For models with a text stream `frozen["prompts"]` holds `models.prompts.Prompts`, and the batch
-    `prompt` [G, E], their rows.
+    `prompt` [G, E], their rows. With `auxiliary` its terms are added to the loss and logged beside it;
+    `frozen["auxiliary"]` holds what `auxiliary.frozen()` gave.
     """
 
-    def latents(pictures: jax.Array, frozen: Mapping[str, Any]) -> jax.Array:
-        if pictures.dtype == jnp.uint8:
-            return autoencoder.merge(frozen["autoencoder"]).to_latents(normalise(pictures))
-        return pictures.astype(jnp.float32)
-
     def loss(model: GenAffect, frozen: Mapping[str, Any], batch: Batch, key: jax.Array) -> Terms:
-        reference = latents(batch["reference"], frozen)
-        target = latents(batch["target"], frozen)
-        groups, references = reference.shape[:2]
-        expressions = target.shape[1]
+        reference = to_latents(autoencoder, frozen, batch["reference"])
+        target = to_latents(autoencoder, frozen, batch["target"])
+        groups, expressions = target.shape[:2]
         sigma_key, noise_key, drop_key = jax.random.split(key, 3)
         drop_identity, drop_expression, drop_text = flow.sample_drops(drop_key, groups, expressions, config)
-        text = pooled = None
-        if "prompts" in frozen:
-            text, pooled = frozen["prompts"].lookup(batch["prompt"], drop_text)
-        conditions = model.conditions(
-            reference,
-            jnp.ones((groups, references), bool),
-            batch["expression"],
-            drop_identity=drop_identity,
-            drop_expression=drop_expression,
-            text=text,
-            pooled=pooled,
-        )
+        conditions = batch_conditions(model, frozen, batch, reference, drop_identity, drop_expression, drop_text)
         sigma = flow.sample_sigma(sigma_key, (groups, expressions), config)
         noise = jax.random.normal(noise_key, target.shape)
-        velocity = model(flow.interpolate(target, noise, sigma), sigma, conditions)
+        noisy = flow.interpolate(target, noise, sigma)
+        velocity = model(noisy, sigma, conditions)
         weight = flow.change_weight(target, reference[:, 0], config.change_weight)
         true_velocity = flow.velocity_target(target, noise)
-        return {
+        terms = {
             "loss": flow.flow_loss(velocity, true_velocity, weight),
             "flow_loss": flow.flow_loss(velocity, true_velocity),
         }
+        if auxiliary is not None:
+            distances = auxiliary.terms(
+                autoencoder.merge(frozen["autoencoder"]), frozen["auxiliary"],
+                flow.predicted_clean(noisy, velocity, sigma), sigma, batch["reference"], batch["expression"],
+                drop_identity, drop_expression,
+            )  # fmt: skip
+            terms = {**terms, "loss": auxiliary.add(terms["loss"], distances), **distances}
+        return terms
 
     return loss
+
+
+def to_latents(autoencoder: Functional[AutoencoderKL], frozen: Mapping[str, Any], pictures: Array) -> Array:
+    """Latents (float32) of uint8 pictures [..., S, S, 3]; what is floating point is latents already."""
+    if pictures.dtype == jnp.uint8:
+        return autoencoder.merge(frozen["autoencoder"]).to_latents(normalise(pictures))
+    return pictures.astype(jnp.float32)
+
+
+def batch_conditions(
+    model: GenAffect,
+    frozen: Mapping[str, Any],
+    batch: Batch,
+    reference: Float[Array, "G R h w c"],
+    drop_identity: Bool[Array, " G"] | None = None,
+    drop_expression: Bool[Array, "G E"] | None = None,
+    drop_text: Bool[Array, "G E"] | None = None,
+) -> Conditions:
+    """The conditions of a batch, whose references' latents are given; see `GenAffect.conditions`."""
+    text = pooled = None
+    if "prompts" in frozen:
+        text, pooled = frozen["prompts"].lookup(batch["prompt"], drop_text)
+    return model.conditions(
+        reference,
+        jnp.ones(reference.shape[:2], bool),
+        batch["expression"],
+        drop_identity=drop_identity,
+        drop_expression=drop_expression,
+        text=text,
+        pooled=pooled,
+    )

@@ -21,7 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from genaffect_jax.config import TrainConfig
 from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.training.auxiliary import PREFIX as OPTIONAL
 from genaffect_jax.training.checkpoint import Checkpoints
+from genaffect_jax.training.gap_report import GapReport
 from genaffect_jax.training.log import TrainingLog
 from genaffect_jax.training.optimiser import learning_rate, make_optimiser
 from genaffect_jax.training.state import abstract_state, create_state
@@ -64,6 +66,8 @@ class Job:
     """The resolved configuration as JSON; saved beside every checkpoint."""
     initial: Callable[[], Parameters] = dict
     """Makes the parameters that do not start at random; called when a run begins, not when it continues."""
+    gap: Callable[[Parameters], dict[str, float]] | None = None
+    """Measures the condition gaps of the averaged parameters, every `gap_every` steps; None measures none."""
 
 
 def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Console) -> bool:
@@ -93,6 +97,7 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
     )
     first = step = int(state.step)
     log = TrainingLog(workdir, first)
+    gaps = GapReport(workdir, config.steps, console)
     pending: list[dict[str, jax.Array]] = []
     interval_start, compiled = time.perf_counter(), False
 
@@ -109,18 +114,30 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
             if not compiled:
                 jax.block_until_ready(metrics)
                 interval_start, compiled, pending = time.perf_counter(), True, []
-            elif step % config.log_every == 0 or step == config.steps:
+            measured: dict[str, float] = {}
+            if job.gap is not None and config.gap_every and step % config.gap_every == 0:
+                jax.block_until_ready(metrics)
+                began = time.perf_counter()
+                measured = job.gap(state.averaged)
+                interval_start += time.perf_counter() - began  # no part of the training's rate
+            means: dict[str, float] = {}
+            if pending and (step % config.log_every == 0 or step == config.steps):
                 means = _means(pending)
                 seconds = time.perf_counter() - interval_start
                 means["learning_rate"] = float(rate(step - 1))
                 means["images_per_second"] = len(pending) * job.pictures_per_step / seconds
-                log.numbers(step, means)
+            if means or measured:
+                log.numbers(step, {**means, **measured})
+            if means:
                 if not math.isfinite(means["loss"]):
                     raise TrainingError(f"step {step}: loss is {means['loss']}; lower train.learning_rate")
                 report(step, means)
                 interval_start, pending = time.perf_counter(), []
+            if measured:
+                gaps.check()
             if config.sheet_every and step % config.sheet_every == 0 and step < config.steps:
                 log.sheet(step, job.preview(state.averaged))
+                gaps.draw()
                 interval_start, pending = time.perf_counter(), []
             if step % config.checkpoint_every == 0 and step < config.steps:
                 checkpoints.save(state, job.batches.get_state(), job.config)
@@ -128,6 +145,7 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
         if step > first or checkpoints.latest_step() is None:
             checkpoints.save(state, job.batches.get_state(), job.config)
         job.batches.close()  # the preview needs the processors that the workers hold
+        gaps.draw()
         if complete and step > first:
             log.sheet(step, job.preview(state.averaged))
     checkpoints.close()
@@ -137,7 +155,13 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
 
 def _means(rows: list[dict[str, jax.Array]]) -> dict[str, float]:
     host = jax.device_get(rows)
-    return {name: float(np.mean([row[name] for row in host])) for name in host[0]} if host else {}
+    means = {}
+    for name in host[0]:
+        values = np.array([row[name] for row in host])
+        if name.startswith(OPTIONAL):  # nan where no example counted; of all other numbers a nan has to show
+            values = values[~np.isnan(values)]
+        means[name] = float(np.mean(values)) if len(values) else math.nan
+    return means
 
 
 @contextmanager
