@@ -1,0 +1,1 @@
+"""Figures about generated pictures. They see encoders through the protocols of `faces.encoders` only."""

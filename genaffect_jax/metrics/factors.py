@@ -1,0 +1,59 @@
+"""Do generated pictures show the person and the expression that were asked for? Two figures, one per factor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from genaffect_jax.faces.encoders import ExpressionEncoder, IdentityEncoder
+
+
+@dataclass(frozen=True)
+class FactorFigures:
+    """What two encoders read in pictures. Figures of different encoders cannot be compared."""
+
+    identity_cosine: float
+    """Mean cosine of each picture to its own reference; 1 is the same to the encoder."""
+    expression_error: float
+    """Mean absolute difference of the read to the wanted vector, over all channels (action units: 0 to 1)."""
+    reference_error: float
+    """The same of the reference pictures: what a model scores that ignores the expression and keeps the reference's."""
+    pictures: int
+    """Number of pictures."""
+    identity_encoder: str
+    """Name of the encoder of `identity_cosine`."""
+    expression_encoder: str
+    """Name of the encoder of the two errors."""
+
+
+def factor_figures(
+    identity: IdentityEncoder,
+    expression: ExpressionEncoder,
+    references: UInt8[np.ndarray, "B S S 3"],
+    pictures: UInt8[np.ndarray, "B S S 3"],
+    wanted: Float[np.ndarray, "B W"],
+) -> FactorFigures:
+    """Measures pictures, each with its reference and its wanted expression vector.
+
+    Raises:
+        ValueError: no pictures, not as many references and vectors as pictures, or vectors of another width than the
+            expression encoder's.
+    """
+    if not len(pictures) or not len(references) == len(pictures) == len(wanted):
+        raise ValueError(
+            f"factor_figures: {len(pictures)} pictures, {len(references)} references, {len(wanted)} expression vectors"
+        )
+    if wanted.shape[1] != expression.width:
+        raise ValueError(f"factor_figures: vectors of {wanted.shape[1]} numbers, {expression.name} gives "
+                         f"{expression.width}")  # fmt: skip
+    cosines = np.sum(identity(references) * identity(pictures), axis=-1)
+    return FactorFigures(
+        identity_cosine=float(cosines.mean()),
+        expression_error=float(np.abs(expression(pictures) - wanted).mean()),
+        reference_error=float(np.abs(expression(references) - wanted).mean()),
+        pictures=len(pictures),
+        identity_encoder=identity.name,
+        expression_encoder=expression.name,
+    )
