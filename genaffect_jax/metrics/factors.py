@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from genaffect_jax.faces.encoder_metrics import mean_cosine
 from genaffect_jax.faces.encoders import ExpressionEncoder, IdentityEncoder
 
 
@@ -16,6 +17,8 @@ class FactorFigures:
 
     identity_cosine: float
     """Mean cosine of each picture to its own reference; 1 is the same to the encoder."""
+    stranger_cosine: float
+    """Mean cosine of two of the `strangers`: what a model scores that draws somebody else."""
     expression_error: float
     """Mean absolute difference of the read to the wanted vector, over all channels (action units: 0 to 1)."""
     reference_error: float
@@ -34,12 +37,16 @@ def factor_figures(
     references: UInt8[np.ndarray, "B S S 3"],
     pictures: UInt8[np.ndarray, "B S S 3"],
     wanted: Float[np.ndarray, "B W"],
+    strangers: UInt8[np.ndarray, "K S S 3"],
 ) -> FactorFigures:
     """Measures pictures, each with its reference and its wanted expression vector.
 
+    A cosine says little by itself: encoders differ in how alike they find any two faces. Hence the baseline over
+    `strangers`, one picture each of at least two people.
+
     Raises:
-        ValueError: no pictures, not as many references and vectors as pictures, or vectors of another width than the
-            expression encoder's.
+        ValueError: fewer than two strangers, no pictures, not as many references and vectors as pictures, or vectors
+            of another width than the expression encoder's.
     """
     if not len(pictures) or not len(references) == len(pictures) == len(wanted):
         raise ValueError(
@@ -51,6 +58,7 @@ def factor_figures(
     cosines = np.sum(identity(references) * identity(pictures), axis=-1)
     return FactorFigures(
         identity_cosine=float(cosines.mean()),
+        stranger_cosine=mean_cosine(identity(strangers)[None]),
         expression_error=float(np.abs(expression(pictures) - wanted).mean()),
         reference_error=float(np.abs(expression(references) - wanted).mean()),
         pictures=len(pictures),
