@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from genaffect_jax.config import ConditioningConfig, MMDiTConfig
@@ -18,6 +19,7 @@ CONFIG = MMDiTConfig(
     register_tokens=1,
 )  # fmt: skip
 CONDITIONING = ConditioningConfig(expression_width=6, expression_tokens=3, identity_layers=2)
+RESAMPLER = ConditioningConfig(identity_tokens=3, identity_embedding=5, identity_layers=2)
 L, D = 4, 32
 
 
@@ -31,6 +33,11 @@ def shaken(model: Any) -> Any:
 @functools.cache
 def identity_tokens() -> IdentityTokens:
     return shaken(IdentityTokens(CONFIG, CONDITIONING, rngs=nnx.Rngs(0)))
+
+
+@functools.cache
+def resampler() -> IdentityTokens:
+    return shaken(IdentityTokens(CONFIG, RESAMPLER, rngs=nnx.Rngs(0)))
 
 
 @functools.cache
@@ -73,6 +80,82 @@ def test_a_dropped_group_and_one_without_references_get_the_null_token_and_nothi
         np.testing.assert_array_equal(tokens[group], jnp.broadcast_to(null, (2 * L, D)))
         assert token_mask[group].all()
     assert jnp.abs(tokens[0] - null).min(axis=0).max() > 0.1
+
+
+def embeddings(seed: int, groups: int = 2, count: int = 2) -> jax.Array:
+    x = jax.random.normal(jax.random.key(seed), (groups, count, 5))
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_the_resampler_makes_its_tokens_of_any_number_of_references_in_any_order() -> None:
+    reference, faces, mask = references(0), embeddings(0), jnp.ones((2, 2), bool)
+    tokens, token_mask = resampler()(reference, mask, positions(), embedding=faces)
+    assert tokens.shape == (2, 3, D)
+    assert token_mask is None
+    swapped, _ = resampler()(reference[:, ::-1], mask, positions(), embedding=faces[:, ::-1])
+    np.testing.assert_allclose(swapped, tokens, atol=1e-5)
+    alone, _ = resampler()(reference[:, :1], mask[:, :1], positions(), embedding=faces[:, :1])
+    assert alone.shape == tokens.shape
+    assert jnp.abs(alone - tokens).max() > 1e-2
+    # Whose embedding belongs to which picture is not said: both are there, and each token may look at either.
+    crossed, _ = resampler()(reference, mask, positions(), embedding=faces[:, ::-1])
+    np.testing.assert_allclose(crossed, tokens, atol=1e-5)
+
+
+def test_padded_references_change_nothing_in_the_resampler_whatever_they_hold() -> None:
+    reference, faces = references(0), embeddings(0)
+    mask = jnp.array([[True, True, False]] * 2)
+
+    def padded(seed: int) -> jax.Array:
+        return resampler()(
+            jnp.concatenate([reference, 100.0 * references(seed, count=1)], axis=1), mask, positions(),
+            embedding=jnp.concatenate([faces, embeddings(seed, count=1)], axis=1),
+        )[0]  # fmt: skip
+
+    np.testing.assert_array_equal(padded(1), padded(2))
+    tokens, _ = resampler()(reference, jnp.ones((2, 2), bool), positions(), embedding=faces)
+    np.testing.assert_allclose(padded(1), tokens, atol=1e-5)
+
+
+def test_a_dropped_group_and_one_without_references_get_only_null_tokens_of_the_resampler() -> None:
+    reference, faces = references(0, groups=3), embeddings(0, groups=3)
+    mask = jnp.array([[True, True], [True, False], [False, False]])
+    tokens, _ = resampler()(reference, mask, positions(), jnp.array([False, True, False]), embedding=faces)
+    null = resampler().null[...]
+    np.testing.assert_array_equal(tokens[1:], jnp.broadcast_to(null, (2, 3, D)))
+    assert jnp.abs(tokens[0] - null).min(axis=0).max() > 0.1
+
+
+@pytest.mark.parametrize("make", [identity_tokens, resampler])
+def test_gradients_reach_every_parameter_of_the_token_maker(make) -> None:
+    graph, params, rest = nnx.split(make(), nnx.Param, ...)
+    faces = embeddings(0) if make is resampler else None
+
+    @jax.jit
+    @jax.grad
+    def gradients(params: Any) -> jax.Array:
+        maker = nnx.merge(graph, params, rest)
+        tokens, _ = maker(references(0), jnp.ones((2, 2), bool), positions(), jnp.array([True, False]), embedding=faces)
+        return (tokens * jax.random.normal(jax.random.key(1), tokens.shape)).sum()
+
+    for path, gradient in nnx.to_flat_state(gradients(params)):
+        assert jnp.abs(gradient[...]).max() > 0, path
+
+
+def test_a_new_resampler_tells_references_and_faces_apart() -> None:
+    maker, mask = IdentityTokens(CONFIG, RESAMPLER, rngs=nnx.Rngs(0)), jnp.ones((2, 2), bool)
+    tokens, _ = maker(references(0), mask, positions(), embedding=embeddings(0))
+    for changed in ((references(1), embeddings(0)), (references(0), embeddings(1))):
+        other, _ = maker(changed[0], mask, positions(), embedding=changed[1])
+        assert jnp.abs(other - tokens).max() > 0.05
+
+
+def test_a_missing_and_a_needless_face_embedding_are_named() -> None:
+    reference, mask = references(0), jnp.ones((2, 2), bool)
+    with pytest.raises(ValueError, match="the references' embedding is missing"):
+        resampler()(reference, mask, positions())
+    with pytest.raises(ValueError, match="the references' embedding is given, but the model takes none"):
+        identity_tokens()(reference, mask, positions(), embedding=embeddings(0))
 
 
 def test_new_identity_layers_leave_the_embedded_patches_alone() -> None:

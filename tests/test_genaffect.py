@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genaffect_jax.config import ConditioningConfig, ConfigError
 from genaffect_jax.diffusion.sampler import euler_sample
 from genaffect_jax.models.functional import Functional
-from genaffect_jax.models.genaffect import SMALLEST_SIGMA, GenAffect
+from genaffect_jax.models.genaffect import SMALLEST_SIGMA, BranchScales, GenAffect
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +51,46 @@ def test_one_euler_step_from_any_noise_level_ends_at_the_clean_prediction(genera
     clean = run(generators["velocity"], latents, 0.6)
     drawn = euler_sample(lambda x, s: run(generators["clean"], x, s), latents, jnp.array([0.6, 0.0]))
     np.testing.assert_allclose(drawn, clean, atol=1e-4)
+
+
+def test_a_scale_acts_within_its_interval_ends_included_and_is_one_elsewhere():
+    scales = BranchScales.of(3, 0.5, (0.0, 1.5, 2.0), (0.25, 0.75), (0.5, 1.0))
+    for sigma, identity, expression in (
+        (0.2, [1, 1, 1], [1, 1, 1]),
+        (0.25, [0.5, 0.5, 0.5], [1, 1, 1]),
+        (0.5, [0.5, 0.5, 0.5], [0, 1.5, 2]),
+        (1.0, [1, 1, 1], [0, 1.5, 2]),
+    ):
+        found = scales.at(jnp.float32(sigma))
+        np.testing.assert_array_equal(found[0], identity)
+        np.testing.assert_array_equal(found[1], expression)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"identity_scale": -0.1}, "--identity_scale -0.1: must be finite and at least 0"),
+        ({"expression_scale": float("nan")}, "--expression_scale nan"),
+        ({"expression_scale": (1.0, 2.0)}, "--expression_scale: 2 numbers, must be one, or one for each of 3 layers"),
+        ({"identity_interval": (0.6, 0.4)}, r"--identity_interval \(0.6, 0.4\): must be two noise levels"),
+        ({"expression_interval": (0.0, 1.5)}, "--expression_interval"),
+    ],
+)
+def test_scales_that_are_not_allowed_are_named(given, message):
+    with pytest.raises(ConfigError, match=message):
+        BranchScales.of(3, **given)
+
+
+@pytest.mark.parametrize(
+    ("conditioning", "encoders", "message"),
+    [
+        ({"identity_embedding": 8}, {}, r"conditioning.identity_embedding=8: must be .* 0 without one"),
+        ({}, {"identity_encoder": "x.safetensors"}, "conditioning.identity_embedding=0: must be the encoder's width"),
+        ({"expression_space": "encoder"}, {}, "needs model.expression_encoder"),
+    ],
+)
+def test_encoders_and_widths_come_together(tiny_model, conditioning, encoders, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(tiny_model, conditioning=ConditioningConfig(**conditioning), **encoders)
+    with pytest.raises(ConfigError, match="at least 1 with identity_tokens"):
+        ConditioningConfig(identity_tokens=4, identity_layers=0)

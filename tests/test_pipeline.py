@@ -113,6 +113,10 @@ def test_a_picture_file_gives_the_same_set_as_its_pixels(pipeline, tmp_path):
     [
         ({"identity": "seed:x"}, "seed:N needs a whole number"),
         ({"identity": np.zeros((8, 8, 3), np.uint8)}, r"needs uint8 \(32, 32, 3\)"),
+        ({"identity": []}, "--identity: 0 pictures, must be 1 to 4"),
+        ({"identity": ["seed:1"] * 5}, "--identity: 5 pictures, must be 1 to 4"),
+        ({"identity_scale": -1.0}, "--identity_scale -1.0"),
+        ({"expression_interval": (0.5, 2.0)}, "--expression_interval"),
         ({"steps": 0}, "--steps 0: must be at least 1"),
         ({"seed": -1}, "--seed -1"),
         ({"guidance_expression": float("nan")}, "--guidance_expression nan"),
@@ -121,6 +125,41 @@ def test_a_picture_file_gives_the_same_set_as_its_pixels(pipeline, tmp_path):
 def test_arguments_that_are_not_allowed_are_named(pipeline, arguments, message):
     with pytest.raises(ConfigError, match=message):
         pipeline(**{"identity": "seed:1", "expressions": "joy", "steps": 1, **arguments})
+
+
+def test_scales_intervals_guidance_and_the_number_of_references_share_one_program(pipeline):
+    def draw(identity="seed:2", **options):
+        return pipeline(identity, "joy, anger", steps=3, guidance_expression=1.0, **options).images.astype(int)
+
+    base = draw()
+    traces = pipeline._program._cache_size()
+    # The noise levels of three steps are 1, 0.5005 and 0.001.
+    without = draw(expression_scale=0.0)
+    assert np.abs(without - base).max() > 1
+    np.testing.assert_array_equal(draw(expression_scale=0.0, expression_interval=(0.6, 0.9)), base)
+    np.testing.assert_array_equal(draw(expression_scale=0.0, expression_interval=(0.001, 1.0)), without)
+    early = draw(expression_scale=0.0, expression_interval=(0.9, 1.0))
+    assert (early != base).any()
+    assert (early != without).any()
+    layers = pipeline.config.model.mmdit.num_layers
+    np.testing.assert_array_equal(draw(expression_scale=[0.0] * layers), without)
+    assert (draw(identity_scale=[0.0] + [1.0] * (layers - 1)) != base).any()
+    pipeline("seed:2", "joy, anger", steps=3, guidance_identity=2.0)
+
+    two = draw(["seed:2", "seed:3"])
+    assert (two != base).any()
+    assert np.abs(two - draw(["seed:3", "seed:2"])).max() <= 1
+    draw(["seed:2", pipeline.reference("seed:3"), "seed:4", "seed:5"])
+    assert pipeline._program._cache_size() == traces
+
+
+def test_several_references_are_saved_and_named(pipeline, tmp_path):
+    avatars = pipeline(["seed:2", pipeline.reference("seed:3")], "joy", steps=1, identity_scale=0.5)
+    avatars.save(tmp_path / "set")
+    assert {"reference_1.png", "reference_2.png"} <= {p.name for p in (tmp_path / "set").iterdir()}
+    saved = json.loads((tmp_path / "set" / "set.json").read_text())
+    assert saved["identity"] == ["seed:2", "array"]
+    assert (saved["identity_scale"], saved["expression_scale"], saved["identity_interval"]) == (0.5, 1.0, [0.0, 1.0])
 
 
 def test_an_unknown_expression_draws_nothing(pipeline):

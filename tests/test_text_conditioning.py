@@ -20,6 +20,7 @@ from genaffect_jax.diffusion.schedule import euler_sigmas
 from genaffect_jax.faces.grammar import parse_expressions
 from genaffect_jax.faces.prompts import all_prompts
 from genaffect_jax.generation import build_networks
+from genaffect_jax.models.genaffect import BranchScales
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.pipeline import Pipeline
 from genaffect_jax.training.generator import train_generator
@@ -101,18 +102,21 @@ def test_the_working_folder_alone_draws_and_the_prompt_shows(pipeline):
     assert (swapped[1] != images[1]).any()
 
 
-def test_the_branch_without_conditions_has_the_negative_prompt(pipeline):
+def test_the_branch_without_conditions_has_the_negative_prompt(pipeline, config):
     table = random_table(TEXT)
     vectors = np.stack([e.vector for e in parse_expressions("joy, AU1=1")])[None]
     reference, rows = pipeline.reference("seed:2")[None, None], table.rows(["joy it is", "a face"])[None]
+
+    scales = BranchScales.of(config.model.mmdit.num_layers)
 
     def draw(tokens, guidance):
         prompts = Prompts(jnp.asarray(tokens), jnp.asarray(table.pooled), jnp.asarray(table.rows(["nothing"])[0]))
         return np.asarray(
             pipeline._program(
-                pipeline._generator, pipeline._autoencoder, reference, np.ones((1, 1), bool), vectors,
+                pipeline._generator, {**pipeline._frozen, "prompts": prompts}, reference, np.ones((1, 1), bool),
+                vectors,
                 np.array([[5, 6]], np.int32), np.int32(0), euler_sigmas(2, 1.0), np.float32(guidance),
-                np.float32(1.0), prompts, rows,
+                np.float32(1.0), scales, rows,
             )
         )  # fmt: skip
 

@@ -106,17 +106,29 @@ class AutoencoderConfig:
 class ConditioningConfig:
     """What the two token makers read and how many tokens they hand to every block."""
 
+    expression_space: Literal["units", "encoder"] = "units"
+    """What an expression vector is: `units`, the channels of `faces.action_units`; `encoder`, whatever
+    `model.expression_encoder` makes of a picture; words then stand for means over the training pictures."""
     expression_width: int = 40
     """Numbers in one expression vector (40: action units, gaze and head of `faces.action_units`)."""
     expression_tokens: int = 8
     """Expression tokens per picture."""
     identity_layers: int = 2
-    """Transformer layers that turn the reference's latent patches into identity tokens."""
+    """Layers of the transformer, or of the resampler, that makes identity tokens."""
+    identity_tokens: int = 0
+    """Identity tokens of a person, made by a resampler from however many references; 0 keeps a token for every patch
+    of every reference."""
+    identity_embedding: int = 0
+    """Numbers in the face embedding of `model.identity_encoder`, which becomes one more token of each reference; 0
+    leaves it out."""
 
     def __post_init__(self) -> None:
         for name in ("expression_width", "expression_tokens"):
             require(getattr(self, name) >= 1, f"conditioning.{name}", getattr(self, name), "must be at least 1")
-        require(self.identity_layers >= 0, "conditioning.identity_layers", self.identity_layers, "must be at least 0")
+        for name in ("identity_layers", "identity_tokens", "identity_embedding"):
+            require(getattr(self, name) >= 0, f"conditioning.{name}", getattr(self, name), "must be at least 0")
+        require(not self.identity_tokens or self.identity_layers >= 1, "conditioning.identity_layers",
+                self.identity_layers, "must be at least 1 with identity_tokens")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -135,8 +147,20 @@ class ModelConfig:
     """Where the autoencoder's weights come from: `package:NAME`, a safetensors file, or a diffusers folder."""
     transformer_weights: str = ""
     """Released weights that a training of the denoiser starts from: a diffusers folder; empty starts from nothing."""
+    identity_encoder: str = ""
+    """Face encoder whose embeddings of the references condition the denoiser: `package:NAME` or a weight file; empty:
+    none."""
+    expression_encoder: str = ""
+    """Face encoder that reads expressions from pictures: `package:NAME` or a weight file; empty: none."""
 
     def __post_init__(self) -> None:
+        conditioning = self.conditioning
+        require(bool(self.identity_encoder) == bool(conditioning.identity_embedding), "conditioning.identity_embedding",
+                conditioning.identity_embedding, "must be the encoder's width with model.identity_encoder "
+                f"{self.identity_encoder!r}, and 0 without one")  # fmt: skip
+        require(bool(self.expression_encoder) or conditioning.expression_space == "units",
+                "conditioning.expression_space", conditioning.expression_space,
+                "needs model.expression_encoder")  # fmt: skip
         require(self.mmdit.in_channels == self.autoencoder.latent_channels == self.mmdit.out_channels,
                 "mmdit.in_channels, out_channels", (self.mmdit.in_channels, self.mmdit.out_channels),
                 f"must equal autoencoder.latent_channels {self.autoencoder.latent_channels}")  # fmt: skip

@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int
 
+from genaffect_jax.data.encoded import EncodedSource
 from genaffect_jax.data.pictures import DataError, Picture, Source, pictures_digest
 from genaffect_jax.data.sets import SetIndices, SetSampler
 
@@ -45,7 +46,7 @@ def make_loader(
     processes do not change it.
 
     Args:
-        source: pictures, or latents.
+        source: pictures, or what was encoded of them; batches then hold `embedding`, if that was.
         identities: people to draw from; batches number them in this order.
         batch_size: sets G per batch over all processes.
         expressions_per_set: targets E per set.
@@ -89,7 +90,8 @@ class Loader(Iterator[Batch]):
     A batch is a dictionary of numpy arrays; G counts this process's sets:
     `reference` `[G, 1, S, S, 3]` and `target` `[G, E, S, S, 3]`, uint8 (or float16 `[..., h, w, c]` latents);
     `expression` `[G, E, W]`, float32, of the targets; `identity` `[G]`, int32, the place in `identities`;
-    with `prompts`, `prompt` `[G, E]`, int32, of the targets.
+    with `prompts`, `prompt` `[G, E]`, int32, of the targets; with encoded face embeddings, `embedding` `[G, 1, F]`,
+    float16, of the reference.
     """
 
     def __init__(self, batches: _Batches, workers: int, stream: dict[str, Any]) -> None:
@@ -175,6 +177,8 @@ class _Batches:
         }
         if self._prompts is not None:
             batch["prompt"] = np.array([self._prompts[list(s.targets)] for s in sets], np.int32)
+        if isinstance(self._source, EncodedSource) and self._source.has_embeddings:
+            batch["embedding"] = np.stack([self._source.embedding(s.reference)[None] for s in sets])
         return batch
 
     def _load(self, indices: tuple[int, ...]) -> np.ndarray:

@@ -4,13 +4,17 @@
     item       = group [":" number] | number "*" group | blend
     group      = "all" | name "/" "*" | name "/" name "/" "*"
     blend      = term { "+" term }
-    term       = word [":" number] | number "*" word | setting { "," setting }
+    term       = face [":" number] | number "*" face | setting { "," setting }
+    face       = word | picture
     setting    = channel "=" number
 
-`word` is one of the 135 words or `neutral`. A blend adds its words times their weights (0 to 2), clips every channel
-to its range and then sets the channels it names, so `joy + AU43L=1` is joy with the left eye shut. `AU12=0.5` sets
-both sides and `AU12L=0.5` the person's left; of the two, the one-sided wins in either order. Settings separated by
-commas belong together: `joy,AU6=0.5,AU12=0.9,anger` is three expressions; `;` always starts a new one.
+`word` is one of the 135 words or `neutral`; `picture` is a file whose face gives the expression (an exemplar): a path
+that ends like a picture (`faces/anna.png`), or any path in double quotes. A blend adds its faces times their weights
+(0 to 2), clips every channel to its range and then sets the channels it names, so `joy + AU43L=1` is joy with the left
+eye shut. `AU12=0.5` sets both sides and `AU12L=0.5` the person's left; of the two, the one-sided wins in either order.
+Settings separated by commas belong together: `joy,AU6=0.5,AU12=0.9,anger` is three expressions; `;` always starts a
+new one. What words and pictures are as vectors is up to a space (`faces.expression_space`), by default that of action
+units.
 
 Every name of a cluster or sub-cluster is itself a word, and a bare name is always the word. `joy/*` is all words of
 the cluster joy, `zest/*` of the sub-cluster, `sadness/sadness/*` of a sub-cluster that bears a cluster's name;
@@ -24,21 +28,14 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import numpy as np
 from jaxtyping import Float
 
-from genaffect_jax.faces.action_units import (
-    CHANNELS,
-    DEGREES,
-    INDEX,
-    LOWEST,
-    MEDIAN_UNITS,
-    SIDED_UNITS,
-    expression_vector,
-    neutral,
-)
+from genaffect_jax.faces.action_units import CHANNELS, DEGREES, INDEX, LOWEST, MEDIAN_UNITS, SIDED_UNITS
+from genaffect_jax.faces.expression_space import AnySpace, ExpressionError, ExpressionSpace, UnitSpace
 from genaffect_jax.faces.vocabulary import vocabulary
 
 HIGHEST_WEIGHT = 2.0
@@ -48,9 +45,11 @@ SLUG_LENGTH = 100
 _SETTINGS = {c.lower(): c for c in (*(f"AU{u}" for u in SIDED_UNITS), *CHANNELS)}
 _SINGLE_NAMES = ("neutral", "all")
 
+UNITS = UnitSpace()
 
-class ExpressionError(ValueError):
-    """The text is no expression; the message names the token, what was found and what is allowed."""
+# A picture file: in quotes, or a path without the grammar's own signs that ends like a picture.
+_FILE = r'"[^"]+"|[^\s,;:*+="]+\.(?:avif|bmp|gif|jpe?g|jp2|j2k|png|pbm|pgm|ppm|pnm|tiff?|webp)(?![^\s,;:*+="])'
+_FILE_PATTERN = re.compile(_FILE, re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,45 +58,65 @@ class Expression:
 
     Attributes:
         name: canonical text; parsing it gives the same vector and the same name.
-        vector: expression vector, float32 `(WIDTH,)`, read-only, every channel within its range.
+        vector: expression vector of its space, float32, read-only; of action units `(WIDTH,)`, every channel within
+            its range.
         provenance: `"published"` or `"derived"` (one word, at any weight; see `Word.provenance`), `"neutral"`,
-            `"channels"` (settings only) or `"blend"` (anything put together).
+            `"exemplar"` (one picture, at any weight), `"channels"` (settings only) or `"blend"` (anything put
+            together). Where the vectors are an encoder's, one word is `"bank"`.
         word: the one word (or `"neutral"`) that the face shows, at whatever weight, beside gaze and head; None for
-            blends, action units and a weight of 0.
+            blends, pictures, action units and a weight of 0.
+        weight: the weight of `word`; 1 if that is None.
     """
 
     name: str
     vector: Float[np.ndarray, " width"]
     provenance: str
     word: str | None
+    weight: float = 1.0
 
     @property
     def slug(self) -> str:
         """The name as part of a file name: only `a-z 0-9 _ -`, at most `SLUG_LENGTH` characters, always the same.
 
-        A decimal point becomes `p`, a minus sign `m`: `joy:0.6` is `joy-0p6`. A longer slug is cut and ends in a
-        hash of the name.
+        A decimal point becomes `p`, a minus sign `m`: `joy:0.6` is `joy-0p6`. A picture gives its file's name without
+        folder and ending. A longer slug is cut and ends in a hash of the name.
         """
-        text = self.name.lower().replace("-", "m").replace(".", "p").replace(" + ", "-plus-")
+        text = _FILE_PATTERN.sub(lambda file: Path(file[0].strip('"')).stem, self.name)
+        text = text.lower().replace("-", "m").replace(".", "p").replace(" + ", "-plus-")
         text = re.sub(r"[^a-z0-9_]", "-", text)
         if len(text) > SLUG_LENGTH:
             text = f"{text[: SLUG_LENGTH - 9]}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
         return text
 
 
-def parse_expressions(text: str) -> list[Expression]:
+def parse_expressions(text: str, space: ExpressionSpace = UNITS) -> list[Expression]:
     """All expressions of a request such as `"joy,0.6*joy + 0.4*surprise,anger/*"`, in the order written.
 
     An expression that is asked for twice comes twice.
 
+    Args:
+        text: the request.
+        space: what words and pictures are as vectors; the default knows words and action units, and no pictures.
+
     Raises:
-        ExpressionError: the text is not in the grammar, a name is unknown or a number out of its range.
+        ExpressionError: the text is not in the grammar, a name is unknown or a number out of its range, or the space
+            has no vector for it.
     """
-    return _Parser(text).request()
+    return _Parser(text, space).request()
+
+
+def check_expressions(text: str) -> None:
+    """Checks all of a request that can be checked without knowing the model that will draw it.
+
+    Raises:
+        ExpressionError: the text is not in the grammar, a word is unknown, a number out of its range or a picture file
+            missing.
+    """
+    _Parser(text, AnySpace()).request()
 
 
 def parse_expression(text: str) -> Expression:
-    """The one expression that `text` stands for.
+    """The one expression of words and action units that `text` stands for.
 
     Raises:
         ExpressionError: as `parse_expressions`, or the text stands for more than one.
@@ -109,12 +128,13 @@ def parse_expression(text: str) -> Expression:
 
 
 class _Token(NamedTuple):
-    kind: str  # "number", "name", "end", or the character itself
+    kind: str  # "file", "number", "name", "end", or the character itself
     text: str
 
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?![A-Za-z0-9_.]))"
+    rf"\s*(?:(?P<file>(?i:{_FILE}))"
+    r"|(?P<number>[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?![A-Za-z0-9_.]))"
     r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<mark>[,;:*+=/]))"
 )
 
@@ -124,7 +144,7 @@ def _tokenize(text: str) -> list[_Token]:
     position, end = 0, len(text.rstrip())
     while position < end:
         # After a word, number or `*` a plus joins terms (`joy +0.4*fear`); elsewhere it is a number's sign.
-        joins = bool(tokens) and tokens[-1].kind in ("name", "number", "*")
+        joins = bool(tokens) and tokens[-1].kind in ("file", "name", "number", "*")
         match = _TOKEN.match(text, position)
         if match and joins and match["number"] and match["number"].startswith("+"):
             match = re.compile(r"\s*(?P<mark>\+)").match(text, position)
@@ -141,11 +161,22 @@ class _Group(NamedTuple):
     words: tuple[str, ...]
 
 
+class _Picture(NamedTuple):
+    file: str
+
+    def __str__(self) -> str:
+        return self.file if not self.file.startswith('"') and _FILE_PATTERN.fullmatch(self.file) else f'"{self.file}"'
+
+
+# A word, or a picture.
+_Face = str | _Picture
+
+
 class _Parser:
     """Recursive descent over the tokens: one method for each rule of the grammar."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, space: ExpressionSpace) -> None:
+        self.text, self.space = text, space
         self.tokens = _tokenize(text)
         self.at = 0
 
@@ -161,7 +192,7 @@ class _Parser:
         return expressions
 
     def _item(self) -> list[Expression]:
-        words: list[tuple[str, float]] = []
+        faces: list[tuple[_Face, float]] = []
         settings: dict[str, float] = {}
         terms = 0
         while True:
@@ -169,24 +200,24 @@ class _Parser:
             if self._peek().kind == "name" and self._peek(1).kind == "=":
                 self._settings(settings)
             else:
-                word, weight = self._weighted()
-                if isinstance(word, _Group):
+                face, weight = self._weighted()
+                if isinstance(face, _Group):
                     if terms > 1 or self._peek().kind == "+":
                         self._fail("'all' and '/*' stand for many words and cannot be part of a blend")
-                    return [_build([(name, weight)], {}) for name in word.words]
-                words.append((word, weight))
+                    return [_build([(name, weight)], {}, self.space) for name in face.words]
+                faces.append((face, weight))
             if self._peek().kind != "+":
-                return [_build(words, settings)]
+                return [_build(faces, settings, self.space)]
             self._next()
 
-    def _weighted(self) -> tuple[str | _Group, float]:
+    def _weighted(self) -> tuple[_Face | _Group, float]:
         weight = None
         if self._peek().kind == "number":
             weight = self._weight()
             if self._peek().kind != "*":
                 self._fail(f"'{weight:g}' is no expression; a weight is written '{weight:g}*joy' or 'joy:{weight:g}'")
             self._next()
-        name = self._name()
+        name = self._face()
         if self._peek().kind == ":":
             if weight is not None:
                 self._fail("two weights for one word; write '0.6*joy' or 'joy:0.6'")
@@ -194,10 +225,12 @@ class _Parser:
             weight = self._weight()
         return name, 1.0 if weight is None else weight
 
-    def _name(self) -> str | _Group:
+    def _face(self) -> _Face | _Group:
         token = self._next()
+        if token.kind == "file":
+            return _Picture(token.text.strip('"'))
         if token.kind != "name":
-            self._fail(f"a word or a channel was expected, found '{_excerpt(token.text)}'")
+            self._fail(f"a word, a channel or a picture was expected, found '{_excerpt(token.text)}'")
         name = token.text.lower()
         path = [name]
         while self._peek().kind == "/":
@@ -282,35 +315,36 @@ class _Parser:
         raise ExpressionError(f"expression '{_excerpt(self.text)}': {message}")
 
 
-def _build(words: Sequence[tuple[str, float]], settings: dict[str, float]) -> Expression:
-    """The weighted sum of `words`, clipped, with `settings` on top; and its canonical name."""
-    total = neutral().astype(np.float64)
-    for name, weight in words:
-        if name != "neutral":
-            total += weight * vocabulary()[name].vector
-    vector = np.clip(total, LOWEST, 1.0).astype(np.float32)
-    one_sided_last = sorted(settings, key=lambda name: name in INDEX)
-    for channel in one_sided_last:
-        given = expression_vector({channel: settings[channel]})
-        indices = [INDEX[channel]] if channel in INDEX else [INDEX[f"{channel}L"], INDEX[f"{channel}R"]]
-        vector[indices] = given[indices]
+def _build(faces: Sequence[tuple[_Face, float]], settings: dict[str, float], space: ExpressionSpace) -> Expression:
+    """The blend of `faces` with `settings` on top, and its canonical name."""
+    vectors = [
+        (space.picture(face.file) if isinstance(face, _Picture) else space.word(face), weight) for face, weight in faces
+    ]
+    vector = space.blend(vectors, settings)
     vector.setflags(write=False)
 
-    if len(words) == 1:
-        terms = [name if weight == 1 else f"{name}:{_digits(weight)}" for name, weight in words]
+    if len(faces) == 1:
+        terms = [str(face) if weight == 1 else f"{face}:{_digits(weight)}" for face, weight in faces]
     else:
-        terms = [name if weight == 1 else f"{_digits(weight)}*{name}" for name, weight in words]
+        terms = [str(face) if weight == 1 else f"{_digits(weight)}*{face}" for face, weight in faces]
     if settings:
         terms.append(",".join(f"{channel}={_digits(value)}" for channel, value in settings.items()))
+    first = faces[0] if faces else None
     if len(terms) > 1:
         provenance = "blend"
-    elif settings:
+    elif first is None:
         provenance = "channels"
+    elif isinstance(first[0], _Picture):
+        provenance = "exemplar"
+    elif not isinstance(space, UnitSpace):
+        provenance = "bank"
     else:
-        word = words[0][0]
-        provenance = "neutral" if word == "neutral" else vocabulary()[word].provenance
-    shown = len(words) == 1 and words[0][1] > 0 and settings.keys() <= set(DEGREES)
-    return Expression(" + ".join(terms), vector, provenance, words[0][0] if shown else None)
+        provenance = "neutral" if first[0] == "neutral" else vocabulary()[first[0]].provenance
+    if first and len(faces) == 1 and settings.keys() <= set(DEGREES):
+        face, weight = first
+        if isinstance(face, str) and weight > 0:
+            return Expression(" + ".join(terms), vector, provenance, face, weight)
+    return Expression(" + ".join(terms), vector, provenance, None)
 
 
 def _unknown_channel(text: str) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from genaffect_jax.models.weights import (
     resolve_weights,
 )
 
+EVALUATOR_SUFFIX = "_evaluator"  # encoders of such a name measure and never condition
 CALL_SIZES = (1, 8, 64)  # pictures in one call of the compiled program; others are filled up to the next
 
 
@@ -104,6 +106,22 @@ def load_expression_encoder(source: str, dtype: DType = "float32") -> AvatarEnco
         WeightsError: as `load_encoder`, or the file holds an identity encoder.
     """
     return _require_target(load_encoder(source, dtype), source, "expression")
+
+
+def load_conditioning_encoder(source: str, target: Literal["identity", "expression"]) -> AvatarEncoder:
+    """An encoder that a generator may be conditioned on.
+
+    Raises:
+        WeightsError: as `load_identity_encoder` and `load_expression_encoder`, or it is an evaluator. Measurements with
+            an encoder that the generator has seen would say nothing.
+    """
+    encoder = _require_target(load_encoder(source), source, target)
+    if encoder.name.endswith(EVALUATOR_SUFFIX):
+        raise WeightsError(
+            f"weights {source!r}: {encoder.name} is an evaluator, which only measures what was drawn and never "
+            f"conditions it; use package:{target}_avatar or another encoder"
+        )
+    return encoder
 
 
 def load_encoder(source: str, dtype: DType = "float32") -> AvatarEncoder:

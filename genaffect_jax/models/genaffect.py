@@ -2,19 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from genaffect_jax.config import ModelConfig
+from genaffect_jax.config import ConfigError, ModelConfig
 from genaffect_jax.models.conditioning import ExpressionTokens, IdentityTokens
 from genaffect_jax.models.mmdit import Conditions, MMDiT
 
 # Below this noise level the division that turns clean latents into a velocity would only amplify errors (Li & He 2025,
 # "Back to Basics: Let Denoising Generative Models Denoise", arXiv 2511.13720, clip at the same value).
 SMALLEST_SIGMA = 0.05
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BranchScales:
+    """Run-time weights of the identity and the expression branch; arrays of a program, so changing them never compiles.
+
+    A scale acts at the noise levels of its interval, both ends included; elsewhere it is 1, as in training.
+    """
+
+    identity: Float[Array, " layers"]
+    """Weight of the identity branch in every layer."""
+    expression: Float[Array, " layers"]
+    """Weight of the expression branch in every layer."""
+    identity_interval: Float[Array, " 2"]
+    """Lowest and highest sigma at which `identity` acts."""
+    expression_interval: Float[Array, " 2"]
+    """Lowest and highest sigma at which `expression` acts."""
+
+    @classmethod
+    def of(
+        cls,
+        layers: int,
+        identity_scale: float | Sequence[float] = 1.0,
+        expression_scale: float | Sequence[float] = 1.0,
+        identity_interval: Sequence[float] = (0.0, 1.0),
+        expression_interval: Sequence[float] = (0.0, 1.0),
+    ) -> BranchScales:
+        """Scales of a model of so many layers, from one number for all layers or one for each.
+
+        Raises:
+            ConfigError: a scale is negative or not finite, there is not one per layer, or an interval is no part of
+                [0, 1].
+        """
+        scales = []
+        for name, given in (("identity_scale", identity_scale), ("expression_scale", expression_scale)):
+            scale = np.atleast_1d(np.asarray(given, np.float32))
+            if scale.shape not in ((1,), (layers,)):
+                raise ConfigError(f"--{name}: {scale.size} numbers, must be one, or one for each of {layers} layers")
+            if not (np.isfinite(scale).all() and (scale >= 0).all()):
+                raise ConfigError(f"--{name} {given}: must be finite and at least 0")
+            scales.append(np.broadcast_to(scale, (layers,)))
+        for name, interval in (
+            ("identity_interval", identity_interval),
+            ("expression_interval", expression_interval),
+        ):
+            if len(interval) != 2 or not 0.0 <= interval[0] <= interval[1] <= 1.0:
+                raise ConfigError(f"--{name} {interval}: must be two noise levels, 0 <= low <= high <= 1")
+            scales.append(np.asarray(interval, np.float32))
+        return cls(*(jnp.asarray(x) for x in scales))
+
+    def at(self, sigma: Float[Array, ""]) -> tuple[Float[Array, " layers"], Float[Array, " layers"]]:
+        """Identity and expression scale of every layer at a noise level."""
+
+        def within(scale: Array, interval: Array) -> Array:
+            return jnp.where((sigma >= interval[0]) & (sigma <= interval[1]), scale, 1.0)
+
+        return within(self.identity, self.identity_interval), within(self.expression, self.expression_interval)
 
 
 class GenAffect(nnx.Module):
@@ -45,6 +107,7 @@ class GenAffect(nnx.Module):
         drop_identity: Bool[Array, " G"] | None = None,
         drop_expression: Bool[Array, "G E"] | None = None,
         *,
+        embedding: Float[Array, "G R F"] | None = None,
         text: Float[Array, "G E T C"] | None = None,
         pooled: Float[Array, "G E P"] | None = None,
     ) -> Conditions:
@@ -56,15 +119,18 @@ class GenAffect(nnx.Module):
             expression: expression vector of each picture.
             drop_identity: groups that get the learned null identity token.
             drop_expression: pictures that get the learned null expression tokens.
+            embedding: face embeddings of the references, for models with `conditioning.identity_embedding`.
             text, pooled: text embeddings, for models without register tokens.
 
         Raises:
-            ValueError: text or pooled is missing, or given to a model that takes none; references larger than the
-                position table.
+            ValueError: embedding, text or pooled is missing, or given to a model that takes none; references larger
+                than the position table.
         """
         patch = self.mmdit.config.patch_size
         positions = self.mmdit.positions(reference.shape[2] // patch, reference.shape[3] // patch)
-        identity_tokens, identity_mask = self.identity_tokens(reference, reference_mask, positions, drop_identity)
+        identity_tokens, identity_mask = self.identity_tokens(
+            reference, reference_mask, positions, drop_identity, embedding=embedding
+        )
         return self.mmdit.project_conditions(
             text=text,
             pooled=pooled,

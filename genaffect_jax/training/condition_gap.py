@@ -93,7 +93,8 @@ class ConditionGap:
         sets = len(batch["target"])
         if sets < 2:
             raise ValueError(f"condition gap: a batch of {sets} set(s); another person's references need two")
-        entries = {name: batch[name] for name in ("reference", "target", "expression", "prompt") if name in batch}
+        names = ("reference", "embedding", "target", "expression", "prompt")
+        entries = {name: batch[name] for name in names if name in batch}
         entries["other_expression"] = other_expressions(np.asarray(batch["expression"]))
         cut = batch_sharding(mesh) if sets % mesh.size == 0 else replicated(mesh)
         self._batch = jax.device_put(entries, cut)
@@ -128,9 +129,8 @@ def _losses(
         weight = flow.change_weight(target, reference[:, 0], config.change_weight)
         sigmas = noise_levels(config, NOISE_LEVELS)
 
-        def variant(given: tuple[Array, Array]) -> Float[Array, ""]:
-            shown, expression = given
-            conditions = batch_conditions(model, frozen, {**batch, "expression": expression}, shown)
+        def variant(given: Batch) -> Float[Array, ""]:
+            conditions = batch_conditions(model, frozen, {**batch, **given}, given["reference"])
 
             def level(number: Int[Array, ""]) -> tuple[Array, Array]:
                 noise = jax.random.normal(jax.random.fold_in(jax.random.key(seed), number), target.shape)
@@ -142,9 +142,12 @@ def _losses(
             totals, counts = jax.lax.map(level, jnp.arange(NOISE_LEVELS))
             return jnp.sum(totals) / jnp.sum(counts)
 
-        right = batch["expression"]
-        references = jnp.stack([reference, jnp.roll(reference, 1, axis=0), reference])
-        return jax.lax.map(variant, (references, jnp.stack([right, right, batch["other_expression"]])))
+        right = {"reference": reference, "expression": batch["expression"]}
+        if "embedding" in batch:
+            right["embedding"] = batch["embedding"]
+        rolled = {name: jnp.roll(value, 1, axis=0) for name, value in right.items() if name != "expression"}
+        variants = right, {**right, **rolled}, {**right, "expression": batch["other_expression"]}
+        return jax.lax.map(variant, jax.tree.map(lambda *values: jnp.stack(values), *variants))
 
     return losses
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,22 @@ from jaxtyping import Int32, UInt8
 from rich.console import Console
 
 from genaffect_jax.config import Config
-from genaffect_jax.data.latents import LatentSource, write_latents
 from genaffect_jax.data.loader import make_loader
-from genaffect_jax.data.pictures import DataError, Source
+from genaffect_jax.data.pictures import DataError, Picture, Source
 from genaffect_jax.data.sets import split_identities
 from genaffect_jax.data.sheet import contact_sheet
 from genaffect_jax.data.sources import open_source
 from genaffect_jax.diffusion.schedule import euler_sigmas
-from genaffect_jax.generation import build_networks, make_program
-from genaffect_jax.models.autoencoder import AutoencoderKL, normalise
+from genaffect_jax.generation import Program, build_networks, make_program
 from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.models.genaffect import BranchScales
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.models.weights import checksum, load_weights
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import replicated
 from genaffect_jax.training.auxiliary import load_auxiliary
 from genaffect_jax.training.condition_gap import ConditionGap, held_out_batch
+from genaffect_jax.training.face_encoders import claim_bank, claim_encoders, encode_pictures
 from genaffect_jax.training.generator_objective import make_generator_loss
 from genaffect_jax.training.loop import Job, fit
 from genaffect_jax.training.pretrained import initial_parameters, place_autoencoder
@@ -61,20 +61,22 @@ def train_generator(config: Config, workdir: Path, console: Console) -> bool:
     if not weights.exists():  # the folder stays usable when the original file moves
         place_autoencoder(config.model.autoencoder, config.model.autoencoder_weights, weights)
     frozen = load_weights(autoencoder, weights, config.model.autoencoder)
+    faces = claim_encoders(config.model, workdir)
 
     source = open_source(config.data, workdir)
     people, held_out = split_identities(source, config.data.holdout, config.train.seed)
     console.print(f"{source.describe()}: {len(people)} people to train on, {len(held_out)} held out")
-    stored: Source = source
-    if config.data.cache_latents:
-        encode = _latent_encoder(autoencoder, frozen)
-        path = write_latents(source, workdir / "latents.npy", encode, batch_size=64, fingerprint=checksum(weights))
-        stored = LatentSource(source, path)
+    stored = encode_pictures(config, source, workdir, faces, autoencoder, frozen, checksum(weights))
+    if config.model.conditioning.expression_space == "encoder" and faces.expression is not None:
+        bank = claim_bank(workdir, stored.pictures, people, faces.expression)
+        console.print(f"expression bank: {len(bank.vectors)} words, vectors of {bank.encoder}")
     text = claim_prompts(config, workdir, source.pictures)
     # On the mesh once, or every step would copy it there.
     constant: dict[str, Any] = jax.device_put({"autoencoder": frozen}, replicated(mesh))
     if auxiliary is not None:
         constant["auxiliary"] = jax.device_put(auxiliary.frozen(), replicated(mesh))
+    if faces.identity is not None:
+        constant["identity_encoder"] = jax.device_put(faces.identity.parameters, replicated(mesh))
     if text is not None:
         constant["prompts"] = jax.device_put(Prompts.of(text[0], config.text.negative), replicated(mesh))
         console.print(f"{len(text[0].prompts)} prompts, {text[0].tokens.nbytes / 1e6:.0f} MB of {text[0].dtype}")
@@ -96,7 +98,19 @@ def train_generator(config: Config, workdir: Path, console: Console) -> bool:
         batches=batches,
         pictures_per_step=config.train.batch_size * config.data.expressions_per_set,
         preview=_make_preview(
-            config, generator, autoencoder, constant, source, (held_out or people)[0], None if text is None else text[1]
+            config,
+            make_program(
+                config.model,
+                generator,
+                autoencoder,
+                "none",
+                None if faces.identity is None else faces.identity.network,
+            ),
+            constant,
+            source,
+            stored.pictures,
+            (held_out or people)[0],
+            None if text is None else text[1],
         ),
         config=resolved,
         initial=lambda: initial_parameters(config.model, mesh),
@@ -148,34 +162,28 @@ def _make_gap(
         return None
 
 
-def _latent_encoder(autoencoder: Functional[AutoencoderKL], frozen: Parameters) -> Callable[[np.ndarray], np.ndarray]:
-    encode = jax.jit(lambda parameters, pictures: autoencoder.merge(parameters).to_latents(normalise(pictures)))
-    return lambda pictures: np.asarray(encode(frozen, pictures))
-
-
 def _make_preview(
     config: Config,
-    generator: Functional,
-    autoencoder: Functional[AutoencoderKL],
+    program: Program,
     constant: Mapping[str, Any],
     source: Source,
+    pictures: Sequence[Picture],
     person: str,
     rows: Int32[np.ndarray, " pictures"] | None,
 ) -> Callable[[Parameters], UInt8[np.ndarray, "H W 3"]]:
     """A sheet of one person who is not trained on: the reference, then real above drawn for each expression."""
-    indices = [i for i, p in enumerate(source.pictures) if p.identity == person][: _PREVIEW_PICTURES + 1]
+    indices = [i for i, p in enumerate(pictures) if p.identity == person][: _PREVIEW_PICTURES + 1]
     reference, *real = (source.load(i) for i in indices)
-    labels = [source.pictures[i].label for i in indices]
-    vectors = np.stack([source.pictures[i].expression for i in indices[1:]])
+    labels = [pictures[i].label for i in indices]
+    vectors = np.stack([pictures[i].expression for i in indices[1:]])
     prompt = None if rows is None else rows[indices[1:]][None]
-    program = make_program(config.model, generator, autoencoder, "none")
     sigmas = euler_sigmas(_PREVIEW_STEPS, config.flow.shift)
+    scales = BranchScales.of(config.model.mmdit.num_layers)
 
     def preview(parameters: Parameters) -> UInt8[np.ndarray, "H W 3"]:
         drawn = program(
-            parameters, constant["autoencoder"], reference[None, None], np.ones((1, 1), bool), vectors[None],
-            np.arange(len(vectors))[None], np.int32(0), sigmas, np.float32(1.0), np.float32(1.0),
-            constant.get("prompts"), prompt,
+            parameters, constant, reference[None, None], np.ones((1, 1), bool), vectors[None],
+            np.arange(len(vectors))[None], np.int32(0), sigmas, np.float32(1.0), np.float32(1.0), scales, prompt,
         )  # fmt: skip
         return contact_sheet(
             [reference, *real, reference, *np.asarray(jax.device_get(drawn))[0]],

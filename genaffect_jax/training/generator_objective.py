@@ -26,9 +26,10 @@ def make_generator_loss(
 
     The batch holds `reference` [G, R, ...], `target` [G, E, ...] and `expression` [G, E, W]. Pictures are uint8
     [S, S, 3] and are encoded here with `frozen["autoencoder"]`, its parameters; cached latents are floating point
-    [h, w, c]. For models with a text stream `frozen["prompts"]` holds `models.prompts.Prompts`, and the batch
-    `prompt` [G, E], their rows. With `auxiliary` its terms are added to the loss and logged beside it;
-    `frozen["auxiliary"]` holds what `auxiliary.frozen()` gave.
+    [h, w, c]. For models with face embeddings the batch holds `embedding` [G, R, F], those of the references; for
+    models with a text stream `frozen["prompts"]` holds `models.prompts.Prompts`, and the batch `prompt` [G, E], their
+    rows. With `auxiliary` its terms are added to the loss and logged beside it; `frozen["auxiliary"]` holds what
+    `auxiliary.frozen()` gave.
     """
 
     def loss(model: GenAffect, frozen: Mapping[str, Any], batch: Batch, key: jax.Array) -> Terms:
@@ -86,6 +87,7 @@ def batch_conditions(
         batch["expression"],
         drop_identity=drop_identity,
         drop_expression=drop_expression,
+        embedding=batch.get("embedding"),
         text=text,
         pooled=pooled,
     )
