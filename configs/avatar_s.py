@@ -35,9 +35,12 @@ def config() -> Config:
         model=ModelConfig(
             mmdit=mmdit.avatar_s(),
             autoencoder=pictures,
-            conditioning=ConditioningConfig(identity_layers=2),
+            # 64 tokens for 256 patches and one face embedding: a quarter of the keys in every block of every step.
+            conditioning=ConditioningConfig(identity_layers=2, identity_tokens=64, identity_embedding=256),
             prediction="clean",
             autoencoder_weights=str(AUTOENCODER),
+            identity_encoder="package:identity_avatar",
+            expression_encoder="package:expression_avatar",
         ),
         flow=FlowConfig(shift=3.0, change_weight=4.0),
         train=TrainConfig(

@@ -9,7 +9,15 @@ import dataclasses
 
 import tyro
 
-from genaffect_jax.config import Config, DataConfig, FlowConfig, ModelConfig, TextConfig, TrainConfig
+from genaffect_jax.config import (
+    ConditioningConfig,
+    Config,
+    DataConfig,
+    FlowConfig,
+    ModelConfig,
+    TextConfig,
+    TrainConfig,
+)
 from genaffect_jax.models import autoencoder, mmdit
 
 
@@ -22,6 +30,8 @@ def config() -> Config:
         model=ModelConfig(
             mmdit=dataclasses.replace(mmdit.sd35_medium(), sample_size=64, remat="full"),
             autoencoder=autoencoder.sd3(),
+            # 64 tokens for the 1024 patches of a reference. No face embedding: the bundled encoders know avatars only.
+            conditioning=ConditioningConfig(identity_layers=2, identity_tokens=64),
             transformer_weights=tyro.MISSING,
             autoencoder_weights=tyro.MISSING,
         ),

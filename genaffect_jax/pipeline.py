@@ -67,6 +67,11 @@ class AvatarSet:
     expressions: tuple[Expression, ...]
     settings: dict[str, Any]
 
+    @property
+    def reference(self) -> UInt8[np.ndarray, "S S 3"]:
+        """The first reference."""
+        return self.references[0]
+
     def sheet(self, columns: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
         """The references and every picture, labelled."""
         return contact_sheet(

@@ -7,6 +7,7 @@ import pytest
 
 from genaffect_jax.config import AutoencoderRun, Config
 from genaffect_jax.generation import build_networks
+from genaffect_jax.training.face_encoders import claim_encoders
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -23,10 +24,17 @@ def test_avatar_s_reads_the_autoencoder_that_its_own_preset_trains(tmp_path, mon
     assert generator.train.compute_dtype == autoencoder.train.compute_dtype == "bfloat16"
 
 
+def test_avatar_s_is_conditioned_on_the_encoders_in_the_package(tmp_path):
+    model = preset("avatar_s").model
+    encoders = claim_encoders(model, tmp_path)
+    assert (encoders.identity.name, encoders.expression.name) == ("identity_avatar", "expression_avatar")
+    assert model.conditioning.expression_space == "units"  # exemplars are read, words are drawn from their units
+
+
 def test_avatar_s_has_the_planned_sizes():
     model = preset("avatar_s").model
     generator, autoencoder = build_networks(model)
-    assert generator.size / 1e6 == pytest.approx(50.7, abs=0.1)
+    assert generator.size / 1e6 == pytest.approx(50.8, abs=0.1)
     assert autoencoder.size / 1e6 == pytest.approx(5.3, abs=0.1)
     assert (model.mmdit.sample_size // model.mmdit.patch_size) ** 2 == 256
     assert (256 + model.mmdit.register_tokens) % 8 == 0
