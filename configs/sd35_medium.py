@@ -1,8 +1,9 @@
 """`sd35_medium`: Stable Diffusion 3.5 medium at 512 px, fine-tuned on a folder of pictures.
 
 Made for released weights in the diffusers layout; it has only been run with random ones. The README says which commands
-come before it. Parameters, their average and AdamW's moments are 36 GB in float32, gradients 9 GB more: one GPU of
-80 GB, or several with `--mesh.fsdp N`.
+come before it. What trains is what Gen-AFFECT adds (`adapters`): the released model is held in float32 and stays as it
+is. `--model.lora.rank 16` adds low-rank additions to its attention, `--train.trains everything --train.learning_rate
+2e-5` trains all of it. docs/training.md has the memory of each.
 """
 
 import dataclasses
@@ -35,10 +36,12 @@ def config() -> Config:
             transformer_weights=tyro.MISSING,
             autoencoder_weights=tyro.MISSING,
         ),
-        # A low rate for the released weights; the branches, whose values start at zero, learn with the same.
         flow=FlowConfig(shift=3.0),
+        # Adapters alone: a folder of pictures is little against what the released weights have seen, training those
+        # takes three times the memory, and adapters can be taken away again. They start at zero and bear a higher rate
+        # than released weights (IP-Adapter, arXiv 2308.06721, section 4.1, trains with 1e-4 and this weight decay).
         train=TrainConfig(
-            steps=10_000, batch_size=8, learning_rate=2e-5, warmup_steps=500, weight_decay=0.01, ema_decay=0.999,
-            compute_dtype="bfloat16", log_every=20, checkpoint_every=1000, sheet_every=1000,
+            steps=10_000, trains=("adapters",), batch_size=8, learning_rate=1e-4, warmup_steps=500, weight_decay=0.01,
+            ema_decay=0.999, compute_dtype="bfloat16", log_every=20, checkpoint_every=1000, sheet_every=1000,
         ),
     )  # fmt: skip

@@ -17,6 +17,7 @@ from genaffect_jax.models.autoencoder import AutoencoderKL, normalise, to_uint8
 from genaffect_jax.models.face_encoders import FaceEncoder
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.genaffect import BranchScales, GenAffect
+from genaffect_jax.models.lora import LoraNetwork
 from genaffect_jax.models.tiling import decode_tiled
 from genaffect_jax.parallel.compiler import compiler_options
 
@@ -30,9 +31,14 @@ Program = Callable[..., UInt8[Array, "G E S S 3"]]
 def build_networks(
     config: ModelConfig, dtype: DType = "float32"
 ) -> tuple[Functional[GenAffect], Functional[AutoencoderKL]]:
-    """The generator and the autoencoder of a model, without parameters; `dtype` is the type of activations."""
+    """The generator and the autoencoder of a model, without parameters; `dtype` is the type of activations.
+
+    Raises:
+        ConfigError: `config.lora` does not fit the generator (see `models.lora.LoraNetwork`).
+    """
+    generator = Functional(lambda rngs: GenAffect(config, rngs=rngs, dtype=dtype))
     return (
-        Functional(lambda rngs: GenAffect(config, rngs=rngs, dtype=dtype)),
+        LoraNetwork(generator, config.lora) if config.lora.rank else generator,
         Functional(lambda rngs: AutoencoderKL(config.autoencoder, rngs=rngs, dtype=dtype)),
     )
 

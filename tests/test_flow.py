@@ -45,7 +45,7 @@ def test_sigma_is_logit_normal_and_shifted() -> None:
 
 
 def test_identity_expression_and_text_drop_independently_at_their_rates() -> None:
-    flow = FlowConfig(drop_identity=0.3, drop_expression=0.1, drop_text=0.2)
+    flow = FlowConfig(drop_identity=0.3, drop_expression=0.1, drop_text=0.2, drop_all=0.0)
     identity, expression, text = sample_drops(jax.random.key(0), 20000, 2, flow)
     assert abs(identity.mean() - 0.3) < 0.02
     assert abs(expression.mean() - 0.1) < 0.01
@@ -53,6 +53,24 @@ def test_identity_expression_and_text_drop_independently_at_their_rates() -> Non
     assert abs((identity[:, None] & expression).mean() - 0.03) < 0.006
     assert abs((identity[:, None] & text).mean() - 0.06) < 0.006
     assert abs((expression & text).mean() - 0.02) < 0.006
+
+
+def test_whole_groups_lose_everything_at_their_own_rate_beside_the_independent_drops() -> None:
+    alone = FlowConfig(drop_identity=0.0, drop_expression=0.0, drop_text=0.0, drop_all=0.2)
+    identity, expression, text = sample_drops(jax.random.key(0), 20000, 2, alone)
+    assert abs(identity.mean() - 0.2) < 0.01
+    np.testing.assert_array_equal(expression, np.repeat(identity[:, None], 2, axis=1))
+    np.testing.assert_array_equal(text, expression)
+    # On top of the others: 1 - 0.8 * 0.7 of the groups lose their identity; beside the groups that lose everything,
+    # the three are as independent as before.
+    both = FlowConfig(drop_identity=0.3, drop_expression=0.1, drop_text=0.2, drop_all=0.2)
+    identity, expression, text = sample_drops(jax.random.key(0), 20000, 2, both)
+    assert abs(identity.mean() - 0.44) < 0.02
+    assert abs(expression.mean() - 0.28) < 0.01
+    assert abs(text.mean() - 0.36) < 0.01
+    assert abs((identity[:, None] & expression & text).mean() - (0.2 + 0.8 * 0.3 * 0.1 * 0.2)) < 0.01
+    assert abs((expression & text).mean() - (0.2 + 0.8 * 0.1 * 0.2)) < 0.01
+    assert abs((identity[:, None] & ~expression).mean() - 0.8 * 0.3 * 0.9) < 0.01
 
 
 def test_loss_is_a_sum_and_a_count_that_add_up_over_parts() -> None:

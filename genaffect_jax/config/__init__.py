@@ -6,7 +6,7 @@ The classes hold numbers and words only, so that one JSON file rebuilds a model 
 from genaffect_jax.config.as_json import from_json, to_json
 from genaffect_jax.config.auxiliary import AuxiliaryConfig
 from genaffect_jax.config.checks import ConfigError
-from genaffect_jax.config.networks import AutoencoderConfig, ConditioningConfig, MMDiTConfig, ModelConfig
+from genaffect_jax.config.networks import AutoencoderConfig, ConditioningConfig, LoraConfig, MMDiTConfig, ModelConfig
 from genaffect_jax.config.runs import (
     AutoencoderRun,
     Config,
@@ -28,6 +28,7 @@ __all__ = [
     "DType",
     "DataConfig",
     "FlowConfig",
+    "LoraConfig",
     "MMDiTConfig",
     "MeshConfig",
     "ModelConfig",

@@ -132,6 +132,23 @@ class ConditioningConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank additions to kernels of the generator (Hu et al. 2021, arXiv 2106.09685); see `models.lora`."""
+
+    rank: int = 0
+    """Rank r of the additions; 0 leaves them out."""
+    alpha: float = 16.0
+    """The additions are scaled by alpha / rank."""
+    targets: tuple[str, ...] = ("mmdit.segments.*qkv.*.kernel", "mmdit.segments.*out.kernel")
+    """Patterns of the names of the kernels that get one; `*` stands for anything. Those kernels do not train."""
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 0, "lora.rank", self.rank, "must be at least 0")
+        require(self.alpha > 0, "lora.alpha", self.alpha, "must be positive")
+        require(not self.rank or bool(self.targets), "lora.targets", self.targets, "must not be empty")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything needed to build the networks of one model."""
 
@@ -141,6 +158,8 @@ class ModelConfig:
     """The picture autoencoder; it is frozen while the denoiser trains."""
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     """Identity and expression tokens."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Low-rank additions that train in the place of whole kernels."""
     prediction: Literal["velocity", "clean"] = "velocity"
     """What the denoiser gives: the velocity (SD3), or the clean latents, from which the velocity follows."""
     autoencoder_weights: str = "package:autoencoder_tiny"

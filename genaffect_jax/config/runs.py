@@ -92,12 +92,14 @@ class FlowConfig:
     """Probability that a training example loses its expression tokens (independent of the identity's)."""
     drop_text: float = 0.1
     """Probability that a training example gets `text.negative` for its prompt (independent of the other two)."""
+    drop_all: float = 0.05
+    """Probability that a person's examples lose identity, expression and text together, beside the three above."""
 
     def __post_init__(self) -> None:
         require(self.logit_std > 0, "flow.logit_std", self.logit_std, "must be positive")
         require(self.shift > 0, "flow.shift", self.shift, "must be positive")
         require(self.change_weight >= 0, "flow.change_weight", self.change_weight, "must be at least 0")
-        for name in ("drop_identity", "drop_expression", "drop_text"):
+        for name in ("drop_identity", "drop_expression", "drop_text", "drop_all"):
             require(0.0 <= getattr(self, name) < 1.0, f"flow.{name}", getattr(self, name), "must lie in [0, 1)")
 
 
@@ -107,6 +109,9 @@ class TrainConfig:
 
     steps: int = 1000
     """Optimiser steps of the whole run."""
+    trains: tuple[str, ...] = ("everything",)
+    """Which parameters train: `everything`, `adapters`, or patterns of names, the first that matches decides;
+    `*` stands for anything, a `!` in front keeps what matches fixed."""
     batch_size: int = 16
     """Sets per step over all devices; each set holds `data.expressions_per_set` target pictures."""
     learning_rate: float = 1e-3
@@ -144,6 +149,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
+        require(bool(self.trains) and all(self.trains), "train.trains", self.trains, "must name or match something")
         for name in ("warmup_steps", "sheet_every", "gap_every", "weight_decay", "seed"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must be at least 0")
         for name in ("learning_rate", "gradient_clip"):

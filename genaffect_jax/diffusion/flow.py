@@ -23,12 +23,17 @@ def sample_sigma(key: Key[Array, ""], shape: tuple[int, ...], flow: FlowConfig) 
 def sample_drops(
     key: Key[Array, ""], groups: int, expressions: int, flow: FlowConfig
 ) -> tuple[Bool[Array, " G"], Bool[Array, "G E"], Bool[Array, "G E"]]:
-    """Which groups lose their identity, and which pictures their expression and their text, all independently."""
-    identity, expression, text = jax.random.split(key, 3)
+    """Which groups lose their identity, and which pictures their expression and their text.
+
+    Independently at `flow.drop_identity`, `drop_expression` and `drop_text`; beside that whole groups lose all three,
+    with probability `flow.drop_all`.
+    """
+    identity, expression, text, everything = jax.random.split(key, 4)
+    lost = jax.random.bernoulli(everything, flow.drop_all, (groups,))
     return (
-        jax.random.bernoulli(identity, flow.drop_identity, (groups,)),
-        jax.random.bernoulli(expression, flow.drop_expression, (groups, expressions)),
-        jax.random.bernoulli(text, flow.drop_text, (groups, expressions)),
+        lost | jax.random.bernoulli(identity, flow.drop_identity, (groups,)),
+        lost[:, None] | jax.random.bernoulli(expression, flow.drop_expression, (groups, expressions)),
+        lost[:, None] | jax.random.bernoulli(text, flow.drop_text, (groups, expressions)),
     )
 
 

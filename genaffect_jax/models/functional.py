@@ -7,8 +7,9 @@ optimisers, averages and weight files all read that one form. The module's struc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Generic, TypeVar
+import copy
+from collections.abc import Callable, Collection, Mapping
+from typing import Generic, Self, TypeVar
 
 import jax
 from flax import nnx
@@ -29,8 +30,10 @@ class Functional(Generic[Module]):
     Attributes:
         shapes: name to shape and dtype of every parameter.
         logical_axes: name to the logical axis names of every parameter (see `parallel.sharding`).
-        trainable: names that training may change; the others (a position table) are `nnx.Variable`s that are no
-            `nnx.Param`, and are handled like parameters so that they are arguments of every program, not constants.
+        constants: names that are no parameters (a position table): `nnx.Variable`s that are no `nnx.Param`. They are
+            handled like parameters so that they are arguments of every program, not constants of it.
+        trainable: names that training may change: all parameters, unless `training` chose some.
+        added: trainable names that were added to the network in order to train (see `models.lora`).
     """
 
     def __init__(self, make: Callable[[nnx.Rngs], Module]):
@@ -54,6 +57,21 @@ class Functional(Generic[Module]):
                 raise ValueError(f"{name}: logical axes {axes} for shape {self.shapes[name].shape}")
             self.logical_axes[name] = tuple(axes)
         self.trainable = frozenset(name for name, (_, v) in self._variables.items() if issubclass(v.type, nnx.Param))
+        self.constants = frozenset(self.shapes) - self.trainable
+        self.added: frozenset[str] = frozenset()
+
+    def training(self, names: Collection[str]) -> Self:
+        """The same network, of which only these parameters train.
+
+        Raises:
+            ValueError: a name is not in `trainable`.
+        """
+        unknown = sorted(set(names) - self.trainable)
+        if unknown:
+            raise ValueError(f"no trainable parameters: {unknown}")
+        chosen = copy.copy(self)
+        chosen.trainable = frozenset(names)
+        return chosen
 
     def init(self, key: jax.Array) -> Parameters:
         """Random parameters from one typed key; jit it with output shardings to create them in place."""
@@ -72,16 +90,24 @@ class Functional(Generic[Module]):
         Raises:
             ValueError: names are missing or unknown (all are listed).
         """
+        self._require_names(parameters)
+        flat = [(path, variable.replace(parameters[name])) for name, (path, variable) in self._variables.items()]
+        return nnx.merge(self._graph, nnx.from_flat_state(flat))
+
+    def _require_names(self, parameters: Parameters) -> None:
         missing, unknown = (
             sorted(self.shapes.keys() - parameters.keys()),
             sorted(parameters.keys() - self.shapes.keys()),
         )
         if missing or unknown:
             raise ValueError(f"parameters: missing {missing}, unknown {unknown}")
-        flat = [(path, variable.replace(parameters[name])) for name, (path, variable) in self._variables.items()]
-        return nnx.merge(self._graph, nnx.from_flat_state(flat))
 
     @property
     def size(self) -> int:
-        """Number of trainable parameters."""
+        """Number of parameters (single numbers), whether they train or not."""
+        return sum(s.size for name, s in self.shapes.items() if name not in self.constants)
+
+    @property
+    def trainable_size(self) -> int:
+        """Number of parameters (single numbers) that train."""
         return sum(self.shapes[name].size for name in self.trainable)

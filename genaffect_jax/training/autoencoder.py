@@ -27,6 +27,7 @@ from genaffect_jax.training.autoencoder_objective import autoencoder_loss, jitte
 from genaffect_jax.training.checkpoint import Checkpoints
 from genaffect_jax.training.loop import Job, fit
 from genaffect_jax.training.run import claim_workdir
+from genaffect_jax.training.selection import describe, select
 from genaffect_jax.training.step import Batch, Terms
 
 WEIGHTS_FILE = "autoencoder.safetensors"
@@ -43,14 +44,13 @@ def train_autoencoder(config: AutoencoderRun, workdir: Path, console: Console) -
     Raises:
         ConfigError, DataError, CheckpointError, TrainingError: see their classes.
     """
-    resolved = claim_workdir(workdir, config)
-    mesh = make_mesh(config.mesh)
     autoencoder = Functional(
         lambda rngs: AutoencoderKL(config.autoencoder, rngs=rngs, dtype=config.train.compute_dtype)
     )
-    console.print(
-        f"autoencoder: {autoencoder.size / 1e6:.2f} M parameters on {mesh.size} {jax.default_backend()} device(s)"
-    )
+    autoencoder = select(autoencoder, config.train)
+    resolved = claim_workdir(workdir, config)
+    mesh = make_mesh(config.mesh)
+    console.print(f"autoencoder: {describe(autoencoder)} on {mesh.size} {jax.default_backend()} device(s)")
     plain = open_source(config.data, workdir)
     people, held_out = split_identities(plain, config.data.holdout, config.train.seed)
     console.print(f"{plain.describe()}: {len(people)} people to train on, {len(held_out)} held out")

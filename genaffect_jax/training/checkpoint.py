@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,17 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The checkpoints of one working folder, `WORKDIR/checkpoints/<step>/`.
+    """The checkpoints of one working folder, `WORKDIR/checkpoints/<step>/`, and `WORKDIR/fixed/`.
 
-    Each holds the items `parameters` (what trains), `ema` (averages, and what does not train) and `optimiser`
-    (arrays), `position` (the input iterator's state) and `config` (the resolved configuration), so a sampler reads
-    `ema` and `config` alone.
+    Each checkpoint holds the items `parameters` (what trains), `ema` (its average) and `optimiser` (arrays),
+    `position` (the input iterator's state) and `config` (the resolved configuration). What does not train, which may
+    be nearly all of a model, is written once, before the first checkpoint, into `fixed`; it is there if there is such.
+    A sampler reads `ema`, `config` and `fixed`.
     """
 
     def __init__(self, workdir: Path, keep: int = 1):
         self.folder = (workdir / "checkpoints").resolve()
+        self.fixed_folder = (workdir / "fixed").resolve()
         self._manager = ocp.CheckpointManager(
             self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         )
@@ -41,16 +44,31 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        if not self._manager.all_steps():
+            self._save_fixed(state.fixed)
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 parameters=ocp.args.StandardSave(state.parameters),
-                ema=ocp.args.StandardSave(state.averaged),
+                ema=ocp.args.StandardSave(state.ema),
                 optimiser=ocp.args.StandardSave(state.optimiser),
                 position=ocp.args.JsonSave(position),
                 config=ocp.args.JsonSave(json.loads(config)),
             ),
         )
+
+    def save_for_sampling(self, step: int, parameters: Parameters, fixed: Parameters, config: str) -> None:
+        """Writes a checkpoint that can be sampled from and not continued, as the first of its folder.
+
+        Args:
+            step: step that the parameters come from.
+            parameters: the averages.
+            fixed: the other parameters.
+            config: the configuration that rebuilds the model, as JSON.
+        """
+        self._save_fixed(fixed)
+        items = ocp.args.Composite(ema=ocp.args.StandardSave(parameters), config=ocp.args.JsonSave(json.loads(config)))
+        self._manager.save(step, args=items)
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Any]:
         """The newest state, placed as `abstract` says, and the input position that belongs to it."""
@@ -60,17 +78,16 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     parameters=ocp.args.StandardRestore(abstract.parameters),
-                    ema=ocp.args.StandardRestore(abstract.averaged),
+                    ema=ocp.args.StandardRestore(abstract.ema),
                     optimiser=ocp.args.StandardRestore(abstract.optimiser),
                     position=ocp.args.JsonRestore(),
                 ),
             )
-        except ValueError as e:
+        except (ValueError, KeyError) as e:  # KeyError: one that is for sampling only lacks some items
             raise CheckpointError(f"{self.folder / str(step)}: does not fit this configuration: {e}") from e
         counter = jax.device_put(jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding)
-        ema = {name: items["ema"][name] for name in abstract.ema}
-        fixed = {name: items["ema"][name] for name in abstract.fixed}
-        return TrainState(counter, items["parameters"], fixed, ema, items["optimiser"]), items["position"]
+        fixed = self._restore_fixed(abstract.fixed)
+        return TrainState(counter, items["parameters"], fixed, items["ema"], items["optimiser"]), items["position"]
 
     def config(self) -> str:
         """The newest checkpoint's configuration as JSON."""
@@ -78,22 +95,49 @@ class Checkpoints:
         return json.dumps(items["config"])
 
     def averaged_parameters(self, functional: Functional, mesh: jax.sharding.Mesh) -> Parameters:
-        """The newest averaged parameters, read straight to their devices."""
+        """The newest full parameters, averaged where they trained, read straight to their devices."""
         shardings = parameter_shardings(functional.logical_axes, functional.shapes, mesh)
         abstract = {
             name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[name])
             for name, s in functional.shapes.items()
         }
         step = self._require_step()
+        names = self._fixed_names()
+        ema = {name: s for name, s in abstract.items() if name not in names}
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(abstract)))["ema"]
+            found = self._manager.restore(step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(ema)))["ema"]
         except ValueError as e:
-            raise CheckpointError(f"{self.folder / str(step)}: does not fit its configuration: {e}") from e
+            missing = "" if names else f" ({self.fixed_folder}, for what did not train, is not there)"
+            raise CheckpointError(f"{self.folder / str(step)}: does not fit its configuration{missing}: {e}") from e
+        return {**found, **self._restore_fixed({name: abstract[name] for name in names if name in abstract})}
 
     def close(self) -> None:
         """Waits until everything is on disk; a failed save raises here."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+    def _save_fixed(self, fixed: Parameters) -> None:
+        # Waits: no checkpoint may be complete without it. A folder left by a run that ended before its first
+        # checkpoint is replaced.
+        if fixed:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(self.fixed_folder, fixed, force=True)
+                checkpointer.wait_until_finished()
+
+    def _fixed_names(self) -> frozenset[str]:
+        if not self.fixed_folder.is_dir():
+            return frozenset()
+        with ocp.StandardCheckpointer() as checkpointer:
+            return frozenset(checkpointer.metadata(self.fixed_folder).item_metadata.tree)
+
+    def _restore_fixed(self, abstract: Mapping[str, Any]) -> Parameters:
+        if not abstract:
+            return {}
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                return checkpointer.restore(self.fixed_folder, abstract)
+        except (ValueError, FileNotFoundError) as e:
+            raise CheckpointError(f"{self.fixed_folder}: does not fit this configuration: {e}") from e
 
     def _require_step(self) -> int:
         step = self.latest_step()

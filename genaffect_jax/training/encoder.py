@@ -38,6 +38,7 @@ from genaffect_jax.training.encoder_objective import (
 from genaffect_jax.training.encoder_report import HeldOut, expression_report, identity_report, write_report
 from genaffect_jax.training.loop import Job, fit
 from genaffect_jax.training.run import claim_workdir
+from genaffect_jax.training.selection import describe, select
 
 REPORT_FILE = "report.json"
 _PREVIEW_PEOPLE, _PREVIEW_EACH = 4, 6
@@ -61,9 +62,8 @@ def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
     in_training = Functional(
         lambda rngs: EncoderInTraining(config.encoder, len(people), dtype=config.train.compute_dtype, rngs=rngs)
     )
-    console.print(
-        f"{config.name}: {network.size / 1e6:.2f} M parameters on {mesh.size} {jax.default_backend()} device(s)"
-    )
+    in_training = select(in_training, config.train)
+    console.print(f"{config.name}: {describe(in_training)} on {mesh.size} {jax.default_backend()} device(s)")
     console.print(f"{source.describe()}: {len(people)} people to train on, {len(held_out)} held out")
     if len(held_out) < 4:
         raise DataError(f"{len(held_out)} people held out, the report needs 4: raise data.holdout or data.identities")

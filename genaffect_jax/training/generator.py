@@ -34,6 +34,7 @@ from genaffect_jax.training.loop import Job, fit
 from genaffect_jax.training.pretrained import initial_parameters, place_autoencoder
 from genaffect_jax.training.prompts import claim_prompts
 from genaffect_jax.training.run import claim_workdir
+from genaffect_jax.training.selection import describe, select
 
 AUTOENCODER_FILE = "autoencoder.safetensors"
 _PREVIEW_STEPS = 16
@@ -49,13 +50,12 @@ def train_generator(config: Config, workdir: Path, console: Console) -> bool:
     Raises:
         ConfigError, DataError, CheckpointError, TrainingError: see their classes.
     """
+    generator, autoencoder = build_networks(config.model, config.train.compute_dtype)
+    generator = select(generator, config.train)
     auxiliary = load_auxiliary(config.auxiliary, config.model.conditioning.expression_width)
     resolved = claim_workdir(workdir, config)
     mesh = make_mesh(config.mesh)
-    generator, autoencoder = build_networks(config.model, config.train.compute_dtype)
-    console.print(
-        f"generator: {generator.size / 1e6:.2f} M parameters on {mesh.size} {jax.default_backend()} device(s)"
-    )
+    console.print(f"generator: {describe(generator)} on {mesh.size} {jax.default_backend()} device(s)")
 
     weights = workdir / AUTOENCODER_FILE
     if not weights.exists():  # the folder stays usable when the original file moves

@@ -6,6 +6,7 @@ import jax
 import optax
 
 from genaffect_jax.config import TrainConfig
+from genaffect_jax.models.lora import FACTORS
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
@@ -19,10 +20,10 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
 
 
 def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) after clipping by the global norm; only matrices (`kernel`) decay."""
+    """AdamW (Loshchilov & Hutter 2019) after clipping by the global norm; only matrices decay."""
 
     def decays(parameters: dict[str, jax.Array]) -> dict[str, bool]:
-        return {name: name.endswith("kernel") for name in parameters}
+        return {name: name.endswith(("kernel", *FACTORS)) for name in parameters}
 
     return optax.chain(
         optax.clip_by_global_norm(config.gradient_clip),

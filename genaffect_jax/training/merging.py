@@ -1,0 +1,56 @@
+"""Low-rank additions merged into their kernels, for sampling and export without them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import jax
+
+from genaffect_jax.config import Config, ConfigError, LoraConfig, MeshConfig, from_json, to_json
+from genaffect_jax.generation import build_networks
+from genaffect_jax.models.lora import LoraNetwork
+from genaffect_jax.parallel.mesh import make_mesh
+from genaffect_jax.training.checkpoint import Checkpoints
+
+
+def merge_working_folder(workdir: Path, out: Path) -> None:
+    """Writes a working folder that samples as `workdir` does, without low-rank additions; it appears whole.
+
+    Its kernels are `W + alpha / r * A @ B` of the newest checkpoint's averages (`models.lora`), its configuration has
+    `model.lora.rank` 0. It cannot be trained further.
+
+    Raises:
+        ConfigError: `workdir` is no working folder or has no low-rank additions, or `out` exists.
+        CheckpointError: there is no complete checkpoint, or it does not fit its configuration.
+    """
+    if out.exists():
+        raise ConfigError(f"--out {out}: exists; name a new folder")
+    if not (workdir / "checkpoints").is_dir():
+        raise ConfigError(f"--model {workdir}: no working folder of a training (it has no checkpoints/)")
+    checkpoints = Checkpoints(workdir)
+    config = from_json(Config, checkpoints.config())
+    network, step = build_networks(config.model)[0], checkpoints.latest_step()
+    if not isinstance(network, LoraNetwork) or step is None:
+        raise ConfigError(f"--model {workdir}: has no low-rank additions (model.lora.rank=0)")
+    merge = jax.jit(network.plain, donate_argnums=0)
+    plain = merge(checkpoints.averaged_parameters(network, make_mesh(MeshConfig())))
+    parameters = {name: value for name, value in plain.items() if name not in network.constants}
+    constants = {name: value for name, value in plain.items() if name in network.constants}
+    text = to_json(dataclasses.replace(config, model=dataclasses.replace(config.model, lora=LoraConfig())))
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        new = Path(scratch) / "new"
+        new.mkdir()
+        # All else that a sampler reads: autoencoder, face encoders, expression bank, prompts.
+        for path in sorted(workdir.glob("*.safetensors")):
+            shutil.copyfile(path, new / path.name)
+        (new / "config.json").write_text(text)
+        merged = Checkpoints(new)
+        merged.save_for_sampling(step, parameters, constants, text)
+        merged.close()
+        os.replace(new, out)
