@@ -8,8 +8,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import jax
-
 from genaffect_jax.config import Config, ConfigError, LoraConfig, MeshConfig, from_json, to_json
 from genaffect_jax.generation import build_networks
 from genaffect_jax.models.lora import LoraNetwork
@@ -36,8 +34,7 @@ def merge_working_folder(workdir: Path, out: Path) -> None:
     network, step = build_networks(config.model)[0], checkpoints.latest_step()
     if not isinstance(network, LoraNetwork) or step is None:
         raise ConfigError(f"--model {workdir}: has no low-rank additions (model.lora.rank=0)")
-    merge = jax.jit(network.plain, donate_argnums=0)
-    plain = merge(checkpoints.averaged_parameters(network, make_mesh(MeshConfig())))
+    plain = network.plain(checkpoints.averaged_parameters(network, make_mesh(MeshConfig())))
     parameters = {name: value for name, value in plain.items() if name not in network.constants}
     constants = {name: value for name, value in plain.items() if name in network.constants}
     text = to_json(dataclasses.replace(config, model=dataclasses.replace(config.model, lora=LoraConfig())))
