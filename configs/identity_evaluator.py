@@ -14,7 +14,7 @@ def config() -> EncoderRun:
         ),
         encoder=face_encoders.identity_evaluator(),
         train=TrainConfig(
-            steps=4000, batch_size=64, learning_rate=1e-3, warmup_steps=200, schedule="constant", weight_decay=0.05,
+            steps=4000, batch_size=64, learning_rate=2e-3, warmup_steps=200, schedule="constant", weight_decay=0.05,
             ema_decay=0.999, compute_dtype="bfloat16", seed=21, log_every=100, checkpoint_every=2000,
         ),
     )  # fmt: skip

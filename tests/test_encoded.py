@@ -116,6 +116,12 @@ def test_a_damaged_or_foreign_file_is_refused(source: FolderSource, tmp_path: Pa
             EncodedSource(source, tmp_path / name)
 
 
+def test_worker_processes_write_the_same_file(source: FolderSource, tmp_path: Path) -> None:
+    here = write_encoded(source, tmp_path / "here.npy", Encoder(), 4, "e")
+    there = write_encoded(source, tmp_path / "there.npy", Encoder(), 4, "e", workers=2)
+    assert there.read_bytes() == here.read_bytes()
+
+
 def test_the_loader_serves_latents_and_workers_map_the_file_themselves(source: FolderSource, tmp_path: Path) -> None:
     latents = EncodedSource(source, write_encoded(source, tmp_path / "latents.npy", Encoder(), 9, "e"))
     assert len(pickle.dumps(latents)) < len(pickle.dumps(source)) + 1000  # the path travels, not the array

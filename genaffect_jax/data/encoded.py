@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -22,7 +23,9 @@ FIELDS: dict[str, int] = {"latents": 3, "embedding": 1, "expression": 1}
 Encode = Callable[[UInt8[np.ndarray, "B S S 3"]], Mapping[str, np.ndarray]]
 
 
-def write_encoded(source: Source, path: Path, encode: Encode, batch_size: int, fingerprint: str) -> Path:
+def write_encoded(
+    source: Source, path: Path, encode: Encode, batch_size: int, fingerprint: str, workers: int = 0
+) -> Path:
     """Encodes every picture of a source into one float16 file, or finds the file that an earlier run wrote.
 
     The file's name holds a digest of `source.fingerprint()` and `fingerprint`, and a file gets its name only when it
@@ -35,6 +38,8 @@ def write_encoded(source: Source, path: Path, encode: Encode, batch_size: int, f
         encode: uint8 `[B, S, S, 3]` to some of `FIELDS`, each `[B, ...]`; always called with B = `batch_size`.
         batch_size: pictures per call of `encode`; the last batch is filled up with copies of its last picture.
         fingerprint: what the networks are; another text means other numbers.
+        workers: processes that load the pictures; 0 loads in threads of this one, which is enough for picture files but
+            not for drawing, which holds Python's lock.
 
     Returns:
         The file, an `.npy` of one row per picture, in the order of `source.pictures`; a row is a record of the fields.
@@ -54,7 +59,7 @@ def write_encoded(source: Source, path: Path, encode: Encode, batch_size: int, f
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_name(f".{final.stem}-{uuid4().hex}.npy")
     try:
-        _encode_into(partial, source, encode, batch_size)
+        _encode_into(partial, source, encode, batch_size, workers)
         os.replace(partial, final)
     finally:
         partial.unlink(missing_ok=True)  # Ctrl-C included: a partial file can be large
@@ -146,13 +151,33 @@ class EncodedSource:
         return hashlib.sha256(f"{self._source.fingerprint()} {self._path.name}".encode()).hexdigest()
 
 
-def _encode_into(path: Path, source: Source, encode: Encode, batch_size: int) -> None:
+# The source of a worker process, which gets it once instead of with every picture.
+_worker_source: Source | None = None
+
+
+def _claim_source(source: Source) -> None:
+    global _worker_source
+    _worker_source = source
+
+
+def _load_in_worker(index: int) -> UInt8[np.ndarray, "S S 3"]:
+    assert _worker_source is not None
+    return _worker_source.load(index)
+
+
+def _encode_into(path: Path, source: Source, encode: Encode, batch_size: int, workers: int) -> None:
     count = len(source.pictures)
     rows: np.memmap | None = None
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    pool: Executor
+    if workers:  # spawned, not forked: this process may run JAX's threads
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, context, initializer=_claim_source, initargs=(source,))
+    else:
+        pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    read = _load_in_worker if workers else source.load
 
     def load(first: int) -> list:
-        return [pool.submit(source.load, min(i, count - 1)) for i in range(first, first + batch_size)]
+        return [pool.submit(read, min(i, count - 1)) for i in range(first, first + batch_size)]
 
     with progress_bar("encoding pictures", count) as step:
         try:

@@ -32,10 +32,11 @@ def expression_avatar() -> FaceEncoderConfig:
 
 
 def identity_evaluator() -> FaceEncoderConfig:
-    """The identity encoder that judges."""
+    """The identity encoder that judges: smaller pictures, fewer and wider stages, a coarser neck than the other."""
     return FaceEncoderConfig(
-        target="identity", architecture="transformer", widths=(32, 64, 128), depths=(0, 0, 6), width=192
-    )
+        target="identity", image_size=96, widths=(32, 80, 192), depths=(1, 2, 3), norm_num_groups=16, neck=12,
+        hidden=320, width=192,
+    )  # fmt: skip
 
 
 def expression_evaluator() -> FaceEncoderConfig:

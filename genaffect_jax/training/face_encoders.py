@@ -110,7 +110,10 @@ def encode_pictures(
     def encode(pictures: UInt8[np.ndarray, "B S S 3"]) -> dict[str, np.ndarray]:
         return {name: np.asarray(read(pictures)) for name, read in encoders.items()}
 
-    path = write_encoded(source, workdir / "encoded.npy", encode, batch_size=64, fingerprint=" ".join(fingerprint))
+    path = write_encoded(
+        source, workdir / "encoded.npy", encode, batch_size=64, fingerprint=" ".join(fingerprint),
+        workers=len(os.sched_getaffinity(0)) if config.data.workers else 0,
+    )  # fmt: skip
     return EncodedSource(source, path)
 
 

@@ -1,0 +1,155 @@
+"""Draws how a trained model keeps its two factors apart: `python benchmarks/factor_sheets.py --help`.
+
+Writes to a folder:
+
+- `factors.png`: a row per person (reference first), a column per expression;
+- `identity_scale.png`, `expression_scale.png`: one person, a row per expression, a column per scale of that branch
+  while the other stays 1, without guidance, from the same noise;
+- `factors.json`: settings, and with `--measure` what the avatar evaluators read in the grid and at every scale.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from jaxtyping import UInt8
+
+from genaffect_jax.data.sheet import contact_sheet, write_png
+from genaffect_jax.faces.encoders import ExpressionEncoder, IdentityEncoder
+from genaffect_jax.faces.grammar import Expression, parse_expressions
+from genaffect_jax.metrics.factors import factor_figures
+from genaffect_jax.models.avatar_encoders import load_expression_encoder, load_identity_encoder
+from genaffect_jax.pipeline import AvatarSet, Pipeline
+
+SCALES = (0.0, 0.5, 1.0, 1.5, 2.0)
+BRANCHES = ("identity_scale", "expression_scale")
+Encoders = tuple[IdentityEncoder, ExpressionEncoder]
+
+
+def grid(
+    pipeline: Pipeline, identities: Sequence[str], expressions: Sequence[Expression], **settings: Any
+) -> list[AvatarSet]:
+    """One set per identity, all with the same expressions."""
+    return [pipeline(identity, expressions, **settings) for identity in identities]
+
+
+def grid_sheet(identities: Sequence[str], sets: Sequence[AvatarSet]) -> UInt8[np.ndarray, "H W 3"]:
+    """Rows are identities, each after its reference; columns are expressions."""
+    pictures = [picture for s in sets for picture in (s.reference, *s.images)]
+    labels = [
+        label
+        for name, s in zip(identities, sets, strict=True)
+        for label in (Path(name).stem, *(e.name for e in s.expressions))
+    ]
+    return contact_sheet(pictures, labels, columns=1 + len(sets[0].images))
+
+
+def sweep(
+    pipeline: Pipeline, identity: str, expressions: Sequence[Expression], branch: str, **settings: Any
+) -> list[AvatarSet]:
+    """One set per scale of one branch, the other branch at 1; guidance 1 leaves the scale alone at work."""
+    return [
+        pipeline(
+            identity, expressions, guidance_identity=1.0, guidance_expression=1.0,
+            **{**dict.fromkeys(BRANCHES, 1.0), branch: scale}, **settings,
+        )
+        for scale in SCALES
+    ]  # fmt: skip
+
+
+def sweep_sheet(branch: str, sets: Sequence[AvatarSet]) -> UInt8[np.ndarray, "H W 3"]:
+    """Rows are expressions, each after the reference; columns are scales."""
+    pictures, labels = [], []
+    for row, expression in enumerate(sets[0].expressions):
+        pictures += [sets[0].reference, *(s.images[row] for s in sets)]
+        labels += [expression.name, *(f"{branch.removesuffix('_scale')} x {scale:g}" for scale in SCALES)]
+    return contact_sheet(pictures, labels, columns=1 + len(SCALES))
+
+
+def figures(encoders: Encoders, sets: Sequence[AvatarSet], people: Sequence[AvatarSet]) -> dict[str, Any]:
+    """`metrics.factors.FactorFigures` of all pictures of some sets; the references of `people` are the strangers."""
+    return dataclasses.asdict(
+        factor_figures(
+            *encoders,
+            np.concatenate([np.repeat(s.reference[None], len(s.images), 0) for s in sets]),
+            np.concatenate([s.images for s in sets]),
+            np.stack([e.vector for s in sets for e in s.expressions]),
+            np.stack([s.reference for s in people]),
+        )
+    )
+
+
+def make_sheets(
+    pipeline: Pipeline, out: Path, identities: Sequence[str], expressions: Sequence[Expression],
+    swept: Sequence[Expression], encoders: Encoders | None, **settings: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Draws and measures everything into `out`; returns what `factors.json` holds."""
+    sets = grid(pipeline, identities, expressions, **settings)
+    write_png(grid_sheet(identities, sets), out / "factors.png")
+    report: dict[str, Any] = {
+        "model": pipeline.name, "identities": list(identities), "expressions": [e.name for e in expressions],
+        "swept_expressions": [e.name for e in swept], **settings,
+    }  # fmt: skip
+    if encoders:
+        report["measured_by"] = "the avatar evaluators, which no generator is trained on"
+        report["grid"] = figures(encoders, sets, sets)
+    for branch in BRANCHES:
+        swept_sets = sweep(pipeline, identities[0], swept, branch, **settings)
+        write_png(sweep_sheet(branch, swept_sets), out / f"{branch}.png")
+        if encoders:
+            report[branch] = {
+                f"{scale:g}": figures(encoders, [s], sets) for scale, s in zip(SCALES, swept_sets, strict=True)
+            }
+    temporary = out / f".factors.json.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(report, indent=2) + "\n")
+    os.replace(temporary, out / "factors.json")
+    return report
+
+
+def main(
+    model: Path,
+    out: Path,
+    identities: tuple[str, ...] = tuple(f"seed:{1000001 + i}" for i in range(5)),
+    expressions: str = "neutral; joy; surprise; fear; anger; sadness; AU43=1",
+    swept: str = "joy; surprise",
+    steps: int = 24,
+    seed: int = 0,
+    measure: bool = False,
+    identity_evaluator: str = "package:identity_evaluator",
+    expression_evaluator: str = "package:expression_evaluator",
+) -> None:
+    """Draws the sheets of a trained model.
+
+    Args:
+        model: working folder of a training.
+        out: folder for the sheets.
+        identities: pictures or `seed:N`, the rows of the grid; the first is the person of the sweeps.
+        expressions: columns of the grid.
+        swept: expressions of the sweeps.
+        steps: Euler steps.
+        seed: seed of the noise.
+        measure: let the avatar evaluators measure every sheet.
+        identity_evaluator: `package:NAME` or a weight file; never an encoder that the model was trained with.
+        expression_evaluator: the same for expressions.
+    """
+    encoders = None
+    if measure:
+        encoders = (load_identity_encoder(identity_evaluator), load_expression_encoder(expression_evaluator))
+    report = make_sheets(
+        Pipeline.load(model), out, identities, parse_expressions(expressions), parse_expressions(swept), encoders,
+        steps=steps, seed=seed,
+    )  # fmt: skip
+    for name in ("grid", *BRANCHES) if measure else ():
+        print(name, json.dumps(report[name]))
+    print(f"{out}: factors.png, identity_scale.png, expression_scale.png, factors.json")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
