@@ -5,16 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from genaffect_jax.models.attention import (
-    KEY_SCALE,
-    QKV,
-    ConditionBranch,
-    KeyValue,
-    QKVProjection,
-    attend,
-    attend_shared,
-    joint_attention,
-)
+from genaffect_jax.models.attention import QKV, KeyValue, attend, attend_shared, joint_attention
+from genaffect_jax.models.projections import KEY_SCALE, ConditionBranch, QKVProjection
 
 N, H = 2, 8
 

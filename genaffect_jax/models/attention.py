@@ -1,23 +1,18 @@
-"""Attention: the joint text and image attention of SD3, and the decoupled branches beside it.
+"""Attention as pure functions: joint attention of SD3, attention to shared conditions, consistent attention of a set.
 
-Every attention is split around its middle: projections first, then `attend`, then the output projection, so
-that what is shared between pictures can change without touching parameters.
+Every attention is split around its middle: projections first (`models.projections`), then what is here, then the output
+projection, so that what is shared between pictures can change without touching parameters.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax.nn.initializers import Initializer, zeros
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Float32, Int
 
-from genaffect_jax.models.layers import Linear, RMSNorm, joined_product, xavier_uniform
-
-# Initial scale of a branch's normalised keys. With 1 the first attention to a reference is nearly even over its places.
-KEY_SCALE = 3.0
+from genaffect_jax.models.attention_backends import choose_backend, run_backend
 
 
 class QKV(NamedTuple):
@@ -29,76 +24,89 @@ class QKV(NamedTuple):
 
 
 class KeyValue(NamedTuple):
-    """Keys and values of condition tokens, split into heads."""
+    """Keys and values, split into heads."""
 
     key: Float[Array, "*batch K N H"]
     value: Float[Array, "*batch K N H"]
 
 
+class Tokens(NamedTuple):
+    """Which image tokens a set shares in one layer: two parts of 0..L-1, each without repetition."""
+
+    shared: Int[Array, " S"]
+    """The tokens of the pool, I in docs/consistency.md."""
+    own: Int[Array, " L-S"]
+    """All others."""
+
+
+@overload
+def attend(
+    query: Array, key: Array, value: Array, mask: Array | None = None, *, return_lse: Literal[False] = False
+) -> Array: ...
+@overload
+def attend(
+    query: Array, key: Array, value: Array, mask: Array | None = None, *, return_lse: Literal[True]
+) -> tuple[Array, Array]: ...
 def attend(
     query: Float[Array, "*batch Q N H"],
     key: Float[Array, "*batch K N H"],
     value: Float[Array, "*batch K N H"],
     mask: Bool[Array, "*batch K"] | None = None,
-) -> Float[Array, "*batch Q N*H"]:
+    *,
+    return_lse: bool = False,
+) -> Float[Array, "*batch Q N*H"] | tuple[Float[Array, "*batch Q N*H"], Float32[Array, "*batch Q N"]]:
     """Scaled dot-product attention, softmax in float32; heads are joined again.
 
-    Half precision without a mask runs on an NVIDIA GPU in cuDNN's flash attention, which never writes the scores to
-    memory; everything else in XLA's own operations.
+    Half precision without a mask runs on an NVIDIA GPU in cuDNN's flash attention, everything on a TPU in splash
+    attention; neither writes the scores to memory. The rest runs in XLA's own operations.
 
     Args:
-        query, key, value: split into heads.
+        query, key, value: split into heads; any lengths.
         mask: keys where it is False are unseen; at least one key of each batch entry must be seen.
+        return_lse: also give the log-sum-exp of every query's scores, float32, for `merge`.
     """
     *batch, length, heads, size = query.shape
     q, k, v = (x.reshape(-1, *x.shape[len(batch) :]) for x in (query, key, value))
-    if mask is None and jax.default_backend() == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16):
-        out = _flash_attention(q, k, v)
-    else:
-        # The mask gets an axis for heads and one for queries.
-        wide = None if mask is None else mask.reshape(-1, 1, 1, mask.shape[-1])
-        out = jax.nn.dot_product_attention(q, k, v, mask=wide)
-    return out.reshape(*batch, length, heads * size)
+    flat = None if mask is None else mask.reshape(-1, mask.shape[-1])
+    out, lse = run_backend(choose_backend(query.dtype, mask is not None), q, k, v, flat, return_lse)
+    joined = out.reshape(*batch, length, heads * size)
+    return joined if lse is None else (joined, lse.reshape(*batch, length, heads))
 
 
-@jax.custom_vjp
-def _flash_attention(
-    query: Float[Array, "B Q N H"], key: Float[Array, "B K N H"], value: Float[Array, "B K N H"]
-) -> Float[Array, "B Q N H"]:
-    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+def merge(
+    first: tuple[Float[Array, "*batch Q N*H"], Float32[Array, "*batch Q N"]],
+    second: tuple[Float[Array, "*batch Q N*H"], Float32[Array, "*batch Q N"]],
+) -> Float[Array, "*batch Q N*H"]:
+    """Two attentions of the same queries to different keys as one attention to all of them.
+
+    Each part weighs as much as its softmax sum, `exp(lse)`, in the whole: the rule by which flash attention puts its
+    blocks together (Dao 2023, arXiv 2307.08691, section 3.1). Weights and sum are float32.
+    """
+    (a, lse_a), (b, lse_b) = first, second
+    share = jax.nn.sigmoid(lse_b - lse_a)[..., None]  # exp(lse_b) / (exp(lse_a) + exp(lse_b))
+    a_heads, b_heads = (x.reshape(*lse_a.shape, -1).astype(jnp.float32) for x in (a, b))
+    return (a_heads + share * (b_heads - a_heads)).reshape(a.shape).astype(a.dtype)
 
 
-def _flash_attention_forward(query: Array, key: Array, value: Array) -> tuple[Array, Any]:
-    return jax.vjp(_even_flash_attention, query, key, value)
-
-
-def _even_flash_attention(query: Array, key: Array, value: Array) -> Array:
-    """The same with lengths made even: the backward pass refuses odd ones, forward alone is faster without padding."""
-    length, seen = query.shape[1], key.shape[1]
-    even = [jnp.pad(x, [(0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)]) for x in (query, key, value)]
-    lengths = jnp.full(key.shape[0], seen, jnp.int32) if seen % 2 else None
-    out = jax.nn.dot_product_attention(*even, key_value_seq_lengths=lengths, implementation="cudnn")
-    return out[:, :length]
-
-
-_flash_attention.defvjp(_flash_attention_forward, lambda backward, gradient: backward(gradient))
+def fold(query: Float[Array, "G E Q N H"]) -> Float[Array, "G E*Q N H"]:
+    """The queries of all pictures of a group as one sequence: queries do not see each other, so nothing changes."""
+    groups, expressions, length, *head = query.shape
+    return query.reshape(groups, expressions * length, *head)
 
 
 def attend_shared(
     query: Float[Array, "G E Q N H"], shared: KeyValue, mask: Bool[Array, "G K"] | None = None
 ) -> Float[Array, "G E Q N*H"]:
-    """Attention of all E pictures of a group to one set of keys [G, K, N, H], without copies of the keys.
+    """Attention of all E pictures of a group to one set of keys [G, K, N, H], without copies of the keys."""
+    return attend(fold(query), shared.key, shared.value, mask).reshape(*query.shape[:3], -1)
 
-    The pictures' queries are folded into one long sequence, which changes nothing: queries do not see each other.
+
+def join(image: Float[Array, "*batch L N H"], text: Float[Array, "*batch T N H"]) -> Float[Array, "*batch L+T N H"]:
+    """Image tokens, then text tokens.
+
+    A concatenation, written as a choice between two padded arrays: XLA's concatenation of two products' results runs at
+    a third of a GPU's memory rate, this is one elementwise pass (docs/performance.md).
     """
-    groups, expressions, length, heads, size = query.shape
-    folded = query.reshape(groups, expressions * length, heads, size)
-    return attend(folded, shared.key, shared.value, mask).reshape(groups, expressions, length, heads * size)
-
-
-def _join(image: Float[Array, "*batch L N H"], text: Float[Array, "*batch T N H"]) -> Float[Array, "*batch L+T N H"]:
-    # A concatenation, written as a choice between two padded arrays: XLA's concatenation of two products' results runs
-    # at a third of a GPU's memory rate, this is one elementwise pass (docs/performance.md).
     length, extra, axis = image.shape[-3], text.shape[-3], image.ndim - 3
 
     def padded(x: Array, before: int, after: int) -> Array:
@@ -111,87 +119,65 @@ def _join(image: Float[Array, "*batch L N H"], text: Float[Array, "*batch T N H"
 
 def joint_attention(image: QKV, text: QKV) -> tuple[Float[Array, "*batch L N*H"], Float[Array, "*batch T N*H"]]:
     """Attention over the joined image and text sequences of each picture, cut into the two streams again."""
-    mixed = attend(*(_join(*pair) for pair in zip(image, text, strict=True)))
-    length = image.query.shape[-3]
-    return mixed[..., :length, :], mixed[..., length:, :]
+    return _cut(attend(*(join(*pair) for pair in zip(image, text, strict=True))), image)
 
 
-class QKVProjection(nnx.Module):
-    """Queries, keys and values of one stream, with RMS norm over each head's queries and keys if asked for."""
+def anchor_pool(image: QKV, text: QKV, tokens: Tokens, anchors: int, share_text: bool) -> KeyValue:
+    """What the first `anchors` pictures of a group show the whole group: keys and values [G, A*S, N, H].
 
-    def __init__(
-        self, width: int, heads: int, head_dim: int, *, qk_norm: bool, rngs: nnx.Rngs, dtype: Any = jnp.float32
-    ) -> None:
-        self.heads, self.head_dim = heads, head_dim
-
-        def project() -> Linear:
-            return Linear(width, heads * head_dim, axes=("embed", "heads"), rngs=rngs, dtype=dtype)
-
-        self.query, self.key, self.value = project(), project(), project()
-        self.query_norm = RMSNorm(head_dim, dtype=dtype) if qk_norm else None
-        self.key_norm = RMSNorm(head_dim, dtype=dtype) if qk_norm else None
-
-    def __call__(self, x: Float[Array, "*batch S D"]) -> QKV:
-        # One product for all three reads `x` once.
-        query, key, value = (
-            y.reshape(*x.shape[:-1], self.heads, self.head_dim)
-            for y in joined_product(x, (self.query, self.key, self.value))
-        )
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        return QKV(query, key, value)
-
-
-class SelfAttention(nnx.Module):
-    """Multi-head attention of one stream to itself."""
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        head_dim: int,
-        *,
-        qk_norm: bool,
-        out_init: Initializer = xavier_uniform,
-        rngs: nnx.Rngs,
-        dtype: Any = jnp.float32,
-    ) -> None:
-        self.qkv = QKVProjection(width, heads, head_dim, qk_norm=qk_norm, rngs=rngs, dtype=dtype)
-        self.out = Linear(
-            heads * head_dim, width, axes=("heads", "embed"), kernel_init=out_init, rngs=rngs, dtype=dtype
-        )
-
-    def __call__(
-        self, x: Float[Array, "*batch S D"], mask: Bool[Array, "*batch S"] | None = None
-    ) -> Float[Array, "*batch S D"]:
-        qkv = self.qkv(x)
-        return self.out(attend(qkv.query, qkv.key, qkv.value, mask))
-
-
-class ConditionBranch(nnx.Module):
-    """Key and value projections of one decoupled cross-attention branch (IP-Adapter, Ye et al. 2023, arXiv 2308.06721).
-
-    The image queries of the joint attention look at these keys. Values start at zero, so that a new branch adds
-    exactly nothing. Keys start as a copy of the query projection `queries`: image tokens then look at the condition
-    tokens most like themselves, which for a reference picture are those at the same place, before anything is
-    learned.
+    With `share_text` their text tokens too: [G, A*(S+T), N, H].
     """
 
-    def __init__(self, queries: QKVProjection, width: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
-        self.heads, self.head_dim = queries.heads, queries.head_dim
-        features = self.heads * self.head_dim
-        axes = ("embed", "heads")
+    def pool(image: Array, text: Array) -> Array:
+        seen = jnp.take(image[:, :anchors], tokens.shared, axis=2)
+        return fold(join(seen, text[:, :anchors]) if share_text else seen)
 
-        def like_queries(key: Any, shape: Any, dtype: Any = None, out_sharding: Any = None) -> Array:
-            return jnp.array(queries.query.kernel[...], dtype, copy=True)
+    return KeyValue(pool(image.key, text.key), pool(image.value, text.value))
 
-        self.key = Linear(width, features, axes=axes, use_bias=False, kernel_init=like_queries, rngs=rngs, dtype=dtype)
-        self.value = Linear(width, features, axes=axes, use_bias=False, kernel_init=zeros, rngs=rngs, dtype=dtype)
-        self.key_norm = (
-            None if queries.key_norm is None else RMSNorm(self.head_dim, initial_scale=KEY_SCALE, dtype=dtype)
-        )
 
-    def __call__(self, tokens: Float[Array, "*batch K D"]) -> KeyValue:
-        shape = (*tokens.shape[:-1], self.heads, self.head_dim)
-        key, value = self.key(tokens).reshape(shape), self.value(tokens).reshape(shape)
-        return KeyValue(key if self.key_norm is None else self.key_norm(key), value)
+def consistent_attention(
+    image: QKV, text: QKV, tokens: Tokens, pool: KeyValue, *, anchors: int, share_text: bool = False
+) -> tuple[Float[Array, "G E L N*H"], Float[Array, "G E T N*H"]]:
+    """Joint attention in which the pictures of a group also see the tokens I of its anchors.
+
+    Image and text queries of picture i attend to its own text, all of its own image tokens, and the pool, in which its
+    own tokens count once. For an anchor that is `text + image[not I]` and the pool, which has its own share; for any
+    other picture `text + image` and the pool. Each picture has one attention over its own keys, all queries of the
+    group, folded into one sequence, have one over the pool, and the two are merged by their log-sum-exp: no mask, and
+    neither copies nor repetitions of the pool.
+
+    Args:
+        image, text: the two streams, [G, E, L or T, N, H].
+        tokens: which image tokens are shared, the same for the whole set.
+        pool: what `anchor_pool` made of the same layer and tokens, of these pictures or of an earlier pass.
+        anchors: the first so many pictures contribute to `pool`; 0 if the pool is that of other pictures.
+        share_text: whether `pool` holds the anchors' text as well.
+
+    Returns:
+        The image and the text stream.
+    """
+    query = join(image.query, text.query)
+    parts = []
+    if anchors:
+        # The own part of an anchor holds what of it is not in the pool.
+        own = [jnp.take(x[:, :anchors], tokens.own, axis=2) for x in (image.key, image.value)]
+        if not share_text:
+            own = [join(x, y[:, :anchors]) for x, y in zip(own, (text.key, text.value), strict=True)]
+        if own[0].shape[2]:
+            parts.append(attend(query[:, :anchors], *own, return_lse=True))
+        else:  # everything is shared
+            nothing = jnp.full((*query[:, :anchors].shape[:-1],), -jnp.inf, jnp.float32)
+            parts.append((jnp.zeros((*nothing.shape[:-1], query.shape[-2] * query.shape[-1]), query.dtype), nothing))
+    if anchors < query.shape[1]:
+        own = [join(x[:, anchors:], y[:, anchors:]) for x, y in ((image.key, text.key), (image.value, text.value))]
+        parts.append(attend(query[:, anchors:], *own, return_lse=True))
+    outs, sums = zip(*parts, strict=True)
+    own_part = (jnp.concatenate(outs, axis=1), jnp.concatenate(sums, axis=1))
+    out, lse = attend(fold(query), pool.key, pool.value, return_lse=True)
+    pool_part = (out.reshape(own_part[0].shape), lse.reshape(own_part[1].shape))
+    return _cut(merge(own_part, pool_part), image)
+
+
+def _cut(mixed: Float[Array, "*batch L+T D"], image: QKV) -> tuple[Array, Array]:
+    length = image.query.shape[-3]
+    return mixed[..., :length, :], mixed[..., length:, :]

@@ -16,8 +16,9 @@ from jax.nn.initializers import normal, variance_scaling, zeros
 from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.config import ConditioningConfig, MMDiTConfig
-from genaffect_jax.models.attention import SelfAttention, attend
+from genaffect_jax.models.attention import attend
 from genaffect_jax.models.layers import MLP, LayerStack, Linear, RMSNorm, layer_norm, patchify
+from genaffect_jax.models.projections import SelfAttention
 
 # Expressions are sparse numbers in [0, 1], not unit normal: a single active unit shall move a hidden unit by order one,
 # and the tokens it makes shall differ from the learned tokens they are added to by as much.
@@ -155,11 +156,11 @@ class IdentityTokens(nnx.Module):
         if self.queries is None:
             # A dropped group sees all of its tokens, all equal to the null token.
             mask = mask | absent[:, None]
-            tokens = self.stack.run(lambda layer, x, _: layer(x, mask), tokens)
+            tokens, _ = self.stack.run(lambda layer, x, _: (layer(x, mask), None), tokens)
         else:
             context = tokens
             queries = jnp.broadcast_to(self.queries[...].astype(self.dtype), (groups, *self.queries.shape))
-            tokens = self.stack.run(lambda layer, x, _: layer(x, context, mask), queries)
+            tokens, _ = self.stack.run(lambda layer, x, _: (layer(x, context, mask), None), queries)
         null = jnp.broadcast_to(self.null[...].astype(self.dtype), tokens.shape)
         return jnp.where(absent[:, None, None], null, layer_norm(tokens).astype(self.dtype)), (
             mask if self.queries is None else None

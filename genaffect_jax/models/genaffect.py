@@ -13,8 +13,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.config import ConfigError, ModelConfig
+from genaffect_jax.models.attention import KeyValue
 from genaffect_jax.models.conditioning import ExpressionTokens, IdentityTokens
 from genaffect_jax.models.mmdit import Conditions, MMDiT
+from genaffect_jax.models.sharing import Sharing
 
 # Below this noise level the division that turns clean latents into a velocity would only amplify errors (Li & He 2025,
 # "Back to Basics: Let Denoising Generative Models Denoise", arXiv 2511.13720, clip at the same value).
@@ -151,9 +153,23 @@ class GenAffect(nnx.Module):
 
         `identity_scale` and `expression_scale` weigh the two branches: one number, or one per layer; traced values.
         """
-        predicted = self.mmdit(latents, timestep, conditions, identity_scale, expression_scale)
+        return self.consistent(latents, timestep, conditions, identity_scale, expression_scale, None)[0]
+
+    def consistent(
+        self,
+        latents: Float[Array, "G E h w c"],
+        timestep: Float[Array, "G E"],
+        conditions: Conditions,
+        identity_scale: Float[Array, "*layers"] | float,
+        expression_scale: Float[Array, "*layers"] | float,
+        sharing: Sharing | None,
+    ) -> tuple[Float[Array, "G E h w c"], KeyValue | None]:
+        """The same for pictures that share tokens, and the keys and values of the pool (see `MMDiT`)."""
+        predicted, pool = self.mmdit.consistent(
+            latents, timestep, conditions, identity_scale, expression_scale, sharing
+        )
         if self.prediction == "velocity":
-            return predicted
+            return predicted, pool
         # Velocity noise - clean, with the noise that leads from the predicted clean latents to the given ones.
         sigma = jnp.maximum(timestep, SMALLEST_SIGMA)[..., None, None, None]
-        return (latents.astype(jnp.float32) - predicted) / sigma
+        return (latents.astype(jnp.float32) - predicted) / sigma, pool

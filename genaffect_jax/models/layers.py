@@ -218,17 +218,21 @@ class LayerStack(nnx.Module):
             if isinstance(variable, nnx.Variable):
                 variable.set_metadata(logical_axes=("layers", *variable.get_metadata()["logical_axes"]))
 
-    def run(self, step: Callable[[Any, Any, Any], Any], carry: Any, per_layer: Any = None) -> Any:
-        """Folds `carry = step(layer, carry, per_layer[i])` over the layers in order."""
+    def run(self, step: Callable[[Any, Any, Any], tuple[Any, Any]], carry: Any, per_layer: Any = None) -> Any:
+        """Folds `carry, output = step(layer, carry, per_layer[i])` over the layers in order.
+
+        Returns:
+            The last carry, and the outputs of all layers, stacked.
+        """
         graph, state = nnx.split(self.layers)
 
-        def body(carry: Any, inputs: tuple[Any, Any]) -> tuple[Any, None]:
+        def body(carry: Any, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
             layer_state, layer_inputs = inputs
-            return step(nnx.merge(graph, layer_state), carry, layer_inputs), None
+            return step(nnx.merge(graph, layer_state), carry, layer_inputs)
 
         if self.remat:
             body = jax.checkpoint(body)
-        return jax.lax.scan(body, carry, (state, per_layer), unroll=1 if self.scan else self.length)[0]
+        return jax.lax.scan(body, carry, (state, per_layer), unroll=1 if self.scan else self.length)
 
     def map(self, function: Callable[[Any], Any]) -> Any:
         """`function(layer)` of every layer, stacked along a leading axis."""

@@ -18,15 +18,7 @@ from jax.nn.initializers import normal, zeros
 from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.config import MMDiTConfig
-from genaffect_jax.models.attention import (
-    ConditionBranch,
-    KeyValue,
-    QKVProjection,
-    SelfAttention,
-    attend,
-    attend_shared,
-    joint_attention,
-)
+from genaffect_jax.models.attention import KeyValue, attend, attend_shared
 from genaffect_jax.models.layers import (
     MLP,
     TIMESTEP_FEATURES,
@@ -40,6 +32,8 @@ from genaffect_jax.models.layers import (
     timestep_features,
     unpatchify,
 )
+from genaffect_jax.models.projections import ConditionBranch, QKVProjection, SelfAttention
+from genaffect_jax.models.sharing import Sharing, mix
 
 # Timesteps of the SD3 family are sigma * 1000.
 TIMESTEP_SCALE = 1000.0
@@ -173,8 +167,12 @@ class MMDiTBlock(nnx.Module):
         activated: Float[Array, "G E D"],
         branches: BranchInputs | None,
         identity_mask: Bool[Array, "G K"] | None,
-    ) -> tuple[Float[Array, "G E L D"], Float[Array, "G E T D"]]:
-        """The two streams after this block; `activated` is the timestep embedding after SiLU."""
+        sharing: Sharing | None = None,
+    ) -> tuple[tuple[Float[Array, "G E L D"], Float[Array, "G E T D"]], KeyValue | None]:
+        """The two streams after this block, and the keys and values that the set shared.
+
+        `activated` is the timestep embedding after SiLU, `sharing` that of this layer.
+        """
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *dual = self.image_modulation(activated)
         normed = layer_norm(image)
         image_qkv = self.image_qkv(modulate(normed, shift, scale))
@@ -187,7 +185,7 @@ class MMDiTBlock(nnx.Module):
             )
         text_qkv = self.text_qkv(modulate(layer_norm(text), text_shift, text_scale))
 
-        mixed_image, mixed_text = joint_attention(image_qkv, text_qkv)
+        (mixed_image, mixed_text), pool = mix(image_qkv, text_qkv, sharing)
         if branches is not None:
             seen = attend_shared(image_qkv.query, branches.identity, identity_mask)
             mixed_image += branches.identity_scale.astype(self.dtype) * seen
@@ -203,7 +201,7 @@ class MMDiTBlock(nnx.Module):
             text = self._add(text, text_gate, self.text_out(mixed_text))
             normed = modulate(layer_norm(text), text_mlp_shift, text_mlp_scale)
             text = self._add(text, text_mlp_gate, self.text_mlp(normed))
-        return image, text
+        return (image, text), pool
 
     def _add(self, stream: Array, gate: Array, branch: Array) -> Array:
         return stream + (gate * branch).astype(self.dtype)
@@ -315,7 +313,19 @@ class MMDiT(nnx.Module):
         identity_scale: Float[Array, "*layers"] | float = 1.0,
         expression_scale: Float[Array, "*layers"] | float = 1.0,
     ) -> Float[Array, "G E h w c"]:
-        """Velocity of the noisy latents (float32).
+        """Velocity (float32) of noisy latents, every picture by itself; see `consistent`."""
+        return self.consistent(latents, timestep, conditions, identity_scale, expression_scale, None)[0]
+
+    def consistent(
+        self,
+        latents: Float[Array, "G E h w c"],
+        timestep: Float[Array, "G E"],
+        conditions: Conditions,
+        identity_scale: Float[Array, "*layers"] | float,
+        expression_scale: Float[Array, "*layers"] | float,
+        sharing: Sharing | None,
+    ) -> tuple[Float[Array, "G E h w c"], KeyValue | None]:
+        """Velocity of the noisy latents (float32), and what the set shared.
 
         Args:
             latents: noisy latents of G groups of E pictures. Rows and columns beyond a multiple of the patch size
@@ -323,6 +333,10 @@ class MMDiT(nnx.Module):
             timestep: sigma in [0, 1]; it is multiplied by 1000 here.
             conditions: what `project_conditions` made.
             identity_scale, expression_scale: weight of each branch, one number or one per layer; traced.
+            sharing: consistent attention among the pictures of each group; None: every picture by itself.
+
+        Returns:
+            The velocity; the keys and values of the pool in every layer, [layers, G, K, N, H], if `sharing` keeps them.
 
         Raises:
             ValueError: the latents are larger than the position table.
@@ -344,16 +358,20 @@ class MMDiT(nnx.Module):
             scales = [jnp.broadcast_to(jnp.asarray(s, jnp.float32), (config.num_layers,))
                       for s in (identity_scale, expression_scale)]  # fmt: skip
             per_layer = BranchInputs(conditions.identity, conditions.expression, *scales)
-        start = 0
+        start, pools = 0, []
         for segment in self.segments:
             stop = start + segment.length
-            image, text = segment.run(
-                lambda block, streams, branches: block(*streams, activated, branches, conditions.identity_mask),
+            (image, text), pool = segment.run(
+                lambda block, streams, inputs: block(
+                    *streams, activated, inputs[0], conditions.identity_mask, inputs[1]
+                ),
                 (image, text),
-                jax.tree.map(lambda x: x[start:stop], per_layer),  # noqa: B023 (used at once)
+                jax.tree.map(lambda x: x[start:stop], (per_layer, sharing)),  # noqa: B023 (used at once)
             )
+            pools.append(pool)
             start = stop
 
         scale, shift = self.out_modulation(activated)
         image = self.out(modulate(layer_norm(image), shift, scale))
-        return unpatchify(image.astype(jnp.float32), patch, rows, columns)
+        pool = jax.tree.map(lambda *x: jnp.concatenate(x), *pools)
+        return unpatchify(image.astype(jnp.float32), patch, rows, columns), pool
