@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeVar
 from genaffect_jax.config.checks import ConfigError, require
 
 T = TypeVar("T")
+ADDED_LATER = {"added_later": True}
+"""Field metadata: files written before the field existed lack it, and its default is what they meant."""
 
 
 def to_json(config: object) -> str:
@@ -24,6 +26,8 @@ def to_json(config: object) -> str:
 
 def from_json(cls: type[T], text: str) -> T:
     """Rebuilds the configuration of type `cls` that `to_json` wrote.
+
+    Fields with the metadata `ADDED_LATER` may be missing; they get their defaults.
 
     Raises:
         ConfigError: unknown or missing keys (all are named), or a value that is not allowed.
@@ -41,7 +45,8 @@ def _build(kind: Any, value: Any, name: str) -> Any:
             raise ConfigError(f"{name}={value!r}: must be a table of {kind.__name__} fields")
         hints = typing.get_type_hints(kind)
         names = {f.name for f in dataclasses.fields(kind)}
-        unknown, missing = sorted(set(value) - names), sorted(names - set(value))
+        optional = {f.name for f in dataclasses.fields(kind) if f.metadata.get("added_later")}
+        unknown, missing = sorted(set(value) - names), sorted(names - optional - set(value))
         if unknown or missing:
             raise ConfigError(f"{name}: unknown fields {unknown}, missing fields {missing} (has {sorted(names)})")
         return kind(**{key: _build(hints[key], v, f"{name}.{key}") for key, v in value.items()})

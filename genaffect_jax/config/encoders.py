@@ -7,8 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from genaffect_jax.config.as_json import ADDED_LATER
 from genaffect_jax.config.checks import require
 from genaffect_jax.config.runs import DataConfig, MeshConfig, TrainConfig
+
+Crop = tuple[float, float, float]
+"""A square part of a square picture: left edge, top edge, side, as shares of the picture's side."""
+WHOLE: Crop = (0.0, 0.0, 1.0)
+ARCFACE_CROP: Crop = (0.125, 0.125, 0.75)
+"""Where ArcFace's 112-px square lies in an aligned picture (`faces.alignment`)."""
+
+
+def require_crop(crop: Crop, name: str) -> None:
+    """Raises ConfigError unless the crop lies inside the picture."""
+    inside = len(crop) == 3 and min(crop[:2]) >= 0.0 and crop[2] > 0.0 and max(crop[:2]) + crop[2] <= 1.0 + 1e-9
+    require(inside, name, crop, "must be left, top, side: shares of the picture's side that stay inside it")
 
 
 @dataclass(frozen=True)
@@ -17,24 +30,29 @@ class FaceEncoderConfig:
 
     target: Literal["identity", "expression"] = "identity"
     """`identity`: a vector of unit length, near for pictures of one person; `expression`: an expression vector."""
-    architecture: Literal["residual", "transformer"] = "residual"
-    """`residual`: convolutions at ever lower resolution; `transformer`: attention between patches of one resolution."""
+    architecture: Literal["residual", "transformer", "iresnet"] = "residual"
+    """`residual`: convolutions at ever lower resolution; `transformer`: attention between patches of one resolution;
+    `iresnet`: ArcFace's network (`models.iresnet`), for converted weights."""
     image_size: int = 112
     """Side of the pictures inside the network, in pixels; pictures of other sizes are resized."""
     widths: tuple[int, ...] = (24, 48, 96, 160)
-    """Channels at each resolution, the first at half of image_size, each further one at half of the one before."""
+    """Channels at each resolution, the first at half of image_size, each further one at half of the one before
+    (`iresnet`: the stem, at image_size, has the first number of channels too)."""
     depths: tuple[int, ...] = (1, 2, 2, 2)
-    """Residual blocks at each resolution (`transformer`: only the last resolution has blocks)."""
+    """Residual blocks at each resolution (`transformer`: only the last resolution has blocks; `iresnet`: the first
+    block of each halves it)."""
     heads: int = 4
     """Attention heads (`transformer`)."""
     norm_num_groups: int = 8
-    """Groups of the group normalisation; divides every entry of widths."""
+    """Groups of the group normalisation; divides every entry of widths (not `iresnet`, which has none)."""
     neck: int = 32
     """Channels that enter the head from every pixel of the last resolution (`residual`)."""
     hidden: int = 256
-    """Width of the head's hidden layer."""
+    """Width of the head's hidden layer (not `iresnet`, whose head is linear)."""
     width: int = 256
     """Numbers in the vector."""
+    crop: Crop = field(default=WHOLE, metadata=ADDED_LATER)
+    """Part of the picture that the network looks at: left edge, top edge, side, as shares of the picture's side."""
 
     @property
     def downsample(self) -> int:
@@ -47,10 +65,15 @@ class FaceEncoderConfig:
                  f"must have one entry per entry of widths {self.widths}")  # fmt: skip
         for name in ("image_size", "heads", "norm_num_groups", "neck", "hidden", "width"):
             require(getattr(self, name) >= 1, f"encoder.{name}", getattr(self, name), "must be at least 1")
+        groups = 1 if self.architecture == "iresnet" else self.norm_num_groups
         for c in self.widths:
-            require(c >= 1 and c % self.norm_num_groups == 0, "encoder.widths", c,
+            require(c >= 1 and c % groups == 0, "encoder.widths", c,
                      f"must be a positive multiple of norm_num_groups {self.norm_num_groups}")  # fmt: skip
         require(min(self.depths) >= 0, "encoder.depths", self.depths, "must be at least 0")
+        require_crop(self.crop, "encoder.crop")
+        if self.architecture == "iresnet":
+            require(min(self.depths) >= 1, "encoder.depths", self.depths, "an iresnet has a block at each resolution")
+            require(self.target == "identity", "encoder.target", self.target, "an iresnet gives identity vectors")
         require(self.image_size % self.downsample == 0, "encoder.image_size", self.image_size,
                  f"must be a multiple of 2 ** len(widths) = {self.downsample}")  # fmt: skip
         if self.architecture == "transformer":

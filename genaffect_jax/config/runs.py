@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from genaffect_jax.config.as_json import ADDED_LATER
 from genaffect_jax.config.auxiliary import AuxiliaryConfig
 from genaffect_jax.config.checks import require
 from genaffect_jax.config.networks import AutoencoderConfig, ModelConfig
@@ -21,6 +22,9 @@ class DataConfig:
     """`procedural`: avatars drawn by this package; `folder`: picture files below `root`."""
     root: Path | None = None
     """Folder of pictures (source `folder`): `<identity>/<expression>[_n].png`, or one with metadata.jsonl or .csv."""
+    align: Literal["none", "face"] = field(default="none", metadata=ADDED_LATER)
+    """How the pictures of `root` were made: `face` by `python -m genaffect_jax.align`, `none` in any other way. It
+    changes nothing in training; pictures given to the trained model are treated the same way unless told otherwise."""
     image_size: int = 128
     """Side of the pictures, in pixels."""
     identities: int = 512

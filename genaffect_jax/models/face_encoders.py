@@ -1,10 +1,12 @@
-"""Networks from a picture of a face to one vector: a residual one and a transformer, for identity or expression.
+"""Networks from a picture of a face to one vector: a residual one, a transformer, ArcFace's, for identity or expression.
 
-The two architectures share little on purpose: one serves as the condition of a generator, the other, trained with
+The first two architectures share little on purpose: one serves as the condition of a generator, the other, trained with
 another seed, judges what the generator draws (see docs/encoders.md).
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
-from genaffect_jax.config.encoders import FaceEncoderConfig
+from genaffect_jax.config.encoders import ARCFACE_CROP, WHOLE, Crop, FaceEncoderConfig
 from genaffect_jax.models.autoencoder import CONV_AXES, VECTOR_AXES, Downsample, GroupNorm, ResnetBlock
+from genaffect_jax.models.iresnet import IResNetTrunk
 from genaffect_jax.models.layers import MLP, Linear, RMSNorm
 
 # About the standard deviation of a channel over training pictures (0.13 to 0.26): one optimiser step of the head then
@@ -45,6 +48,35 @@ def expression_evaluator() -> FaceEncoderConfig:
         target="expression", architecture="transformer", image_size=128, widths=(32, 64, 128), depths=(0, 0, 6),
         width=40,
     )  # fmt: skip
+
+
+def arcface_r50() -> FaceEncoderConfig:
+    """ArcFace's IResNet-50, which reads the middle of an aligned photo (Deng et al. 2019, section 3.1)."""
+    return FaceEncoderConfig(
+        target="identity", architecture="iresnet", image_size=112, widths=(64, 128, 256, 512), depths=(3, 4, 14, 3),
+        width=512, crop=ARCFACE_CROP,
+    )  # fmt: skip
+
+
+def arcface_r100() -> FaceEncoderConfig:
+    """ArcFace's IResNet-100."""
+    return dataclasses.replace(arcface_r50(), depths=(3, 13, 30, 3))
+
+
+def cropped(pictures: Float[Array, "B H W C"], crop: Crop, side: int) -> Float[Array, "B side side C"]:
+    """A square part of square pictures, resized as `resize` does; its edges may lie between pixels.
+
+    Raises:
+        ValueError: the pictures are not square.
+    """
+    B, H, W, C = pictures.shape
+    if crop == WHOLE or H != W:
+        return resize(pictures, side)
+    left, top, share = crop
+    scale = side / (share * H)
+    return jax.image.scale_and_translate(
+        pictures, (B, side, side, C), (1, 2), jnp.full(2, scale), -scale * H * jnp.array([top, left]), "linear"
+    )
 
 
 def resize(pictures: Float[Array, "B H W C"], side: int) -> Float[Array, "B side side C"]:
@@ -152,6 +184,9 @@ class TransformerTrunk(nnx.Module):
         return self.norm(x).mean(1)
 
 
+TRUNKS = {"residual": ResidualTrunk, "transformer": TransformerTrunk, "iresnet": IResNetTrunk}
+
+
 class FaceEncoder(nnx.Module):
     """Pictures in [-1, 1] to vectors, differentiable with respect to the pictures.
 
@@ -160,11 +195,13 @@ class FaceEncoder(nnx.Module):
 
     def __init__(self, config: FaceEncoderConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> None:
         self.config = config
-        trunk = ResidualTrunk if config.architecture == "residual" else TransformerTrunk
-        self.trunk = trunk(config, dtype=dtype, rngs=rngs)
-        self.head = MLP(
-            self.trunk.features, config.hidden, config.width, axes=("embed", "mlp", None), rngs=rngs
-        )  # fmt: skip
+        self.trunk = TRUNKS[config.architecture](config, dtype=dtype, rngs=rngs)
+        features = self.trunk.features
+        self.head = (
+            Linear(features, config.width, axes=("embed", None), rngs=rngs)
+            if config.architecture == "iresnet"
+            else MLP(features, config.hidden, config.width, axes=("embed", "mlp", None), rngs=rngs)
+        )
 
     def __call__(self, pictures: Float[Array, "*batch S S 3"]) -> Float32[Array, "*batch W"]:
         """Vectors of square pictures of any size.
@@ -179,7 +216,7 @@ class FaceEncoder(nnx.Module):
         *batch, H, W, channels = pictures.shape
         if channels != 3:
             raise ValueError(f"face encoder: pictures have shape {pictures.shape}; channels must be 3")
-        x = resize(pictures.reshape(-1, H, W, 3).astype(jnp.float32), self.config.image_size)
+        x = cropped(pictures.reshape(-1, H, W, 3).astype(jnp.float32), self.config.crop, self.config.image_size)
         y = self.head(self.trunk(x).astype(jnp.float32)).reshape(*batch, -1)
         return unit(y) if self.config.target == "identity" else EXPRESSION_SCALE * y
 
