@@ -1,4 +1,4 @@
-"""Picture files to square RGB arrays: one reading of a file for training, latents and the reference of a set."""
+"""Picture files to RGB arrays: one reading of a file for training, latents and the reference of a set."""
 
 from __future__ import annotations
 
@@ -36,6 +36,17 @@ def read_picture(path: Path | str, image_size: int) -> UInt8[np.ndarray, "S S 3"
         DataError: the file is missing, is no picture of a known format, is larger than `MAX_PIXELS`, or is broken;
             the message says which, without the file's name (callers know it as the user wrote it).
     """
+    square = ImageOps.fit(_decode(path, 2 * image_size), (image_size, image_size), Image.Resampling.LANCZOS)
+    return np.array(square, np.uint8)
+
+
+def read_photo(path: Path | str) -> UInt8[np.ndarray, "H W 3"]:
+    """Reads a picture file as an RGB array of its own size and shape; else as `read_picture`, with its errors."""
+    return np.array(_decode(path, None), np.uint8)
+
+
+def _decode(path: Path | str, draft: int | None) -> Image.Image:
+    """The whole picture as 8-bit RGB; `draft`: a JPEG may come smaller, but not smaller than this many pixels."""
     if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for ever
         raise DataError("not a file")
     try:
@@ -54,14 +65,13 @@ def read_picture(path: Path | str, image_size: int) -> UInt8[np.ndarray, "S S 3"
             raise DataError(f"too large: {width} x {height} pixels (at most {MAX_PIXELS} are decoded)")
         try:
             # JPEG decodes at 1/2, 1/4 or 1/8 of its size for less work; twice the target keeps the resize sharp.
-            image.draft(None, (2 * image_size, 2 * image_size))
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
+            if draft is not None:
+                image.draft(None, (draft, draft))
+            return _to_rgb(ImageOps.exif_transpose(image))
         except DataError:
             raise
         except Exception as e:  # as above: broken data raises OSError, SyntaxError, ValueError, EOFError, ...
             raise DataError(f"corrupt or truncated: {type(e).__name__}: {e}") from e
-    square = ImageOps.fit(rgb, (image_size, image_size), Image.Resampling.LANCZOS)
-    return np.array(square, np.uint8)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
