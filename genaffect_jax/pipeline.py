@@ -21,7 +21,7 @@ from jaxtyping import Float32, UInt8
 import genaffect_jax
 from genaffect_jax.config import Config, ConfigError, MeshConfig, from_json
 from genaffect_jax.data.avatars import draw, sample_identity
-from genaffect_jax.data.image_files import read_picture
+from genaffect_jax.data.photos import Align, PhotoReader
 from genaffect_jax.data.pictures import DataError
 from genaffect_jax.data.prompt_table import PromptTable
 from genaffect_jax.data.sheet import contact_sheet, write_png
@@ -32,7 +32,7 @@ from genaffect_jax.faces.expression_space import EncoderSpace, ExpressionError, 
 from genaffect_jax.faces.grammar import Expression, parse_expressions
 from genaffect_jax.faces.prompts import prompt_for
 from genaffect_jax.generation import build_networks, make_program
-from genaffect_jax.models.avatar_encoders import load_conditioning_encoder
+from genaffect_jax.models.avatar_encoders import load_exemplar_encoder
 from genaffect_jax.models.functional import Parameters
 from genaffect_jax.models.genaffect import BranchScales
 from genaffect_jax.models.prompts import Prompts
@@ -132,12 +132,13 @@ class Pipeline:
 
     def __init__(
         self, config: Config, generator: Parameters, autoencoder: Parameters, name: str, prompts: PromptTable | None,
-        faces: FaceEncoders, space: ExpressionSpace,
+        faces: FaceEncoders, space: ExpressionSpace, photos: PhotoReader,
     ):  # fmt: skip
         """Use `Pipeline.load`; `name` says in `set.json` which model drew the pictures."""
         self.config = config
         self.name = name
         self.space = space
+        self.photos = photos
         self._generator = generator
         self._frozen: dict[str, Any] = {"autoencoder": autoencoder}
         self._table = prompts
@@ -152,17 +153,26 @@ class Pipeline:
         )
 
     @classmethod
-    def load(cls, model: str | Path, expression_encoder: str | ExpressionEncoder | None = None) -> Pipeline:
+    def load(
+        cls, model: str | Path, expression_encoder: str | ExpressionEncoder | None = None, *,
+        align: Align | None = None, face_models: Path | None = None, face_index: int = 0,
+    ) -> Pipeline:  # fmt: skip
         """Loads the averaged weights of the newest checkpoint in a training's working folder.
 
         Args:
             model: the working folder.
-            expression_encoder: reads exemplar pictures: `package:NAME`, a weight file, or any encoder of action units.
+            expression_encoder: reads exemplar pictures: `package:NAME`, a weight file, the .json of an ONNX encoder, or
+                any encoder of action units.
                 Left out, the model's own does, if it has one. A model whose expressions are an encoder's vectors takes
                 no other.
+            align: what is done with picture files: `none` takes their middle square, `face` brings the face into its
+                place. Left out, what the model's training pictures went through (`data.align`).
+            face_models: folder of an insightface model pack, to align with.
+            face_index: which face of a reference, counted from the largest, 0; of exemplars the largest counts.
 
         Raises:
-            ConfigError: the folder is no working folder, or the encoder's vectors are not those of the model.
+            ConfigError: the folder is no working folder, the encoder's vectors are not those of the model, or the face
+                models are missing.
             CheckpointError: it has no complete checkpoint.
             DataError, WeightsError: a prompt table, bank, autoencoder or face encoder is missing or damaged.
         """
@@ -171,6 +181,7 @@ class Pipeline:
             raise ConfigError(f"--model {workdir}: no working folder of a training (it has no checkpoints/)")
         checkpoints = Checkpoints(workdir)
         config = from_json(Config, checkpoints.config())
+        photos = PhotoReader(align or config.data.align, face_models, face_index)
         generator, autoencoder = build_networks(config.model)
         parameters = checkpoints.averaged_parameters(generator, make_mesh(MeshConfig()))
         weights = workdir / AUTOENCODER_FILE
@@ -181,9 +192,9 @@ class Pipeline:
         faces = read_encoders(config.model, workdir)
         if faces.identity is not None:
             name += f", {faces.identity.name} {faces.identity.checksum[:12]}"
-        space = _expression_space(config, workdir, faces, expression_encoder)
+        space = _expression_space(config, workdir, faces, expression_encoder, photos)
         frozen = load_weights(autoencoder, weights, config.model.autoencoder)
-        return cls(config, parameters, frozen, name, prompts, faces, space)
+        return cls(config, parameters, frozen, name, prompts, faces, space, photos)
 
     def __call__(
         self,
@@ -261,6 +272,7 @@ class Pipeline:
             "model": self.name,
             "seed": seed,
             "identity": names[0] if len(names) == 1 else names,
+            "align": self.photos.align,
             "steps": steps,
             "guidance_identity": guidance_identity,
             "guidance_expression": guidance_expression,
@@ -304,17 +316,17 @@ class Pipeline:
                 raise ConfigError(f"--identity {text}: seed:N needs a whole number N from 0")
             return draw(sample_identity(int(number)), neutral(), size)
         try:
-            return read_picture(Path(identity), size)
+            return self.photos(Path(identity), size)
         except DataError as e:
             raise DataError(f"--identity {text}: {e}") from e
 
 
 def _expression_space(
-    config: Config, workdir: Path, faces: FaceEncoders, given: str | ExpressionEncoder | None
+    config: Config, workdir: Path, faces: FaceEncoders, given: str | ExpressionEncoder | None, photos: PhotoReader
 ) -> ExpressionSpace:
     """What words and pictures are to this model; `given` reads pictures in place of the model's own encoder."""
     own: ExpressionEncoder | None = faces.expression
-    encoder = load_conditioning_encoder(given, "expression") if isinstance(given, str) else given or own
+    encoder = load_exemplar_encoder(given) if isinstance(given, str) else given or own
 
     def read(file: str) -> Float32[np.ndarray, " W"]:
         if encoder is None:
@@ -323,7 +335,7 @@ def _expression_space(
                 "--expression_encoder (package:expression_avatar reads procedural avatars)"
             )
         try:
-            picture = read_picture(Path(file), config.model.image_size)
+            picture = photos.largest(Path(file), config.model.image_size)
         except DataError as e:
             raise ExpressionError(f"expression '{file}': {e}") from e
         return encoder(picture[None])[0]

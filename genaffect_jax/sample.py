@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -37,7 +38,15 @@ class Arguments:
     """Expressions: words, blends (0.6*joy + 0.4*surprise), action units (AU6=0.5,AU12=0.9), clusters, all, and pictures
     that show one (face.png; face.png:1.3 exaggerates it, face.png:0.5 softens it)."""
     expression_encoder: str | None = None
-    """What reads expressions from pictures: package:expression_avatar, or a weight file; else the model's own."""
+    """What reads expressions from pictures: package:expression_avatar, a weight file, or the .json of an ONNX encoder;
+    else the model's own."""
+    align: Literal["none", "face"] | None = None
+    """What is done with picture files: none takes the middle square, face finds the face and brings it into the place it
+    has in aligned training pictures; left out, what the model was trained on. Drawn characters need none."""
+    face_models: Path | None = None
+    """Folder of an insightface model pack (.onnx files), or an insightface root with one pack, for --align face."""
+    face_index: int = 0
+    """Which face of an identity's pictures, counted from the largest, 0; of expressions' pictures the largest counts."""
     steps: int = 24
     """Denoising steps, at least 1."""
     guidance_identity: float = 1.0
@@ -64,7 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Everything that the command line alone decides is checked before the model is loaded.
         check_expressions(arguments.expressions)
         check_output(arguments.out)
-        pipeline = Pipeline.load(arguments.model, arguments.expression_encoder)
+        pipeline = Pipeline.load(
+            arguments.model, arguments.expression_encoder, align=arguments.align, face_models=arguments.face_models,
+            face_index=arguments.face_index,
+        )  # fmt: skip
         expressions = pipeline.parse(arguments.expressions)
         columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as bar:

@@ -16,6 +16,7 @@ from genaffect_jax.faces.action_units import LOWEST, WIDTH
 from genaffect_jax.models.autoencoder import normalise
 from genaffect_jax.models.face_encoders import FaceEncoder
 from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.models.onnx_expression import ONNX_SUFFIX, OnnxExpressionEncoder
 from genaffect_jax.models.weights import (
     WeightsError,
     checksum,
@@ -108,6 +109,19 @@ def load_expression_encoder(source: str, dtype: DType = "float32") -> AvatarEnco
     return _require_target(load_encoder(source, dtype), source, "expression")
 
 
+def load_exemplar_encoder(source: str) -> AvatarEncoder | OnnxExpressionEncoder:
+    """An expression encoder that reads pictures for a generator: a weight file, or the .json of an ONNX file.
+
+    Raises:
+        WeightsError: as `load_conditioning_encoder` or `OnnxExpressionEncoder`, or the name is an evaluator's.
+    """
+    if not source.endswith(ONNX_SUFFIX):
+        return load_conditioning_encoder(source, "expression")
+    encoder = OnnxExpressionEncoder(Path(source))
+    _refuse_evaluator(encoder.name, source, "expression")
+    return encoder
+
+
 def load_conditioning_encoder(source: str, target: Literal["identity", "expression"]) -> AvatarEncoder:
     """An encoder that a generator may be conditioned on.
 
@@ -116,12 +130,16 @@ def load_conditioning_encoder(source: str, target: Literal["identity", "expressi
             an encoder that the generator has seen would say nothing.
     """
     encoder = _require_target(load_encoder(source), source, target)
-    if encoder.name.endswith(EVALUATOR_SUFFIX):
+    _refuse_evaluator(encoder.name, source, target)
+    return encoder
+
+
+def _refuse_evaluator(name: str, source: str, target: str) -> None:
+    if name.endswith(EVALUATOR_SUFFIX):
         raise WeightsError(
-            f"weights {source!r}: {encoder.name} is an evaluator, which only measures what was drawn and never "
+            f"weights {source!r}: {name} is an evaluator, which only measures what was drawn and never "
             f"conditions it; use package:{target}_avatar or another encoder"
         )
-    return encoder
 
 
 def load_encoder(source: str, dtype: DType = "float32") -> AvatarEncoder:
@@ -130,6 +148,11 @@ def load_encoder(source: str, dtype: DType = "float32") -> AvatarEncoder:
     Raises:
         WeightsError: there is no such file, it is damaged, holds no encoder, or lacks a name or licence.
     """
+    if source.endswith(ONNX_SUFFIX):
+        raise WeightsError(
+            f"weights {source!r}: an ONNX encoder, which has no gradients and runs outside the compiled programs; here "
+            "a weight file of this package is needed (ArcFace: python -m genaffect_jax.convert_arcface)"
+        )
     path: Path = resolve_weights(source)
     config = read_config(path, FaceEncoderConfig)
     metadata = read_metadata(path)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,15 +17,18 @@ from genaffect_jax.config import Config, ConfigError, ModelConfig
 from genaffect_jax.data.encoded import EncodedSource, write_encoded
 from genaffect_jax.data.expression_bank import ExpressionBank
 from genaffect_jax.data.pictures import Picture, Source
-from genaffect_jax.faces.encoders import ExpressionEncoder
+from genaffect_jax.faces.encoders import ExpressionEncoder, IdentityEncoder
 from genaffect_jax.faces.grammar import parse_expression
 from genaffect_jax.models.autoencoder import AutoencoderKL, normalise
-from genaffect_jax.models.avatar_encoders import AvatarEncoder, load_conditioning_encoder
+from genaffect_jax.models.avatar_encoders import AvatarEncoder, load_conditioning_encoder, load_exemplar_encoder
 from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.models.onnx_expression import OnnxExpressionEncoder
 from genaffect_jax.models.weights import resolve_weights
 
 IDENTITY_FILE = "identity_encoder.safetensors"
 EXPRESSION_FILE = "expression_encoder.safetensors"
+ONNX_EXPRESSION_FILE = "expression_encoder.json"
+"""Takes the place of `EXPRESSION_FILE` where the encoder is an ONNX file; that lies beside it."""
 BANK_FILE = "expression_bank.safetensors"
 
 
@@ -35,7 +38,7 @@ class FaceEncoders:
 
     identity: AvatarEncoder | None
     """Gives the embeddings of the references."""
-    expression: AvatarEncoder | None
+    expression: AvatarEncoder | OnnxExpressionEncoder | None
     """Reads expressions from pictures."""
 
 
@@ -48,17 +51,29 @@ def claim_encoders(config: ModelConfig, workdir: Path) -> FaceEncoders:
         WeightsError: a file is missing or damaged, or of another kind, or an evaluator's. Nothing has been copied then.
         ConfigError: the configured width is not the encoder's.
     """
-    sources: list[tuple[str, str, Literal["identity", "expression"]]] = [
-        (config.identity_encoder, IDENTITY_FILE, "identity"),
-        (config.expression_encoder, EXPRESSION_FILE, "expression"),
-    ]
-    for source, name, target in sources:
-        if source and not (workdir / name).exists():
-            load_conditioning_encoder(source, target)
-            temporary = workdir / f".{name}"
-            shutil.copyfile(resolve_weights(source), temporary)
-            os.replace(temporary, workdir / name)
+    identity, expression = config.identity_encoder, config.expression_encoder
+    if identity and not (workdir / IDENTITY_FILE).exists():
+        load_conditioning_encoder(identity, "identity")
+        _copy(resolve_weights(identity), workdir / IDENTITY_FILE)
+    if expression and not expression_file(workdir).exists():
+        encoder = load_exemplar_encoder(expression)
+        if isinstance(encoder, OnnxExpressionEncoder):
+            encoder.write(workdir / ONNX_EXPRESSION_FILE)
+        else:
+            _copy(resolve_weights(expression), workdir / EXPRESSION_FILE)
     return read_encoders(config, workdir)
+
+
+def expression_file(workdir: Path) -> Path:
+    """The file of a working folder that says what its expression encoder is."""
+    onnx = workdir / ONNX_EXPRESSION_FILE
+    return onnx if onnx.exists() else workdir / EXPRESSION_FILE
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}")
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
 
 
 def read_encoders(config: ModelConfig, workdir: Path) -> FaceEncoders:
@@ -73,7 +88,7 @@ def read_encoders(config: ModelConfig, workdir: Path) -> FaceEncoders:
         identity = load_conditioning_encoder(str(workdir / IDENTITY_FILE), "identity")
         _require_width("identity_embedding", config.conditioning.identity_embedding, identity)
     if config.expression_encoder:
-        expression = load_conditioning_encoder(str(workdir / EXPRESSION_FILE), "expression")
+        expression = load_exemplar_encoder(str(expression_file(workdir)))
         _require_width("expression_width", config.conditioning.expression_width, expression)
     return FaceEncoders(identity, expression)
 
@@ -154,6 +169,6 @@ def read_bank(workdir: Path, encoder: ExpressionEncoder) -> ExpressionBank:
     return bank
 
 
-def _require_width(field: str, width: int, encoder: AvatarEncoder) -> None:
+def _require_width(field: str, width: int, encoder: IdentityEncoder | ExpressionEncoder) -> None:
     if width != encoder.width:
         raise ConfigError(f"conditioning.{field}={width}: must be {encoder.width}, the width of {encoder.name}")

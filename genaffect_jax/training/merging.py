@@ -13,6 +13,7 @@ from genaffect_jax.generation import build_networks
 from genaffect_jax.models.lora import LoraNetwork
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.training.checkpoint import Checkpoints
+from genaffect_jax.training.face_encoders import ONNX_EXPRESSION_FILE
 
 
 def merge_working_folder(workdir: Path, out: Path) -> None:
@@ -44,7 +45,9 @@ def merge_working_folder(workdir: Path, out: Path) -> None:
         new = Path(scratch) / "new"
         new.mkdir()
         # All else that a sampler reads: autoencoder, face encoders, expression bank, prompts.
-        for path in sorted(workdir.glob("*.safetensors")):
+        onnx = workdir / ONNX_EXPRESSION_FILE
+        others = [path for path in (onnx, onnx.with_suffix(".onnx")) if path.exists()]
+        for path in (*sorted(workdir.glob("*.safetensors")), *others):
             shutil.copyfile(path, new / path.name)
         (new / "config.json").write_text(text)
         merged = Checkpoints(new)
