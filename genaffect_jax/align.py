@@ -27,7 +27,7 @@ class Arguments:
     out: Path
     """Folder to write; it must not exist. It has the same layout, of PNG files."""
     models: Path
-    """Folder of an insightface model pack (.onnx files), or an insightface root with one pack. Nothing is downloaded."""
+    """Folder of an insightface model pack (.onnx files), or an insightface root with one; nothing is downloaded."""
     face_index: int = 0
     """Which face of each photo, counted from the largest, 0."""
     size: int = 512

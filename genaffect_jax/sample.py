@@ -41,12 +41,12 @@ class Arguments:
     """What reads expressions from pictures: package:expression_avatar, a weight file, or the .json of an ONNX encoder;
     else the model's own."""
     align: Literal["none", "face"] | None = None
-    """What is done with picture files: none takes the middle square, face finds the face and brings it into the place it
-    has in aligned training pictures; left out, what the model was trained on. Drawn characters need none."""
+    """What is done with picture files: none takes the middle square, face finds the face and brings it into the place
+    it has in aligned training pictures; left out, what the model was trained on. Drawn characters need none."""
     face_models: Path | None = None
     """Folder of an insightface model pack (.onnx files), or an insightface root with one pack, for --align face."""
     face_index: int = 0
-    """Which face of an identity's pictures, counted from the largest, 0; of expressions' pictures the largest counts."""
+    """Which face of an identity's pictures, counted from the largest, 0; expressions' pictures show their largest."""
     steps: int = 24
     """Denoising steps, at least 1."""
     guidance_identity: float = 1.0

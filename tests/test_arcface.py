@@ -128,7 +128,7 @@ def test_graphs_that_are_no_iresnet_are_refused_where_they_differ(small, tmp_pat
         del node.input[1:]
 
     def stride(nodes):
-        conv = [n for n in nodes if n.op_type == "Conv"][0]
+        conv = next(n for n in nodes if n.op_type == "Conv")
         next(a for a in conv.attribute if a.name == "strides").ints[:] = [2, 2]
 
     with pytest.raises(WeightsError, match=r"trunk.blocks.0.prelu: found Relu .*must be PRelu"):

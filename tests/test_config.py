@@ -94,6 +94,12 @@ def test_json_with_unknown_and_missing_fields_names_them():
         from_json(Config, json.dumps(values))
 
 
+def test_files_written_before_a_field_existed_mean_its_default():
+    values = json.loads(to_json(Config()))
+    del values["data"]["align"]
+    assert from_json(Config, json.dumps(values)) == Config()
+
+
 @pytest.mark.parametrize("value", ["12", True, None, 1.5])
 def test_json_of_the_wrong_type_is_refused(value):
     values = json.loads(to_json(Config()))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ from PIL import Image
 from rich.console import Console
 
 from genaffect_jax import sample
-from genaffect_jax.config import AuxiliaryConfig, ConditioningConfig, Config, ConfigError, DataConfig, TrainConfig
+from genaffect_jax.config import (
+    AuxiliaryConfig,
+    ConditioningConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    LoraConfig,
+    TrainConfig,
+)
 from genaffect_jax.data.expression_bank import ExpressionBank
 from genaffect_jax.faces.encoders import ExpressionEncoder
 from genaffect_jax.models.avatar_encoders import load_conditioning_encoder, load_exemplar_encoder
@@ -34,8 +43,8 @@ def weights():
     return np.random.default_rng(0).standard_normal((3 * SIDE * SIDE, WIDTH)).astype(np.float32) / 30
 
 
-def write_network(path, *, batch="batch", layout="nchw"):
-    """A linear network whose second output is the vector; with weights beside it if `path` says so."""
+def make_network(*, batch="batch", layout="nchw"):
+    """A linear network whose second output is the vector."""
     axes = [batch, 3, SIDE, SIDE] if layout == "nchw" else [batch, SIDE, SIDE, 3]
     nodes = [
         helper.make_node("Flatten", ["picture"], ["flat"]),
@@ -51,7 +60,7 @@ def write_network(path, *, batch="batch", layout="nchw"):
 def write(folder, network=None, **changes):
     """An encoder's two files; gives the path of the settings."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(network or write_network(folder), folder / "net.onnx")
+    save_model(network or make_network(), folder / "net.onnx")
     values = {key: value for key, value in {**SETTINGS, **changes}.items() if value is not None}
     (folder / "encoder.json").write_text(json.dumps(values))
     return folder / "encoder.json"
@@ -92,9 +101,9 @@ def test_every_setting_counts_and_changes_the_checksum(tmp_path, changes, change
 
 def test_networks_of_one_picture_and_of_channels_last_are_run(tmp_path):
     batch = pictures(3)
-    single = OnnxExpressionEncoder(write(tmp_path / "a", write_network(tmp_path, batch=1)))
+    single = OnnxExpressionEncoder(write(tmp_path / "a", make_network(batch=1)))
     np.testing.assert_allclose(single(batch), by_hand(batch), atol=1e-4)
-    last = OnnxExpressionEncoder(write(tmp_path / "b", write_network(tmp_path, layout="nhwc"), layout="nhwc"))
+    last = OnnxExpressionEncoder(write(tmp_path / "b", make_network(layout="nhwc"), layout="nhwc"))
     expected = ((batch - np.array(SETTINGS["mean"])) / SETTINGS["std"]).reshape(3, -1) @ weights()
     np.testing.assert_allclose(last(batch), expected, atol=1e-4)
 
@@ -127,7 +136,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path, changes, words):
 
 def test_files_that_cannot_be_copied_or_read_are_refused(tmp_path):
     path = write(tmp_path)
-    save_model(write_network(tmp_path), tmp_path / "net.onnx", save_as_external_data=True, location="net.data",
+    save_model(make_network(), tmp_path / "net.onnx", save_as_external_data=True, location="net.data",
                size_threshold=0)  # fmt: skip
     with pytest.raises(WeightsError, match="its weights lie in other files"):
         OnnxExpressionEncoder(path)
@@ -142,7 +151,7 @@ def test_what_needs_gradients_or_a_compiled_network_refuses_an_onnx_file(tmp_pat
     path = str(write(tmp_path))
     with pytest.raises(WeightsError, match="an ONNX encoder, which has no gradients"):
         load_auxiliary(AuxiliaryConfig(expression_weight=1.0, expression_encoder=path), WIDTH)
-    with pytest.raises(WeightsError, match="an ONNX encoder, which has no gradients .*convert_arcface"):
+    with pytest.raises(WeightsError, match=r"an ONNX encoder, which has no gradients .*convert_arcface"):
         load_conditioning_encoder(path, "identity")
     with pytest.raises(WeightsError, match="judge_evaluator is an evaluator"):
         load_exemplar_encoder(str(write(tmp_path, name="judge_evaluator")))
@@ -156,14 +165,16 @@ def config(tiny_model, tmp_path_factory):
     )
     return Config(
         data=DataConfig(image_size=32, identities=6, expressions_per_identity=4, expressions_per_set=2, workers=0),
-        model=dataclasses.replace(tiny_model, conditioning=conditioning, expression_encoder=str(path)),
+        model=dataclasses.replace(
+            tiny_model, conditioning=conditioning, expression_encoder=str(path), lora=LoraConfig(rank=1)
+        ),
         train=TrainConfig(steps=1, batch_size=8),
     )
 
 
 @pytest.fixture(scope="module")
 def workdir(config, tmp_path_factory):
-    """The folder of a run of one step, whose encoder's original files are gone."""
+    """The folder of a run of one step, with low-rank additions."""
     path = tmp_path_factory.mktemp("run")
     assert train_generator(config, path, Console(quiet=True))
     return path
@@ -183,6 +194,14 @@ def test_a_generator_of_an_onnx_encoders_vectors_trains_and_draws_from_its_own_c
     avatars = pipeline("seed:1", f"neutral, {tmp_path}/face.png", steps=1)
     np.testing.assert_allclose(avatars.expressions[0].vector, bank.vectors["neutral"], atol=1e-6)
     assert avatars.settings["align"] == "none"
+
+
+def test_a_merged_model_keeps_its_onnx_encoder(workdir, tmp_path):
+    merge_working_folder(workdir, tmp_path / "merged")
+    Image.fromarray(pictures(1, 32)[0]).save(tmp_path / "face.png")
+    text = f"{tmp_path}/face.png"
+    merged, original = (Pipeline.load(folder).parse(text)[0].vector for folder in (tmp_path / "merged", workdir))
+    np.testing.assert_array_equal(merged, original)
 
 
 def test_the_copy_is_used_again_and_other_widths_are_refused(config, workdir, tmp_path):
@@ -224,8 +243,6 @@ def test_references_and_exemplars_are_aligned_when_sampling_says_so(workdir, tmp
 
 def test_a_model_of_aligned_pictures_asks_for_face_models_unless_told_otherwise(workdir, tmp_path):
     aligned = tmp_path / "run"
-    import shutil
-
     shutil.copytree(workdir, aligned)
     for path in aligned.rglob("*"):
         if path.is_file() and b'"align": "none"' in (content := path.read_bytes()):

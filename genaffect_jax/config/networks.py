@@ -170,8 +170,8 @@ class ModelConfig:
     """Face encoder whose embeddings of the references condition the denoiser: `package:NAME` or a weight file; empty:
     none."""
     expression_encoder: str = ""
-    """Face encoder that reads expressions from pictures: `package:NAME`, a weight file, or the .json of an ONNX encoder;
-    empty: none."""
+    """Face encoder that reads expressions from pictures: `package:NAME`, a weight file, or the .json of an ONNX
+    encoder; empty: none."""
 
     def __post_init__(self) -> None:
         conditioning = self.conditioning

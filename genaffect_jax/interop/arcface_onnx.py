@@ -17,6 +17,7 @@ from genaffect_jax.interop.arcface_layers import Affine, FoldedLayers
 from genaffect_jax.models.weights import WeightsError
 
 _PASSING = ("Identity", "Dropout", "Cast")  # change no number of a network that is only run
+_RESHAPING = ("Unsqueeze", "Transpose")  # of weights: a PReLU's slopes (whose shape is of no account), a matrix
 _NORM_EPSILON = 1e-5  # default of ONNX's BatchNormalization
 _CONV = {"group": 1, "auto_pad": b"NOTSET"}
 
@@ -39,6 +40,10 @@ class Graph:
                 self._same[node.output[0]] = source
                 if source in self.constants:
                     self.constants[node.output[0]] = self.constants[source]
+            elif node.op_type in _RESHAPING and self.resolve(node.input[0]) in self.constants:
+                value = self.constants[self.resolve(node.input[0])]
+                turned = value.transpose(self.attributes(node)["perm"]) if node.op_type == "Transpose" else value
+                self.constants[node.output[0]] = turned
             else:
                 for name in dict.fromkeys(self.resolve(name) for name in node.input):
                     self._readers[name].append(node)
@@ -187,10 +192,10 @@ def _head(graph: Graph, layers: FoldedLayers, x: str) -> None:
 
 
 def _affine(graph: Graph, node: Any, what: str) -> Affine:
-    values = [graph.numbers(node, i, what) for i in (1, 2, 3, 4)]
-    if len({v.shape for v in values}) > 1:
-        raise WeightsError(f"{what}: statistics of different shapes {[v.shape for v in values]}")
-    return Affine.of(*values, float(graph.attributes(node).get("epsilon", _NORM_EPSILON)))
+    weight, bias, mean, variance = (graph.numbers(node, i, what) for i in (1, 2, 3, 4))
+    if len(shapes := {v.shape for v in (weight, bias, mean, variance)}) > 1:
+        raise WeightsError(f"{what}: statistics of different shapes {sorted(shapes)}")
+    return Affine.of(weight, bias, mean, variance, float(graph.attributes(node).get("epsilon", _NORM_EPSILON)))
 
 
 def _kinds(nodes: list[Any]) -> str:

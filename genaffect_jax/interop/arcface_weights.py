@@ -129,8 +129,7 @@ def _layers_of_state(state: Arrays) -> FoldedLayers:
     depths: dict[int, int] = {}
     for key in state:
         if found := _BLOCK.fullmatch(key):
-            stage, block = int(found[1]), int(found[2])
-            depths[stage] = max(depths.get(stage, 0), block + 1)
+            depths[int(found[1])] = max(depths.get(int(found[1]), 0), int(found[2]) + 1)
     expected = _expected_keys([depths.get(stage, 0) for stage in range(1, max(depths, default=0) + 1)])
     problems = [f"missing {key}" for key in sorted(expected - state.keys())]
     problems += [f"unknown {key} {state[key].shape}" for key in sorted(state.keys() - expected)]
@@ -143,11 +142,10 @@ def _layers_of_state(state: Arrays) -> FoldedLayers:
     layers = FoldedLayers()
 
     def norm(name: str) -> Affine:
-        values = [state[f"{name}.{part}"] for part in _NORM]
-        sizes = {v.size for v in values}
-        if len(sizes) > 1:
+        weight, bias, mean, variance = (state[f"{name}.{part}"] for part in _NORM)
+        if len(sizes := {v.size for v in (weight, bias, mean, variance)}) > 1:
             raise WeightsError(f"{name}: statistics of different sizes {sorted(sizes)}")
-        return Affine.of(*values, EPSILON)
+        return Affine.of(weight, bias, mean, variance, EPSILON)
 
     def conv(ours: str, theirs: str, normalised: str) -> None:
         kernel, affine = state[f"{theirs}.weight"], norm(normalised)
@@ -159,7 +157,7 @@ def _layers_of_state(state: Arrays) -> FoldedLayers:
 
     conv("trunk.stem", "conv1", "bn1")
     layers.add_slope("trunk.prelu", state["prelu.weight"])
-    blocks = [f"layer{stage}.{block}" for stage in sorted(depths) for block in range(depths[stage])]
+    blocks = [f"layer{stage}.{number}" for stage in sorted(depths) for number in range(depths[stage])]
     for i, block in enumerate(blocks):
         ours = f"trunk.blocks.{i}"
         layers.add_affine(f"{ours}.norm", norm(f"{block}.bn1"))

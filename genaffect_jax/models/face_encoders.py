@@ -1,4 +1,4 @@
-"""Networks from a picture of a face to one vector: a residual one, a transformer, ArcFace's, for identity or expression.
+"""Networks from a picture of a face to one vector, for identity or expression: residual, transformer, ArcFace's.
 
 The first two architectures share little on purpose: one serves as the condition of a generator, the other, trained with
 another seed, judges what the generator draws (see docs/encoders.md).
@@ -184,7 +184,11 @@ class TransformerTrunk(nnx.Module):
         return self.norm(x).mean(1)
 
 
-TRUNKS = {"residual": ResidualTrunk, "transformer": TransformerTrunk, "iresnet": IResNetTrunk}
+TRUNKS: dict[str, type[ResidualTrunk | TransformerTrunk | IResNetTrunk]] = {
+    "residual": ResidualTrunk,
+    "transformer": TransformerTrunk,
+    "iresnet": IResNetTrunk,
+}
 
 
 class FaceEncoder(nnx.Module):

@@ -145,7 +145,8 @@ class OnnxExpressionEncoder:
 
     def _run(self, pictures: UInt8[np.ndarray, "B s s 3"]) -> Float32[np.ndarray, "B W"]:
         x = pictures[..., ::-1] if self.settings.channels == "bgr" else pictures
-        x = (x.astype(np.float32) - np.float32(self.settings.mean)) * np.float32(self.settings.scale)
+        mean, scale = (np.array(three, np.float32) for three in (self.settings.mean, self.settings.scale))
+        x = (x.astype(np.float32) - mean) * scale
         x = x.transpose(0, 3, 1, 2) if self.settings.layout == "nchw" else x
         try:
             (vectors,) = self._session.run([self.settings.output], {self._input: np.ascontiguousarray(x)})
