@@ -44,6 +44,8 @@ lint: .venv/ready-dev
 
 .venv/ready-dev: .venv/ready
 	$(PIP) --editable '.[dev]'
+	@# insightface asks for opencv-python, which needs libGL; slim machines have none.
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(PIP) --force-reinstall --no-deps opencv-python-headless
 	@touch $@
 
 .venv/ready-torch: .venv/ready-dev

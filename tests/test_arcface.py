@@ -12,12 +12,14 @@ from arcface_models import random_state, write_onnx
 from safetensors.numpy import save_file
 
 from genaffect_jax import convert_arcface as command
-from genaffect_jax.config import ConfigError
+from genaffect_jax.config import AuxiliaryConfig, ConditioningConfig, ConfigError, ModelConfig
 from genaffect_jax.config.encoders import ARCFACE_CROP, WHOLE, FaceEncoderConfig
 from genaffect_jax.interop.arcface_weights import convert_arcface, read_arcface
 from genaffect_jax.models.avatar_encoders import build_encoder, load_identity_encoder
 from genaffect_jax.models.face_encoders import arcface_r50, arcface_r100, cropped
-from genaffect_jax.models.weights import WeightsError, read_metadata
+from genaffect_jax.models.weights import WeightsError, checksum, read_metadata
+from genaffect_jax.training.auxiliary import load_auxiliary
+from genaffect_jax.training.face_encoders import claim_encoders
 
 SMALL = {"depths": (1, 2), "widths": (8, 16), "side": 32, "width": 12}
 
@@ -49,7 +51,7 @@ def small(tmp_path_factory):
 def test_the_published_networks_equal_onnxruntime(config, folded, tmp_path):
     write_onnx(random_state(config.depths), tmp_path / "w.onnx", folded=folded)
     read, parameters = read_arcface(tmp_path / "w.onnx")
-    assert read == dataclasses.replace(config, hidden=read.hidden)
+    assert read == config
     network = build_encoder(dataclasses.replace(read, crop=WHOLE))
     batch = pictures(2, 112)
     ours = jax.jit(lambda p, x: network.merge(p)(x))(
@@ -93,6 +95,16 @@ def test_gradients_reach_the_picture_through_an_iresnet(small):
     assert np.isfinite(gradient).all()
     assert np.abs(gradient[:, 20:40, 20:40]).max() > 0
     assert np.abs(gradient[:, :4]).max() == 0
+
+
+def test_a_generator_takes_arcface_as_condition_and_as_loss(small, tmp_path):
+    convert_arcface(small / "folded.onnx", tmp_path / "who.safetensors", name="who", licence="x")
+    path = str(tmp_path / "who.safetensors")
+    model = ModelConfig(conditioning=ConditioningConfig(identity_embedding=12), identity_encoder=path)
+    (tmp_path / "run").mkdir()
+    assert claim_encoders(model, tmp_path / "run").identity.config.architecture == "iresnet"
+    losses = load_auxiliary(AuxiliaryConfig(identity_weight=1.0, identity_encoder=path), 40)
+    assert losses.identity.checksum == checksum(tmp_path / "who.safetensors")
 
 
 def test_what_does_not_fit_is_named_at_once(small, tmp_path):

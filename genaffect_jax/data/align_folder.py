@@ -38,9 +38,9 @@ def align_folder(root: Path, out: Path, align: Callable[[Path, int], AlignedPhot
     """Aligns all photos of a picture folder into a new one, which appears complete or not at all.
 
     Pictures keep their place, `<identity>/<expression>[_n].png`. A folder with metadata gets a `metadata.jsonl` of
-    file, identity and expression. `aligned.jsonl` says for each picture from which file, box (left, top, right, bottom),
-    score and size of face it was made, of how many, and how much of it lies inside the photo; `rejected.jsonl` has
-    every file that was left out.
+    file, identity and expression. `aligned.jsonl` says for each picture from which file, box (left, top, right,
+    bottom), score and size of face it was made, of how many, and how much of it lies inside the photo;
+    `rejected.jsonl` has every file that was left out.
 
     Args:
         root: the photos, in a layout of `data.layouts`.
