@@ -1,7 +1,7 @@
 """Networks from a picture of a face to one vector, for identity or expression: residual, transformer, ArcFace's.
 
-The first two architectures share little on purpose: one serves as the condition of a generator, the other, trained with
-another seed, judges what the generator draws (see docs/encoders.md).
+The networks that condition a generator and those that judge what it draws differ on purpose, in shape and seed; for
+expressions also in architecture (see docs/encoders.md).
 """
 
 from __future__ import annotations
