@@ -5,7 +5,8 @@ Writes to a folder:
 - `factors.png`: a row per person (reference first), a column per expression;
 - `identity_scale.png`, `expression_scale.png`: one person, a row per expression, a column per scale of that branch
   while the other stays 1, without guidance, from the same noise;
-- `factors.json`: settings, and with `--measure` what the avatar evaluators read in the grid and at every scale.
+- `factors.json`: settings, and with `--measure` what the avatar evaluators read: in the grid, in the true drawings of
+  the same people and expressions (`seed:N` only), and in the grid drawn again at every scale.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 import tyro
 from jaxtyping import UInt8
 
+from genaffect_jax.data.avatars import draw, sample_identity
 from genaffect_jax.data.sheet import contact_sheet, write_png
 from genaffect_jax.faces.encoders import ExpressionEncoder, IdentityEncoder
 from genaffect_jax.faces.grammar import Expression, parse_expressions
@@ -73,6 +75,20 @@ def sweep_sheet(branch: str, sets: Sequence[AvatarSet]) -> UInt8[np.ndarray, "H 
     return contact_sheet(pictures, labels, columns=1 + len(SCALES))
 
 
+def true_drawings(identities: Sequence[str], sets: Sequence[AvatarSet]) -> list[AvatarSet]:
+    """The sets as the avatar generator draws them: what the evaluators read in pictures without a mistake."""
+    return [
+        dataclasses.replace(
+            s,
+            images=np.stack(
+                [draw(sample_identity(int(name.removeprefix("seed:"))), e.vector, len(s.reference))
+                 for e in s.expressions]
+            ),
+        )
+        for name, s in zip(identities, sets, strict=True)
+    ]  # fmt: skip
+
+
 def figures(encoders: Encoders, sets: Sequence[AvatarSet], people: Sequence[AvatarSet]) -> dict[str, Any]:
     """`metrics.factors.FactorFigures` of all pictures of some sets; the references of `people` are the strangers."""
     return dataclasses.asdict(
@@ -100,12 +116,15 @@ def make_sheets(
     if encoders:
         report["measured_by"] = "the avatar evaluators, which no generator is trained on"
         report["grid"] = figures(encoders, sets, sets)
+        if all(name.startswith("seed:") for name in identities):
+            report["true_drawings"] = figures(encoders, true_drawings(identities, sets), sets)
     for branch in BRANCHES:
-        swept_sets = sweep(pipeline, identities[0], swept, branch, **settings)
-        write_png(sweep_sheet(branch, swept_sets), out / f"{branch}.png")
+        write_png(sweep_sheet(branch, sweep(pipeline, identities[0], swept, branch, **settings)), out / f"{branch}.png")
         if encoders:
+            by_person = [sweep(pipeline, identity, expressions, branch, **settings) for identity in identities]
             report[branch] = {
-                f"{scale:g}": figures(encoders, [s], sets) for scale, s in zip(SCALES, swept_sets, strict=True)
+                f"{scale:g}": figures(encoders, at_scale, sets)
+                for scale, at_scale in zip(SCALES, zip(*by_person, strict=True), strict=True)
             }
     temporary = out / f".factors.json.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(report, indent=2) + "\n")
@@ -130,12 +149,12 @@ def main(
     Args:
         model: working folder of a training.
         out: folder for the sheets.
-        identities: pictures or `seed:N`, the rows of the grid; the first is the person of the sweeps.
+        identities: pictures or `seed:N`, the rows of the grid; the first is the person of the sweep sheets.
         expressions: columns of the grid.
-        swept: expressions of the sweeps.
+        swept: expressions of the sweep sheets.
         steps: Euler steps.
         seed: seed of the noise.
-        measure: let the avatar evaluators measure every sheet.
+        measure: let the avatar evaluators measure the grid, and the grid drawn at every scale.
         identity_evaluator: `package:NAME` or a weight file; never an encoder that the model was trained with.
         expression_evaluator: the same for expressions.
     """
