@@ -4,122 +4,51 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
-import tempfile
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float32, UInt8
 
-import genaffect_jax
-from genaffect_jax.config import Config, ConfigError, MeshConfig, from_json
+from genaffect_jax.avatar_set import AvatarSet
+from genaffect_jax.config import Config, ConfigError, MeshConfig, SamplingConfig, from_json, to_json
 from genaffect_jax.data.avatars import draw, sample_identity
+from genaffect_jax.data.image_files import read_picture
 from genaffect_jax.data.photos import Align, PhotoReader
 from genaffect_jax.data.pictures import DataError
 from genaffect_jax.data.prompt_table import PromptTable
-from genaffect_jax.data.sheet import contact_sheet, write_png
-from genaffect_jax.diffusion.schedule import euler_sigmas
-from genaffect_jax.faces.action_units import CHANNELS, WIDTH, neutral
+from genaffect_jax.diffusion.schedule import euler_sigmas, padded_sigmas
+from genaffect_jax.drawing import Pictures, Progress, SetDrawer
+from genaffect_jax.faces.action_units import WIDTH, neutral
 from genaffect_jax.faces.encoders import ExpressionEncoder
 from genaffect_jax.faces.expression_space import EncoderSpace, ExpressionError, ExpressionSpace, UnitSpace
 from genaffect_jax.faces.grammar import Expression, parse_expressions
 from genaffect_jax.faces.prompts import prompt_for
-from genaffect_jax.generation import build_networks, make_program
+from genaffect_jax.generation import PICTURES, Controls, Kind, build_networks, make_program
 from genaffect_jax.models.avatar_encoders import load_exemplar_encoder
 from genaffect_jax.models.functional import Parameters
 from genaffect_jax.models.genaffect import BranchScales
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.models.weights import checksum, load_weights
 from genaffect_jax.parallel.mesh import make_mesh
+from genaffect_jax.parallel.sharding import replicated
 from genaffect_jax.training.checkpoint import Checkpoints
 from genaffect_jax.training.face_encoders import FaceEncoders, read_bank, read_encoders
 from genaffect_jax.training.generator import AUTOENCODER_FILE
 from genaffect_jax.training.prompts import PROMPTS_FILE, read_prompts
 
-# Pictures drawn at once; larger sets run in chunks of this many, padded, so one program serves all sizes.
-CHUNK = 8
 # Reference pictures of one identity; fewer are padded to as many, so one program serves all numbers.
 MOST_REFERENCES = 4
+DEFAULT_ANCHORS = 8
 
 Identity = str | Path | UInt8[np.ndarray, "S S 3"]
-
-
-@dataclass(frozen=True)
-class AvatarSet:
-    """Pictures of one identity, made together.
-
-    Attributes:
-        references: uint8 [R, S, S, 3], the pictures that gave the identity.
-        images: uint8 [E, S, S, 3], one per expression.
-        expressions: names and vectors, in the order of `images`.
-        settings: everything that decided the pictures: model, seed, identity, steps, guidance, scales, versions.
-    """
-
-    references: UInt8[np.ndarray, "R S S 3"]
-    images: UInt8[np.ndarray, "E S S 3"]
-    expressions: tuple[Expression, ...]
-    settings: dict[str, Any]
-
-    @property
-    def reference(self) -> UInt8[np.ndarray, "S S 3"]:
-        """The first reference."""
-        return self.references[0]
-
-    def sheet(self, columns: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
-        """The references and every picture, labelled."""
-        return contact_sheet(
-            [*self.references, *self.images],
-            ["reference"] * len(self.references) + [e.name for e in self.expressions],
-            columns=columns,
-        )
-
-    def save(self, folder: Path) -> None:
-        """Writes `sheet.png`, `NN_<expression>.png`, `reference.png` and `set.json`; all of it or nothing.
-
-        Several references are `reference_1.png`, `reference_2.png` and so on. An earlier set in `folder` is replaced.
-
-        Raises:
-            ConfigError: `folder` holds something that is not an avatar set.
-        """
-        folder = Path(folder)
-        check_output(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-            new = Path(scratch) / "new"
-            note = {"Software": f"genaffect_jax {genaffect_jax.__version__}",
-                    "Comment": "generated picture; model {model}, seed {seed}".format(**self.settings)}  # fmt: skip
-            for number, reference in enumerate(self.references, 1):
-                write_png(reference, new / f"reference{f'_{number}' if len(self.references) > 1 else ''}.png")
-            write_png(self.sheet(), new / "sheet.png", note)
-            pictures = []
-            for number, (image, expression) in enumerate(zip(self.images, self.expressions, strict=True), 1):
-                name = f"{number:02d}_{expression.slug}.png"
-                write_png(image, new / name, note)
-                numbers = [round(float(v), 6) for v in expression.vector]
-                units = self.settings["config"]["conditioning"]["expression_space"] == "units"
-                pictures.append(
-                    {"file": name, "expression": expression.name, "provenance": expression.provenance,
-                     "vector": dict(zip(CHANNELS, numbers, strict=True)) if units else numbers}
-                )  # fmt: skip
-            (new / "set.json").write_text(json.dumps({**self.settings, "pictures": pictures}, indent=2) + "\n")
-            if folder.exists():
-                os.replace(folder, Path(scratch) / "old")
-            os.replace(new, folder)
-
-
-def check_output(folder: Path) -> None:
-    """Raises ConfigError unless `folder` is new, empty, or holds an earlier avatar set."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out {folder}: is a file; name a folder")
-    if folder.exists() and any(folder.iterdir()) and not (folder / "set.json").exists():
-        raise ConfigError(f"--out {folder}: holds files that are no avatar set; name a new or empty folder")
 
 
 class Pipeline:
@@ -132,31 +61,39 @@ class Pipeline:
 
     def __init__(
         self, config: Config, generator: Parameters, autoencoder: Parameters, name: str, prompts: PromptTable | None,
-        faces: FaceEncoders, space: ExpressionSpace, photos: PhotoReader,
+        faces: FaceEncoders, space: ExpressionSpace, photos: PhotoReader, mesh: Mesh,
     ):  # fmt: skip
         """Use `Pipeline.load`; `name` says in `set.json` which model drew the pictures."""
         self.config = config
         self.name = name
         self.space = space
         self.photos = photos
-        self._generator = generator
-        self._frozen: dict[str, Any] = {"autoencoder": autoencoder}
+        frozen: dict[str, Any] = {"autoencoder": autoencoder}
         self._table = prompts
         if prompts is not None:
-            self._frozen["prompts"] = Prompts.of(prompts, config.text.negative)
+            frozen["prompts"] = Prompts.of(prompts, config.text.negative)
         if faces.identity is not None:
-            self._frozen["identity_encoder"] = faces.identity.parameters
-        self._program = make_program(
+            frozen["identity_encoder"] = faces.identity.parameters
+        generator, frozen = jax.device_put((generator, frozen), replicated(mesh))
+        program = make_program(
             config.model,
             *build_networks(config.model, config.train.compute_dtype),
             identity_encoder=None if faces.identity is None else faces.identity.network,
+            mesh=mesh,
         )
+        self.drawer = SetDrawer(config.model, program, generator, frozen, config.train.compute_dtype, mesh.size)
 
     @classmethod
     def load(
-        cls, model: str | Path, expression_encoder: str | ExpressionEncoder | None = None, *,
-        align: Align | None = None, face_models: Path | None = None, face_index: int = 0,
-    ) -> Pipeline:  # fmt: skip
+        cls,
+        model: str | Path,
+        expression_encoder: str | ExpressionEncoder | None = None,
+        devices: Sequence[jax.Device] | None = None,
+        *,
+        align: Align | None = None,
+        face_models: Path | None = None,
+        face_index: int = 0,
+    ) -> Pipeline:
         """Loads the averaged weights of the newest checkpoint in a training's working folder.
 
         Args:
@@ -165,6 +102,9 @@ class Pipeline:
                 any encoder of action units.
                 Left out, the model's own does, if it has one. A model whose expressions are an encoder's vectors takes
                 no other.
+            devices: spread the pictures of a set over these; left out, over all of this process. The pictures are the
+                same.
+
             align: what is done with picture files: `none` takes their middle square, `face` brings the face into its
                 place. Left out, what the model's training pictures went through (`data.align`).
             face_models: folder of an insightface model pack, to align with.
@@ -183,7 +123,8 @@ class Pipeline:
         config = from_json(Config, checkpoints.config())
         photos = PhotoReader(align or config.data.align, face_models, face_index)
         generator, autoencoder = build_networks(config.model)
-        parameters = checkpoints.averaged_parameters(generator, make_mesh(MeshConfig()))
+        mesh = Mesh(np.array(jax.local_devices() if devices is None else devices), (PICTURES,))
+        parameters = checkpoints.averaged_parameters(generator, make_mesh(MeshConfig(), mesh.devices.tolist()))
         weights = workdir / AUTOENCODER_FILE
         name = f"{workdir.name}, step {checkpoints.latest_step()}, autoencoder {checksum(weights)[:12]}"
         prompts = read_prompts(config, workdir / PROMPTS_FILE)
@@ -194,22 +135,17 @@ class Pipeline:
             name += f", {faces.identity.name} {faces.identity.checksum[:12]}"
         space = _expression_space(config, workdir, faces, expression_encoder, photos)
         frozen = load_weights(autoencoder, weights, config.model.autoencoder)
-        return cls(config, parameters, frozen, name, prompts, faces, space, photos)
+        return cls(config, parameters, frozen, name, prompts, faces, space, photos, mesh)
 
     def __call__(
         self,
         identity: Identity | Sequence[Identity],
         expressions: str | Sequence[Expression],
         *,
-        steps: int = 24,
-        guidance_identity: float = 1.0,
-        guidance_expression: float = 1.5,
-        identity_scale: float | Sequence[float] = 1.0,
-        expression_scale: float | Sequence[float] = 1.0,
-        identity_interval: Sequence[float] = (0.0, 1.0),
-        expression_interval: Sequence[float] = (0.0, 1.0),
-        seed: int = 0,
-        progress: Callable[[int, int], None] | None = None,
+        settings: SamplingConfig | None = None,
+        anchor_expressions: str | Sequence[Expression] = (),
+        progress: Progress | None = None,
+        **changes: Any,
     ) -> AvatarSet:
         """Draws one set.
 
@@ -217,77 +153,160 @@ class Pipeline:
             identity: a picture file, `seed:N` (procedural avatar number N, neutral), or a uint8 RGB picture of the
                 model's size; or up to `MOST_REFERENCES` of them that show one person.
             expressions: text of the expression grammar (`"joy, AU12L=0.7, face.png:1.3"`), or what `parse` made of it.
-            steps: Euler steps.
-            guidance_identity: how much further the pictures go from anybody towards this person; 1 is as trained.
-            guidance_expression: how much further they go from this person towards the expression; 1 is as trained.
-            identity_scale, expression_scale: weight of a branch, one number or one per layer; 1 is as trained, 0 leaves
-                the branch out.
-            identity_interval, expression_interval: lowest and highest noise level (sigma, from 1 at the start to 0 at
-                the end) at which a scale acts; elsewhere the branch is as trained.
-            seed: with the expression it decides a picture's noise, so a picture is the same in every set.
+            settings: how to draw.
+            anchor_expressions: the expressions that all pictures look at, whether they are part of the set or not; left
+                out, the first `settings.anchors` of the set.
             progress: called with (pictures done, pictures in all).
+            changes: single settings, by the names of `SamplingConfig`: `steps=4, consistency=0.3`.
 
         Raises:
             ExpressionError: an expression is not understood, or its picture cannot be read.
-            ConfigError: the identity or a number is not allowed.
-            DataError: the picture file cannot be read, or an expression's prompt is not in the prompt table.
+            ConfigError: the identity or a setting is not allowed.
+            DataError: a picture file cannot be read, or an expression's prompt is not in the prompt table.
+            MemoryLimitError: a call needs more memory than a device has.
         """
-        for option, value, low in (
-            ("steps", steps, 1),
-            ("guidance_identity", guidance_identity, 0),
-            ("guidance_expression", guidance_expression, 0),
-            ("seed", seed, 0),
-        ):
-            if not value >= low:
-                raise ConfigError(f"--{option} {value}: must be at least {low}")
-        scales = BranchScales.of(
-            self.config.model.mmdit.num_layers, identity_scale, expression_scale, identity_interval, expression_interval
-        )
+        settings = dataclasses.replace(settings or SamplingConfig(), **changes)
         wanted = tuple(self.parse(expressions) if isinstance(expressions, str) else expressions)
-        prompts = [prompt_for(e, self.config.text) for e in wanted]
-        rows = None if self._table is None else self._table.rows(prompts)
+        chosen = self.parse(anchor_expressions) if isinstance(anchor_expressions, str) else anchor_expressions
+        if not wanted:
+            raise ConfigError("expressions: none given; a set needs at least one")
         identities = [identity] if isinstance(identity, (str, Path, np.ndarray)) else list(identity)
         if not 1 <= len(identities) <= MOST_REFERENCES:
             raise ConfigError(f"--identity: {len(identities)} pictures, must be 1 to {MOST_REFERENCES}")
-        references = np.stack([self.reference(one) for one in identities])
-        given = np.arange(MOST_REFERENCES) < len(references)
-        padded = np.resize(references, (MOST_REFERENCES, *references.shape[1:]))
-        sigmas = euler_sigmas(steps, self.config.flow.shift)
-        images: list[UInt8[np.ndarray, "S S 3"]] = []
-        items = item_numbers(wanted)
-        for start in range(0, len(wanted), CHUNK):
-            chosen = [min(i, len(wanted) - 1) for i in range(start, start + min(CHUNK, len(wanted)))]
-            drawn = self._program(
-                self._generator, self._frozen, padded[None], given[None],
-                np.stack([wanted[i].vector for i in chosen])[None], items[chosen][None],
-                np.int32(seed), sigmas,
-                np.float32(guidance_identity), np.float32(guidance_expression), scales,
-                None if rows is None else rows[chosen][None],
-            )  # fmt: skip
-            images.extend(np.asarray(jax.device_get(drawn))[0][: len(wanted) - start])
-            if progress:
-                progress(len(images), len(wanted))
         names = ["array" if isinstance(one, np.ndarray) else str(one) for one in identities]
-        settings = {
+        references = np.stack([self.reference(one) for one in identities])
+        return self._draw(references, names, wanted, item_numbers(wanted), tuple(chosen), settings, progress)
+
+    def add(self, avatars: AvatarSet, expressions: str | Sequence[Expression], progress: Progress | None = None
+    ) -> AvatarSet:  # fmt: skip
+        """The set with more expressions, drawn as if they had been part of it: same person, settings and anchors.
+
+        Raises:
+            ConfigError: another model drew the set.
+            ExpressionError, DataError, MemoryLimitError: see `__call__`.
+        """
+        if avatars.settings["model"] != self.name:
+            raise ConfigError(f"--add_to: the set was drawn by {avatars.settings['model']}, this is {self.name}")
+        more = tuple(self.parse(expressions) if isinstance(expressions, str) else expressions)
+        fields = {f.name for f in dataclasses.fields(SamplingConfig)}
+        settings = from_json(SamplingConfig, json.dumps({k: v for k, v in avatars.settings.items() if k in fields}))
+        items = item_numbers([*avatars.expressions, *more])[len(avatars.expressions) :]
+        names = avatars.settings["identity"]
+        drawn = self._draw(
+            avatars.references, [names] if isinstance(names, str) else names, more, items, avatars.anchors, settings,
+            progress,
+        )  # fmt: skip
+        return dataclasses.replace(
+            drawn, images=np.concatenate([avatars.images, drawn.images]), expressions=(*avatars.expressions, *more),
+            settings=avatars.settings,
+        )  # fmt: skip
+
+    def _draw(
+        self, references: UInt8[np.ndarray, "R S S 3"], names: list[str], wanted: tuple[Expression, ...],
+        items: np.ndarray, anchors: tuple[Expression, ...], settings: SamplingConfig, progress: Progress | None,
+    ) -> AvatarSet:  # fmt: skip
+        kind, controls = self._kind_and_controls(settings)
+        shares = kind.shared > 0 or kind.share_text
+        anchors = (anchors or _first_anchors(wanted, settings)) if shares else ()
+        numbers = item_numbers(anchors)
+        # A picture that is an anchor is drawn once, as one.
+        places = {(number, e.vector.tobytes()): i for i, (number, e) in enumerate(zip(numbers, anchors, strict=True))}
+        keys = [(number, e.vector.tobytes()) for number, e in zip(items, wanted, strict=True)]
+        rest = [i for i, key in enumerate(keys) if key not in places]
+        if len(anchors) == 1 and not rest:  # it would only look at itself
+            places, rest = {}, list(range(len(wanted)))
+            kind = dataclasses.replace(kind, shared=0, share_text=False)
+        drawn = self.drawer.draw(
+            np.resize(references, (MOST_REFERENCES, *references.shape[1:])),
+            np.arange(MOST_REFERENCES) < len(references),
+            self._pictures(anchors if places else (), numbers if places else items[:0], settings),
+            self._pictures([wanted[i] for i in rest], items[rest], settings),
+            kind, controls, settings, draw_anchors=len(rest) < len(wanted), progress=progress,
+        )  # fmt: skip
+        first = len(anchors) if len(rest) < len(wanted) else 0
+        order = {i: first + place for place, i in enumerate(rest)}
+        images = np.stack([drawn[order[i] if i in order else places[keys[i]]] for i in range(len(wanted))])
+        note = {
             "model": self.name,
-            "seed": seed,
             "identity": names[0] if len(names) == 1 else names,
             "align": self.photos.align,
-            "steps": steps,
-            "guidance_identity": guidance_identity,
-            "guidance_expression": guidance_expression,
-            "identity_scale": np.asarray(identity_scale).tolist(),
-            "expression_scale": np.asarray(expression_scale).tolist(),
-            "identity_interval": list(identity_interval),
-            "expression_interval": list(expression_interval),
-            **({} if rows is None else {"prompts": prompts}),
-            "config": json.loads(json.dumps(dataclasses.asdict(self.config.model))),
+            **json.loads(to_json(settings)),
+            **({} if self._table is None else {"prompts": [prompt_for(e, self.config.text) for e in wanted]}),
+            "config": json.loads(to_json(self.config.model)),
             "versions": {
                 "python": sys.version.split()[0],
                 **{name: version(name) for name in ("genaffect-jax", "jax", "flax", "numpy")},
             },
         }
-        return AvatarSet(references, np.stack(images), wanted, settings)
+        return AvatarSet(references, images, wanted, anchors, note)
+
+    def _pictures(self, expressions: Sequence[Expression], items: np.ndarray, settings: SamplingConfig) -> Pictures:
+        vectors = np.array([e.vector for e in expressions], np.float32)
+        rows = None
+        if self._table is not None:
+            rows = self._table.rows([prompt_for(e, self.config.text) for e in expressions])
+        noise = np.zeros_like(items) if settings.set_seed_noise == "shared" else items
+        width = self.config.model.conditioning.expression_width
+        return Pictures(vectors.reshape(len(expressions), width), noise, rows)
+
+    def _kind_and_controls(self, settings: SamplingConfig) -> tuple[Kind, Controls]:
+        """What the settings mean for this model.
+
+        Raises:
+            ConfigError: scales or layers that the model does not have, a start of sharing after the last step, a mask
+                without bright parts.
+        """
+        network = self.config.model.mmdit
+        layers, side = network.num_layers, network.sample_size // network.patch_size
+        scales = BranchScales.of(
+            layers, settings.identity_scale, settings.expression_scale, settings.identity_interval,
+            settings.expression_interval,
+        )  # fmt: skip
+        sigmas = euler_sigmas(settings.steps, settings.shift or self.config.flow.shift)
+        start, end, unknown = (
+            settings.consistency_start, settings.consistency_end,
+            [n for n in settings.consistency_layers if not 0 <= n < layers],
+        )  # fmt: skip
+        if unknown:
+            raise ConfigError(f"--consistency_layers {unknown}: the model has layers 0 to {layers - 1}")
+        if start >= settings.steps:
+            raise ConfigError(f"--consistency_start {start}: must be below --steps {settings.steps}")
+        candidates = None if settings.shared_mask is None else self._mask(settings.shared_mask, side)
+        shared = round(settings.consistency * (side * side if candidates is None else int(candidates.sum())))
+        joint = settings.guidance is not None
+        kind = Kind(
+            mode=settings.mode, solver=settings.solver, shared=shared,
+            share_text=settings.share_text and settings.consistency > 0, tokens=settings.shared_tokens,
+            guidance_limited=settings.guidance_interval != (0.0, 1.0),
+            sharing_limited=bool(settings.consistency_layers or start or end is not None),
+        )  # fmt: skip
+        among = np.isin(np.arange(layers), settings.consistency_layers or np.arange(layers))
+        controls = Controls(
+            seed=jnp.int32(settings.seed),
+            sigmas=jnp.asarray(padded_sigmas(sigmas)), steps=jnp.int32(settings.steps),
+            guidance_identity=jnp.float32(settings.guidance_identity),
+            guidance_expression=jnp.float32(settings.guidance if joint else settings.guidance_expression),
+            guidance_interval=jnp.asarray(settings.guidance_interval, jnp.float32), scales=scales,
+            sharing_layers=jnp.asarray(among),
+            sharing_interval=jnp.asarray([sigmas[min(end or settings.steps, settings.steps)], sigmas[start]]),
+            candidates=None if candidates is None else jnp.asarray(candidates),
+        )  # fmt: skip
+        return kind, controls
+
+    def _mask(self, file: Path, side: int) -> Bool[np.ndarray, " L"]:
+        """Tokens that are at least half bright in a picture.
+
+        Raises:
+            ConfigError: there are none, or the file is no picture.
+        """
+        try:
+            grey = read_picture(file, side).mean(-1)  # a pixel is the mean of its token's place
+        except DataError as e:
+            raise ConfigError(f"--shared_mask {file}: {e}") from e
+        bright = (grey >= 127.5).ravel()
+        if not bright.any():
+            raise ConfigError(f"--shared_mask {file}: no part is bright, so no token may be shared")
+        return bright
 
     def parse(self, expressions: str) -> list[Expression]:
         """The expressions of a text of the grammar, as vectors of this model.
@@ -350,6 +369,13 @@ def _expression_space(
                           "leave the option out")  # fmt: skip
     bank = read_bank(workdir, own)
     return EncoderSpace(bank.encoder, bank.vectors, read)
+
+
+def _first_anchors(wanted: tuple[Expression, ...], settings: SamplingConfig) -> tuple[Expression, ...]:
+    if settings.anchors is not None and settings.anchors > len(wanted):
+        raise ConfigError(f"--anchors {settings.anchors}: the set has {len(wanted)} expressions; there cannot be more "
+                          "anchors")  # fmt: skip
+    return wanted[: settings.anchors or DEFAULT_ANCHORS]
 
 
 def item_numbers(expressions: Sequence[Expression]) -> np.ndarray:

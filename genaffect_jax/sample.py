@@ -1,10 +1,13 @@
-"""`python -m genaffect_jax.sample`: draw the avatar set of one identity.
+"""`python -m genaffect_jax.sample`: draw the avatar set of one identity, add to a set, or morph between expressions.
 
 python -m genaffect_jax.sample --model out/avatar_tiny --identity seed:7 --expressions joy,sadness,anger --out out/set
+python -m genaffect_jax.sample --model out/avatar_tiny --add_to out/set --expressions pride,fear
+python -m genaffect_jax.sample --model out/avatar_tiny --identity seed:7 --morph joy sadness --out out/morph
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,30 +16,36 @@ from typing import Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from genaffect_jax.config import ConfigError
+from genaffect_jax.avatar_set import AvatarSet, check_output
+from genaffect_jax.config import ConfigError, SamplingConfig
 from genaffect_jax.data.pictures import DataError
 from genaffect_jax.faces.expression_space import ExpressionError
 from genaffect_jax.faces.grammar import check_expressions
 from genaffect_jax.models.weights import WeightsError
-from genaffect_jax.pipeline import Pipeline, check_output
+from genaffect_jax.morph import morph_expressions
+from genaffect_jax.parallel.compiler import use_compilation_cache
+from genaffect_jax.parallel.memory import MemoryLimitError
+from genaffect_jax.pipeline import Pipeline
 from genaffect_jax.training.checkpoint import CheckpointError
 
+DEFAULT_EXPRESSIONS = "joy,sadness,anger,fear,surprise,disgust,neutral"
 
-@dataclass(frozen=True)
-class Arguments:
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(SamplingConfig):
     """Draw the avatar set of one identity."""
 
     model: Path
     """Working folder of a training."""
-    identity: tuple[str, ...]
+    identity: tuple[str, ...] = ()
     """One to four pictures of one person: picture files, or seed:N for the procedural avatar number N."""
-    out: Path
+    out: Path | None = None
     """Folder for sheet.png, one PNG per picture, and set.json."""
-    expressions: str = "joy,sadness,anger,fear,surprise,disgust,neutral"
+    expressions: str = ""
     """Expressions: words, blends (0.6*joy + 0.4*surprise), action units (AU6=0.5,AU12=0.9), clusters, all, and pictures
-    that show one (face.png; face.png:1.3 exaggerates it, face.png:0.5 softens it)."""
+    that show one (face.png; face.png:1.3 exaggerates it, face.png:0.5 softens it). Left out: six emotions, neutral."""
     expression_encoder: str | None = None
     """What reads expressions from pictures: package:expression_avatar, a weight file, or the .json of an ONNX encoder;
     else the model's own."""
@@ -47,56 +56,94 @@ class Arguments:
     """Folder of an insightface model pack (.onnx files), or an insightface root with one pack, for --align face."""
     face_index: int = 0
     """Which face of an identity's pictures, counted from the largest, 0; expressions' pictures show their largest."""
-    steps: int = 24
-    """Denoising steps, at least 1."""
-    guidance_identity: float = 1.0
-    """Guidance towards the person, at least 0; 1 follows the model as trained, larger exaggerates."""
-    guidance_expression: float = 1.5
-    """Guidance towards the expression, at least 0; 1 follows the model as trained, larger exaggerates."""
-    identity_scale: tuple[float, ...] = (1.0,)
-    """Weight of the identity branch, one number or one per layer, at least 0; 1 is as trained, 0 leaves it out."""
-    expression_scale: tuple[float, ...] = (1.0,)
-    """Weight of the expression branch, one number or one per layer, at least 0; 1 is as trained, 0 leaves it out."""
-    identity_interval: tuple[float, float] = (0.0, 1.0)
-    """Lowest and highest noise level, in [0, 1], at which identity_scale acts; elsewhere it is 1."""
-    expression_interval: tuple[float, float] = (0.0, 1.0)
-    """Lowest and highest noise level, in [0, 1], at which expression_scale acts; elsewhere it is 1."""
-    seed: int = 0
-    """Seed of the noise, at least 0."""
+    anchor_expressions: str = ""
+    """Expressions that all pictures look at, in the set or not; left out: the first --anchors of the set."""
+    add_to: Path | None = None
+    """Folder of an earlier set: --expressions are added to it, with its person, settings and anchors."""
+    morph: tuple[str, str] | None = None
+    """Two expressions: draws --frames pictures from the first to the second, and an animation of them."""
+    frames: int = 16
+    """Pictures of a morph, at least 2."""
+    animation: Literal["gif", "webp"] = "gif"
+    """File type of a morph."""
+
+    def check(self) -> None:
+        """Raises ConfigError for options that do not go together."""
+        if self.add_to is not None:
+            changed = [f.name for f in dataclasses.fields(SamplingConfig) if getattr(self, f.name) != f.default]
+            changed += [n for n in ("identity", "out", "morph", "anchor_expressions") if getattr(self, n)]
+            if changed:
+                raise ConfigError(f"--{changed[0]}: the set of --add_to decides this; leave it out")
+            if not self.expressions:
+                raise ConfigError("--add_to: needs --expressions, what to add")
+            return
+        for name in ("identity", "out"):
+            if not getattr(self, name):
+                raise ConfigError(f"--{name}: missing (only --add_to does without)")
+        if self.morph is not None and (self.expressions or self.anchor_expressions):
+            raise ConfigError("--morph: gives all expressions of the set; leave --expressions and "
+                              "--anchor_expressions out")  # fmt: skip
+        if self.frames < 2:
+            raise ConfigError(f"--frames {self.frames}: must be at least 2")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and draws; returns the exit status (2: an argument is not allowed, 1: other errors)."""
-    arguments = tyro.cli(Arguments, args=argv, use_underscores=True)
     console = Console(stderr=True)
     try:
+        arguments = tyro.cli(Arguments, args=argv, use_underscores=True)
+        arguments.check()
         # Everything that the command line alone decides is checked before the model is loaded.
-        check_expressions(arguments.expressions)
-        check_output(arguments.out)
-        pipeline = Pipeline.load(
-            arguments.model, arguments.expression_encoder, align=arguments.align, face_models=arguments.face_models,
-            face_index=arguments.face_index,
-        )  # fmt: skip
-        expressions = pipeline.parse(arguments.expressions)
-        columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("", total=len(expressions))
-            avatars = pipeline(
-                arguments.identity, expressions, steps=arguments.steps,
-                guidance_identity=arguments.guidance_identity, guidance_expression=arguments.guidance_expression,
-                identity_scale=arguments.identity_scale, expression_scale=arguments.expression_scale,
-                identity_interval=arguments.identity_interval, expression_interval=arguments.expression_interval,
-                seed=arguments.seed, progress=lambda done, _: bar.update(task, completed=done),
-            )  # fmt: skip
-        avatars.save(arguments.out)
+        for text in (arguments.expressions, arguments.anchor_expressions, *(arguments.morph or ())):
+            if text:
+                check_expressions(text)
+        if arguments.out is not None:
+            check_output(arguments.out)
+        use_compilation_cache()
+        folder, avatars = _draw(arguments, console)
     except (ExpressionError, ConfigError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    except (DataError, WeightsError, CheckpointError) as e:
+    except (DataError, WeightsError, CheckpointError, MemoryLimitError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    console.print(f"{len(expressions)} pictures in {arguments.out} (see sheet.png and set.json)")
+    console.print(f"{len(avatars.images)} pictures in {folder} (see sheet.png and set.json)")
     return 0
+
+
+def _draw(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
+    """Draws what is asked for and saves it; the folder and the set."""
+    earlier = None if arguments.add_to is None else AvatarSet.load(arguments.add_to)
+    pipeline = Pipeline.load(
+        arguments.model, arguments.expression_encoder, align=arguments.align, face_models=arguments.face_models,
+        face_index=arguments.face_index,
+    )  # fmt: skip
+    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    settings = SamplingConfig(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplingConfig)})
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        if earlier is not None:
+            avatars = pipeline.add(earlier, arguments.expressions, progress)
+        elif arguments.morph is not None:
+            first, last = (pipeline.parse(text) for text in arguments.morph)
+            expressions = morph_expressions(first, last, arguments.frames)
+            avatars = pipeline(
+                arguments.identity, expressions, anchor_expressions=(expressions[0], expressions[-1]),
+                settings=dataclasses.replace(settings, set_seed_noise="shared"), progress=progress,
+            )  # fmt: skip
+        else:
+            avatars = pipeline(
+                arguments.identity, arguments.expressions or DEFAULT_EXPRESSIONS, settings=settings,
+                anchor_expressions=arguments.anchor_expressions or (), progress=progress,
+            )  # fmt: skip
+    folder = arguments.add_to or arguments.out
+    assert folder is not None
+    avatars.save(folder, None if arguments.morph is None else arguments.animation)
+    return folder, avatars
 
 
 if __name__ == "__main__":

@@ -50,6 +50,24 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     )  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def trained_workdir(tiny_model: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The working folder of a short training of the tiny model."""
+    from rich.console import Console
+
+    from genaffect_jax.training.generator import train_generator
+
+    config = Config(
+        data=DataConfig(image_size=32, identities=6, expressions_per_identity=4, expressions_per_set=2, workers=0),
+        model=tiny_model,
+        # A high rate: the zero-initialised branches must have moved for conditions to show in the pictures.
+        train=TrainConfig(steps=6, batch_size=8, warmup_steps=1, learning_rate=0.03, checkpoint_every=100),
+    )
+    path = tmp_path_factory.mktemp("run")
+    assert train_generator(config, path, Console(quiet=True))
+    return path
+
+
 @pytest.fixture
 def tiny_config(tiny_model: ModelConfig) -> Config:
     """A run of a few steps on a few procedural avatars."""

@@ -125,20 +125,29 @@ def test_branches_drop_what_their_place_in_the_formula_says() -> None:
 @pytest.mark.parametrize("mode", ["none", "joint", "decoupled"])
 def test_a_model_deaf_to_its_conditions_is_not_changed_by_guidance(mode) -> None:
     latents = pictures(0, 2, 3)
-    velocity = guided(lambda x, sigma: jnp.sin(x) * sigma, mode, 3.0, 7.0)
-    np.testing.assert_allclose(velocity(latents, jnp.float32(0.5)), 0.5 * jnp.sin(latents), atol=1e-5)
+    velocity = guided(lambda x, sigma, _, memory: (jnp.sin(x) * sigma, memory), mode, 3.0, 7.0)
+    found, _ = velocity(latents, jnp.float32(0.5), jnp.int32(0), None)
+    np.testing.assert_allclose(found, 0.5 * jnp.sin(latents), atol=1e-5)
     assert repeat_branches(latents, mode).shape[0] % 2 == 0
 
 
 def test_guidance_acts_inside_its_noise_interval_only() -> None:
     drops = branch_drops("decoupled", 2, 3)
 
-    def velocity(latents, sigma):
-        return latents * 0 + (~drops[0][:, None] * 1.0 + ~drops[1] * 10.0)[..., None, None, None]
+    def velocity(latents, sigma, evaluation, memory):
+        found = latents * 0 + (~drops[0][:, None] * 1.0 + ~drops[1] * 10.0)[..., None, None, None]
+        return found, memory + latents.shape[0]
 
-    limited = guided(velocity, "decoupled", 2.0, 3.0, interval=(0.2, 0.8))
-    for sigma, expected in ((0.1, 11.0), (0.5, 32.0), (0.9, 11.0)):
-        np.testing.assert_allclose(limited(pictures(0, 2, 3), jnp.float32(sigma)), expected, rtol=1e-6)
+    def full(latents, sigma, evaluation, memory):
+        return latents * 0 + 11.0, memory + latents.shape[0]
+
+    limited = guided(velocity, "decoupled", 2.0, 3.0, interval=(0.2, 0.8), velocity_full=full)
+    for sigma, expected, groups in ((0.1, 11.0, 2), (0.2, 32.0, 6), (0.5, 32.0, 6), (0.8, 32.0, 6), (0.9, 11.0, 2)):
+        found, evaluated = limited(pictures(0, 2, 3), jnp.float32(sigma), jnp.int32(0), jnp.int32(0))
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        assert evaluated == groups  # outside, the other branches are not even computed
+    with pytest.raises(ValueError, match="needs velocity_full"):
+        guided(velocity, "decoupled", interval=(0.2, 0.8))
 
 
 def test_changed_latents_weigh_more_and_an_equal_picture_weighs_one() -> None:

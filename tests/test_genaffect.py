@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from genaffect_jax.config import ConditioningConfig, ConfigError
-from genaffect_jax.diffusion.sampler import euler_sample
+from genaffect_jax.diffusion.sampler import sample
 from genaffect_jax.models.functional import Functional
 from genaffect_jax.models.genaffect import SMALLEST_SIGMA, BranchScales, GenAffect
 
@@ -49,7 +49,9 @@ def test_a_clean_prediction_becomes_the_velocity_that_leads_to_it(generators, si
 def test_one_euler_step_from_any_noise_level_ends_at_the_clean_prediction(generators):
     latents = inputs()[1]
     clean = run(generators["velocity"], latents, 0.6)
-    drawn = euler_sample(lambda x, s: run(generators["clean"], x, s), latents, jnp.array([0.6, 0.0]))
+    drawn, _ = sample(
+        lambda x, s, _, memory: (run(generators["clean"], x, s), memory), latents, jnp.array([0.6, 0.0]), 1
+    )
     np.testing.assert_allclose(drawn, clean, atol=1e-4)
 
 

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from genaffect_jax.config import MMDiTConfig
-from genaffect_jax.diffusion.sampler import euler_sample
+from genaffect_jax.diffusion.sampler import sample
 from genaffect_jax.diffusion.schedule import euler_sigmas
 from genaffect_jax.interop.weights import TRANSFORMER, read_transformer
 from genaffect_jax.models.layers import sincos_table
@@ -174,8 +174,8 @@ def test_every_euler_step_equals_diffusers(steps: int, shift: float) -> None:
     for step, (timestep, velocity) in enumerate(zip(scheduler.timesteps, velocities, strict=True)):
         latents = scheduler.step(torch.from_numpy(velocity), timestep, latents).prev_sample
 
-        def recorded(_, sigma):  # the velocity of the step that begins at this noise level
-            return jnp.asarray(velocities)[jnp.argmin(jnp.abs(jnp.asarray(sigmas[:-1]) - sigma))]
+        def recorded(_, sigma, evaluation, memory):  # the velocity of the step that begins at this noise level
+            return jnp.asarray(velocities)[jnp.argmin(jnp.abs(jnp.asarray(sigmas[:-1]) - sigma))], memory
 
-        found = euler_sample(recorded, jnp.asarray(noise), sigmas[: step + 2])
+        found, _ = sample(recorded, jnp.asarray(noise), sigmas, step + 1)
         np.testing.assert_allclose(found, latents.numpy(), rtol=0, atol=1e-6, err_msg=f"step {step}")

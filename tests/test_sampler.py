@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genaffect_jax.diffusion.sampler import euler_sample, item_noise
+from genaffect_jax.diffusion.sampler import item_noise, sample
 from genaffect_jax.diffusion.schedule import euler_sigmas, shift_sigma
 
 
@@ -14,14 +14,16 @@ def test_trajectory_equals_one_computed_by_hand() -> None:
     # 1    + (0.5 - 1)    * (2 * 1     + 1)    = -0.5
     # -0.5 + (0.25 - 0.5) * (2 * -0.5  + 0.5)  = -0.375
     # -0.375 + (0 - 0.25) * (2 * -0.375 + 0.25) = -0.25
-    found = euler_sample(lambda x, sigma: 2.0 * x + sigma, jnp.ones((1, 1, 1)), jnp.array([1.0, 0.5, 0.25, 0.0]))
+    found, _ = sample(
+        lambda x, sigma, _, memory: (2.0 * x + sigma, memory), jnp.ones((1, 1, 1)), jnp.array([1.0, 0.5, 0.25, 0.0]), 3
+    )
     np.testing.assert_allclose(found, -0.25, rtol=1e-6)
 
 
 def test_straight_paths_end_at_the_data_whatever_the_steps() -> None:
     noise, clean = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 2)), jnp.full((2, 3, 4, 4, 2), 0.7)
     for steps in (1, 5):
-        found = euler_sample(lambda x, sigma: noise - clean, noise, euler_sigmas(steps, 3.0))
+        found, _ = sample(lambda x, s, _, memory: (noise - clean, memory), noise, euler_sigmas(steps, 3.0), steps)
         np.testing.assert_allclose(found, clean, atol=1e-5)
 
 

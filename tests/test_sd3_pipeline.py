@@ -15,7 +15,7 @@ pytestmark = pytest.mark.torch
 from tiny_sd3 import tiny_pipeline  # noqa: E402
 
 from genaffect_jax.diffusion.guidance import guided  # noqa: E402
-from genaffect_jax.diffusion.sampler import euler_sample  # noqa: E402
+from genaffect_jax.diffusion.sampler import sample  # noqa: E402
 from genaffect_jax.diffusion.schedule import euler_sigmas  # noqa: E402
 from genaffect_jax.interop.pipeline_folder import scheduler_shift  # noqa: E402
 from genaffect_jax.interop.text_encoders import TextEncoders  # noqa: E402
@@ -53,10 +53,10 @@ def test_latents_and_pictures_equal_those_of_diffusers(tmp_path, t5):
         transformer, autoencoder = nnx.merge(graph, state)
         conditions = transformer.project_conditions(text=text, pooled=pooled)
 
-        def velocity(latents, sigma):
-            return transformer(latents, jnp.full(latents.shape[:2], sigma), conditions)
+        def velocity(latents, sigma, evaluation, memory):
+            return transformer(latents, jnp.full(latents.shape[:2], sigma), conditions), memory
 
-        latents = euler_sample(guided(velocity, "joint", guidance_expression=GUIDANCE), noise, sigmas)
+        latents, _ = sample(guided(velocity, "joint", guidance_expression=GUIDANCE), noise, sigmas, STEPS)
         return latents, to_uint8(autoencoder.from_latents(latents))
 
     latents, pictures = draw(state, tokens[branches], pooled[branches], noise[None])

@@ -19,8 +19,7 @@ from genaffect_jax.data.prompt_table import PromptTable
 from genaffect_jax.diffusion.schedule import euler_sigmas
 from genaffect_jax.faces.grammar import parse_expressions
 from genaffect_jax.faces.prompts import all_prompts
-from genaffect_jax.generation import build_networks
-from genaffect_jax.models.genaffect import BranchScales
+from genaffect_jax.generation import Controls, Kind, SetInputs, build_networks, make_program
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.pipeline import Pipeline
 from genaffect_jax.training.generator import train_generator
@@ -93,11 +92,11 @@ def test_both_commands_run_without_pytorch_and_the_set_names_its_prompts(folder)
 
 
 def test_the_working_folder_alone_draws_and_the_prompt_shows(pipeline):
-    images = pipeline("seed:2", "joy, AU1=1", steps=2).images
-    np.testing.assert_array_equal(pipeline("seed:2", "joy, AU1=1", steps=2).images, images)
+    images = pipeline("seed:2", "joy, AU1=1", steps=2, consistency=0).images
+    np.testing.assert_array_equal(pipeline("seed:2", "joy, AU1=1", steps=2, consistency=0).images, images)
     # Same vectors, same noise, other prompts.
     joy, unit = parse_expressions("joy, AU1=1")
-    swapped = pipeline("seed:2", [joy, dataclasses.replace(unit, word="fear")], steps=2).images
+    swapped = pipeline("seed:2", [joy, dataclasses.replace(unit, word="fear")], steps=2, consistency=0).images
     np.testing.assert_array_equal(swapped[0], images[0])
     assert (swapped[1] != images[1]).any()
 
@@ -107,18 +106,16 @@ def test_the_branch_without_conditions_has_the_negative_prompt(pipeline, config)
     vectors = np.stack([e.vector for e in parse_expressions("joy, AU1=1")])[None]
     reference, rows = pipeline.reference("seed:2")[None, None], table.rows(["joy it is", "a face"])[None]
 
-    scales = BranchScales.of(config.model.mmdit.num_layers)
+    generator, autoencoder = build_networks(config.model)
+    program = make_program(config.model, generator, autoencoder)
+    inputs = SetInputs(reference, jnp.ones((1, 1), bool), vectors, jnp.array([[5, 6]]), rows)
+    controls = Controls.plain(config.model.mmdit.num_layers, euler_sigmas(2, 1.0), 2)
 
     def draw(tokens, guidance):
         prompts = Prompts(jnp.asarray(tokens), jnp.asarray(table.pooled), jnp.asarray(table.rows(["nothing"])[0]))
-        return np.asarray(
-            pipeline._program(
-                pipeline._generator, {**pipeline._frozen, "prompts": prompts}, reference, np.ones((1, 1), bool),
-                vectors,
-                np.array([[5, 6]], np.int32), np.int32(0), euler_sigmas(2, 1.0), np.float32(guidance),
-                np.float32(1.0), scales, rows,
-            )
-        )  # fmt: skip
+        guided = dataclasses.replace(controls, guidance_identity=jnp.float32(guidance))
+        frozen = {**pipeline.drawer.frozen, "prompts": prompts}
+        return np.asarray(program(pipeline.drawer.parameters, frozen, inputs, guided, kind=Kind("decoupled"))[0])
 
     other = table.tokens.copy()
     other[table.rows(["nothing"])] *= -3
@@ -156,9 +153,9 @@ def test_the_training_loss_sees_the_prompts_and_where_they_drop_the_negative_one
         return compute(model, {"prompts": prompts}, {**batch, "prompt": rows}, jax.random.key(0))["loss"][0]
 
     joy, fear = (np.full((4, 2), table.rows([f"{word} it is"])[0]) for word in ("joy", "fear"))
-    base = loss(pipeline._generator, Prompts.of(table, "nothing"), joy)
-    assert loss(pipeline._generator, Prompts.of(table, "nothing"), fear) != base
-    assert loss(pipeline._generator, Prompts.of(table, "a face"), joy) != base
+    base = loss(pipeline.drawer.parameters, Prompts.of(table, "nothing"), joy)
+    assert loss(pipeline.drawer.parameters, Prompts.of(table, "nothing"), fear) != base
+    assert loss(pipeline.drawer.parameters, Prompts.of(table, "a face"), joy) != base
 
 
 def test_a_table_without_the_needed_prompts_is_refused_and_not_copied(config, tmp_path):

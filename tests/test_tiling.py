@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,6 @@ from genaffect_jax import generation
 from genaffect_jax.config import AutoencoderConfig
 from genaffect_jax.models.autoencoder import AutoencoderKL
 from genaffect_jax.models.functional import Functional, Parameters
-from genaffect_jax.models.genaffect import BranchScales
 from genaffect_jax.models.tiling import Tiles, decode_tiled, encode_tiled
 
 CONFIG = AutoencoderConfig(block_out_channels=(4, 8), norm_num_groups=4, latent_channels=4)
@@ -126,12 +127,14 @@ def test_sampling_decodes_in_tiles_from_the_stated_size_on(tiny_model, monkeypat
     monkeypatch.setattr(generation, "TILED_FROM", threshold)
     monkeypatch.setattr(generation, "decode_tiled", recorded)
     generator, autoencoder = generation.build_networks(tiny_model)
-    program = generation.make_program(tiny_model, generator, autoencoder, "none")
-    drawn = jax.eval_shape(
-        program, generator.shapes, {"autoencoder": autoencoder.shapes}, np.zeros((1, 1, 32, 32, 3), np.uint8),
-        np.ones((1, 1), bool), np.zeros((1, 2, 40), np.float32), np.zeros((1, 2), np.int32),
-        np.int32(0), np.linspace(1, 0, 3), 1.0, 1.0,
-        BranchScales.of(tiny_model.mmdit.num_layers),
+    program = generation.make_program(tiny_model, generator, autoencoder)
+    inputs = generation.SetInputs(
+        jnp.zeros((1, 1, 32, 32, 3), jnp.uint8), jnp.ones((1, 1), bool), jnp.zeros((1, 2, 40)), jnp.zeros((1, 2), int)
+    )
+    controls = generation.Controls.plain(tiny_model.mmdit.num_layers, np.linspace(1, 0, 3, dtype=np.float32), 2)
+    drawn, _ = jax.eval_shape(
+        functools.partial(program, kind=generation.Kind()), generator.shapes, {"autoencoder": autoencoder.shapes},
+        inputs, controls,
     )  # fmt: skip
     assert drawn.shape == (1, 2, 32, 32, 3)
     assert seen == ([(1, 2, 8, 8, 4)] if tiled else [])

@@ -17,6 +17,7 @@ from genaffect_jax.config.runs import (
     TextConfig,
     TrainConfig,
 )
+from genaffect_jax.config.sampling import GuidanceMode, SamplingConfig, Solver
 
 __all__ = [
     "AutoencoderConfig",
@@ -28,10 +29,13 @@ __all__ = [
     "DType",
     "DataConfig",
     "FlowConfig",
+    "GuidanceMode",
     "LoraConfig",
     "MMDiTConfig",
     "MeshConfig",
     "ModelConfig",
+    "SamplingConfig",
+    "Solver",
     "TextConfig",
     "TrainConfig",
     "from_json",

@@ -6,14 +6,14 @@ the groups `g * n ... g * n + n - 1`, so that a batch cut over devices stays whe
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-GuidanceMode = Literal["none", "joint", "decoupled"]
-Velocity = Callable[[Float[Array, "G E h w c"], Float[Array, ""]], Float[Array, "G E h w c"]]
+from genaffect_jax.config import GuidanceMode
+from genaffect_jax.diffusion.sampler import Velocity
 
 # (identity dropped, expression dropped) of each branch.
 BRANCHES: dict[str, tuple[tuple[bool, bool], ...]] = {
@@ -67,7 +67,8 @@ def guided(
     mode: GuidanceMode,
     guidance_identity: Float[Array, ""] | float = 1.0,
     guidance_expression: Float[Array, ""] | float = 1.0,
-    interval: tuple[float, float] = (0.0, 1.0),
+    interval: Float[Array, " 2"] | tuple[float, float] | None = None,
+    velocity_full: Velocity | None = None,
 ) -> Velocity:
     """The velocity function of a guided model.
 
@@ -75,14 +76,26 @@ def guided(
         velocity: takes the branches as groups; its conditions are those of `branch_drops`.
         mode: which branches there are.
         guidance_identity, guidance_expression: see `combine`; traced values.
-        interval: noise levels, both ends included, at which guidance acts; elsewhere both scales are 1
-            (Kynkaanniemi et al. 2024, arXiv 2404.07724).
+        interval: noise levels, both ends included, at which guidance acts (Kynkaanniemi et al. 2024, arXiv 2404.07724);
+            elsewhere only `velocity_full` is evaluated. None: it acts everywhere, without a choice in the program.
+        velocity_full: the velocity with all conditions, for groups that are not repeated; needed with an interval.
+
+    Raises:
+        ValueError: an interval without `velocity_full`.
     """
+    if interval is not None and velocity_full is None:
+        raise ValueError("guidance in an interval needs velocity_full, the velocity outside it")
+
+    def all_branches(latents: Array, sigma: Array, evaluation: Array, memory: Any) -> tuple[Array, Any]:
+        found, memory = velocity(repeat_branches(latents, mode), sigma, evaluation, memory)
+        return combine(found, mode, guidance_identity, guidance_expression), memory
+
+    if interval is None or velocity_full is None:
+        return all_branches
     low, high = interval
 
-    def guided_velocity(latents: Float[Array, "G E h w c"], sigma: Float[Array, ""]) -> Float[Array, "G E h w c"]:
+    def in_interval(latents: Array, sigma: Array, evaluation: Array, memory: Any) -> tuple[Array, Any]:
         inside = (sigma >= low) & (sigma <= high)
-        scales = [jnp.where(inside, scale, 1.0) for scale in (guidance_identity, guidance_expression)]
-        return combine(velocity(repeat_branches(latents, mode), sigma), mode, *scales)
+        return jax.lax.cond(inside, all_branches, velocity_full, latents, sigma, evaluation, memory)
 
-    return guided_velocity
+    return in_interval

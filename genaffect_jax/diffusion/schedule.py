@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 # The reference schedule has 1000 training timesteps, so its smallest noise level is 1/1000 before the shift.
 TRAIN_TIMESTEPS = 1000
-
+# Lengths to which schedules are padded, so that one program serves many numbers of steps.
+PADDED_STEPS = (32, 128, TRAIN_TIMESTEPS)
 
 Sigma = TypeVar("Sigma", Array, np.ndarray)
 
@@ -36,3 +37,13 @@ def euler_sigmas(steps: int, shift: float) -> Float[np.ndarray, " steps+1"]:
     ends = shift_sigma(table[[-1, 0]], shift)
     levels = np.linspace(float(ends[0]), float(ends[1]), steps)
     return np.append(shift_sigma(levels, shift), 0.0).astype(np.float32)
+
+
+def padded_sigmas(sigmas: Float[np.ndarray, " steps+1"]) -> Float[np.ndarray, " N+1"]:
+    """Noise levels with zeros behind them, up to the next of `PADDED_STEPS` steps (or as they are, if there are more).
+
+    A sampler that is told the number of steps never looks at the zeros.
+    """
+    steps = len(sigmas) - 1
+    length = next((n for n in PADDED_STEPS if n >= steps), steps)
+    return np.pad(sigmas, (0, length - steps))

@@ -113,6 +113,13 @@ class Conditions:
     expression: KeyValue | None = None
     """Expression tokens [layers, G, E, K, N, H]."""
 
+    def of_groups(self, first: int, stride: int) -> Conditions:
+        """The conditions of the groups `first`, `first + stride` and so on."""
+        chosen = slice(first, None, stride)
+        text, pooled, mask = jax.tree.map(lambda x: x[chosen], (self.text, self.pooled, self.identity_mask))
+        identity, expression = jax.tree.map(lambda x: x[:, chosen], (self.identity, self.expression))
+        return Conditions(text, pooled, identity, mask, expression)
+
 
 class BranchInputs(NamedTuple):
     """What one block needs for its condition branches: its own keys and values, and the run-time scales."""

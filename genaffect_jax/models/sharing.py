@@ -68,34 +68,35 @@ def mix(image: QKV, text: QKV, sharing: Sharing | None) -> tuple[Streams, KeyVal
 
 
 def random_tokens(
-    key: Key[Array, ""], layers: int, length: int, count: int, candidates: Bool[np.ndarray, " L"] | None = None
+    key: Key[Array, ""], layers: int, length: int, count: int, candidates: Bool[Array, " L"] | None = None
 ) -> Tokens:
     """Shared tokens drawn anew for every layer, [layers, count] of `length`, without repetition.
 
     Args:
         key: decides them; the same for the whole set.
         layers, length, count: sizes; `count` is S.
-        candidates: draw among these only; at least `count` of them.
+        candidates: draw among these only; there must be at least `count` of them.
     """
-    scores = jax.random.uniform(key, (layers, length))
-    if candidates is not None:
-        scores = jnp.where(jnp.asarray(candidates), scores, scores + 1.0)
-    order = jnp.argsort(scores, axis=1).astype(jnp.int32)
-    return Tokens(order[:, :count], order[:, count:])
+    return _lowest(jax.random.uniform(key, (layers, length)), count, candidates)
 
 
 def grid_tokens(
-    layers: int, rows: int, columns: int, count: int, candidates: Bool[np.ndarray, " L"] | None = None
+    layers: int, rows: int, columns: int, count: int, candidates: Bool[Array, " L"] | None = None
 ) -> Tokens:
     """The same evenly spread tokens in every layer: the first of an ordered dither.
 
     A half is a checkerboard, a quarter every second token of every second row (Bayer 1973).
     """
-    order = np.argsort(bayer_ranks(rows, columns).ravel(), kind="stable").astype(np.int32)
+    ranks = bayer_ranks(rows, columns).ravel().astype(np.float32)
+    return _lowest(jnp.broadcast_to(ranks / (ranks.max() + 1.0), (layers, rows * columns)), count, candidates)
+
+
+def _lowest(scores: Float[Array, "layers L"], count: int, candidates: Bool[Array, " L"] | None) -> Tokens:
+    """The tokens of the lowest scores, which lie in [0, 1), and the rest."""
     if candidates is not None:
-        order = np.concatenate([order[candidates[order]], order[~candidates[order]]])
-    wide = jnp.broadcast_to(jnp.asarray(order), (layers, len(order)))
-    return Tokens(wide[:, :count], wide[:, count:])
+        scores = jnp.where(candidates, scores, scores + 1.0)
+    order = jnp.argsort(scores, axis=1).astype(jnp.int32)
+    return Tokens(order[:, :count], order[:, count:])
 
 
 def bayer_ranks(rows: int, columns: int) -> Int[np.ndarray, "rows columns"]:

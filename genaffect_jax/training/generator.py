@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int32, UInt8
@@ -19,9 +20,8 @@ from genaffect_jax.data.sets import split_identities
 from genaffect_jax.data.sheet import contact_sheet
 from genaffect_jax.data.sources import open_source
 from genaffect_jax.diffusion.schedule import euler_sigmas
-from genaffect_jax.generation import Program, build_networks, make_program
+from genaffect_jax.generation import Controls, Kind, Program, SetInputs, build_networks, make_program
 from genaffect_jax.models.functional import Functional, Parameters
-from genaffect_jax.models.genaffect import BranchScales
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.models.weights import checksum, load_weights
 from genaffect_jax.parallel.mesh import make_mesh
@@ -103,7 +103,6 @@ def train_generator(config: Config, workdir: Path, console: Console) -> bool:
                 config.model,
                 generator,
                 autoencoder,
-                "none",
                 None if faces.identity is None else faces.identity.network,
             ),
             constant,
@@ -178,13 +177,14 @@ def _make_preview(
     vectors = np.stack([pictures[i].expression for i in indices[1:]])
     prompt = None if rows is None else rows[indices[1:]][None]
     sigmas = euler_sigmas(_PREVIEW_STEPS, config.flow.shift)
-    scales = BranchScales.of(config.model.mmdit.num_layers)
+    controls = Controls.plain(config.model.mmdit.num_layers, sigmas, _PREVIEW_STEPS)
+    inputs = SetInputs(
+        jnp.asarray(reference)[None, None], jnp.ones((1, 1), bool), jnp.asarray(vectors)[None],
+        jnp.arange(len(vectors))[None], None if prompt is None else jnp.asarray(prompt),
+    )  # fmt: skip
 
     def preview(parameters: Parameters) -> UInt8[np.ndarray, "H W 3"]:
-        drawn = program(
-            parameters, constant, reference[None, None], np.ones((1, 1), bool), vectors[None],
-            np.arange(len(vectors))[None], np.int32(0), sigmas, np.float32(1.0), np.float32(1.0), scales, prompt,
-        )  # fmt: skip
+        drawn, _ = program(parameters, constant, inputs, controls, kind=Kind())
         return contact_sheet(
             [reference, *real, reference, *np.asarray(jax.device_get(drawn))[0]],
             [f"reference: {labels[0]}", *labels[1:], "drawn:", *labels[1:]],

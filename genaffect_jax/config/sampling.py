@@ -1,0 +1,101 @@
+"""How a set is drawn: steps, guidance, seeds, and what its pictures share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from genaffect_jax.config.checks import ConfigError
+
+Solver = Literal["euler", "heun", "dpm++"]
+GuidanceMode = Literal["none", "joint", "decoupled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """Settings of one set. They are saved beside it, in `set.json`."""
+
+    steps: int = 24
+    """Denoising steps, at least 1."""
+    solver: Solver = "euler"
+    """`euler`; `heun`: second order, two evaluations a step; `dpm++`: second order with one (DPM-Solver++ 2M)."""
+    shift: float | None = None
+    """Resolution shift of the noise schedule, above 0; left out: as the model was trained."""
+    seed: int = 0
+    """Seed of noise and shared tokens, at least 0."""
+    set_seed_noise: Literal["per-item", "shared"] = "per-item"
+    """`per-item`: every expression starts from its own noise; `shared`: all pictures of the set from the same."""
+    guidance: float | None = None
+    """Joint guidance towards person and expression at once, at least 0, in the place of the two below; 1 is none."""
+    guidance_identity: float = 1.0
+    """Guidance towards the person, at least 0; 1 follows the model as trained, larger exaggerates."""
+    guidance_expression: float = 1.5
+    """Guidance towards the expression, at least 0; 1 follows the model as trained, larger exaggerates."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Lowest and highest noise level, in [0, 1], at which guidance acts; elsewhere one branch is computed, not all."""
+    identity_scale: tuple[float, ...] = (1.0,)
+    """Weight of the identity branch, one number or one per layer, at least 0; 1 is as trained, 0 leaves it out."""
+    expression_scale: tuple[float, ...] = (1.0,)
+    """Weight of the expression branch, one number or one per layer, at least 0; 1 is as trained, 0 leaves it out."""
+    identity_interval: tuple[float, float] = (0.0, 1.0)
+    """Lowest and highest noise level, in [0, 1], at which identity_scale acts; elsewhere it is 1."""
+    expression_interval: tuple[float, float] = (0.0, 1.0)
+    """Lowest and highest noise level, in [0, 1], at which expression_scale acts; elsewhere it is 1."""
+    consistency: float = 0.5
+    """Share of its image tokens that every anchor shows the whole set, 0 (pictures are drawn apart) to 1."""
+    anchors: int | None = None
+    """Pictures, the first of the set, that all others look at; left out: 8, or all of a smaller set."""
+    consistency_layers: tuple[int, ...] = ()
+    """Layers, from 0, in which pictures share; empty: all."""
+    consistency_start: int = 0
+    """First step, from 0, in which pictures share."""
+    consistency_end: int | None = None
+    """First step in which they no longer share; left out: they share to the end."""
+    shared_tokens: Literal["random", "grid"] = "random"
+    """Which tokens are shared: drawn anew in every step and layer, or always the same even grid."""
+    shared_mask: Path | None = None
+    """Picture whose bright parts (a face, the foreground) hold all tokens that may be shared; left out: all may."""
+    share_text: bool = False
+    """Share the text tokens of anchors as well."""
+    chunk: int = 8
+    """Pictures drawn at once, beside the anchors and on each device; lower needs less memory."""
+    bank: Literal["auto", "always", "never"] = "auto"
+    """Keep the anchors' keys and values for later chunks instead of computing the anchors beside each; `auto` does so
+    if they fit into memory. The pictures are the same."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("steps", 1), ("seed", 0), ("consistency_start", 0), ("chunk", 1)):
+            _require(getattr(self, name) >= low, name, getattr(self, name), f"must be at least {low}")
+        for name in ("guidance", "guidance_identity", "guidance_expression"):
+            value = getattr(self, name)
+            _require(value is None or (value >= 0 and math.isfinite(value)), name, value, "must be at least 0")
+        _require(self.shift is None or 0 < self.shift < math.inf, "shift", self.shift, "must be above 0")
+        for name in ("identity_scale", "expression_scale"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, tuple(float(x) for x in (given if isinstance(given, Sequence) else [given])))
+            _require(all(math.isfinite(x) and x >= 0 for x in getattr(self, name)), name, given,
+                     "must be finite and at least 0")  # fmt: skip
+        for name in ("guidance_interval", "identity_interval", "expression_interval"):
+            given = getattr(self, name)
+            _require(len(given) == 2 and 0.0 <= given[0] <= given[1] <= 1.0, name, given,
+                     "must be two noise levels, 0 <= low <= high <= 1")  # fmt: skip
+        _require(0.0 <= self.consistency <= 1.0, "consistency", self.consistency, "must lie in [0, 1]")
+        _require(self.anchors is None or self.anchors >= 1, "anchors", self.anchors, "must be at least 1")
+        end = self.consistency_end
+        _require(end is None or end > self.consistency_start, "consistency_end", end,
+                 f"must be above --consistency_start {self.consistency_start}")  # fmt: skip
+
+    @property
+    def mode(self) -> GuidanceMode:
+        """Which guidance branches are computed."""
+        if self.guidance is None:
+            return "decoupled"
+        return "none" if self.guidance == 1.0 else "joint"
+
+
+def _require(condition: bool, name: str, found: object, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"--{name} {found}: {allowed}")

@@ -1,0 +1,40 @@
+"""Animations of pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+FRAME_SECONDS = 0.08
+# The two ends are shown longer, so that the eye can rest on them.
+END_SECONDS = 0.5
+
+
+def write_animation(pictures: Sequence[UInt8[np.ndarray, "S S 3"]], path: Path, note: str) -> None:
+    """Writes pictures as an endless animation, there and back, whole or not at all.
+
+    Args:
+        pictures: the frames, at least two.
+        path: a file that ends in .gif or .webp.
+        note: what the file says of itself.
+    """
+    frames = [Image.fromarray(picture) for picture in pictures]
+    seconds = [END_SECONDS, *[FRAME_SECONDS] * (len(frames) - 2), END_SECONDS]
+    frames, seconds = frames + frames[-2:0:-1], seconds + seconds[-2:0:-1]
+    kind = path.suffix.removeprefix(".").lower()
+    extra: dict[str, Any] = {"comment": note.encode()} if kind == "gif" else {"xmp": note.encode(), "lossless": True}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        frames[0].save(
+            temporary, format=kind.upper(), save_all=True, append_images=frames[1:], loop=0,
+            duration=[round(1000 * s) for s in seconds], **extra,
+        )  # fmt: skip
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
