@@ -156,15 +156,15 @@ def test_a_word_that_no_training_picture_shows_and_action_units_are_refused(pipe
 
 def test_the_embedding_of_each_reference_shows_in_the_pictures(pipeline):
     base = pipeline("seed:1", "neutral", steps=2).images
-    kept = pipeline._frozen["identity_encoder"]
+    kept = pipeline.drawer.frozen["identity_encoder"]
     try:
-        pipeline._frozen["identity_encoder"] = {n: p[::-1] if n == "head.down.kernel" else p for n, p in kept.items()}
+        pipeline.drawer.frozen["identity_encoder"] = {n: p[::-1] if n == "head.down.kernel" else p for n, p in kept.items()}
         assert (pipeline("seed:1", "neutral", steps=2).images != base).any()
     finally:
-        pipeline._frozen["identity_encoder"] = kept
-    traces = pipeline._program._cache_size()
+        pipeline.drawer.frozen["identity_encoder"] = kept
+    programs = len(pipeline.drawer.compiled)
     assert (pipeline(["seed:1", "seed:2"], "neutral", steps=2).images != base).any()
-    assert pipeline._program._cache_size() == traces
+    assert len(pipeline.drawer.compiled) == programs
 
 
 class Recorder:

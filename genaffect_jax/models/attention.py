@@ -34,7 +34,7 @@ class Tokens(NamedTuple):
     """Which image tokens a set shares in one layer: two parts of 0..L-1, each without repetition."""
 
     shared: Int[Array, " S"]
-    """The tokens of the pool, I in docs/consistency.md."""
+    """The tokens of the pool."""
     own: Int[Array, " L-S"]
     """All others."""
 
