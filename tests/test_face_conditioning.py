@@ -158,7 +158,8 @@ def test_the_embedding_of_each_reference_shows_in_the_pictures(pipeline):
     base = pipeline("seed:1", "neutral", steps=2).images
     kept = pipeline.drawer.frozen["identity_encoder"]
     try:
-        pipeline.drawer.frozen["identity_encoder"] = {n: p[::-1] if n == "head.down.kernel" else p for n, p in kept.items()}
+        turned = {n: p[::-1] if n == "head.down.kernel" else p for n, p in kept.items()}
+        pipeline.drawer.frozen["identity_encoder"] = turned
         assert (pipeline("seed:1", "neutral", steps=2).images != base).any()
     finally:
         pipeline.drawer.frozen["identity_encoder"] = kept
