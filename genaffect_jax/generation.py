@@ -282,7 +282,7 @@ def _denoise(
     return sample(
         guided(
             velocity, kind.mode, controls.guidance_identity, controls.guidance_expression,
-            interval=controls.guidance_interval if limited else None,
+            interval=(controls.guidance_interval[0], controls.guidance_interval[1]) if limited else None,
             # The last branch of every group is the one with all conditions.
             velocity_full=make_velocity(conditions.of_groups(branches - 1, branches)) if limited else None,
         ),

@@ -262,7 +262,8 @@ class Pipeline:
             layers, settings.identity_scale, settings.expression_scale, settings.identity_interval,
             settings.expression_interval,
         )  # fmt: skip
-        sigmas = euler_sigmas(settings.steps, settings.shift or self.config.flow.shift)
+        shift = settings.shift or self.config.flow.shift
+        sigmas = euler_sigmas(settings.steps, shift)
         start, end, unknown = (
             settings.consistency_start, settings.consistency_end,
             [n for n in settings.consistency_layers if not 0 <= n < layers],
@@ -283,7 +284,7 @@ class Pipeline:
         among = np.isin(np.arange(layers), settings.consistency_layers or np.arange(layers))
         controls = Controls(
             seed=jnp.int32(settings.seed),
-            sigmas=jnp.asarray(padded_sigmas(sigmas)), steps=jnp.int32(settings.steps),
+            sigmas=jnp.asarray(padded_sigmas(settings.steps, shift)), steps=jnp.int32(settings.steps),
             guidance_identity=jnp.float32(settings.guidance_identity),
             guidance_expression=jnp.float32(settings.guidance if joint else settings.guidance_expression),
             guidance_interval=jnp.asarray(settings.guidance_interval, jnp.float32), scales=scales,

@@ -1,5 +1,7 @@
 """Rectified flow, its loss, and guidance."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,9 @@ from genaffect_jax.diffusion.flow import (
     sample_sigma,
     velocity_target,
 )
-from genaffect_jax.diffusion.guidance import branch_drops, combine, guided, repeat_branches
+from genaffect_jax.diffusion.guidance import branch_drops, combine, full_branch, guided, repeat_branches
+from genaffect_jax.diffusion.sampler import sample
+from genaffect_jax.diffusion.schedule import padded_sigmas
 
 
 def pictures(seed: int, *batch: int) -> jax.Array:
@@ -125,29 +129,107 @@ def test_branches_drop_what_their_place_in_the_formula_says() -> None:
 @pytest.mark.parametrize("mode", ["none", "joint", "decoupled"])
 def test_a_model_deaf_to_its_conditions_is_not_changed_by_guidance(mode) -> None:
     latents = pictures(0, 2, 3)
-    velocity = guided(lambda x, sigma, _, memory: (jnp.sin(x) * sigma, memory), mode, 3.0, 7.0)
+    velocity = guided(lambda x, sigma, evaluation, memory: (jnp.sin(x) * sigma, memory), mode, 3.0, 7.0)
     found, _ = velocity(latents, jnp.float32(0.5), jnp.int32(0), None)
     np.testing.assert_allclose(found, 0.5 * jnp.sin(latents), atol=1e-5)
     assert repeat_branches(latents, mode).shape[0] % 2 == 0
 
 
-def test_guidance_acts_inside_its_noise_interval_only() -> None:
-    drops = branch_drops("decoupled", 2, 3)
+def test_the_full_branch_is_the_one_that_drops_nothing() -> None:
+    x = pictures(0, 2, 3)
+    for mode in ("none", "joint", "decoupled"):
+        identity, expression = branch_drops(mode, 2, 3)
+        assert not full_branch(identity, mode).any()
+        assert not full_branch(expression, mode).any()
+        assert full_branch(expression, mode).shape == (2, 3)
+        np.testing.assert_array_equal(full_branch(repeat_branches(x, mode), mode), x)
 
-    def velocity(latents, sigma, evaluation, memory):
-        found = latents * 0 + (~drops[0][:, None] * 1.0 + ~drops[1] * 10.0)[..., None, None, None]
-        return found, memory + latents.shape[0]
 
-    def full(latents, sigma, evaluation, memory):
-        return latents * 0 + 11.0, memory + latents.shape[0]
+def conditional_velocities(mode, groups, expressions):
+    """Velocities that depend on the conditions; their memory counts the groups that were evaluated."""
+    identity, expression = branch_drops(mode, groups, expressions)
+    weight = (~identity[:, None] * 1.0 + ~expression * 10.0)[..., None, None, None]
 
-    limited = guided(velocity, "decoupled", 2.0, 3.0, interval=(0.2, 0.8), velocity_full=full)
-    for sigma, expected, groups in ((0.1, 11.0, 2), (0.2, 32.0, 6), (0.5, 32.0, 6), (0.8, 32.0, 6), (0.9, 11.0, 2)):
-        found, evaluated = limited(pictures(0, 2, 3), jnp.float32(sigma), jnp.int32(0), jnp.int32(0))
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
-        assert evaluated == groups  # outside, the other branches are not even computed
-    with pytest.raises(ValueError, match="needs velocity_full"):
-        guided(velocity, "decoupled", interval=(0.2, 0.8))
+    def velocity(latents, sigma, evaluation, memory, weight=weight):
+        return weight * jnp.cos(latents), memory + latents.shape[0]
+
+    return velocity, partial(velocity, weight=full_branch(weight, mode))
+
+
+@pytest.mark.parametrize("mode", ["joint", "decoupled"])
+def test_outside_the_guidance_interval_one_branch_is_evaluated_and_leads(mode) -> None:
+    latents, branches = pictures(0, 2, 3), {"joint": 2, "decoupled": 3}[mode]
+    velocity, full = conditional_velocities(mode, 2, 3)
+    everywhere, nowhere = guided(velocity, mode, 2.0, 3.0), guided(full, "none")
+
+    @jax.jit
+    def limited(sigma, low, high):
+        found = guided(velocity, mode, jnp.float32(2.0), 3.0, (low, high), full)
+        return found(latents, sigma, jnp.int32(0), jnp.int32(0))
+
+    for sigma, reference, count in (
+        (0.19, nowhere, 2), (0.2, everywhere, 2 * branches), (0.5, everywhere, 2 * branches),
+        (0.8, everywhere, 2 * branches), (0.81, nowhere, 2),
+    ):  # fmt: skip
+        sigma = jnp.float32(sigma)
+        found, evaluated = limited(sigma, jnp.float32(0.2), jnp.float32(0.8))
+        expected, counted = reference(latents, sigma, jnp.int32(0), jnp.int32(0))
+        np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=f"sigma {sigma}")
+        assert evaluated == counted == count
+    assert np.abs(everywhere(latents, 0.5, 0, 0)[0] - nowhere(latents, 0.5, 0, 0)[0]).max() > 1
+    limited(jnp.float32(0.5), jnp.float32(0.6), jnp.float32(1.0))
+    assert limited._cache_size() == 1
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "dpm++"])
+def test_a_guidance_interval_saves_branches_over_a_whole_run(solver) -> None:
+    velocity, full = conditional_velocities("decoupled", 2, 3)
+    batches: list[int] = []
+
+    def watched(inner):
+        def counting(latents, *rest):
+            jax.debug.callback(lambda: batches.append(latents.shape[0]))  # runs when the branch is taken, not traced
+            return inner(latents, *rest)
+
+        return counting
+
+    @jax.jit
+    def draw(low, high):
+        follow = guided(watched(velocity), "decoupled", 2.0, 3.0, (low, high), watched(full))
+        return sample(follow, pictures(0, 2, 3), padded_sigmas(10, 1.0), 10, solver, jnp.int32(0))
+
+    # Of the ten levels 1, 0.889, ... 0.112, 0.001 four are between 0.3 and 0.7; Heun's method visits each twice.
+    inside, total = {"heun": (8, 19)}.get(solver, (4, 10))
+    for limits, expected in (((0.3, 0.7), inside), ((0.0, 1.0), total), ((2.0, 3.0), 0)):
+        batches.clear()
+        latents, evaluated = jax.block_until_ready(draw(*map(jnp.float32, limits)))
+        jax.effects_barrier()
+        assert evaluated == sum(batches) == 6 * expected + 2 * (total - expected)
+        assert (batches.count(6), batches.count(2)) == (expected, total - expected)
+        assert np.isfinite(latents).all()
+
+
+def test_without_an_interval_the_program_has_no_second_network() -> None:
+    velocity, full = conditional_velocities("decoupled", 2, 3)
+
+    def program(mode, interval):
+        follow = guided(velocity, mode, 2.0, 3.0, interval, full)
+        return str(jax.make_jaxpr(lambda sigma: follow(pictures(0, 2, 3), sigma, 0, 0))(0.5))
+
+    assert program("decoupled", (0.2, 0.8)).count("= cos") == 2
+    for mode, interval in (("decoupled", None), ("none", None), ("none", (0.2, 0.8))):
+        if mode == "none":
+            velocity = full
+        assert "cond" not in program(mode, interval)
+        assert program(mode, interval).count("= cos") == 1
+
+
+def test_an_interval_needs_the_velocity_of_the_full_branch() -> None:
+    velocity, _ = conditional_velocities("joint", 2, 3)
+    with pytest.raises(ValueError, match="guidance interval: needs velocity_full"):
+        guided(velocity, "joint", interval=(0.2, 0.8))
+    with pytest.raises(ValueError, match="'both': must be one of none, joint, decoupled"):
+        guided(velocity, "both")  # type: ignore[arg-type]
 
 
 def test_changed_latents_weigh_more_and_an_equal_picture_weighs_one() -> None:

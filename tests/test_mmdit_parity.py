@@ -12,8 +12,6 @@ import pytest
 from flax import nnx
 
 from genaffect_jax.config import MMDiTConfig
-from genaffect_jax.diffusion.sampler import sample
-from genaffect_jax.diffusion.schedule import euler_sigmas
 from genaffect_jax.interop.weights import TRANSFORMER, read_transformer
 from genaffect_jax.models.layers import sincos_table
 from genaffect_jax.models.mmdit import MMDiTBlock
@@ -151,31 +149,3 @@ def test_position_table_equals_diffusers() -> None:
         )
         found = np.asarray(jnp.asarray(sincos_table(side, 16, base)).reshape(-1, 16))
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
-@pytest.mark.parametrize("steps", [1, 2, 4, 28, 50])
-def test_sigmas_equal_diffusers(steps: int, shift: float) -> None:
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
-    scheduler.set_timesteps(steps)
-    np.testing.assert_allclose(euler_sigmas(steps, shift), scheduler.sigmas.numpy(), rtol=0, atol=2e-7)
-
-
-@pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
-@pytest.mark.parametrize("steps", [1, 3, 7])
-def test_every_euler_step_equals_diffusers(steps: int, shift: float) -> None:
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
-    scheduler.set_timesteps(steps)
-    rng = np.random.default_rng(steps)
-    noise = rng.standard_normal((2, 4, 6, 3), np.float32)
-    velocities = rng.standard_normal((steps, *noise.shape), np.float32)
-    sigmas = euler_sigmas(steps, shift)
-    latents = torch.from_numpy(noise)
-    for step, (timestep, velocity) in enumerate(zip(scheduler.timesteps, velocities, strict=True)):
-        latents = scheduler.step(torch.from_numpy(velocity), timestep, latents).prev_sample
-
-        def recorded(_, sigma, evaluation, memory):  # the velocity of the step that begins at this noise level
-            return jnp.asarray(velocities)[jnp.argmin(jnp.abs(jnp.asarray(sigmas[:-1]) - sigma))], memory
-
-        found, _ = sample(recorded, jnp.asarray(noise), sigmas, step + 1)
-        np.testing.assert_allclose(found, latents.numpy(), rtol=0, atol=1e-6, err_msg=f"step {step}")

@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int32
 
 from genaffect_jax.config import GuidanceMode
-from genaffect_jax.diffusion.sampler import Velocity
+from genaffect_jax.diffusion.sampler import Memory, Velocity
 
 # (identity dropped, expression dropped) of each branch.
 BRANCHES: dict[str, tuple[tuple[bool, bool], ...]] = {
@@ -62,12 +62,17 @@ def combine(
     return base + guidance_identity * (identity - base) + guidance_expression * (full - identity)
 
 
+def full_branch(x: Float[Array, n * G * rest], mode: GuidanceMode) -> Float[Array, G * rest]:
+    """The groups of the branch that has all conditions, out of those of all branches."""
+    return x.reshape(-1, len(BRANCHES[mode]), *x.shape[1:])[:, -1]
+
+
 def guided(
     velocity: Velocity,
     mode: GuidanceMode,
     guidance_identity: Float[Array, ""] | float = 1.0,
     guidance_expression: Float[Array, ""] | float = 1.0,
-    interval: Float[Array, " 2"] | tuple[float, float] | None = None,
+    interval: tuple[Float[Array, ""] | float, Float[Array, ""] | float] | None = None,
     velocity_full: Velocity | None = None,
 ) -> Velocity:
     """The velocity function of a guided model.
@@ -75,27 +80,43 @@ def guided(
     Args:
         velocity: takes the branches as groups; its conditions are those of `branch_drops`.
         mode: which branches there are.
-        guidance_identity, guidance_expression: see `combine`; traced values.
-        interval: noise levels, both ends included, at which guidance acts (Kynkaanniemi et al. 2024, arXiv 2404.07724);
-            elsewhere only `velocity_full` is evaluated. None: it acts everywhere, without a choice in the program.
-        velocity_full: the velocity with all conditions, for groups that are not repeated; needed with an interval.
+        guidance_identity, guidance_expression: see `combine`; may be traced.
+        interval: lowest and highest noise level, both included, at which guidance acts (Kynkaanniemi et al. 2024,
+            arXiv 2404.07724); may be traced. Elsewhere the picture follows the branch that has all conditions, and
+            only that branch is evaluated. None: everywhere, and the program has no second network in it.
+        velocity_full: the velocity of that branch alone, for latents [G, E, h, w, c]; its conditions are those of
+            `full_branch`. Needed with an interval. It is given the memory that `velocity` is given, and returns it in
+            the same structure, shapes and dtypes: it must leave in a usable state what belongs to other branches. If
+            both write to it, XLA for the CPU keeps one more copy of the memory; if one hands it on unchanged, none.
+
+    Returns:
+        A velocity function of latents [G, E, h, w, c], for `sampler.sample`. Its velocity is float32.
 
     Raises:
-        ValueError: an interval without `velocity_full`.
+        ValueError: an unknown mode, or an interval without `velocity_full`.
     """
-    if interval is not None and velocity_full is None:
-        raise ValueError("guidance in an interval needs velocity_full, the velocity outside it")
+    if mode not in BRANCHES:
+        raise ValueError(f"guidance {mode!r}: must be one of {', '.join(BRANCHES)}")
+    # A single branch is the full one: there is nothing to leave out.
+    limits = None if mode == "none" else interval
+    if limits is not None and velocity_full is None:
+        raise ValueError("guidance interval: needs velocity_full, the velocity of the branch with all conditions")
 
-    def all_branches(latents: Array, sigma: Array, evaluation: Array, memory: Any) -> tuple[Array, Any]:
-        found, memory = velocity(repeat_branches(latents, mode), sigma, evaluation, memory)
-        return combine(found, mode, guidance_identity, guidance_expression), memory
+    def guided_velocity(
+        latents: Float[Array, "G E h w c"], sigma: Float[Array, ""], evaluation: Int32[Array, ""], memory: Memory
+    ) -> tuple[Float[Array, "G E h w c"], Memory]:
+        def all_branches(latents: Float[Array, "G E h w c"], memory: Memory) -> tuple[Any, Memory]:
+            found, memory = velocity(repeat_branches(latents, mode), sigma, evaluation, memory)
+            return combine(found.astype(jnp.float32), mode, guidance_identity, guidance_expression), memory
 
-    if interval is None or velocity_full is None:
-        return all_branches
-    low, high = interval
+        if limits is None or velocity_full is None:
+            return all_branches(latents, memory)
 
-    def in_interval(latents: Array, sigma: Array, evaluation: Array, memory: Any) -> tuple[Array, Any]:
-        inside = (sigma >= low) & (sigma <= high)
-        return jax.lax.cond(inside, all_branches, velocity_full, latents, sigma, evaluation, memory)
+        def one_branch(latents: Float[Array, "G E h w c"], memory: Memory) -> tuple[Any, Memory]:
+            found, memory = velocity_full(latents, sigma, evaluation, memory)
+            return found.astype(jnp.float32), memory
 
-    return in_interval
+        inside = (sigma >= limits[0]) & (sigma <= limits[1])
+        return jax.lax.cond(inside, all_branches, one_branch, latents, memory)
+
+    return guided_velocity

@@ -1,23 +1,25 @@
-"""From noise to latents: samplers of the probability flow. They know no network, only a velocity function."""
+"""From noise to latents: solvers of the flow's equation. They know no network, only a velocity function."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Int, Int32
 
 from genaffect_jax.config import Solver
 
+Latents = Float[Array, "*batch h w c"]
+# Any pytree that a velocity function hands from one evaluation to the next; None for none.
+Memory = Any
+Velocity = Callable[[Latents, Float[Array, ""], Int32[Array, ""], Memory], tuple[Latents, Memory]]
+Count = TypeVar("Count", int, Int[Array, ""])
+
 # Folded into the seed first, so that noise shares no key with what else is drawn from the seed.
 NOISE_PURPOSE = 0x6E6F6973
-
-# (latents, sigma, evaluation, memory) -> (velocity, memory). `evaluation` counts the calls from 0; `memory` is whatever
-# the caller carries from one to the next, None if nothing.
-Velocity = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
-_State = tuple[Array, Array, Any]  # latents, what the solver remembers of the last step, the caller's memory
 
 
 def item_noise(
@@ -41,89 +43,133 @@ def item_noise(
     return flat.reshape(*jnp.shape(items), *shape)
 
 
-def evaluations(solver: Solver, steps: int) -> int:
-    """How often the velocity is evaluated in so many steps."""
+def evaluations(solver: Solver, steps: Count) -> Count:
+    """How often `sample` evaluates the velocity: once a step, Heun's method twice in every step but the last.
+
+    Raises:
+        ValueError: an unknown solver.
+    """
+    if solver not in _SOLVERS:
+        raise ValueError(f"solver {solver!r}: must be one of {', '.join(get_args(Solver))}")
     return 2 * steps - 1 if solver == "heun" else steps
 
 
 def sample(
     velocity: Velocity,
-    noise: Float[Array, "*batch h w c"],
-    sigmas: Float[Array, " N+1"],
+    noise: Latents,
+    sigmas: Float[Array, " levels+1"] | Float[np.ndarray, " levels+1"],
     steps: int | Int[Array, ""],
     solver: Solver = "euler",
-    memory: Any = None,
-) -> tuple[Float[Array, "*batch h w c"], Any]:
-    """Follows the velocity from noise to clean latents.
+    memory: Memory = None,
+) -> tuple[Latents, Memory]:
+    """Follows the velocity from noise to clean latents, `dx / dsigma = v(x, sigma)`.
 
-    - `euler`: `x += (sigma_next - sigma) v(x, sigma)`.
-    - `heun`: the mean of the velocities at both ends of the step (Karras et al. 2022, arXiv 2206.00364, algorithm 1);
-      the last step, to sigma 0, is Euler's. Evaluation 2 i is the start of step i, 2 i + 1 its end.
-    - `dpm++`: DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2) for `x = (1 - sigma) clean + sigma
-      noise`; the first step and the last, to sigma 0, are of first order.
+    - `euler`: `x += (sigma_next - sigma) v`; first order.
+    - `heun`: an Euler step, then the same step with the mean of the velocities at its two ends; second order, two
+      evaluations a step. The last step is Euler's (Karras et al. 2022, arXiv 2206.00364, algorithm 1).
+    - `dpm++`: DPM-Solver++(2M), second order at one evaluation a step (Lu et al. 2022, arXiv 2211.01095,
+      algorithm 2): the predicted clean latents are extrapolated in `lambda = log((1 - sigma) / sigma)` from the last
+      two evaluations. First order where one of the two levels or the next has no finite lambda: in the first step, in
+      the step after one that began at sigma 1, and in the step to sigma 0.
 
     Args:
-        velocity: see `Velocity`; whatever it needs beside its arguments it closes over.
+        velocity: `velocity(latents, sigma, evaluation, memory)` gives the velocity and the next memory. `evaluation`
+            counts the evaluations from 0, int32; Heun's two of step i are `2 i` and `2 i + 1`. What else it needs it
+            closes over.
         noise: where to start, at `sigmas[0]`.
-        sigmas: falling noise levels; the ones after `sigmas[steps]` are not used.
-        steps: number of steps, at most N. A traced number, so that changing it does not compile again.
-        solver: how steps are taken.
-        memory: carried through all evaluations.
+        sigmas: falling noise levels; what follows the first `steps + 1` is never looked at, so levels may be padded
+            (see `schedule.padded_sigmas`).
+        steps: how many steps to do, 1 to `levels`. An array may be traced: the same program then does any number.
+        solver: one of the three.
+        memory: what the first evaluation is given; structure, shapes and dtypes stay the same throughout. It is
+            updated in place if `velocity` writes before it reads, or makes what it writes depend on what it read;
+            else XLA may keep a second copy.
 
     Returns:
-        The latents at `sigmas[steps]`, float32, and the memory after the last evaluation.
+        The latents at `sigmas[steps]`, float32, and the memory that the last evaluation returned.
+
+    Raises:
+        ValueError: an unknown solver, or a number of steps (if it is no array) that the levels do not allow.
     """
-    levels = jnp.asarray(sigmas, jnp.float32)
-    step = {"euler": _euler, "heun": _heun, "dpm++": _dpm}[solver]
+    levels = len(sigmas) - 1
+    if isinstance(steps, (int, np.integer)) and not 1 <= steps <= levels:
+        raise ValueError(f"steps={steps}: must be 1 to {levels}, the steps between the noise levels given")
+    count = evaluations(solver, jnp.asarray(steps, jnp.int32))
+    advance, level_of, kept = _SOLVERS[solver]
+    sigmas = jnp.asarray(sigmas, jnp.float32)
+    start = jnp.asarray(noise, jnp.float32)
 
-    def advance(i: Array, state: _State) -> _State:
-        before = levels[jnp.maximum(i - 1, 0)]
-        return step(velocity, i, before, levels[i], levels[i + 1], state)
+    def evaluate(evaluation: Int32[Array, ""], state: tuple[Latents, _History, Memory]) -> Any:
+        latents, history, memory = state
+        slope, memory = velocity(latents, sigmas[level_of(evaluation)], evaluation, memory)
+        latents, history = advance(evaluation, sigmas, latents, slope.astype(jnp.float32), history)
+        return latents, history, memory
 
-    start = noise.astype(jnp.float32)
-    # What a solver remembers of the step before: the predicted clean latents. Others carry a number instead.
-    previous = jnp.zeros_like(start) if solver == "dpm++" else jnp.zeros((), jnp.float32)
-    # A loop with a traced end rather than a scan over padded levels: it runs the same body and skips none.
-    latents, _, memory = jax.lax.fori_loop(0, steps, advance, (start, previous, memory))
+    # One loop over evaluations, not steps: the network stands in the program once, also for Heun's method. A traced
+    # bound (a `while` in XLA) rather than a scan over padded levels whose body a `cond` skips: padding then costs
+    # nothing at all, and the carried arrays are updated in place, where a `cond` inside the loop may copy them. What it
+    # gives up is reverse-mode differentiation, which sampling has no use for.
+    history = (jnp.zeros_like(start),) * kept
+    latents, _, memory = jax.lax.fori_loop(jnp.int32(0), count, evaluate, (start, history, memory))
     return latents, memory
 
 
-def _euler(velocity: Velocity, i: Array, before: Array, sigma: Array, following: Array, state: _State) -> _State:
-    latents, previous, memory = state
-    slope, memory = velocity(latents, sigma, i, memory)
-    return latents + (following - sigma) * slope.astype(jnp.float32), previous, memory
+_History = tuple[Latents, ...]
+_Advanced = tuple[Latents, _History]
 
 
-def _heun(velocity: Velocity, i: Array, before: Array, sigma: Array, following: Array, state: _State) -> _State:
-    latents, previous, memory = state
-    slope, memory = velocity(latents, sigma, 2 * i, memory)
-    slope = slope.astype(jnp.float32)
-    reached = latents + (following - sigma) * slope
-
-    def corrected(memory: Any) -> tuple[Array, Any]:
-        end, memory = velocity(reached, following, 2 * i + 1, memory)
-        return latents + (following - sigma) * 0.5 * (slope + end.astype(jnp.float32)), memory
-
-    # At sigma 0 there is nothing left to evaluate.
-    latents, memory = jax.lax.cond(following > 0.0, corrected, lambda memory: (reached, memory), memory)
-    return latents, previous, memory
+def _euler(
+    evaluation: Int32[Array, ""], sigmas: Float[Array, " levels+1"], latents: Latents, slope: Latents, history: _History
+) -> _Advanced:
+    return latents + (sigmas[evaluation + 1] - sigmas[evaluation]) * slope, history
 
 
-def _dpm(velocity: Velocity, i: Array, before: Array, sigma: Array, following: Array, state: _State) -> _State:
-    latents, previous, memory = state
-    slope, memory = velocity(latents, sigma, i, memory)
-    clean = latents - sigma * slope.astype(jnp.float32)
+def _heun(
+    evaluation: Int32[Array, ""], sigmas: Float[Array, " levels+1"], latents: Latents, slope: Latents, history: _History
+) -> _Advanced:
+    """Even evaluations stand at the start of a step and go all of it; odd ones at its end, and go it again."""
+    start, first = history
+    begins, level = evaluation % 2 == 0, evaluation // 2
+    start = jnp.where(begins, latents, start)
+    slope = jnp.where(begins, slope, 0.5 * (first + slope))
+    return start + (sigmas[level + 1] - sigmas[level]) * slope, (start, slope)
 
-    def log_snr(level: Array) -> Array:
-        """lambda = log(alpha / sigma), with alpha = 1 - sigma; finite at both ends."""
-        bounded = jnp.clip(level, 1e-6, 1.0 - 1e-6)
-        return jnp.log1p(-bounded) - jnp.log(bounded)
 
-    h, last = log_snr(following) - log_snr(sigma), log_snr(sigma) - log_snr(before)
-    first_order = (i == 0) | (following <= 0.0) | (before >= 1.0)
-    slope_of_clean = jnp.where(first_order, 0.0, 0.5 * h / jnp.where(first_order, 1.0, last))
-    direction = clean + slope_of_clean * (clean - previous)
-    # sigma_next / sigma x - alpha_next (exp(-h) - 1) D, with exp(-h) = sigma_next alpha / (alpha_next sigma).
-    ratio = following / sigma
-    latents = ratio * latents + ((1.0 - following) - ratio * (1.0 - sigma)) * direction
-    return latents, clean, memory
+def _dpm(
+    evaluation: Int32[Array, ""], sigmas: Float[Array, " levels+1"], latents: Latents, slope: Latents, history: _History
+) -> _Advanced:
+    """The first-order step of DPM-Solver++ is Euler's, since alpha = 1 - sigma; the second order adds to it.
+
+    Of `sigma_next / sigma x - alpha_next (e^-h - 1) (D0 + h / (2 h_before) (D0 - D1))`, D the predicted clean latents,
+    `-alpha_next (e^-h - 1)` is `1 - sigma_next / sigma`.
+    """
+    (before,) = history
+    sigma, following = sigmas[evaluation], sigmas[evaluation + 1]
+    clean = latents - sigma * slope
+    # Without an evaluation before this one the index is -1, which is clamped: the outcome is not used.
+    last, here, next_ = (_log_ratio(sigmas[i]) for i in (jnp.maximum(evaluation - 1, 0), evaluation, evaluation + 1))
+    second_order = (evaluation > 0) & jnp.isfinite(last) & jnp.isfinite(next_)
+    ratio = jnp.where(second_order, (next_ - here) / (here - last), 0.0)
+    step = (following - sigma) * slope + 0.5 * (1.0 - following / sigma) * ratio * (clean - before)
+    return latents + step, (clean,)
+
+
+def _log_ratio(sigma: Float[Array, ""]) -> Float[Array, ""]:
+    """Half the logarithm of the signal-to-noise ratio, `log((1 - sigma) / sigma)`."""
+    return jnp.log1p(-sigma) - jnp.log(sigma)
+
+
+def _step_of(evaluation: Int32[Array, ""]) -> Int32[Array, ""]:
+    return evaluation
+
+
+def _heun_level(evaluation: Int32[Array, ""]) -> Int32[Array, ""]:
+    return (evaluation + 1) // 2
+
+
+# How each solver goes on after an evaluation, at which noise level the evaluation is, and how many arrays it keeps.
+_SOLVERS: dict[str, tuple[Callable[..., _Advanced], Callable[[Int32[Array, ""]], Int32[Array, ""]], int]] = {
+    "euler": (_euler, _step_of, 0),
+    "heun": (_heun, _heun_level, 2),
+    "dpm++": (_dpm, _step_of, 1),
+}

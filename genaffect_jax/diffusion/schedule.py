@@ -1,4 +1,4 @@
-"""The noise levels a sampler visits: the flow-matching Euler schedule of SD3."""
+"""The noise levels a sampler visits: the flow-matching schedule of SD3, the same for every solver."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from jaxtyping import Array, Float
 
 # The reference schedule has 1000 training timesteps, so its smallest noise level is 1/1000 before the shift.
 TRAIN_TIMESTEPS = 1000
-# Lengths to which schedules are padded, so that one program serves many numbers of steps.
-PADDED_STEPS = (32, 128, TRAIN_TIMESTEPS)
+# Lengths that noise levels are padded to, in steps. Programs are compiled per length, so this is how many there are.
+STEP_BUCKETS = (32, 128, 1000)
+
 
 Sigma = TypeVar("Sigma", Array, np.ndarray)
 
@@ -39,11 +40,15 @@ def euler_sigmas(steps: int, shift: float) -> Float[np.ndarray, " steps+1"]:
     return np.append(shift_sigma(levels, shift), 0.0).astype(np.float32)
 
 
-def padded_sigmas(sigmas: Float[np.ndarray, " steps+1"]) -> Float[np.ndarray, " N+1"]:
-    """Noise levels with zeros behind them, up to the next of `PADDED_STEPS` steps (or as they are, if there are more).
+def padded_sigmas(steps: int, shift: float) -> Float[np.ndarray, " levels+1"]:
+    """The levels of `euler_sigmas`, then zeros up to the smallest of `STEP_BUCKETS` that holds them; float32.
 
-    A sampler that is told the number of steps never looks at the zeros.
+    One compiled program serves all numbers of steps of a bucket, given `steps` as an array (see `sampler.sample`). More
+    steps than the largest bucket are not padded.
+
+    Raises:
+        ValueError: see `euler_sigmas`.
     """
-    steps = len(sigmas) - 1
-    length = next((n for n in PADDED_STEPS if n >= steps), steps)
-    return np.pad(sigmas, (0, length - steps))
+    sigmas = euler_sigmas(steps, shift)
+    levels = min((bucket for bucket in STEP_BUCKETS if bucket >= steps), default=steps)
+    return np.pad(sigmas, (0, levels - steps))
