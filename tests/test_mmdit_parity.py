@@ -88,9 +88,9 @@ def test_every_block_and_the_velocity_equal_diffusers(saved, scan: bool, monkeyp
     compute = MMDiTBlock.__call__
 
     def observed(self: MMDiTBlock, *arguments, **named):
-        image, text = compute(self, *arguments, **named)
+        (image, text), pool = compute(self, *arguments, **named)
         jax.debug.callback(lambda *s: streams.append(tuple(map(np.asarray, s))), image, text, ordered=True)
-        return image, text
+        return (image, text), pool
 
     def run(state, latents, sigma, text, pooled):
         model = nnx.merge(graph, state)
