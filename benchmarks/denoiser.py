@@ -2,6 +2,8 @@
 
 SD3.5-medium, bfloat16, 8 expressions with guidance (a batch of 16 pictures), 333 text tokens: 77 of CLIP and 256 of T5.
 The weights are random numbers, not the zeros of a new model: products of zeros run faster than those of real numbers.
+`--branch_tokens 16 --consistency 0.5` adds both decoupled branches and lets the pictures of each guidance branch share
+half of their image tokens.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import tyro
 from genaffect_jax.config import MMDiTConfig
 from genaffect_jax.models import mmdit
 from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.models.sharing import Sharing, random_tokens
 from genaffect_jax.parallel.compiler import compiler_options
 
 MODELS = {"sd3_medium": mmdit.sd3_medium, "sd35_medium": mmdit.sd35_medium, "sd35_large": mmdit.sd35_large}
@@ -29,14 +32,18 @@ LATENT_PIXEL = 8
 QUEUED = 3
 
 
-def forward_flops(config: MMDiTConfig, batch: int, side: int, text: int) -> tuple[float, float]:
+def forward_flops(
+    config: MMDiTConfig, batch: int, side: int, text: int, branch_tokens: int = 0, shared: int = 0
+) -> tuple[float, float]:
     """Multiplications and additions of one forward in (matrix products, attention), by arithmetic.
 
     Args:
         config: the denoiser.
-        batch: pictures.
+        batch: pictures, half of them in each of two guidance branches.
         side: height and width of the latents.
         text: text tokens of each picture.
+        branch_tokens: identity tokens, and as many expression tokens, that image queries look at.
+        shared: image tokens of each picture that its whole branch sees.
     """
     width, image = config.width, (side // config.patch_size) ** 2
     products = attention = 0.0
@@ -45,7 +52,9 @@ def forward_flops(config: MMDiTConfig, batch: int, side: int, text: int) -> tupl
         # Query, key, value and output projections (4 D^2) and the feed-forward (8 D^2), 2 operations per weight.
         products += 2 * batch * image * 12 * width**2
         products += 2 * batch * text * (3 if last else 12) * width**2
-        attention += 4 * batch * (image + text) ** 2 * width
+        seen = image + text + (batch // 2 - 1) * shared
+        attention += 4 * batch * (image + text) * seen * width
+        attention += 4 * batch * image * 2 * branch_tokens * width
         if dual:
             products += 2 * batch * image * 4 * width**2
             attention += 4 * batch * image**2 * width
@@ -100,6 +109,8 @@ def main(
     text_tokens: int = 333,
     repeats: int = 10,
     layers: int = 0,
+    branch_tokens: int = 0,
+    consistency: float = 0.0,
     scan: bool = True,
 ) -> None:
     """Times the denoiser.
@@ -111,41 +122,57 @@ def main(
         text_tokens: text tokens of each picture.
         repeats: timed forwards, after three that are not counted.
         layers: run only this many blocks, for a first try on a small machine; 0 runs all.
+        branch_tokens: identity tokens, and as many expression tokens; 0: a model without decoupled branches.
+        consistency: share of its image tokens that every picture shows the others of its guidance branch.
         scan: equal blocks as a loop, or unrolled.
     """
     config = dataclasses.replace(MODELS[model](), scan_layers=scan)
     if layers:
         dual = tuple(i for i in config.dual_attention_layers if i < layers)
         config = dataclasses.replace(config, num_layers=layers, dual_attention_layers=dual)
-    network = Functional(lambda rngs: mmdit.MMDiT(config, branches=False, rngs=rngs, dtype=jnp.bfloat16))
+    branches = branch_tokens > 0
+    network = Functional(lambda rngs: mmdit.MMDiT(config, branches=branches, rngs=rngs, dtype=jnp.bfloat16))
 
     @partial(jax.jit, compiler_options=compiler_options())
-    def forward(parameters: Parameters, latents: Any, sigma: Any, text: Any, pooled: Any) -> jax.Array:
+    def forward(parameters: Parameters, latents: Any, sigma: Any, key: Any, conditions: dict[str, Any]) -> jax.Array:
         denoiser = network.merge(parameters)
-        return denoiser(latents, sigma, denoiser.project_conditions(text=text, pooled=pooled))
+        length = (latents.shape[2] // config.patch_size) ** 2
+        shared, sharing = round(consistency * length), None
+        if shared:
+            tokens = random_tokens(key, config.num_layers, length, shared)
+            sharing = Sharing(tokens, anchors=latents.shape[1])
+        return denoiser.consistent(latents, sigma, denoiser.project_conditions(**conditions), 1.0, 1.0, sharing)[0]
 
     peak = matmul_tflops(repeats)
     device = jax.devices()[0].device_kind
     print(json.dumps({"device": device, "jax": jax.__version__, "matmul_tflops": round(peak, 1)}), flush=True)
     parameters = random_parameters(network)
-    keys = jax.random.split(jax.random.key(1), 3)
-    text = jax.random.normal(keys[0], (2, batch // 2, text_tokens, config.joint_attention_dim), jnp.bfloat16)
-    pooled = jax.random.normal(keys[1], (2, batch // 2, config.pooled_projection_dim), jnp.bfloat16)
+    keys = iter(jax.random.split(jax.random.key(1), 4 + len(sizes)))
+    shapes: dict[str, tuple[int, ...]] = {
+        "text": (2, batch // 2, text_tokens, config.joint_attention_dim),
+        "pooled": (2, batch // 2, config.pooled_projection_dim),
+    }
+    if branches:
+        shapes["identity_tokens"] = (2, branch_tokens, config.width)
+        shapes["expression_tokens"] = (2, batch // 2, branch_tokens, config.width)
+    conditions = {name: jax.random.normal(next(keys), shape, jnp.bfloat16) for name, shape in shapes.items()}
     sigma = jnp.full((2, batch // 2), 0.5)
     for size in sizes:
         side = size // LATENT_PIXEL
-        latents = jax.random.normal(keys[2], (2, batch // 2, side, side, config.in_channels))
-        arguments = (parameters, latents, sigma, text, pooled)
+        latents = jax.random.normal(next(keys), (2, batch // 2, side, side, config.in_channels))
+        arguments = (parameters, latents, sigma, jax.random.key(2), conditions)
         start = time.perf_counter()
         compiled = forward.lower(*arguments).compile()
         compilation = time.perf_counter() - start
         if not bool(jnp.isfinite(compiled(*arguments)).all()):
             raise SystemExit(f"{model} at {size} px: the result is not finite")
         spent = milliseconds(lambda: compiled(*arguments), repeats)  # noqa: B023 (used at once)
-        products, attention = forward_flops(config, batch, side, text_tokens)
+        shared = round(consistency * (side // config.patch_size) ** 2)
+        products, attention = forward_flops(config, batch, side, text_tokens, branch_tokens, shared)
         rate = (products + attention) / spent / 1e9
         row = {
-            "model": model, "pixels": size, "batch": batch, "milliseconds": round(spent, 2),
+            "model": model, "pixels": size, "batch": batch, "branch_tokens": branch_tokens, "consistency": consistency,
+            "milliseconds": round(spent, 2),
             "tflops": round(rate, 1), "share_of_matmul_peak": round(rate / peak, 3),
             "floor_milliseconds": round((products + attention) / peak / 1e9, 1),
             "temporary_gib": round(compiled.memory_analysis().temp_size_in_bytes / 2**30, 2),
