@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from genaffect_jax.models.attention_backends import choose_backend, has_bounded_attention, run_backend
+from genaffect_jax.models.attention_backends import BOUNDED_FROM, choose_backend, has_bounded_attention, run_backend
 
 
 class QKV(NamedTuple):
@@ -61,8 +61,8 @@ def attend(
     """Scaled dot-product attention, softmax in float32; heads are joined again.
 
     Half precision without a mask runs on an NVIDIA GPU in cuDNN's flash attention, everything on a TPU in splash
-    attention; neither writes the scores to memory. Bounded scores on a Hopper GPU go to `models.hopper_attention`. The
-    rest runs in XLA's own operations.
+    attention; neither writes the scores to memory. Long sequences with bounded scores go to `models.hopper_attention`
+    on a Hopper GPU. The rest runs in XLA's own operations.
 
     Args:
         query, key, value: split into heads; any lengths.
@@ -71,7 +71,8 @@ def attend(
         bounded: all scores are known to lie within `bounded_scores.LARGEST_SCORE`.
     """
     *batch, length, heads, size = query.shape
-    if bounded and mask is None and not return_lse and has_bounded_attention(query.dtype, size):
+    plain = mask is None and not return_lse
+    if bounded and plain and length >= BOUNDED_FROM and has_bounded_attention(query.dtype, size):
         return attend_all(query, [KeyValue(key, value)])
     q, k, v = (x.reshape(-1, *x.shape[len(batch) :]) for x in (query, key, value))
     flat = None if mask is None else mask.reshape(-1, mask.shape[-1])
@@ -90,8 +91,12 @@ def attend_all(query: Float[Array, "*batch Q N H"], sources: Sequence[KeyValue])
     """
     from genaffect_jax.models.hopper_attention import bounded_attention
 
-    flat = [[x.reshape(-1, *x.shape[-3:]) for x in (source.key, source.value)] for source in sources]
-    out = bounded_attention(query.reshape(-1, *query.shape[-3:]), [(key, value) for key, value in flat])
+    def flat(x: Array) -> Array:
+        return x.reshape(-1, *x.shape[-3:])
+
+    # Of an anchor that shares everything nothing is left.
+    arrays = [(flat(source.key), flat(source.value)) for source in sources if source.key.shape[-3]]
+    out = bounded_attention(flat(query), arrays)
     return out.reshape(*query.shape[:-2], -1)
 
 

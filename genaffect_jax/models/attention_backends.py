@@ -21,6 +21,8 @@ Result = tuple[Float[Array, "B Q N H"], Float32[Array, "B Q N"] | None]
 # TPU tiles have 128 lanes; the kernel takes blocks of whole tiles, and larger blocks reuse keys more often.
 _LANES = 128
 _SPLASH_BLOCKS = (512, 256, 128)
+# One array of keys: from so many queries on, `hopper_attention` is faster than cuDNN (docs/performance.md).
+BOUNDED_FROM = 2048
 
 
 def choose_backend(dtype: Any, masked: bool) -> Backend:

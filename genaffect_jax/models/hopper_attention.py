@@ -50,7 +50,7 @@ def bounded_attention(
     Args:
         query: bfloat16 or float16; every score, over the square root of the head size, must lie within
             `bounded_scores.LARGEST_SCORE`. This is not checked: larger scores overflow.
-        sources: keys and values; any lengths. An array of fewer entries b than the queries' B serves B / b entries
+        sources: keys and values; any lengths but 0. An array of fewer entries b than the queries' B serves B / b entries
             in a row each, as a pool serves the pictures of its group.
 
     Raises:
@@ -59,8 +59,7 @@ def bounded_attention(
     batch, length, heads, size = query.shape
     if size != HEAD_SIZE or query.dtype not in (jnp.bfloat16, jnp.float16):
         raise ValueError(f"bounded attention: {query.dtype} heads of {size}, must be half precision of {HEAD_SIZE}")
-    sources = [(k, v) for k, v in sources if k.shape[1]]
-    if not sources or any(batch % k.shape[0] for k, _ in sources):
+    if not sources or any(not k.shape[1] or batch % k.shape[0] for k, _ in sources):
         raise ValueError(f"bounded attention: keys {[k.shape for k, _ in sources]} for a batch of {batch}")
     # Exponentials are powers of two on the device: the factor goes into the queries, once for all keys.
     scaled = (query.astype(jnp.float32) * (math.log2(math.e) / math.sqrt(size))).astype(query.dtype)
