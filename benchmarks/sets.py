@@ -151,7 +151,7 @@ def measure(
     seconds = median(times[1:] if compiled else times)
     return {
         "pictures": size, "steps": settings.steps, "pixels": config.image_size,
-        "bank": any(kind.pool == "given" for kind, *_ in programs.used),
+        "bank": settings.bank, "bank_kept": any(kind.pool == "given" for kind, *_ in programs.used),
         "seconds": round(seconds, 3), "seconds_a_picture": round(seconds / size, 3),
         "compiled": compiled, "compile_seconds": round(times[0] - seconds, 1) if compiled else 0.0,
         "program_gib": round(max(program_bytes(programs[key]) for key in set(programs.used)) / 2**30, 2),
@@ -164,44 +164,45 @@ def plot(results: Path, file: Path) -> None:
     """Draws time and memory of every run in a results file against the number of pictures, both axes logarithmic."""
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator, ScalarFormatter
+    from matplotlib.ticker import NullLocator
 
-    rows = [row for row in map(json.loads, results.read_text().splitlines()) if "pictures" in row]
+    runs: dict[tuple[int, int, str], dict[int, dict[str, Any]]] = {}
+    for row in map(json.loads, results.read_text().splitlines()):
+        if "pictures" in row:  # a size that was measured again replaces what was measured before
+            runs.setdefault((row["pixels"], row["steps"], row["bank"]), {})[row["pictures"]] = row
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     time_axes, memory_axes = figure.subplots(1, 2)
     ends: dict[Axes, list[tuple[float, float, str, str]]] = {time_axes: [], memory_axes: []}
-    runs = sorted({(row["pixels"], row["steps"]) for row in rows})
-    for i, (pixels, steps) in enumerate(runs):
-        # A size that was measured again replaces what was measured before.
-        run = {row["pictures"]: row for row in rows if (row["pixels"], row["steps"]) == (pixels, steps)}
-        sizes, name, colour = sorted(run), f"{pixels} px, {steps} steps", f"C{i}"
+    for i, ((pixels, steps, bank), run) in enumerate(sorted(runs.items())):
+        sizes, colour = sorted(run), f"C{i}"
+        name = f"{pixels} px, {steps} steps" + (f", bank {bank}" if bank != "auto" else "")
         for axes, field, style, label in (
             (time_axes, "seconds", "-", name),
-            (memory_axes, "peak_gib", "-", f"{name}: highest of the device"),
-            (memory_axes, "program_gib", "--", f"{name}: largest program"),
+            (memory_axes, "peak_gib", "-", "device, highest so far" + (f": {name}" if len(runs) > 1 else "")),
+            (memory_axes, "program_gib", "--", "largest program" + (f": {name}" if len(runs) > 1 else "")),
         ):
             values = [run[size][field] for size in sizes]
             if None not in values:
                 axes.plot(sizes, values, style, color=colour, marker="o", markersize=4)
                 ends[axes].append((values[-1], sizes[-1], label, colour))
-    largest = max((row["seconds"], row["pictures"]) for row in rows)
-    smallest = min(row["pictures"] for row in rows)
-    guide = [largest[0] * 0.6, largest[0] * 0.6 * smallest / largest[1]]
-    time_axes.plot([largest[1], smallest], guide, color="0.7", linewidth=1, zorder=0)
-    time_axes.text(smallest, guide[1], "in proportion ", color="0.5", ha="left", va="top", fontsize=9)
-    ticks = sorted({row["pictures"] for row in rows})
+    ticks = sorted({size for run in runs.values() for size in run})
+    seconds, most = max((row["seconds"], size) for run in runs.values() for size, row in run.items())
+    guide = [1.5 * seconds * ticks[0] / most, 1.5 * seconds]
+    time_axes.plot([ticks[0], most], guide, color="0.75", linewidth=1, zorder=0)
+    time_axes.annotate("in proportion to the pictures", (ticks[0], guide[0]), (0, 16), textcoords="offset points",
+                       color="0.5", fontsize=9)  # fmt: skip
     for axes, unit in ((time_axes, "time of the set, s"), (memory_axes, "device memory, GiB")):
         axes.set(xscale="log", yscale="log", xlabel="pictures in the set", ylabel=unit)
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.92")
-    low, high = memory_axes.get_ylim()
-    memory_axes.set_ylim(low / 1.5, high * 1.5)
-    if memory_axes.get_ylim()[1] < 100:  # less than two decades: more ticks than powers of ten
-        memory_axes.set_yticks([t for t in (1, 2, 5, 10, 20, 50) if low / 1.5 <= t <= high * 1.5])
-        memory_axes.yaxis.set_minor_locator(NullLocator())
+        low, high = axes.get_ylim()
+        low, high = low / 1.2, high * 1.2
+        shown = [digit * 10.0**power for power in range(-3, 5) for digit in (1, 2, 5)]
+        axes.set_yticks([t for t in shown if low <= t <= high], [f"{t:g}" for t in shown if low <= t <= high])
+        axes.set_ylim(low, high)
     for axes, found in ends.items():
         place_labels(axes, found)
     figure.savefig(file, dpi=150)
