@@ -187,10 +187,11 @@ def plot(results: Path, file: Path) -> None:
                 ends[axes].append((values[-1], sizes[-1], label, colour))
     ticks = sorted({size for run in runs.values() for size in run})
     seconds, most = max((row["seconds"], size) for run in runs.values() for size, row in run.items())
-    guide = [1.5 * seconds * ticks[0] / most, 1.5 * seconds]
-    time_axes.plot([ticks[0], most], guide, color="0.75", linewidth=1, zorder=0)
-    time_axes.annotate("in proportion to the pictures", (ticks[0], guide[0]), (0, 16), textcoords="offset points",
-                       color="0.5", fontsize=9)  # fmt: skip
+    slope = 1.5 * seconds / most
+    time_axes.plot([ticks[0], most], [slope * ticks[0], slope * most], color="0.75", linewidth=1, zorder=0)
+    middle = (ticks[0] * most) ** 0.5
+    time_axes.annotate("in proportion to the pictures", (middle, slope * middle), (-8, 4), textcoords="offset points",
+                       color="0.5", fontsize=9, ha="right")  # fmt: skip
     for axes, unit in ((time_axes, "time of the set, s"), (memory_axes, "device memory, GiB")):
         axes.set(xscale="log", yscale="log", xlabel="pictures in the set", ylabel=unit)
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -199,9 +200,10 @@ def plot(results: Path, file: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.92")
         low, high = axes.get_ylim()
-        low, high = low / 1.2, high * 1.2
-        shown = [digit * 10.0**power for power in range(-3, 5) for digit in (1, 2, 5)]
-        axes.set_yticks([t for t in shown if low <= t <= high], [f"{t:g}" for t in shown if low <= t <= high])
+        marks = [digit * 10.0**power for power in range(-4, 6) for digit in (1, 2, 5)]
+        low, high = max(m for m in marks if m <= low), min(m for m in marks if m >= high)
+        marks = [m for m in marks if low <= m <= high]
+        axes.set_yticks(marks, [f"{m:g}" for m in marks])
         axes.set_ylim(low, high)
     for axes, found in ends.items():
         place_labels(axes, found)
