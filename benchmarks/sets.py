@@ -189,8 +189,8 @@ def plot(results: Path, file: Path) -> None:
     seconds, most = max((row["seconds"], size) for run in runs.values() for size, row in run.items())
     slope = 1.5 * seconds / most
     time_axes.plot([ticks[0], most], [slope * ticks[0], slope * most], color="0.75", linewidth=1, zorder=0)
-    middle = (ticks[0] * most) ** 0.5
-    time_axes.annotate("in proportion to the pictures", (middle, slope * middle), (-8, 4), textcoords="offset points",
+    place = (ticks[0] * most**3) ** 0.25
+    time_axes.annotate("in proportion to the pictures", (place, slope * place), (-8, 4), textcoords="offset points",
                        color="0.5", fontsize=9, ha="right")  # fmt: skip
     for axes, unit in ((time_axes, "time of the set, s"), (memory_axes, "device memory, GiB")):
         axes.set(xscale="log", yscale="log", xlabel="pictures in the set", ylabel=unit)
