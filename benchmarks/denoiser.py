@@ -22,6 +22,7 @@ import tyro
 
 from genaffect_jax.config import MMDiTConfig
 from genaffect_jax.models import mmdit
+from genaffect_jax.models.bounded_scores import LARGEST_SCORE, score_bound
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.sharing import Sharing, random_tokens
 from genaffect_jax.parallel.compiler import compiler_options
@@ -111,6 +112,7 @@ def main(
     layers: int = 0,
     branch_tokens: int = 0,
     consistency: float = 0.0,
+    bounded: bool = True,
     scan: bool = True,
 ) -> None:
     """Times the denoiser.
@@ -124,6 +126,7 @@ def main(
         layers: run only this many blocks, for a first try on a small machine; 0 runs all.
         branch_tokens: identity tokens, and as many expression tokens; 0: a model without decoupled branches.
         consistency: share of its image tokens that every picture shows the others of its guidance branch.
+        bounded: use the kernel for scores of known bound where there is one, as the sampler does.
         scan: equal blocks as a loop, or unrolled.
     """
     config = dataclasses.replace(MODELS[model](), scan_layers=scan)
@@ -131,7 +134,11 @@ def main(
         dual = tuple(i for i in config.dual_attention_layers if i < layers)
         config = dataclasses.replace(config, num_layers=layers, dual_attention_layers=dual)
     branches = branch_tokens > 0
-    network = Functional(lambda rngs: mmdit.MMDiT(config, branches=branches, rngs=rngs, dtype=jnp.bfloat16))
+
+    def make(bounded: bool) -> Functional[mmdit.MMDiT]:
+        return Functional(
+            lambda rngs: mmdit.MMDiT(config, branches=branches, rngs=rngs, dtype=jnp.bfloat16, bounded_scores=bounded)
+        )
 
     @partial(jax.jit, compiler_options=compiler_options())
     def forward(parameters: Parameters, latents: Any, sigma: Any, key: Any, conditions: dict[str, Any]) -> jax.Array:
@@ -146,7 +153,8 @@ def main(
     peak = matmul_tflops(repeats)
     device = jax.devices()[0].device_kind
     print(json.dumps({"device": device, "jax": jax.__version__, "matmul_tflops": round(peak, 1)}), flush=True)
-    parameters = random_parameters(network)
+    parameters = random_parameters(make(False))
+    network = make(bounded and score_bound(parameters) <= LARGEST_SCORE)
     keys = iter(jax.random.split(jax.random.key(1), 4 + len(sizes)))
     shapes: dict[str, tuple[int, ...]] = {
         "text": (2, batch // 2, text_tokens, config.joint_attention_dim),
@@ -172,6 +180,7 @@ def main(
         rate = (products + attention) / spent / 1e9
         row = {
             "model": model, "pixels": size, "batch": batch, "branch_tokens": branch_tokens, "consistency": consistency,
+            "bounded": bounded,
             "milliseconds": round(spent, 2),
             "tflops": round(rate, 1), "share_of_matmul_peak": round(rate / peak, 3),
             "floor_milliseconds": round((products + attention) / peak / 1e9, 1),

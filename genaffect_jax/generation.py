@@ -128,14 +128,16 @@ Program = Callable[..., tuple[UInt8[Array, "G E S S 3"], Bank | None]]
 
 
 def build_networks(
-    config: ModelConfig, dtype: DType = "float32"
+    config: ModelConfig, dtype: DType = "float32", bounded_scores: bool = False
 ) -> tuple[Functional[GenAffect], Functional[AutoencoderKL]]:
     """The generator and the autoencoder of a model, without parameters; `dtype` is the type of activations.
+
+    `bounded_scores` is that of `models.mmdit.MMDiT`: for drawing only.
 
     Raises:
         ConfigError: `config.lora` does not fit the generator (see `models.lora.LoraNetwork`).
     """
-    generator = Functional(lambda rngs: GenAffect(config, rngs=rngs, dtype=dtype))
+    generator = Functional(lambda rngs: GenAffect(config, rngs=rngs, dtype=dtype, bounded_scores=bounded_scores))
     return (
         LoraNetwork(generator, config.lora) if config.lora.rank else generator,
         Functional(lambda rngs: AutoencoderKL(config.autoencoder, rngs=rngs, dtype=dtype)),

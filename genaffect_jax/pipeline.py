@@ -7,16 +7,17 @@ import json
 import sys
 import zlib
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float32, UInt8
 
+from genaffect_jax import __version__
 from genaffect_jax.avatar_set import AvatarSet
 from genaffect_jax.config import Config, ConfigError, MeshConfig, SamplingConfig, from_json, to_json
 from genaffect_jax.data.avatars import draw, sample_identity
@@ -33,6 +34,7 @@ from genaffect_jax.faces.grammar import Expression, parse_expressions
 from genaffect_jax.faces.prompts import prompt_for
 from genaffect_jax.generation import PICTURES, Controls, Kind, build_networks, make_program
 from genaffect_jax.models.avatar_encoders import load_exemplar_encoder
+from genaffect_jax.models.bounded_scores import LARGEST_SCORE, score_bound
 from genaffect_jax.models.functional import Parameters
 from genaffect_jax.models.genaffect import BranchScales
 from genaffect_jax.models.prompts import Prompts
@@ -75,9 +77,10 @@ class Pipeline:
         if faces.identity is not None:
             frozen["identity_encoder"] = faces.identity.parameters
         generator, frozen = jax.device_put((generator, frozen), replicated(mesh))
+        bounded = score_bound(generator) <= LARGEST_SCORE
         program = make_program(
             config.model,
-            *build_networks(config.model, config.train.compute_dtype),
+            *build_networks(config.model, config.train.compute_dtype, bounded),
             identity_encoder=None if faces.identity is None else faces.identity.network,
             mesh=mesh,
         )
@@ -235,7 +238,8 @@ class Pipeline:
             "config": json.loads(to_json(self.config.model)),
             "versions": {
                 "python": sys.version.split()[0],
-                **{name: version(name) for name in ("genaffect-jax", "jax", "flax", "numpy")},
+                "genaffect-jax": __version__,
+                **{module.__name__: module.__version__ for module in (jax, flax, np)},
             },
         }
         return AvatarSet(references, images, wanted, anchors, note)

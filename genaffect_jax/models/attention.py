@@ -6,13 +6,14 @@ projection, so that what is shared between pictures can change without touching 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from genaffect_jax.models.attention_backends import choose_backend, run_backend
+from genaffect_jax.models.attention_backends import choose_backend, has_bounded_attention, run_backend
 
 
 class QKV(NamedTuple):
@@ -41,8 +42,9 @@ class Tokens(NamedTuple):
 
 @overload
 def attend(
-    query: Array, key: Array, value: Array, mask: Array | None = None, *, return_lse: Literal[False] = False
-) -> Array: ...
+    query: Array, key: Array, value: Array, mask: Array | None = None, *, return_lse: Literal[False] = False,
+    bounded: bool = False,
+) -> Array: ...  # fmt: skip
 @overload
 def attend(
     query: Array, key: Array, value: Array, mask: Array | None = None, *, return_lse: Literal[True]
@@ -54,23 +56,43 @@ def attend(
     mask: Bool[Array, "*batch K"] | None = None,
     *,
     return_lse: bool = False,
+    bounded: bool = False,
 ) -> Float[Array, "*batch Q N*H"] | tuple[Float[Array, "*batch Q N*H"], Float32[Array, "*batch Q N"]]:
     """Scaled dot-product attention, softmax in float32; heads are joined again.
 
     Half precision without a mask runs on an NVIDIA GPU in cuDNN's flash attention, everything on a TPU in splash
-    attention; neither writes the scores to memory. The rest runs in XLA's own operations.
+    attention; neither writes the scores to memory. Bounded scores on a Hopper GPU go to `models.hopper_attention`. The
+    rest runs in XLA's own operations.
 
     Args:
         query, key, value: split into heads; any lengths.
         mask: keys where it is False are unseen; at least one key of each batch entry must be seen.
         return_lse: also give the log-sum-exp of every query's scores, float32, for `merge`.
+        bounded: all scores are known to lie within `bounded_scores.LARGEST_SCORE`.
     """
     *batch, length, heads, size = query.shape
+    if bounded and mask is None and not return_lse and has_bounded_attention(query.dtype, size):
+        return attend_all(query, [KeyValue(key, value)])
     q, k, v = (x.reshape(-1, *x.shape[len(batch) :]) for x in (query, key, value))
     flat = None if mask is None else mask.reshape(-1, mask.shape[-1])
     out, lse = run_backend(choose_backend(query.dtype, mask is not None), q, k, v, flat, return_lse)
     joined = out.reshape(*batch, length, heads * size)
     return joined if lse is None else (joined, lse.reshape(*batch, length, heads))
+
+
+def attend_all(query: Float[Array, "*batch Q N H"], sources: Sequence[KeyValue]) -> Float[Array, "*batch Q N*H"]:
+    """Attention with bounded scores to the keys of all sources as if they were one sequence, without joining them.
+
+    Args:
+        query: split into heads.
+        sources: keys and values; those with fewer axes, [*first batch axes, K, N, H], serve all entries of the axes
+            that they lack.
+    """
+    from genaffect_jax.models.hopper_attention import bounded_attention
+
+    flat = [[x.reshape(-1, *x.shape[-3:]) for x in (source.key, source.value)] for source in sources]
+    out = bounded_attention(query.reshape(-1, *query.shape[-3:]), [(key, value) for key, value in flat])
+    return out.reshape(*query.shape[:-2], -1)
 
 
 def merge(
@@ -117,9 +139,11 @@ def join(image: Float[Array, "*batch L N H"], text: Float[Array, "*batch T N H"]
     return jnp.where(place < length, padded(image, 0, extra), padded(text, length, 0))
 
 
-def joint_attention(image: QKV, text: QKV) -> tuple[Float[Array, "*batch L N*H"], Float[Array, "*batch T N*H"]]:
+def joint_attention(
+    image: QKV, text: QKV, *, bounded: bool = False
+) -> tuple[Float[Array, "*batch L N*H"], Float[Array, "*batch T N*H"]]:
     """Attention over the joined image and text sequences of each picture, cut into the two streams again."""
-    return _cut(attend(*(join(*pair) for pair in zip(image, text, strict=True))), image)
+    return _cut(attend(*(join(*pair) for pair in zip(image, text, strict=True)), bounded=bounded), image)
 
 
 def anchor_pool(image: QKV, text: QKV, tokens: Tokens, anchors: int, share_text: bool) -> KeyValue:
@@ -136,7 +160,14 @@ def anchor_pool(image: QKV, text: QKV, tokens: Tokens, anchors: int, share_text:
 
 
 def consistent_attention(
-    image: QKV, text: QKV, tokens: Tokens, pool: KeyValue, *, anchors: int, share_text: bool = False
+    image: QKV,
+    text: QKV,
+    tokens: Tokens,
+    pool: KeyValue,
+    *,
+    anchors: int,
+    share_text: bool = False,
+    bounded: bool = False,
 ) -> tuple[Float[Array, "G E L N*H"], Float[Array, "G E T N*H"]]:
     """Joint attention in which the pictures of a group also see the tokens I of its anchors.
 
@@ -152,30 +183,38 @@ def consistent_attention(
         pool: what `anchor_pool` made of the same layer and tokens, of these pictures or of an earlier pass.
         anchors: the first so many pictures contribute to `pool`; 0 if the pool is that of other pictures.
         share_text: whether `pool` holds the anchors' text as well.
+        bounded: see `attend`. Where a kernel reads own keys and pool in one pass, nothing is merged.
 
     Returns:
         The image and the text stream.
     """
     query = join(image.query, text.query)
-    parts = []
+    # Each part of the group with its own keys and values.
+    parts: list[tuple[Array, KeyValue]] = []
     if anchors:
         # The own part of an anchor holds what of it is not in the pool.
         own = [jnp.take(x[:, :anchors], tokens.own, axis=2) for x in (image.key, image.value)]
         if not share_text:
             own = [join(x, y[:, :anchors]) for x, y in zip(own, (text.key, text.value), strict=True)]
-        if own[0].shape[2]:
-            parts.append(attend(query[:, :anchors], *own, return_lse=True))
-        else:  # everything is shared
-            nothing = jnp.full((*query[:, :anchors].shape[:-1],), -jnp.inf, jnp.float32)
-            parts.append((jnp.zeros((*nothing.shape[:-1], query.shape[-2] * query.shape[-1]), query.dtype), nothing))
+        parts.append((query[:, :anchors], KeyValue(*own)))
     if anchors < query.shape[1]:
-        own = [join(x[:, anchors:], y[:, anchors:]) for x, y in ((image.key, text.key), (image.value, text.value))]
-        parts.append(attend(query[:, anchors:], *own, return_lse=True))
-    outs, sums = zip(*parts, strict=True)
+        pairs = (image.key, text.key), (image.value, text.value)
+        parts.append((query[:, anchors:], KeyValue(*(join(x[:, anchors:], y[:, anchors:]) for x, y in pairs))))
+    if bounded and has_bounded_attention(query.dtype, query.shape[-1]):
+        return _cut(jnp.concatenate([attend_all(q, [own, pool]) for q, own in parts], axis=1), image)
+    outs, sums = zip(*(_attend_own(q, own) for q, own in parts), strict=True)
     own_part = (jnp.concatenate(outs, axis=1), jnp.concatenate(sums, axis=1))
     out, lse = attend(fold(query), pool.key, pool.value, return_lse=True)
     pool_part = (out.reshape(own_part[0].shape), lse.reshape(own_part[1].shape))
     return _cut(merge(own_part, pool_part), image)
+
+
+def _attend_own(query: Float[Array, "G E Q N H"], own: KeyValue) -> tuple[Array, Array]:
+    if own.key.shape[2]:
+        return attend(query, own.key, own.value, return_lse=True)
+    # Everything is shared.
+    nothing = jnp.full(query.shape[:-1], -jnp.inf, jnp.float32)
+    return jnp.zeros((*query.shape[:-2], query.shape[-2] * query.shape[-1]), query.dtype), nothing
 
 
 def _cut(mixed: Float[Array, "*batch L+T D"], image: QKV) -> tuple[Array, Array]:

@@ -34,6 +34,16 @@ def choose_backend(dtype: Any, masked: bool) -> Backend:
     return "cudnn" if platform() == "gpu" and half and not masked else "xla"
 
 
+def has_bounded_attention(dtype: Any, head_size: int) -> bool:
+    """Whether `models.hopper_attention` serves what programs are compiled for: it uses Hopper's own instructions."""
+    return (
+        platform() == "gpu"
+        and getattr(jax.local_devices()[0], "compute_capability", "") == "9.0"
+        and dtype in (jnp.bfloat16, jnp.float16)
+        and head_size == 64
+    )
+
+
 def run_backend(
     backend: Backend,
     query: Float[Array, "B Q N H"],

@@ -95,9 +95,11 @@ class GenAffect(nnx.Module):
         dtype: compute type (float32 or bfloat16); parameters are float32.
     """
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
+    def __init__(
+        self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32, bounded_scores: bool = False
+    ) -> None:
         self.prediction = config.prediction
-        self.mmdit = MMDiT(config.mmdit, branches=True, rngs=rngs, dtype=dtype)
+        self.mmdit = MMDiT(config.mmdit, branches=True, rngs=rngs, dtype=dtype, bounded_scores=bounded_scores)
         self.identity_tokens = IdentityTokens(config.mmdit, config.conditioning, rngs=rngs, dtype=dtype)
         self.expression_tokens = ExpressionTokens(config.mmdit.width, config.conditioning, rngs=rngs, dtype=dtype)
 

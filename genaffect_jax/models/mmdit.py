@@ -138,13 +138,15 @@ class MMDiTBlock(nnx.Module):
         dual: adds a second attention among the image tokens alone (SD3.5-medium).
         last: the text stream ends here: it gives keys and values and is not updated.
         branches: adds the identity and expression branches.
+        bounded_scores: see `MMDiT`.
         rngs: source of the initial values.
         dtype: compute type.
     """
 
     def __init__(
-        self, config: MMDiTConfig, *, dual: bool, last: bool, branches: bool, rngs: nnx.Rngs, dtype: Any
-    ) -> None:
+        self, config: MMDiTConfig, *, dual: bool, last: bool, branches: bool, bounded_scores: bool, rngs: nnx.Rngs,
+        dtype: Any,
+    ) -> None:  # fmt: skip
         width, heads, head_dim = config.width, config.num_attention_heads, config.attention_head_dim
         attention: dict[str, Any] = {"qk_norm": config.qk_norm == "rms_norm", "rngs": rngs, "dtype": dtype}
 
@@ -154,14 +156,16 @@ class MMDiTBlock(nnx.Module):
         def feed_forward() -> MLP:
             return MLP(width, 4 * width, width, rngs=rngs, dtype=dtype)
 
-        self.dtype = dtype
+        self.dtype, self.bounded_scores = dtype, bounded_scores
         self.image_modulation = Modulation(width, 9 if dual else 6, rngs=rngs, dtype=dtype)
         self.text_modulation = Modulation(width, 2 if last else 6, rngs=rngs, dtype=dtype)
         self.image_qkv = QKVProjection(width, heads, head_dim, **attention)
         self.text_qkv = QKVProjection(width, heads, head_dim, **attention)
         self.image_out = output()
         self.text_out = None if last else output()
-        self.image_attention = SelfAttention(width, heads, head_dim, **attention) if dual else None
+        self.image_attention = (
+            SelfAttention(width, heads, head_dim, bounded=bounded_scores, **attention) if dual else None
+        )
         self.image_mlp = feed_forward()
         self.text_mlp = None if last else feed_forward()
         self.identity = ConditionBranch(self.image_qkv, width, rngs=rngs, dtype=dtype) if branches else None
@@ -192,7 +196,7 @@ class MMDiTBlock(nnx.Module):
             )
         text_qkv = self.text_qkv(modulate(layer_norm(text), text_shift, text_scale))
 
-        (mixed_image, mixed_text), pool = mix(image_qkv, text_qkv, sharing)
+        (mixed_image, mixed_text), pool = mix(image_qkv, text_qkv, sharing, self.bounded_scores)
         if branches is not None:
             seen = attend_shared(image_qkv.query, branches.identity, identity_mask)
             mixed_image += branches.identity_scale.astype(self.dtype) * seen
@@ -222,9 +226,14 @@ class MMDiT(nnx.Module):
         branches: whether every block has the identity and expression branches.
         rngs: source of the initial values.
         dtype: compute type (float32 or bfloat16); parameters are float32.
+        bounded_scores: the parameters' `bounded_scores.score_bound` is within its `LARGEST_SCORE`, and no gradient is
+            taken: attention may then use the kernel of `models.hopper_attention`.
     """
 
-    def __init__(self, config: MMDiTConfig, *, branches: bool, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
+    def __init__(
+        self, config: MMDiTConfig, *, branches: bool, rngs: nnx.Rngs, dtype: Any = jnp.float32,
+        bounded_scores: bool = False,
+    ) -> None:  # fmt: skip
         self.config, self.branches, self.dtype = config, branches, dtype
         width, patch_width = config.width, config.patch_size**2
         self.patch_embed = Linear(patch_width * config.in_channels, width, axes=(None, "embed"), rngs=rngs, dtype=dtype)
@@ -251,7 +260,15 @@ class MMDiT(nnx.Module):
         kinds = [(i in config.dual_attention_layers, i == config.num_layers - 1) for i in range(config.num_layers)]
         self.segments = nnx.List(
             LayerStack(
-                partial(MMDiTBlock, config, dual=dual, last=last, branches=branches, dtype=dtype),
+                partial(
+                    MMDiTBlock,
+                    config,
+                    dual=dual,
+                    last=last,
+                    branches=branches,
+                    bounded_scores=bounded_scores,
+                    dtype=dtype,
+                ),
                 len(list(run)),
                 scan=config.scan_layers,
                 remat=config.remat == "full",

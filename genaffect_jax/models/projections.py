@@ -43,7 +43,7 @@ class QKVProjection(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head attention of one stream to itself."""
+    """Multi-head attention of one stream to itself; `bounded` is that of `attention.attend`."""
 
     def __init__(
         self,
@@ -53,9 +53,11 @@ class SelfAttention(nnx.Module):
         *,
         qk_norm: bool,
         out_init: Initializer = xavier_uniform,
+        bounded: bool = False,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
     ) -> None:
+        self.bounded = bounded
         self.qkv = QKVProjection(width, heads, head_dim, qk_norm=qk_norm, rngs=rngs, dtype=dtype)
         self.out = Linear(
             heads * head_dim, width, axes=("heads", "embed"), kernel_init=out_init, rngs=rngs, dtype=dtype
@@ -65,7 +67,7 @@ class SelfAttention(nnx.Module):
         self, x: Float[Array, "*batch S D"], mask: Bool[Array, "*batch S"] | None = None
     ) -> Float[Array, "*batch S D"]:
         qkv = self.qkv(x)
-        return self.out(attend(qkv.query, qkv.key, qkv.value, mask))
+        return self.out(attend(qkv.query, qkv.key, qkv.value, mask, bounded=self.bounded))
 
 
 class ConditionBranch(nnx.Module):

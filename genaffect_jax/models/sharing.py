@@ -44,27 +44,29 @@ class Sharing:
     """Whether the network returns the pool of every layer, for pictures that are drawn later."""
 
 
-def mix(image: QKV, text: QKV, sharing: Sharing | None) -> tuple[Streams, KeyValue | None]:
+def mix(image: QKV, text: QKV, sharing: Sharing | None, bounded: bool = False) -> tuple[Streams, KeyValue | None]:
     """The attention of one block: joint, or consistent with one layer's `sharing` (its arrays without the first axis).
+
+    `bounded` is that of `attention.attend`.
 
     Returns:
         The image and the text stream, and the pool if it is to be kept.
     """
     if sharing is None:
-        return joint_attention(image, text), None
+        return joint_attention(image, text, bounded=bounded), None
     pool = sharing.pool
     if pool is None:
         pool = anchor_pool(image, text, sharing.tokens, sharing.anchors, sharing.share_text)
 
     def consistent() -> Streams:
         return consistent_attention(
-            image, text, sharing.tokens, pool, anchors=sharing.anchors, share_text=sharing.share_text
+            image, text, sharing.tokens, pool, anchors=sharing.anchors, share_text=sharing.share_text, bounded=bounded
         )
 
     kept = pool if sharing.keep_pool else None
     if sharing.active is None:
         return consistent(), kept
-    return jax.lax.cond(sharing.active, consistent, lambda: joint_attention(image, text)), kept
+    return jax.lax.cond(sharing.active, consistent, lambda: joint_attention(image, text, bounded=bounded)), kept
 
 
 def random_tokens(
