@@ -39,6 +39,7 @@ from genaffect_jax.diffusion.schedule import padded_sigmas
 from genaffect_jax.drawing import Pictures, SetDrawer
 from genaffect_jax.generation import PICTURES, Controls, Kind, build_networks, make_program
 from genaffect_jax.models import autoencoder, mmdit
+from genaffect_jax.models.bounded_scores import LARGEST_SCORE, score_bound
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.parallel.memory import program_bytes
 from genaffect_jax.parallel.sharding import replicated
@@ -80,9 +81,11 @@ def model_config(pixels: int, layers: int, heads: int, channels: tuple[int, ...]
     )
 
 
-def make_drawer(config: ModelConfig, prompts: int) -> SetDrawer:
-    """A drawer with random weights and random text embeddings on one device."""
-    generator, pictures = build_networks(config, "bfloat16")
+def make_drawer(config: ModelConfig, prompts: int, bounded: bool) -> tuple[SetDrawer, bool]:
+    """A drawer with random weights and random text embeddings on one device, and whether scores have a known bound."""
+    weights = random_parameters(build_networks(config)[0])
+    bounded = bounded and score_bound(weights) <= LARGEST_SCORE
+    generator, pictures = build_networks(config, "bfloat16", bounded)
     mesh = Mesh(np.array(jax.local_devices()[:1]), (PICTURES,))
     keys = jax.random.split(jax.random.key(1))
     table = Prompts(
@@ -91,12 +94,11 @@ def make_drawer(config: ModelConfig, prompts: int) -> SetDrawer:
         jnp.zeros((), jnp.int32),
     )
     weights, frozen = jax.device_put(
-        (random_parameters(generator), {"autoencoder": random_parameters(pictures), "prompts": table}),
-        replicated(mesh),
+        (weights, {"autoencoder": random_parameters(pictures), "prompts": table}), replicated(mesh)
     )
     drawer = SetDrawer(config, make_program(config, generator, pictures, mesh=mesh), weights, frozen, "bfloat16", 1)
     drawer.compiled = Programs()
-    return drawer
+    return drawer, bounded
 
 
 def draw(drawer: SetDrawer, config: ModelConfig, size: int, references: np.ndarray, settings: SamplingConfig) -> Any:
@@ -233,6 +235,7 @@ def main(
     chunk: int = 8,
     references: int = 4,
     repeats: int = 2,
+    bounded: bool = True,
     results: Path | None = None,
     plot_file: Path | None = None,
     layers: int = 0,
@@ -251,6 +254,7 @@ def main(
         chunk: pictures drawn at once beside the anchors.
         references: pictures of the person that the program encodes; `Pipeline` always gives it 4, some of them padding.
         repeats: sets that are timed.
+        bounded: let attention use that its scores have a bound, as `Pipeline` does, if these weights give one.
         results: file that the JSON lines are appended to.
         plot_file: draw the results file into this file and measure nothing.
         layers: use only this many blocks, for a try on a small machine; 0: all.
@@ -270,11 +274,11 @@ def main(
                 file.write(line + "\n")
 
     config = model_config(pixels, layers, heads, autoencoder_channels)
-    drawer = make_drawer(config, prompts=max(sizes) + 1)
+    drawer, bounded = make_drawer(config, max(sizes) + 1, bounded)
     say({
         "device": jax.devices()[0].device_kind, "jax": jax.__version__, "bank": bank, "consistency": consistency,
         "anchors": anchors, "chunk": chunk, "references": references,
-        "layers": config.mmdit.num_layers, "width": config.mmdit.width,
+        "bounded": bounded, "layers": config.mmdit.num_layers, "width": config.mmdit.width,
         "weights_gib": memory("bytes_in_use"), "peak_gib": memory("peak_bytes_in_use"),
     })  # fmt: skip
     people = np.random.default_rng(1).integers(0, 256, (references, pixels, pixels, 3), np.uint8)
