@@ -39,7 +39,8 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return plain(query, sources)
 
     monkeypatch.setattr(hopper_attention, "bounded_attention", stand_in)
-    monkeypatch.setattr(attention, "has_bounded_attention", lambda dtype, size: True)
+    for module in (attention, attention_backends):
+        monkeypatch.setattr(module, "has_bounded_attention", lambda dtype, size: True)
     return seen
 
 
@@ -64,19 +65,20 @@ def test_everything_shared_leaves_only_the_pool(without_gpu) -> None:
     assert without_gpu == [(21,)]
 
 
-def test_only_long_plain_attention_takes_the_kernel(without_gpu) -> None:
+def test_only_long_plain_attention_of_full_tiles_takes_the_kernel(without_gpu) -> None:
     def call(length: int, **options: object) -> None:
         query = jnp.ones((1, length, 1, 8))
         attend(query, query[:, :4], query[:, :4], **options)
 
-    long = attention_backends.BOUNDED_FROM
-    call(long - 1, bounded=True)
-    call(long)
-    call(long, bounded=True, return_lse=True)
-    call(long, mask=jnp.ones((1, 4), bool), bounded=True)
+    call(1024 - 64, bounded=True)
+    call(1357, bounded=True)
+    call(1024)
+    call(1024, bounded=True, return_lse=True)
+    call(1024, mask=jnp.ones((1, 4), bool), bounded=True)
     assert without_gpu == []
-    call(long, bounded=True)
-    assert without_gpu == [(4,)]
+    for length in (1024, 4096, 4429):
+        call(length, bounded=True)
+    assert without_gpu == [(4,)] * 3
 
 
 @pytest.mark.parametrize("dual", [(), (0, 1)])

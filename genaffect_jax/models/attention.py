@@ -13,7 +13,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from genaffect_jax.models.attention_backends import BOUNDED_FROM, choose_backend, has_bounded_attention, run_backend
+from genaffect_jax.models.attention_backends import (
+    choose_backend,
+    has_bounded_attention,
+    prefers_bounded_attention,
+    run_backend,
+)
 
 
 class QKV(NamedTuple):
@@ -72,7 +77,7 @@ def attend(
     """
     *batch, length, heads, size = query.shape
     plain = mask is None and not return_lse
-    if bounded and plain and length >= BOUNDED_FROM and has_bounded_attention(query.dtype, size):
+    if bounded and plain and prefers_bounded_attention(length, query.dtype, size):
         return attend_all(query, [KeyValue(key, value)])
     q, k, v = (x.reshape(-1, *x.shape[len(batch) :]) for x in (query, key, value))
     flat = None if mask is None else mask.reshape(-1, mask.shape[-1])

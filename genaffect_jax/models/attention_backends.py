@@ -21,8 +21,9 @@ Result = tuple[Float[Array, "B Q N H"], Float32[Array, "B Q N"] | None]
 # TPU tiles have 128 lanes; the kernel takes blocks of whole tiles, and larger blocks reuse keys more often.
 _LANES = 128
 _SPLASH_BLOCKS = (512, 256, 128)
-# One array of keys: from so many queries on, `hopper_attention` is faster than cuDNN (docs/performance.md).
-BOUNDED_FROM = 2048
+# One array of keys: from so many queries on `hopper_attention` is faster than cuDNN, if its tiles of 64 are nearly full
+# (docs/performance.md).
+BOUNDED_FROM, BOUNDED_TILE, BOUNDED_WASTE = 1024, 64, 0.02
 
 
 def choose_backend(dtype: Any, masked: bool) -> Backend:
@@ -44,6 +45,12 @@ def has_bounded_attention(dtype: Any, head_size: int) -> bool:
         and dtype in (jnp.bfloat16, jnp.float16)
         and head_size == 64
     )
+
+
+def prefers_bounded_attention(length: int, dtype: Any, head_size: int) -> bool:
+    """Whether `models.hopper_attention` is there, and faster than cuDNN for so many queries and one array of keys."""
+    waste = -length % BOUNDED_TILE
+    return length >= BOUNDED_FROM and waste <= BOUNDED_WASTE * length and has_bounded_attention(dtype, head_size)
 
 
 def run_backend(
