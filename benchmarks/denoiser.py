@@ -25,6 +25,7 @@ from genaffect_jax.config import MMDiTConfig
 from genaffect_jax.models import mmdit
 from genaffect_jax.models.bounded_scores import LARGEST_SCORE, score_bound
 from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.models.inference import Inference
 from genaffect_jax.models.sharing import Sharing, random_tokens
 from genaffect_jax.parallel.compiler import compiler_options
 
@@ -144,7 +145,9 @@ def main(
 
     def make(bounded: bool) -> Functional[mmdit.MMDiT]:
         return Functional(
-            lambda rngs: mmdit.MMDiT(config, branches=branches, rngs=rngs, dtype=jnp.bfloat16, bounded_scores=bounded)
+            lambda rngs: mmdit.MMDiT(
+                config, branches=branches, rngs=rngs, dtype=jnp.bfloat16, inference=Inference(bounded)
+            )
         )
 
     @partial(jax.jit, compiler_options=compiler_options())

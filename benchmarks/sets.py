@@ -40,6 +40,7 @@ from genaffect_jax.drawing import Pictures, SetDrawer
 from genaffect_jax.generation import PICTURES, Controls, Kind, build_networks, make_program
 from genaffect_jax.models import autoencoder, mmdit
 from genaffect_jax.models.bounded_scores import LARGEST_SCORE, score_bound
+from genaffect_jax.models.inference import Inference
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.parallel.memory import program_bytes
 from genaffect_jax.parallel.sharding import replicated
@@ -85,7 +86,7 @@ def make_drawer(config: ModelConfig, prompts: int, bounded: bool) -> tuple[SetDr
     """A drawer with random weights and random text embeddings on one device, and whether scores have a known bound."""
     weights = random_parameters(build_networks(config)[0])
     bounded = bounded and score_bound(weights) <= LARGEST_SCORE
-    generator, pictures = build_networks(config, "bfloat16", bounded)
+    generator, pictures = build_networks(config, "bfloat16", Inference(bounded))
     mesh = Mesh(np.array(jax.local_devices()[:1]), (PICTURES,))
     keys = jax.random.split(jax.random.key(1))
     table = Prompts(

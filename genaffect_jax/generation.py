@@ -21,6 +21,7 @@ from genaffect_jax.models.autoencoder import AutoencoderKL, normalise, to_uint8
 from genaffect_jax.models.face_encoders import FaceEncoder
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.genaffect import BranchScales, GenAffect
+from genaffect_jax.models.inference import PLAIN, Inference
 from genaffect_jax.models.lora import LoraNetwork
 from genaffect_jax.models.mmdit import Conditions
 from genaffect_jax.models.sharing import Sharing, grid_tokens, random_tokens
@@ -128,16 +129,16 @@ Program = Callable[..., tuple[UInt8[Array, "G E S S 3"], Bank | None]]
 
 
 def build_networks(
-    config: ModelConfig, dtype: DType = "float32", bounded_scores: bool = False
+    config: ModelConfig, dtype: DType = "float32", inference: Inference = PLAIN
 ) -> tuple[Functional[GenAffect], Functional[AutoencoderKL]]:
     """The generator and the autoencoder of a model, without parameters; `dtype` is the type of activations.
 
-    `bounded_scores` is that of `models.mmdit.MMDiT`: for drawing only.
+    `inference` is for networks that only draw.
 
     Raises:
         ConfigError: `config.lora` does not fit the generator (see `models.lora.LoraNetwork`).
     """
-    generator = Functional(lambda rngs: GenAffect(config, rngs=rngs, dtype=dtype, bounded_scores=bounded_scores))
+    generator = Functional(lambda rngs: GenAffect(config, rngs=rngs, dtype=dtype, inference=inference))
     return (
         LoraNetwork(generator, config.lora) if config.lora.rank else generator,
         Functional(lambda rngs: AutoencoderKL(config.autoencoder, rngs=rngs, dtype=dtype)),

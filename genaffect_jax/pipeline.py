@@ -37,6 +37,7 @@ from genaffect_jax.models.avatar_encoders import load_exemplar_encoder
 from genaffect_jax.models.bounded_scores import LARGEST_SCORE, score_bound
 from genaffect_jax.models.functional import Parameters
 from genaffect_jax.models.genaffect import BranchScales
+from genaffect_jax.models.inference import Inference
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.models.weights import checksum, load_weights
 from genaffect_jax.parallel.mesh import make_mesh
@@ -77,10 +78,10 @@ class Pipeline:
         if faces.identity is not None:
             frozen["identity_encoder"] = faces.identity.parameters
         generator, frozen = jax.device_put((generator, frozen), replicated(mesh))
-        bounded = score_bound(generator) <= LARGEST_SCORE
+        inference = Inference(bounded_scores=score_bound(generator) <= LARGEST_SCORE)
         program = make_program(
             config.model,
-            *build_networks(config.model, config.train.compute_dtype, bounded),
+            *build_networks(config.model, config.train.compute_dtype, inference),
             identity_encoder=None if faces.identity is None else faces.identity.network,
             mesh=mesh,
         )

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 from genaffect_jax.config import ConfigError, ModelConfig
 from genaffect_jax.models.attention import KeyValue
 from genaffect_jax.models.conditioning import ExpressionTokens, IdentityTokens
+from genaffect_jax.models.inference import PLAIN, Inference
 from genaffect_jax.models.mmdit import Conditions, MMDiT
 from genaffect_jax.models.sharing import Sharing
 
@@ -96,10 +97,15 @@ class GenAffect(nnx.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32, bounded_scores: bool = False
+        self,
+        config: ModelConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        inference: Inference = PLAIN,
     ) -> None:
         self.prediction = config.prediction
-        self.mmdit = MMDiT(config.mmdit, branches=True, rngs=rngs, dtype=dtype, bounded_scores=bounded_scores)
+        self.mmdit = MMDiT(config.mmdit, branches=True, rngs=rngs, dtype=dtype, inference=inference)
         self.identity_tokens = IdentityTokens(config.mmdit, config.conditioning, rngs=rngs, dtype=dtype)
         self.expression_tokens = ExpressionTokens(config.mmdit.width, config.conditioning, rngs=rngs, dtype=dtype)
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.config import MMDiTConfig
 from genaffect_jax.models.attention import KeyValue, attend, attend_shared
+from genaffect_jax.models.inference import PLAIN, Inference
 from genaffect_jax.models.layers import (
     MLP,
     TIMESTEP_FEATURES,
@@ -138,13 +139,13 @@ class MMDiTBlock(nnx.Module):
         dual: adds a second attention among the image tokens alone (SD3.5-medium).
         last: the text stream ends here: it gives keys and values and is not updated.
         branches: adds the identity and expression branches.
-        bounded_scores: see `MMDiT`.
+        inference: see `MMDiT`.
         rngs: source of the initial values.
         dtype: compute type.
     """
 
     def __init__(
-        self, config: MMDiTConfig, *, dual: bool, last: bool, branches: bool, bounded_scores: bool, rngs: nnx.Rngs,
+        self, config: MMDiTConfig, *, dual: bool, last: bool, branches: bool, inference: Inference, rngs: nnx.Rngs,
         dtype: Any,
     ) -> None:  # fmt: skip
         width, heads, head_dim = config.width, config.num_attention_heads, config.attention_head_dim
@@ -156,7 +157,7 @@ class MMDiTBlock(nnx.Module):
         def feed_forward() -> MLP:
             return MLP(width, 4 * width, width, rngs=rngs, dtype=dtype)
 
-        self.dtype, self.bounded_scores = dtype, bounded_scores
+        self.dtype, self.inference = dtype, inference
         self.image_modulation = Modulation(width, 9 if dual else 6, rngs=rngs, dtype=dtype)
         self.text_modulation = Modulation(width, 2 if last else 6, rngs=rngs, dtype=dtype)
         self.image_qkv = QKVProjection(width, heads, head_dim, **attention)
@@ -164,7 +165,7 @@ class MMDiTBlock(nnx.Module):
         self.image_out = output()
         self.text_out = None if last else output()
         self.image_attention = (
-            SelfAttention(width, heads, head_dim, bounded=bounded_scores, **attention) if dual else None
+            SelfAttention(width, heads, head_dim, bounded=inference.bounded_scores, **attention) if dual else None
         )
         self.image_mlp = feed_forward()
         self.text_mlp = None if last else feed_forward()
@@ -196,7 +197,7 @@ class MMDiTBlock(nnx.Module):
             )
         text_qkv = self.text_qkv(modulate(layer_norm(text), text_shift, text_scale))
 
-        (mixed_image, mixed_text), pool = mix(image_qkv, text_qkv, sharing, self.bounded_scores)
+        (mixed_image, mixed_text), pool = mix(image_qkv, text_qkv, sharing, self.inference.bounded_scores)
         if branches is not None:
             seen = attend_shared(image_qkv.query, branches.identity, identity_mask)
             mixed_image += branches.identity_scale.astype(self.dtype) * seen
@@ -226,13 +227,12 @@ class MMDiT(nnx.Module):
         branches: whether every block has the identity and expression branches.
         rngs: source of the initial values.
         dtype: compute type (float32 or bfloat16); parameters are float32.
-        bounded_scores: the parameters' `bounded_scores.score_bound` is within its `LARGEST_SCORE`, and no gradient is
-            taken: attention may then use the kernel of `models.hopper_attention`.
+        inference: how to compute where no gradient is taken.
     """
 
     def __init__(
         self, config: MMDiTConfig, *, branches: bool, rngs: nnx.Rngs, dtype: Any = jnp.float32,
-        bounded_scores: bool = False,
+        inference: Inference = PLAIN,
     ) -> None:  # fmt: skip
         self.config, self.branches, self.dtype = config, branches, dtype
         width, patch_width = config.width, config.patch_size**2
@@ -266,7 +266,7 @@ class MMDiT(nnx.Module):
                     dual=dual,
                     last=last,
                     branches=branches,
-                    bounded_scores=bounded_scores,
+                    inference=inference,
                     dtype=dtype,
                 ),
                 len(list(run)),
