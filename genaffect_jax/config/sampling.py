@@ -60,6 +60,9 @@ class SamplingConfig:
     """Picture whose bright parts (a face, the foreground) hold all tokens that may be shared; left out: all may."""
     share_text: bool = False
     """Share the text tokens of anchors as well."""
+    reuse: int = 1
+    """Evaluations in a row that share one computation of the middle blocks, at least 1; 1 computes all blocks in each.
+    Larger is faster and an approximation (docs/consistency.md)."""
     chunk: int = 8
     """Pictures drawn at once, beside the anchors and on each device; lower needs less memory."""
     bank: Literal["auto", "always", "never"] = "auto"
@@ -67,7 +70,7 @@ class SamplingConfig:
     if they fit into memory. The pictures are the same."""
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("seed", 0), ("consistency_start", 0), ("chunk", 1)):
+        for name, low in (("steps", 1), ("seed", 0), ("consistency_start", 0), ("reuse", 1), ("chunk", 1)):
             _require(getattr(self, name) >= low, name, getattr(self, name), f"must be at least {low}")
         for name in ("guidance", "guidance_identity", "guidance_expression"):
             value = getattr(self, name)
