@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from genaffect_jax.config.as_json import ADDED_LATER
 from genaffect_jax.config.checks import ConfigError
 
 Solver = Literal["euler", "heun", "dpm++"]
@@ -60,7 +61,7 @@ class SamplingConfig:
     """Picture whose bright parts (a face, the foreground) hold all tokens that may be shared; left out: all may."""
     share_text: bool = False
     """Share the text tokens of anchors as well."""
-    reuse: int = 1
+    reuse: int = field(default=1, metadata=ADDED_LATER)
     """Evaluations in a row that share one computation of the middle blocks, at least 1; 1 computes all blocks in each.
     Larger is faster and an approximation (docs/consistency.md)."""
     chunk: int = 8

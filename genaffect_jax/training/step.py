@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.compiler import compiler_options
-from genaffect_jax.parallel.sharding import batch_sharding, replicated
+from genaffect_jax.parallel.sharding import batch_parts, batch_sharding, replicated
 from genaffect_jax.training.state import TrainState, state_shardings
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -84,12 +84,12 @@ def device_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     """Puts this process's share of a batch (numpy arrays) on its devices, cut along the first dimension.
 
     Raises:
-        ValueError: the batch does not divide over the devices.
+        ValueError: the batch does not divide over the mesh.
     """
     sharding = batch_sharding(mesh)
-    devices = mesh.size // jax.process_count()
+    parts = batch_parts(mesh) // jax.process_count()
     for name, array in batch.items():
-        if len(array) % devices:
-            raise ValueError(f"batch {name!r}: {len(array)} examples do not divide over {devices} devices; "
-                             "choose train.batch_size as a multiple of the number of devices")  # fmt: skip
+        if len(array) % parts:
+            raise ValueError(f"batch {name!r}: {len(array)} examples do not divide over {parts} parts; "
+                             "choose train.batch_size as a multiple of mesh.data * mesh.fsdp")  # fmt: skip
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
