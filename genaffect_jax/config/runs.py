@@ -132,6 +132,8 @@ class TrainConfig:
     """AdamW second-moment decay."""
     gradient_clip: float = 1.0
     """Largest global gradient norm; larger gradients are scaled down to it."""
+    most_skipped: int = field(default=10, metadata=ADDED_LATER)
+    """Steps in a row whose loss or gradients are not finite, and which therefore change nothing, that end the run."""
     ema_decay: float = 0.99
     """Decay of the averaged weights that sampling uses."""
     compute_dtype: DType = "float32"
@@ -151,7 +153,7 @@ class TrainConfig:
     """Number of newest checkpoints kept."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "most_skipped"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
         require(bool(self.trains) and all(self.trains), "train.trains", self.trains, "must name or match something")
         for name in ("warmup_steps", "sheet_every", "gap_every", "weight_decay", "seed"):

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.compiler import compiler_options
 from genaffect_jax.parallel.sharding import batch_parts, batch_sharding, replicated
+from genaffect_jax.training.guard import NORM, SKIPPED, all_finite, keep_if
 from genaffect_jax.training.state import TrainState, state_shardings
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -48,7 +49,8 @@ def make_train_step(
         mesh: device mesh.
 
     Returns:
-        The step; its metrics hold every term's mean and `gradient_norm` (before clipping).
+        The step; its metrics hold every term's mean, `gradient_norm` (before clipping), and `skipped`: 1 if loss or
+        gradients were not finite, so that the step changed nothing but its own number.
     """
 
     def train_step(
@@ -67,7 +69,11 @@ def make_train_step(
         step = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, parameters)
-        metrics["gradient_norm"] = optax.tree.norm(gradients)
+        norm = optax.tree.norm(gradients)
+        finite = all_finite(metrics["loss"], norm)
+        learned = keep_if(finite, (parameters, ema, moments), (state.parameters, state.ema, state.optimiser))
+        metrics = {**metrics, NORM: norm, SKIPPED: 1.0 - finite}
+        parameters, ema, moments = learned
         return TrainState(state.step + 1, parameters, state.fixed, ema, moments), metrics
 
     shardings = state_shardings(functional, optimiser, mesh)
