@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from toy_pictures import E, G, Toys, toy_batch
 
 from genaffect_jax.config import FlowConfig, MeshConfig, to_json
 from genaffect_jax.data.pictures import DataError
@@ -20,37 +21,6 @@ from genaffect_jax.training.gap_report import GapReport, draw_gaps, ignored, rea
 from genaffect_jax.training.generator import train_generator
 from genaffect_jax.training.generator_objective import make_generator_loss
 from genaffect_jax.training.loop import Job, fit
-
-G, E = 8, 2
-
-
-def toy_batch(number):
-    """Pictures that follow from reference and expression: the reference, with one channel as the first unit says."""
-    rng = np.random.default_rng(number)
-    reference = np.broadcast_to(rng.standard_normal((G, 1, 1, 1, 4)), (G, 1, 8, 8, 4)).astype(np.float32)
-    expression = np.zeros((G, E, 40), np.float32)
-    expression[..., 0] = rng.permuted(np.tile([0.0, 1.0], (G, 1)), axis=1)
-    target = np.repeat(reference, E, axis=1)
-    target[..., 0] = (4 * expression[..., 0] - 2)[..., None, None]
-    return {"reference": reference, "target": target, "expression": expression}
-
-
-class Toys:
-    def __init__(self):
-        self.number = 0
-
-    def __next__(self):
-        self.number += 1
-        return toy_batch(self.number)
-
-    def get_state(self):
-        return {"number": self.number}
-
-    def set_state(self, state):
-        self.number = state["number"]
-
-    def close(self):
-        pass
 
 
 @pytest.fixture(scope="module")
