@@ -68,7 +68,7 @@ def trained_workdir(tiny_model: ModelConfig, tmp_path_factory: pytest.TempPathFa
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config(tiny_model: ModelConfig) -> Config:
     """A run of a few steps on a few procedural avatars."""
     return Config(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -13,6 +15,11 @@ import orbax.checkpoint as ocp
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.sharding import parameter_shardings
 from genaffect_jax.training.state import TrainState
+
+Found = TypeVar("Found")
+
+# What orbax and tensorstore raise for files that are missing, cut off, or of other arrays than asked for.
+READ_ERRORS = (ValueError, KeyError, OSError)
 
 
 class CheckpointError(RuntimeError):
@@ -26,18 +33,29 @@ class Checkpoints:
     `position` (the input iterator's state) and `config` (the resolved configuration). What does not train, which may
     be nearly all of a model, is written once, before the first checkpoint, into `fixed`; it is there if there is such.
     A sampler reads `ema`, `config` and `fixed`.
+
+    A checkpoint appears under its name only when it is complete. If the newest is damaged all the same, the one before
+    is read, with a warning.
     """
 
-    def __init__(self, workdir: Path, keep: int = 1):
+    def __init__(self, workdir: Path, keep: int = 1, warn: Callable[[str], None] = warnings.warn):
+        """Args:
+        workdir: the working folder.
+        keep: number of newest checkpoints that stay.
+        warn: is told of a damaged checkpoint.
+        """
         self.folder = (workdir / "checkpoints").resolve()
         self.fixed_folder = (workdir / "fixed").resolve()
+        self.damaged_folder = (workdir / "damaged").resolve()
+        self._warn = warn
+        self._unreadable: set[int] = set()
         self._manager = ocp.CheckpointManager(
             self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         )
 
     def latest_step(self) -> int | None:
-        """Step of the newest complete checkpoint."""
-        return self._manager.latest_step()
+        """Step of the newest complete checkpoint, but for those that were found damaged."""
+        return max(set(self._manager.all_steps()) - self._unreadable, default=None)
 
     def save(self, state: TrainState, position: Any, config: str) -> None:
         """Starts saving; returns once the state may be changed. A step that is saved already is left alone."""
@@ -71,28 +89,36 @@ class Checkpoints:
         self._manager.save(step, args=items)
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Any]:
-        """The newest state, placed as `abstract` says, and the input position that belongs to it."""
-        step = self._require_step()
-        try:
-            items = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    parameters=ocp.args.StandardRestore(abstract.parameters),
-                    ema=ocp.args.StandardRestore(abstract.ema),
-                    optimiser=ocp.args.StandardRestore(abstract.optimiser),
-                    position=ocp.args.JsonRestore(),
-                ),
-            )
-        except (ValueError, KeyError) as e:  # KeyError: one that is for sampling only lacks some items
-            raise CheckpointError(f"{self.folder / str(step)}: does not fit this configuration: {e}") from e
+        """The newest state that can be read, placed as `abstract` says, and the input position that belongs to it.
+
+        Newer checkpoints, which could not be read, are moved to `WORKDIR/damaged/`: the run will write their steps
+        again.
+
+        Raises:
+            CheckpointError: none can be read, or none fits the configuration.
+        """
+        items = ocp.args.Composite(
+            parameters=ocp.args.StandardRestore(abstract.parameters),
+            ema=ocp.args.StandardRestore(abstract.ema),
+            optimiser=ocp.args.StandardRestore(abstract.optimiser),
+            position=ocp.args.JsonRestore(),
+        )
+        step, found = self._newest("this configuration", lambda step: self._manager.restore(step, args=items))
+        for newer in self._unreadable:
+            self.damaged_folder.mkdir(exist_ok=True)
+            shutil.rmtree(self.damaged_folder / str(newer), ignore_errors=True)
+            shutil.move(self.folder / str(newer), self.damaged_folder / str(newer))
+        if self._unreadable:
+            self._manager.reload()
+            self._unreadable.clear()
         counter = jax.device_put(jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding)
         fixed = self._restore_fixed(abstract.fixed)
-        return TrainState(counter, items["parameters"], fixed, items["ema"], items["optimiser"]), items["position"]
+        return TrainState(counter, found["parameters"], fixed, found["ema"], found["optimiser"]), found["position"]
 
     def config(self) -> str:
         """The newest checkpoint's configuration as JSON."""
-        items = self._manager.restore(self._require_step(), args=ocp.args.Composite(config=ocp.args.JsonRestore()))
-        return json.dumps(items["config"])
+        items = ocp.args.Composite(config=ocp.args.JsonRestore())
+        return json.dumps(self._newest("any", lambda step: self._manager.restore(step, args=items))[1]["config"])
 
     def averaged_parameters(self, functional: Functional, mesh: jax.sharding.Mesh) -> Parameters:
         """The newest full parameters, averaged where they trained, read straight to their devices."""
@@ -101,15 +127,12 @@ class Checkpoints:
             name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[name])
             for name, s in functional.shapes.items()
         }
-        step = self._require_step()
         names = self._fixed_names()
         ema = {name: s for name, s in abstract.items() if name not in names}
-        try:
-            found = self._manager.restore(step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(ema)))["ema"]
-        except ValueError as e:
-            missing = "" if names else f" ({self.fixed_folder}, for what did not train, is not there)"
-            raise CheckpointError(f"{self.folder / str(step)}: does not fit its configuration{missing}: {e}") from e
-        return {**found, **self._restore_fixed({name: abstract[name] for name in names if name in abstract})}
+        items = ocp.args.Composite(ema=ocp.args.StandardRestore(ema))
+        missing = "" if names else f" ({self.fixed_folder}, for what did not train, is not there)"
+        found = self._newest(f"its configuration{missing}", lambda step: self._manager.restore(step, args=items))[1]
+        return {**found["ema"], **self._restore_fixed({name: abstract[name] for name in names if name in abstract})}
 
     def close(self) -> None:
         """Waits until everything is on disk; a failed save raises here."""
@@ -139,8 +162,26 @@ class Checkpoints:
         except (ValueError, FileNotFoundError) as e:
             raise CheckpointError(f"{self.fixed_folder}: does not fit this configuration: {e}") from e
 
-    def _require_step(self) -> int:
-        step = self.latest_step()
-        if step is None:
+    def _newest(self, what: str, read: Callable[[int], Found]) -> tuple[int, Found]:
+        """The newest step that can be read, and what was read.
+
+        A checkpoint that does not fit the configuration cannot be told from a damaged one, but then the ones before do
+        not fit either: the error is that of the newest.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if not steps:
             raise CheckpointError(f"{self.folder}: no complete checkpoint found; train first, with the same --workdir")
-        return step
+        errors: list[Exception] = []
+        for step in steps:
+            try:
+                found = read(step)
+            except READ_ERRORS as e:
+                errors.append(e)
+                continue
+            if errors:
+                self._unreadable.update(s for s in steps if s > step)
+                self._warn(f"{self.folder / str(steps[0])} is damaged ({errors[0]}); going back to step {step}")
+            return step, found
+        raise CheckpointError(
+            f"{self.folder / str(steps[0])}: does not fit {what}, or is damaged: {errors[0]}"
+        ) from errors[0]

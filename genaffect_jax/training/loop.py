@@ -82,7 +82,9 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
     """
     optimiser = make_optimiser(config)
     rate = learning_rate(config)
-    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    checkpoints = Checkpoints(
+        workdir, config.keep_checkpoints, lambda message: console.print(f"warning: {message}", style="yellow")
+    )
     if checkpoints.latest_step() is None:
         state = create_state(job.functional, optimiser, mesh, config.seed, job.initial())
     else:
