@@ -58,8 +58,8 @@ class Arguments(SamplingConfig):
     face_index: int = 0
     """Which face of an identity's pictures, counted from the largest, 0; expressions' pictures show their largest."""
     products: Products = "full"
-    """How the large matrix products are computed: full, or int8 or float8, of factors rounded to 8 bits (needs the extra
-    quantised); the pictures change a little."""
+    """How the large matrix products are computed: full, or int8 or float8, of factors rounded to 8 bits; the pictures
+    change a little. Needs the extra quantised. With --add_to, what the set was drawn with."""
     anchor_expressions: str = ""
     """Expressions that all pictures look at, in the set or not; left out: the first --anchors of the set."""
     add_to: Path | None = None

@@ -69,7 +69,7 @@ class Linear(nnx.Module):
 
 
 def joined_product(x: Float[Array, "*batch i"], layers: Sequence[Linear]) -> list[Float[Array, "*batch o"]]:
-    """What each of several linear layers of one width, type and kind of product makes of `x`, computed as one product."""
+    """What each of several linear layers of one width, type and `products` makes of `x`, computed as one product."""
     dtype = layers[0].dtype
     y = product(x, jnp.concatenate([layer.kernel[...] for layer in layers], axis=1), layers[0].products, dtype, dtype)
     biases = [layer.bias[...] for layer in layers if layer.bias is not None]

@@ -27,9 +27,7 @@ class QKVProjection(nnx.Module):
         self.heads, self.head_dim = heads, head_dim
 
         def project() -> Linear:
-            return Linear(
-                width, heads * head_dim, axes=("embed", "heads"), rngs=rngs, dtype=dtype, products=products
-            )
+            return Linear(width, heads * head_dim, axes=("embed", "heads"), rngs=rngs, dtype=dtype, products=products)
 
         self.query, self.key, self.value = project(), project(), project()
         self.query_norm = RMSNorm(head_dim, dtype=dtype) if qk_norm else None
