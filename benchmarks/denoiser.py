@@ -3,8 +3,8 @@
 SD3.5-medium, bfloat16, 8 expressions with guidance (a batch of 16 pictures), 333 text tokens: 77 of CLIP and 256 of T5.
 The weights are random numbers, not the zeros of a new model: products of zeros run faster than those of real numbers.
 `--branch_tokens 16 --consistency 0.5` adds both decoupled branches and lets the pictures of each guidance branch share
-half of their image tokens. `--products int8` multiplies 8-bit factors in the blocks' large products; shares and floor stay
-those of the bfloat16 product.
+half of their image tokens. `--products int8` multiplies 8-bit factors in the blocks' large products; shares and floor
+stay those of the bfloat16 product.
 """
 
 from __future__ import annotations
