@@ -118,8 +118,8 @@ def draw(drawer: SetDrawer, config: ModelConfig, size: int, references: np.ndarr
     return drawer.draw(
         references, np.ones(len(references), bool),
         pictures.take(np.arange(anchors, dtype=np.int32)), pictures.take(np.arange(anchors, size, dtype=np.int32)),
-        Kind(mode=settings.mode, shared=shared),
-        dataclasses.replace(controls, guidance_expression=jnp.float32(GUIDANCE)),
+        Kind(mode=settings.mode, shared=shared, reuses=settings.reuse > 1),
+        dataclasses.replace(controls, guidance_expression=jnp.float32(GUIDANCE), reuse=jnp.int32(settings.reuse)),
         settings, draw_anchors=anchors > 0,
     )  # fmt: skip
 
@@ -235,6 +235,7 @@ def main(
     anchors: int = 8,
     chunk: int = 8,
     references: int = 4,
+    reuse: int = 1,
     repeats: int = 2,
     bounded: bool = True,
     results: Path | None = None,
@@ -254,6 +255,7 @@ def main(
         anchors: pictures, the first of the set, that all others look at.
         chunk: pictures drawn at once beside the anchors.
         references: pictures of the person that the program encodes; `Pipeline` always gives it 4, some of them padding.
+        reuse: evaluations that share one computation of the middle blocks.
         repeats: sets that are timed.
         bounded: let attention use that its scores have a bound, as `Pipeline` does, if these weights give one.
         results: file that the JSON lines are appended to.
@@ -278,7 +280,7 @@ def main(
     drawer, bounded = make_drawer(config, max(sizes) + 1, bounded)
     say({
         "device": jax.devices()[0].device_kind, "jax": jax.__version__, "bank": bank, "consistency": consistency,
-        "anchors": anchors, "chunk": chunk, "references": references,
+        "anchors": anchors, "chunk": chunk, "references": references, "reuse": reuse,
         "bounded": bounded, "layers": config.mmdit.num_layers, "width": config.mmdit.width,
         "weights_gib": memory("bytes_in_use"), "peak_gib": memory("peak_bytes_in_use"),
     })  # fmt: skip
@@ -286,7 +288,13 @@ def main(
     for size in sorted(sizes):
         for count in steps:
             settings = SamplingConfig(
-                steps=count, guidance=GUIDANCE, consistency=consistency, anchors=anchors, chunk=chunk, bank=bank
+                steps=count,
+                guidance=GUIDANCE,
+                consistency=consistency,
+                anchors=anchors,
+                chunk=chunk,
+                bank=bank,
+                reuse=reuse,
             )
             say(measure(drawer, config, size, people, settings, repeats))
 

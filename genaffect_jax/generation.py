@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from genaffect_jax.models.genaffect import BranchScales, GenAffect
 from genaffect_jax.models.inference import PLAIN, Inference
 from genaffect_jax.models.lora import LoraNetwork
 from genaffect_jax.models.mmdit import Conditions
+from genaffect_jax.models.reuse import Added, Reuse
 from genaffect_jax.models.sharing import Sharing, grid_tokens, random_tokens
 from genaffect_jax.models.tiling import decode_tiled
 from genaffect_jax.parallel.compiler import compiler_options
@@ -59,6 +60,8 @@ class Kind:
     """Whether guidance acts at some noise levels only."""
     sharing_limited: bool = False
     """Whether sharing happens in some layers or steps only."""
+    reuses: bool = False
+    """Whether evaluations reuse what the middle blocks added before."""
     pictures_from: int = 0
     """Pictures before this place are drawn but not decoded."""
 
@@ -108,6 +111,8 @@ class Controls:
     """Layers in which pictures share (`Kind.sharing_limited`)."""
     sharing_interval: Float[Array, " 2"]
     """Noise levels, the lower end excluded, at which they share (`Kind.sharing_limited`)."""
+    reuse: Int[Array, ""]
+    """Evaluations that share one computation of the middle blocks (`Kind.reuses`)."""
     candidates: Bool[Array, " L"] | None = None
     """Image tokens that may be shared; None: all."""
 
@@ -119,11 +124,23 @@ class Controls:
             seed=jnp.int32(seed), sigmas=jnp.asarray(sigmas), steps=jnp.int32(steps), guidance_identity=jnp.float32(1),
             guidance_expression=jnp.float32(1), guidance_interval=everywhere, scales=BranchScales.of(layers),
             sharing_layers=jnp.ones(layers, bool), sharing_interval=everywhere,
+            reuse=jnp.int32(1),
         )  # fmt: skip
 
 
 # Keys and values of the anchors at every evaluation: [evaluations, layers, branches * G, K, N, H].
 Bank = KeyValue
+
+
+class Memory(NamedTuple):
+    """What goes from one evaluation to the next."""
+
+    bank: Bank | None
+    """The rows of the bank so far, if it is kept."""
+    added: Added | None
+    """What the middle blocks added, if it is reused."""
+
+
 # program(generator parameters, frozen arrays, inputs, controls, kind=..., bank=...): pictures, and the bank if kept.
 Program = Callable[..., tuple[UInt8[Array, "G E S S 3"], Bank | None]]
 
@@ -255,16 +272,18 @@ def _denoise(
     """From the pictures' noise to clean latents, and the bank, if it is kept."""
 
     def make_velocity(conditions: Conditions) -> Callable:
-        def velocity(noisy: Array, sigma: Array, evaluation: Array, memory: Bank | None) -> tuple[Array, Bank | None]:
+        def velocity(noisy: Array, sigma: Array, evaluation: Array, memory: Memory) -> tuple[Array, Memory]:
             sharing = _sharing(config, controls, kind, bank, sigma, evaluation)
-            found, pool = model.consistent(
-                noisy, jnp.full(noisy.shape[:2], sigma), conditions, *controls.scales.at(sigma), sharing
+            reuse = Reuse(evaluation % controls.reuse != 0, memory.added) if kind.reuses else None
+            found, left = model.consistent(
+                noisy, jnp.full(noisy.shape[:2], sigma), conditions, *controls.scales.at(sigma), sharing, reuse
             )
-            if memory is not None:
-                memory = jax.tree.map(
-                    lambda rows, row: jax.lax.dynamic_update_index_in_dim(rows, row, evaluation, 0), memory, pool
+            rows = memory.bank
+            if rows is not None:
+                rows = jax.tree.map(
+                    lambda rows, row: jax.lax.dynamic_update_index_in_dim(rows, row, evaluation, 0), rows, left.pool
                 )
-            return found, memory
+            return found, Memory(rows, left.added)
 
         return velocity
 
@@ -272,17 +291,18 @@ def _denoise(
     limited = kind.guidance_limited and branches > 1
     side, channels = config.mmdit.sample_size, config.mmdit.in_channels
     noise = item_noise(controls.seed, items, (side, side, channels))
-    velocity, memory = make_velocity(conditions), None
-    if kind.pool == "kept":
-        pool = jax.eval_shape(
+    velocity, memory = make_velocity(conditions), Memory(None, None)
+    if kind.pool == "kept" or kind.reuses:
+        left = jax.eval_shape(
             lambda noisy, sharing: model.consistent(
-                noisy, jnp.zeros(noisy.shape[:2]), conditions, 1.0, 1.0, sharing
+                noisy, jnp.zeros(noisy.shape[:2]), conditions, 1.0, 1.0, sharing, Reuse() if kind.reuses else None
             )[1],
-            repeat_branches(noise, kind.mode), _sharing(config, controls, kind, None, jnp.ones(()), jnp.zeros((), int)),
+            repeat_branches(noise, kind.mode), _sharing(config, controls, kind, bank, jnp.ones(()), jnp.zeros((), int)),
         )  # fmt: skip
         rows = evaluations(kind.solver, controls.sigmas.shape[0] - 1)
-        memory = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), pool)
-    return sample(
+        empty = Memory(jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), left.pool), left.added)
+        memory = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)
+    latents, memory = sample(
         guided(
             velocity, kind.mode, controls.guidance_identity, controls.guidance_expression,
             interval=(controls.guidance_interval[0], controls.guidance_interval[1]) if limited else None,
@@ -291,6 +311,7 @@ def _denoise(
         ),
         noise, controls.sigmas, controls.steps, kind.solver, memory,
     )  # fmt: skip
+    return latents, memory.bank
 
 
 def _sharing(

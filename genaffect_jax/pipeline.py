@@ -40,6 +40,7 @@ from genaffect_jax.models.genaffect import BranchScales
 from genaffect_jax.models.inference import Inference
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.models.quantised import Products, check_products
+from genaffect_jax.models.reuse import FEWEST_BLOCKS
 from genaffect_jax.models.weights import checksum, load_weights
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import replicated
@@ -284,6 +285,10 @@ class Pipeline:
             raise ConfigError(f"--consistency_layers {unknown}: the model has layers 0 to {layers - 1}")
         if start >= settings.steps:
             raise ConfigError(f"--consistency_start {start}: must be below --steps {settings.steps}")
+        if settings.reuse > 1 and settings.guidance_interval != (0.0, 1.0):
+            raise ConfigError("--reuse: not together with --guidance_interval, whose steps differ in branches")
+        if settings.reuse > 1 and layers < FEWEST_BLOCKS:
+            raise ConfigError(f"--reuse: the model has {layers} blocks, needs at least {FEWEST_BLOCKS}")
         candidates = None if settings.shared_mask is None else self._mask(settings.shared_mask, side)
         shared = round(settings.consistency * (side * side if candidates is None else int(candidates.sum())))
         joint = settings.guidance is not None
@@ -291,7 +296,7 @@ class Pipeline:
             mode=settings.mode, solver=settings.solver, shared=shared,
             share_text=settings.share_text and settings.consistency > 0, tokens=settings.shared_tokens,
             guidance_limited=settings.guidance_interval != (0.0, 1.0),
-            sharing_limited=bool(settings.consistency_layers or start or end is not None),
+            sharing_limited=bool(settings.consistency_layers or start or end is not None), reuses=settings.reuse > 1,
         )  # fmt: skip
         among = np.isin(np.arange(layers), settings.consistency_layers or np.arange(layers))
         controls = Controls(
@@ -302,7 +307,7 @@ class Pipeline:
             guidance_interval=jnp.asarray(settings.guidance_interval, jnp.float32), scales=scales,
             sharing_layers=jnp.asarray(among),
             sharing_interval=jnp.asarray([sigmas[min(end or settings.steps, settings.steps)], sigmas[start]]),
-            candidates=None if candidates is None else jnp.asarray(candidates),
+            reuse=jnp.int32(settings.reuse), candidates=None if candidates is None else jnp.asarray(candidates),
         )  # fmt: skip
         return kind, controls
 

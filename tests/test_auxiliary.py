@@ -21,7 +21,7 @@ from genaffect_jax.training.generator_objective import make_generator_loss
 SMALL = {"image_size": 16, "widths": (8, 8), "depths": (0, 0), "norm_num_groups": 4, "hidden": 8, "neck": 4}
 G, E = 4, 2
 FLOW = FlowConfig(drop_identity=0.3, drop_expression=0.3)
-KEY = jax.random.key(5)
+KEY = jax.random.key(7)  # with it some examples of low noise have lost each condition
 
 
 def save(folder, target, width, name):
@@ -124,8 +124,8 @@ def test_terms_count_low_noise_with_the_condition_and_their_gradient_reaches_the
     near = np.asarray(flow.sample_sigma(sigma_key, (G, E), FLOW)) <= 0.5
     drop_identity, drop_expression, _ = map(np.asarray, flow.sample_drops(drop_key, G, E, FLOW))
     assert 0 < near.sum() < near.size
-    assert drop_identity.any()
-    assert drop_expression.any()
+    assert (near & drop_identity[:, None]).any()
+    assert (near & drop_expression).any()
     means = {name: float(terms[name][0] / terms[name][1]) for name in (IDENTITY_TERM, EXPRESSION_TERM)}
     assert float(terms[IDENTITY_TERM][1]) == (near & ~drop_identity[:, None]).sum()
     assert float(terms[EXPRESSION_TERM][1]) == (near & ~drop_expression).sum()

@@ -9,48 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from toy_pictures import E, G, Toys, toy_batch
 
 from genaffect_jax.config import FlowConfig, MeshConfig, to_json
+from genaffect_jax.data.loader import make_loader
 from genaffect_jax.data.pictures import DataError
 from genaffect_jax.diffusion.schedule import shift_sigma
 from genaffect_jax.generation import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.condition_gap import ConditionGap, noise_levels, other_expressions
+from genaffect_jax.training.condition_gap import ConditionGap, held_out_batch, noise_levels, other_expressions
 from genaffect_jax.training.gap_report import GapReport, draw_gaps, ignored, read_gaps
 from genaffect_jax.training.generator import train_generator
 from genaffect_jax.training.generator_objective import make_generator_loss
 from genaffect_jax.training.loop import Job, fit
-
-G, E = 8, 2
-
-
-def toy_batch(number):
-    """Pictures that follow from reference and expression: the reference, with one channel as the first unit says."""
-    rng = np.random.default_rng(number)
-    reference = np.broadcast_to(rng.standard_normal((G, 1, 1, 1, 4)), (G, 1, 8, 8, 4)).astype(np.float32)
-    expression = np.zeros((G, E, 40), np.float32)
-    expression[..., 0] = rng.permuted(np.tile([0.0, 1.0], (G, 1)), axis=1)
-    target = np.repeat(reference, E, axis=1)
-    target[..., 0] = (4 * expression[..., 0] - 2)[..., None, None]
-    return {"reference": reference, "target": target, "expression": expression}
-
-
-class Toys:
-    def __init__(self):
-        self.number = 0
-
-    def __next__(self):
-        self.number += 1
-        return toy_batch(self.number)
-
-    def get_state(self):
-        return {"number": self.number}
-
-    def set_state(self, state):
-        self.number = state["number"]
-
-    def close(self):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +179,19 @@ def test_rows_without_finite_gaps_are_left_out_and_nothing_draws_no_plot(tmp_pat
     assert not (tmp_path / "gaps.png").exists()
 
 
-def test_a_real_run_measures_people_it_does_not_train_on(tiny_config, tmp_path):
+def test_a_real_run_measures_people_it_does_not_train_on(tiny_config, tmp_path, monkeypatch):
+    people = {}
+
+    def recording(kind, function):
+        def call(source, names, **options):
+            people[kind] = set(names)
+            return function(source, names, **options)
+
+        return call
+
+    for function in (make_loader, held_out_batch):
+        name = function.__name__
+        monkeypatch.setattr(f"genaffect_jax.training.generator.{name}", recording(name, function))
     config = dataclasses.replace(
         tiny_config,
         data=dataclasses.replace(tiny_config.data, identities=8, holdout=0.4),
@@ -219,3 +202,7 @@ def test_a_real_run_measures_people_it_does_not_train_on(tiny_config, tmp_path):
     assert [r["step"] for r in read_gaps(tmp_path)] == [2]
     assert (tmp_path / "gaps.png").exists()
     assert "condition gaps" not in text.getvalue()
+    trained_on, measured = people["make_loader"], people["held_out_batch"]
+    assert len(measured) >= 2
+    assert not trained_on & measured
+    assert len(trained_on | measured) == 8

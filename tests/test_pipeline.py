@@ -137,7 +137,9 @@ def test_scales_intervals_guidance_and_the_number_of_references_share_one_progra
     layers = pipeline.config.model.mmdit.num_layers
     np.testing.assert_array_equal(draw(expression_scale=[0.0] * layers), without)
     assert (draw(identity_scale=[0.0] + [1.0] * (layers - 1)) != base).any()
-    assert (draw(guidance_identity=2.0, seed=1, shift=3.0) != base).any()
+    assert (draw(guidance_identity=2.0) != base).any()
+    assert (draw(guidance_expression=3.0) != base).any()
+    assert (draw(seed=1, shift=3.0) != base).any()
     assert (draw(steps=2) != base).any()
 
     two = draw(["seed:2", "seed:3"])
@@ -145,6 +147,22 @@ def test_scales_intervals_guidance_and_the_number_of_references_share_one_progra
     assert np.abs(two - draw(["seed:3", "seed:2"])).max() <= 1
     draw(["seed:2", pipeline.reference("seed:3"), "seed:4", "seed:5"])
     assert len(pipeline.drawer.compiled) == programs
+
+
+def test_each_guidance_scale_at_zero_takes_its_own_condition_away(pipeline):
+    def draw(identity, guidance_identity, guidance_expression):
+        return pipeline(
+            identity, "joy, anger", steps=3, set_seed_noise="shared", guidance_identity=guidance_identity,
+            guidance_expression=guidance_expression,
+        ).images.astype(int)  # fmt: skip
+
+    person = draw("seed:2", 1.0, 0.0)
+    assert np.abs(person[0] - person[1]).max() <= 1
+    assert np.abs(person - draw("seed:3", 1.0, 0.0)).max() > 1
+    nobody = draw("seed:2", 0.0, 0.0)
+    assert np.abs(nobody - draw("seed:3", 0.0, 0.0)).max() <= 1
+    both = draw("seed:2", 1.0, 1.0)
+    assert np.abs(both[0] - both[1]).max() > 1
 
 
 def test_several_references_are_saved_and_named(pipeline, tmp_path):

@@ -13,7 +13,7 @@ from genaffect_jax.training.state import create_state
 
 
 def test_a_mesh_that_does_not_use_every_device_is_refused():
-    with pytest.raises(ValueError, match=r"mesh\.data=3, mesh\.fsdp=2: there are 8 cpu devices"):
+    with pytest.raises(ValueError, match=r"mesh\.data=3, mesh\.fsdp=2, mesh\.tensor=1: there are 8 cpu devices"):
         make_mesh(MeshConfig(data=3, fsdp=2))
     with pytest.raises(ValueError, match=r"mesh\.fsdp=3"):
         make_mesh(MeshConfig(fsdp=3))
@@ -53,6 +53,23 @@ def test_every_large_matrix_and_its_moments_are_cut_over_fsdp(tiny_config):
     assert shapes == sorted((p.shape, str(p.sharding.spec)) for p in [*state.parameters.values()] * 2)
 
 
-def test_the_batch_is_cut_over_all_devices():
-    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+def test_heads_and_feed_forwards_are_cut_over_tensor(tiny_config):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    generator, _ = build_networks(tiny_config.model)
+    parameters = create_state(generator, make_optimiser(tiny_config.train), mesh, 0).parameters
+    for name, spec in (
+        ("image_qkv.query.kernel", (None, "fsdp", "tensor")),
+        ("image_out.kernel", (None, "tensor", "fsdp")),
+        ("image_mlp.up.kernel", (None, "fsdp", "tensor")),
+        ("image_mlp.down.kernel", (None, "tensor", "fsdp")),
+        ("identity.key.kernel", (None, "fsdp", "tensor")),
+    ):
+        found = [p for n, p in parameters.items() if n.startswith("mmdit.segments.0") and n.endswith(name)]
+        assert [p.sharding.spec for p in found] == [PartitionSpec(*spec)], name
+        assert found[0].addressable_shards[0].data.size * 4 == found[0].size
+
+
+def test_the_batch_is_cut_over_all_devices_that_share_no_picture():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     assert sharding.batch_sharding(mesh).spec == PartitionSpec(("data", "fsdp"))
+    assert sharding.batch_parts(mesh) == 4

@@ -18,7 +18,8 @@ from genaffect_jax.generation import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.training.checkpoint import CheckpointError, Checkpoints
 from genaffect_jax.training.generator import train_generator
-from genaffect_jax.training.loop import Job, TrainingError, fit
+from genaffect_jax.training.guard import TrainingError
+from genaffect_jax.training.loop import Job, fit
 from genaffect_jax.training.optimiser import make_optimiser
 from genaffect_jax.training.run import claim_workdir
 from genaffect_jax.training.state import abstract_state
@@ -86,6 +87,18 @@ class Interrupting:
         pass
 
 
+class Numbered(Interrupting):
+    """Batches of which the targets say how many were fetched."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.fetched = 100  # past the third, which interrupts
+
+    def __next__(self):
+        batch = super().__next__()
+        return {**batch, "target": np.full_like(batch["target"], self.fetched - 100)}
+
+
 def job(config, batches, loss=None):
     from genaffect_jax.config import to_json
     from genaffect_jax.training.generator_objective import make_generator_loss
@@ -116,14 +129,43 @@ def test_a_signal_finishes_the_step_and_leaves_a_checkpoint_that_continues(tiny_
     assert steps[-1] == 6
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_advice(tiny_config, tmp_path):
-    def loss(model, frozen, batch, key):
-        value = jax.numpy.sum(model.mmdit.out.kernel[...]) * jax.numpy.nan
-        return {"loss": (value, jax.numpy.ones(()))}
+def broken_at(steps):
+    """A loss that is not finite in some steps, which it knows by the number in the batch."""
 
-    broken = job(tiny_config, Interrupting(0), loss)
-    with pytest.raises(TrainingError, match=r"step 2: loss is nan; lower train\.learning_rate"):
-        fit(broken, tiny_config.train, make_mesh(MeshConfig()), tmp_path, QUIET)
+    def loss(model, frozen, batch, key):
+        bad = jax.numpy.isin(batch["target"].ravel()[0], jax.numpy.array(steps, float))
+        value = jax.numpy.sum(model.mmdit.out.kernel[...] ** 2 + model.mmdit.out.kernel[...])
+        return {"loss": (jax.numpy.where(bad, jax.numpy.nan, 1.0) * value, jax.numpy.ones(()))}
+
+    return loss
+
+
+def test_many_steps_in_a_row_that_are_not_finite_end_the_run_with_advice(tiny_config, tmp_path):
+    config = with_train(tiny_config, steps=9, log_every=2, most_skipped=4)
+    broken = job(config, Numbered(), broken_at([2, 4, 5, 6, 7]))
+    with pytest.raises(TrainingError, match=r"step 7: loss nan, gradient norm nan, for 4 steps in a row; they changed "
+                       r"nothing\. Lower train\.learning_rate"):  # fmt: skip
+        fit(broken, config.train, make_mesh(MeshConfig()), tmp_path, QUIET)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tiny_config, tmp_path):
+    config = with_train(tiny_config, steps=6, log_every=2, most_skipped=3, warmup_steps=0, schedule="constant")
+    numbers = {"all": [], "some": [3, 4]}
+    for name, bad in numbers.items():
+        folder = tmp_path / name
+        fit(job(config, Numbered(), broken_at(bad)), config.train, make_mesh(MeshConfig()), folder, QUIET)
+    logged = {row["step"]: row for row in rows(tmp_path / "some")}
+    assert [logged[step].get("skipped_steps") for step in (2, 4, 6)] == [None, 2.0, None]
+    assert logged[4]["loss"] is None
+    # Four good steps of six are the first four steps of a run without bad ones.
+    short = with_train(config, steps=4)
+    fit(job(short, Numbered(), broken_at([])), short.train, make_mesh(MeshConfig()), tmp_path / "short", QUIET)
+    expected, found = (final_state(c, tmp_path / n)[0] for c, n in ((short, "short"), (config, "some")))
+    assert (int(expected.step), int(found.step)) == (4, 6)
+    for name, value in expected.parameters.items():
+        np.testing.assert_array_equal(found.parameters[name], value)
+    for before, after in zip(jax.tree.leaves(expected.optimiser), jax.tree.leaves(found.optimiser), strict=True):
+        np.testing.assert_array_equal(after, before)
 
 
 def test_the_log_has_loss_rate_gradient_norm_and_throughput(tiny_config, tmp_path):

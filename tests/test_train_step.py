@@ -43,9 +43,10 @@ def run(config, mesh, steps, stream=None):
 
 
 def test_losses_and_parameters_on_eight_devices_equal_those_on_one_and_the_step_is_traced_once(tiny_config):
-    alone, expected, _ = run(tiny_config, make_mesh(MeshConfig(), jax.devices()[:1]), 4)
-    for sizes in ((8, 1), (1, 8), (2, 4)):
-        together, losses, train_step = run(tiny_config, make_mesh(MeshConfig(*sizes)), 4)
+    steps = 20
+    alone, expected, _ = run(tiny_config, make_mesh(MeshConfig(), jax.devices()[:1]), steps)
+    for sizes in ((8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)):
+        together, losses, train_step = run(tiny_config, make_mesh(MeshConfig(*sizes)), steps)
         assert train_step._cache_size() == 1
         np.testing.assert_allclose(losses, expected, rtol=1e-5, err_msg=str(sizes))
         for name, value in alone.parameters.items():
@@ -87,7 +88,7 @@ def test_the_average_follows_the_parameters_at_the_stated_decay(tiny_config):
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
     batch = {"target": np.zeros((6, 2, 8, 8, 4), np.float32)}
-    with pytest.raises(ValueError, match="6 examples do not divide over 8 devices"):
+    with pytest.raises(ValueError, match="6 examples do not divide over 8 parts"):
         device_batch(batch, make_mesh(MeshConfig()))
 
 

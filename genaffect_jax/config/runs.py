@@ -132,6 +132,8 @@ class TrainConfig:
     """AdamW second-moment decay."""
     gradient_clip: float = 1.0
     """Largest global gradient norm; larger gradients are scaled down to it."""
+    most_skipped: int = field(default=10, metadata=ADDED_LATER)
+    """Steps in a row whose loss or gradients are not finite, and which therefore change nothing, that end the run."""
     ema_decay: float = 0.99
     """Decay of the averaged weights that sampling uses."""
     compute_dtype: DType = "float32"
@@ -151,7 +153,7 @@ class TrainConfig:
     """Number of newest checkpoints kept."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "most_skipped"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
         require(bool(self.trains) and all(self.trains), "train.trains", self.trains, "must name or match something")
         for name in ("warmup_steps", "sheet_every", "gap_every", "weight_decay", "seed"):
@@ -170,10 +172,13 @@ class MeshConfig:
     """Devices along the `data` axis (copies of the parameters); -1 takes all that remain."""
     fsdp: int = 1
     """Devices along the `fsdp` axis (parameters and optimiser state are cut over it)."""
+    tensor: int = field(default=1, metadata=ADDED_LATER)
+    """Devices along the `tensor` axis: they share each picture, heads and feed-forward features are cut over it."""
 
     def __post_init__(self) -> None:
         require(self.data == -1 or self.data >= 1, "mesh.data", self.data, "must be -1 or at least 1")
-        require(self.fsdp >= 1, "mesh.fsdp", self.fsdp, "must be at least 1")
+        for name in ("fsdp", "tensor"):
+            require(getattr(self, name) >= 1, f"mesh.{name}", getattr(self, name), "must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,9 @@ class Config:
     """Devices."""
 
     def __post_init__(self) -> None:
+        heads = self.model.mmdit.num_attention_heads
+        require(heads % self.mesh.tensor == 0, "mesh.tensor", self.mesh.tensor,
+                f"must divide mmdit.num_attention_heads = {heads}")  # fmt: skip
         require(self.data.image_size == self.model.image_size, "data.image_size", self.data.image_size,
                 f"must equal mmdit.sample_size * autoencoder downsampling = {self.model.image_size}")  # fmt: skip
         if self.model.mmdit.register_tokens:

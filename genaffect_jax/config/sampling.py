@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from genaffect_jax.config.as_json import ADDED_LATER
 from genaffect_jax.config.checks import ConfigError
 
 Solver = Literal["euler", "heun", "dpm++"]
@@ -60,6 +61,9 @@ class SamplingConfig:
     """Picture whose bright parts (a face, the foreground) hold all tokens that may be shared; left out: all may."""
     share_text: bool = False
     """Share the text tokens of anchors as well."""
+    reuse: int = field(default=1, metadata=ADDED_LATER)
+    """Evaluations in a row that share one computation of the middle blocks, at least 1; 1 computes all blocks in each.
+    Larger is faster and an approximation (docs/consistency.md)."""
     chunk: int = 8
     """Pictures drawn at once, beside the anchors and on each device; lower needs less memory."""
     bank: Literal["auto", "always", "never"] = "auto"
@@ -67,7 +71,7 @@ class SamplingConfig:
     if they fit into memory. The pictures are the same."""
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("seed", 0), ("consistency_start", 0), ("chunk", 1)):
+        for name, low in (("steps", 1), ("seed", 0), ("consistency_start", 0), ("reuse", 1), ("chunk", 1)):
             _require(getattr(self, name) >= low, name, getattr(self, name), f"must be at least {low}")
         for name in ("guidance", "guidance_identity", "guidance_expression"):
             value = getattr(self, name)

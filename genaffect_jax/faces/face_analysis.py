@@ -90,7 +90,7 @@ class InsightFaceEncoder:
             raise ConfigError(f"licence={licence!r}: must not be empty")
         self._analysis = _load(models, ["detection", "recognition"])
         if "recognition" not in self._analysis.models:
-            raise ConfigError(f"face_models {models}: no recognition model (has {_tasks(self._analysis)})")
+            raise ConfigError(f"face models {models}: no recognition model (has {_tasks(self._analysis)})")
         recognition = self._analysis.models["recognition"]
         file = Path(recognition.model_file)
         self.name, self.licence = f"insightface {file.parent.name}/{file.stem}", licence
@@ -126,13 +126,13 @@ def model_pack(models: Path) -> Path:
         ConfigError: there is none, or more than one.
     """
     if not models.is_dir():
-        raise ConfigError(f"face_models {models}: {'not a folder' if models.exists() else 'no such folder'}")
+        raise ConfigError(f"face models {models}: {'not a folder' if models.exists() else 'no such folder'}")
     if any(models.glob("*.onnx")):
         return models
     packs = sorted({file.parent for file in models.glob("models/*/*.onnx")})
     if len(packs) != 1:
         found = f"several packs, name one of them: {', '.join(map(str, packs))}" if packs else "no .onnx files"
-        raise ConfigError(f"face_models {models}: {found} (looked for *.onnx and models/<pack>/*.onnx)")
+        raise ConfigError(f"face models {models}: {found} (looked for *.onnx and models/<pack>/*.onnx)")
     return packs[0]
 
 
@@ -148,9 +148,9 @@ def _load(models: Path, modules: Sequence[str]) -> Any:
         analysis.prepare(ctx_id=0, det_thresh=THRESHOLD)
     except AssertionError as e:  # how insightface says that there is no detector
         names = ", ".join(sorted(file.name for file in pack.glob("*.onnx")))
-        raise ConfigError(f"face_models {pack}: no face detector among {names}") from e
+        raise ConfigError(f"face models {pack}: no face detector among {names}") from e
     except Exception as e:  # onnx and onnxruntime raise kinds of their own for damaged files
-        raise ConfigError(f"face_models {pack}: cannot be loaded: {type(e).__name__}: {e}") from e
+        raise ConfigError(f"face models {pack}: cannot be loaded: {type(e).__name__}: {e}") from e
     return analysis
 
 
@@ -164,7 +164,7 @@ def _faces(found: Sequence[Any]) -> list[Face]:
     faces = []
     for face in found:
         if face.kps is None:
-            raise ConfigError("face_models: this detector gives no points of the face (eyes, nose, mouth)")
+            raise ConfigError("face models: this detector gives no points of the face (eyes, nose, mouth)")
         left, top, right, bottom = (float(edge) for edge in face.bbox)
         faces.append(Face((left, top, right, bottom), np.asarray(face.kps, np.float64), float(face.det_score)))
     return faces

@@ -13,10 +13,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.config import ConfigError, ModelConfig
-from genaffect_jax.models.attention import KeyValue
 from genaffect_jax.models.conditioning import ExpressionTokens, IdentityTokens
 from genaffect_jax.models.inference import PLAIN, Inference
-from genaffect_jax.models.mmdit import Conditions, MMDiT
+from genaffect_jax.models.mmdit import Conditions, Left, MMDiT
+from genaffect_jax.models.reuse import Reuse
 from genaffect_jax.models.sharing import Sharing
 
 # Below this noise level the division that turns clean latents into a velocity would only amplify errors (Li & He 2025,
@@ -171,13 +171,14 @@ class GenAffect(nnx.Module):
         identity_scale: Float[Array, "*layers"] | float,
         expression_scale: Float[Array, "*layers"] | float,
         sharing: Sharing | None,
-    ) -> tuple[Float[Array, "G E h w c"], KeyValue | None]:
-        """The same for pictures that share tokens, and the keys and values of the pool (see `MMDiT`)."""
-        predicted, pool = self.mmdit.consistent(
-            latents, timestep, conditions, identity_scale, expression_scale, sharing
+        reuse: Reuse | None = None,
+    ) -> tuple[Float[Array, "G E h w c"], Left]:
+        """The same for pictures that share tokens or reuse features, and what is left for others (see `MMDiT`)."""
+        predicted, left = self.mmdit.consistent(
+            latents, timestep, conditions, identity_scale, expression_scale, sharing, reuse
         )
         if self.prediction == "velocity":
-            return predicted, pool
+            return predicted, left
         # Velocity noise - clean, with the noise that leads from the predicted clean latents to the given ones.
         sigma = jnp.maximum(timestep, SMALLEST_SIGMA)[..., None, None, None]
-        return (latents.astype(jnp.float32) - predicted) / sigma, pool
+        return (latents.astype(jnp.float32) - predicted) / sigma, left

@@ -224,13 +224,25 @@ class LayerStack(nnx.Module):
             if isinstance(variable, nnx.Variable):
                 variable.set_metadata(logical_axes=("layers", *variable.get_metadata()["logical_axes"]))
 
-    def run(self, step: Callable[[Any, Any, Any], tuple[Any, Any]], carry: Any, per_layer: Any = None) -> Any:
-        """Folds `carry, output = step(layer, carry, per_layer[i])` over the layers in order.
+    def run(
+        self,
+        step: Callable[[Any, Any, Any], tuple[Any, Any]],
+        carry: Any,
+        per_layer: Any = None,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Any:
+        """Folds `carry, output = step(layer, carry, per_layer[i])` over the layers `start` to `stop` in order.
+
+        `per_layer` has an entry for each layer, run or not.
 
         Returns:
-            The last carry, and the outputs of all layers, stacked.
+            The last carry, and the outputs of the layers that ran, stacked.
         """
         graph, state = nnx.split(self.layers)
+        stop = self.length if stop is None else stop
+        if (start, stop) != (0, self.length):
+            state, per_layer = jax.tree.map(lambda x: x[start:stop], (state, per_layer))
 
         def body(carry: Any, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
             layer_state, layer_inputs = inputs
@@ -238,7 +250,7 @@ class LayerStack(nnx.Module):
 
         if self.remat:
             body = jax.checkpoint(body)
-        return jax.lax.scan(body, carry, (state, per_layer), unroll=1 if self.scan else self.length)
+        return jax.lax.scan(body, carry, (state, per_layer), unroll=1 if self.scan else stop - start)
 
     def map(self, function: Callable[[Any], Any]) -> Any:
         """`function(layer)` of every layer, stacked along a leading axis."""

@@ -34,6 +34,7 @@ from genaffect_jax.models.layers import (
     unpatchify,
 )
 from genaffect_jax.models.projections import ConditionBranch, QKVProjection, SelfAttention
+from genaffect_jax.models.reuse import Added, Reuse, middle_blocks
 from genaffect_jax.models.sharing import Sharing, mix
 
 # Timesteps of the SD3 family are sigma * 1000.
@@ -129,6 +130,15 @@ class BranchInputs(NamedTuple):
     expression: KeyValue
     identity_scale: Float[Array, ""]
     expression_scale: Float[Array, ""]
+
+
+class Left(NamedTuple):
+    """What one evaluation leaves for other pictures and later evaluations."""
+
+    pool: KeyValue | None
+    """Keys and values of the pool in every layer, [layers, G, K, N, H], if the sharing keeps them."""
+    added: Added | None
+    """What the middle blocks added to the two streams, if there is reuse."""
 
 
 class MMDiTBlock(nnx.Module):
@@ -350,8 +360,9 @@ class MMDiT(nnx.Module):
         identity_scale: Float[Array, "*layers"] | float,
         expression_scale: Float[Array, "*layers"] | float,
         sharing: Sharing | None,
-    ) -> tuple[Float[Array, "G E h w c"], KeyValue | None]:
-        """Velocity of the noisy latents (float32), and what the set shared.
+        reuse: Reuse | None = None,
+    ) -> tuple[Float[Array, "G E h w c"], Left]:
+        """Velocity of the noisy latents (float32), and what is left for other pictures and evaluations.
 
         Args:
             latents: noisy latents of G groups of E pictures. Rows and columns beyond a multiple of the patch size
@@ -360,12 +371,10 @@ class MMDiT(nnx.Module):
             conditions: what `project_conditions` made.
             identity_scale, expression_scale: weight of each branch, one number or one per layer; traced.
             sharing: consistent attention among the pictures of each group; None: every picture by itself.
-
-        Returns:
-            The velocity; the keys and values of the pool in every layer, [layers, G, K, N, H], if `sharing` keeps them.
+            reuse: what the middle blocks added in an earlier evaluation; None: all blocks are computed.
 
         Raises:
-            ValueError: the latents are larger than the position table.
+            ValueError: the latents are larger than the position table, or the blocks too few for `reuse`.
         """
         config, patch = self.config, self.config.patch_size
         rows, columns = latents.shape[2] // patch, latents.shape[3] // patch
@@ -374,6 +383,7 @@ class MMDiT(nnx.Module):
         if self.register_tokens is not None:
             tokens = self.register_tokens[...].astype(self.dtype)
             text = jnp.broadcast_to(tokens, (*latents.shape[:2], *tokens.shape))
+        assert text is not None
         embedding = self.timestep_embedder(timestep_features(timestep * TIMESTEP_SCALE))
         if conditions.pooled is not None:
             embedding = embedding + conditions.pooled
@@ -384,20 +394,46 @@ class MMDiT(nnx.Module):
             scales = [jnp.broadcast_to(jnp.asarray(s, jnp.float32), (config.num_layers,))
                       for s in (identity_scale, expression_scale)]  # fmt: skip
             per_layer = BranchInputs(conditions.identity, conditions.expression, *scales)
-        start, pools = 0, []
-        for segment in self.segments:
-            stop = start + segment.length
-            (image, text), pool = segment.run(
-                lambda block, streams, inputs: block(
-                    *streams, activated, inputs[0], conditions.identity_mask, inputs[1]
-                ),
-                (image, text),
-                jax.tree.map(lambda x: x[start:stop], (per_layer, sharing)),  # noqa: B023 (used at once)
-            )
-            pools.append(pool)
-            start = stop
+
+        def blocks(streams: Added, first: int, last: int) -> tuple[Added, KeyValue | None]:
+            start, pools = 0, []
+            for segment in self.segments:
+                stop = start + segment.length
+                if max(first, start) < min(last, stop):
+                    streams, pool = segment.run(
+                        lambda block, streams, inputs: block(
+                            *streams, activated, inputs[0], conditions.identity_mask, inputs[1]
+                        ),
+                        streams,
+                        jax.tree.map(lambda x: x[start:stop], (per_layer, sharing)),  # noqa: B023 (used at once)
+                        max(first, start) - start,
+                        min(last, stop) - start,
+                    )
+                    pools.append(pool)
+                start = stop
+            return streams, jax.tree.map(lambda *x: jnp.concatenate(x), *pools)
+
+        added = None
+        if reuse is None:
+            (image, text), pool = blocks((image, text), 0, config.num_layers)
+        else:
+            first, last = middle_blocks(config.num_layers)
+            streams, before = blocks((image, text), 0, first)
+
+            def compute() -> tuple[Added, Added, KeyValue | None]:
+                found, pool = blocks(streams, first, last)
+                return found, jax.tree.map(jnp.subtract, found, streams), pool
+
+            def again() -> tuple[Added, Added, KeyValue | None]:
+                # No later picture looks into these layers either: it reuses in the same evaluation.
+                nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute)[2])
+                assert reuse.added is not None
+                return jax.tree.map(jnp.add, streams, reuse.added), reuse.added, nothing
+
+            streams, added, between = compute() if reuse.now is None else jax.lax.cond(reuse.now, again, compute)
+            (image, text), after = blocks(streams, last, config.num_layers)
+            pool = jax.tree.map(lambda *x: jnp.concatenate(x), before, between, after)
 
         scale, shift = self.out_modulation(activated)
         image = self.out(modulate(layer_norm(image), shift, scale))
-        pool = jax.tree.map(lambda *x: jnp.concatenate(x), *pools)
-        return unpatchify(image.astype(jnp.float32), patch, rows, columns), pool
+        return unpatchify(image.astype(jnp.float32), patch, rows, columns), Left(pool, added)

@@ -12,11 +12,11 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
-    "batch": ("data", "fsdp"),  # pictures: every device has its own
+    "batch": ("data", "fsdp"),  # pictures
     "embed": "fsdp",  # width of the residual streams: present in every large matrix
     "conv_out": "fsdp",
-    "heads": None,  # heads * head size
-    "mlp": None,
+    "heads": "tensor",  # heads * head size
+    "mlp": "tensor",  # features inside a feed-forward
     "conditioning": None,
     "conv_in": None,
     "layers": None,  # the scanned axis: every device runs every layer
@@ -77,8 +77,13 @@ def parameter_shardings(
     }
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts a batch is cut: devices that share pictures have the same part."""
+    return mesh_size(mesh, RULES["batch"])
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """First dimension cut over all devices."""
+    """First dimension cut into `batch_parts`."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 

@@ -25,7 +25,7 @@ from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.models.weights import checksum, load_weights
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.parallel.sharding import replicated
+from genaffect_jax.parallel.sharding import batch_parts, replicated
 from genaffect_jax.training.auxiliary import load_auxiliary
 from genaffect_jax.training.condition_gap import ConditionGap, held_out_batch
 from genaffect_jax.training.face_encoders import claim_bank, claim_encoders, encode_pictures
@@ -153,7 +153,7 @@ def _make_gap(
     try:
         batch = held_out_batch(
             source, held_out, expressions_per_set=config.data.expressions_per_set, seed=config.train.seed,
-            devices=mesh.size, prompts=rows,
+            devices=batch_parts(mesh), prompts=rows,
         )  # fmt: skip
         return ConditionGap(config.flow, generator, autoencoder, constant, batch, mesh, config.train.seed)
     except DataError as e:

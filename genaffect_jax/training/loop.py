@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +24,11 @@ from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.training.auxiliary import PREFIX as OPTIONAL
 from genaffect_jax.training.checkpoint import Checkpoints
 from genaffect_jax.training.gap_report import GapReport
+from genaffect_jax.training.guard import SKIPPED, NonFiniteGuard
 from genaffect_jax.training.log import TrainingLog
 from genaffect_jax.training.optimiser import learning_rate, make_optimiser
 from genaffect_jax.training.state import abstract_state, create_state
 from genaffect_jax.training.step import Batch, LossFunction, device_batch, make_train_step
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to change."""
 
 
 class Batches(Protocol):
@@ -80,7 +77,7 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
         True if the run is complete, False if a signal ended it early.
 
     Raises:
-        TrainingError: the loss is not finite.
+        TrainingError: `most_skipped` steps in a row had a loss or gradients that are not finite.
         CheckpointError: the folder's checkpoint does not fit the configuration.
     """
     optimiser = make_optimiser(config)
@@ -98,6 +95,7 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
     first = step = int(state.step)
     log = TrainingLog(workdir, first)
     gaps = GapReport(workdir, config.steps, console)
+    guard = NonFiniteGuard(config.most_skipped)
     pending: list[dict[str, jax.Array]] = []
     interval_start, compiled = time.perf_counter(), False
 
@@ -122,15 +120,15 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
                 interval_start += time.perf_counter() - began  # no part of the training's rate
             means: dict[str, float] = {}
             if pending and (step % config.log_every == 0 or step == config.steps):
-                means = _means(pending)
+                found = jax.device_get(pending)
+                guard.check(found, step)
+                means = _means(found)
                 seconds = time.perf_counter() - interval_start
                 means["learning_rate"] = float(rate(step - 1))
                 means["images_per_second"] = len(pending) * job.pictures_per_step / seconds
             if means or measured:
                 log.numbers(step, {**means, **measured})
             if means:
-                if not math.isfinite(means["loss"]):
-                    raise TrainingError(f"step {step}: loss is {means['loss']}; lower train.learning_rate")
                 report(step, means)
                 interval_start, pending = time.perf_counter(), []
             if measured:
@@ -153,15 +151,18 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
     return complete
 
 
-def _means(rows: list[dict[str, jax.Array]]) -> dict[str, float]:
-    host = jax.device_get(rows)
+def _means(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """Means over the steps that changed something, and the number of those that did not, if there are any."""
+    counted = [row for row in rows if not row[SKIPPED]]
     means = {}
-    for name in host[0]:
-        values = np.array([row[name] for row in host])
-        if name.startswith(OPTIONAL):  # nan where no example counted; of all other numbers a nan has to show
+    for name in rows[0]:
+        values = np.array([row[name] for row in counted])
+        if name.startswith(OPTIONAL):  # nan where no example counted
             values = values[~np.isnan(values)]
         means[name] = float(np.mean(values)) if len(values) else math.nan
-    return means
+    del means[SKIPPED]
+    skipped = len(rows) - len(counted)
+    return {**means, "skipped_steps": float(skipped)} if skipped else means
 
 
 @contextmanager

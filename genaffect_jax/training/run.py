@@ -15,12 +15,12 @@ from genaffect_jax.config.encoders import EncoderRun
 from genaffect_jax.data.pictures import DataError
 from genaffect_jax.models.weights import WeightsError
 from genaffect_jax.training.checkpoint import CheckpointError
-from genaffect_jax.training.loop import TrainingError
+from genaffect_jax.training.guard import TrainingError
 
 COMPLETE, FAILED, INTERRUPTED = 0, 1, 130
 
 # Fields of `train` that may change between the runs of one working folder: they do not touch what is learned.
-_MAY_CHANGE = ("steps", "log_every", "sheet_every", "gap_every", "checkpoint_every", "keep_checkpoints")
+_MAY_CHANGE = ("steps", "log_every", "sheet_every", "gap_every", "checkpoint_every", "keep_checkpoints", "most_skipped")
 
 
 def claim_workdir(workdir: Path, config: Config | AutoencoderRun | EncoderRun) -> str:

@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.compiler import compiler_options
-from genaffect_jax.parallel.sharding import batch_sharding, replicated
+from genaffect_jax.parallel.sharding import batch_parts, batch_sharding, replicated
+from genaffect_jax.training.guard import NORM, SKIPPED, all_finite, keep_if
 from genaffect_jax.training.state import TrainState, state_shardings
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -48,7 +49,8 @@ def make_train_step(
         mesh: device mesh.
 
     Returns:
-        The step; its metrics hold every term's mean and `gradient_norm` (before clipping).
+        The step; its metrics hold every term's mean, `gradient_norm` (before clipping), and `skipped`: 1 if loss or
+        gradients were not finite, so that the step changed nothing but its own number.
     """
 
     def train_step(
@@ -67,7 +69,11 @@ def make_train_step(
         step = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, parameters)
-        metrics["gradient_norm"] = optax.tree.norm(gradients)
+        norm = optax.tree.norm(gradients)
+        finite = all_finite(metrics["loss"], norm)
+        learned = keep_if(finite, (parameters, ema, moments), (state.parameters, state.ema, state.optimiser))
+        metrics = {**metrics, NORM: norm, SKIPPED: 1.0 - finite}
+        parameters, ema, moments = learned
         return TrainState(state.step + 1, parameters, state.fixed, ema, moments), metrics
 
     shardings = state_shardings(functional, optimiser, mesh)
@@ -84,12 +90,12 @@ def device_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     """Puts this process's share of a batch (numpy arrays) on its devices, cut along the first dimension.
 
     Raises:
-        ValueError: the batch does not divide over the devices.
+        ValueError: the batch does not divide over the mesh.
     """
     sharding = batch_sharding(mesh)
-    devices = mesh.size // jax.process_count()
+    parts = batch_parts(mesh) // jax.process_count()
     for name, array in batch.items():
-        if len(array) % devices:
-            raise ValueError(f"batch {name!r}: {len(array)} examples do not divide over {devices} devices; "
-                             "choose train.batch_size as a multiple of the number of devices")  # fmt: skip
+        if len(array) % parts:
+            raise ValueError(f"batch {name!r}: {len(array)} examples do not divide over {parts} parts; "
+                             "choose train.batch_size as a multiple of mesh.data * mesh.fsdp")  # fmt: skip
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}

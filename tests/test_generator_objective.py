@@ -1,0 +1,51 @@
+"""The generator's loss conditions the model on what the batch says, without what the draw of this step drops."""
+
+import jax
+import numpy as np
+
+from genaffect_jax.config import FlowConfig
+from genaffect_jax.diffusion import flow
+from genaffect_jax.training.generator_objective import make_generator_loss
+
+G, E = 6, 3
+
+
+class Recorder:
+    """In the place of a generator: keeps what it is conditioned on and given, and predicts nothing."""
+
+    def conditions(self, reference, mask, expression, *, drop_identity, drop_expression, **_):
+        self.given = {
+            "reference": reference, "expression": expression, "drop_identity": drop_identity,
+            "drop_expression": drop_expression,
+        }  # fmt: skip
+        assert mask.all()
+
+    def __call__(self, noisy, sigma, conditions):
+        self.noisy, self.sigma = noisy, sigma
+        return np.zeros_like(noisy)
+
+
+def test_the_conditions_of_a_step_are_those_of_its_batch_dropped_as_drawn():
+    rng, key = np.random.default_rng(0), jax.random.key(3)
+    batch = {
+        "reference": rng.standard_normal((G, 1, 8, 8, 4), np.float32),
+        "target": rng.standard_normal((G, E, 8, 8, 4), np.float32),
+        "expression": rng.random((G, E, 40), np.float32),
+    }
+    config, model = FlowConfig(drop_identity=0.4, drop_expression=0.4), Recorder()
+    terms = make_generator_loss(config, None)(model, {}, batch, key)
+    sigma_key, noise_key, drop_key = jax.random.split(key, 3)
+    identity, expression, _ = flow.sample_drops(drop_key, G, E, config)
+    for drop in (identity, expression):
+        assert drop.any()
+        assert not drop.all()
+    np.testing.assert_array_equal(model.given["drop_identity"], identity)
+    np.testing.assert_array_equal(model.given["drop_expression"], expression)
+    for name in ("reference", "expression"):
+        np.testing.assert_array_equal(model.given[name], batch[name])
+    # What is asked of the model is the velocity at the noise level that it is told.
+    noise = jax.random.normal(noise_key, batch["target"].shape)
+    np.testing.assert_array_equal(model.sigma, flow.sample_sigma(sigma_key, (G, E), config))
+    np.testing.assert_allclose(model.noisy, flow.interpolate(batch["target"], noise, model.sigma), atol=1e-6)
+    total, count = terms["loss"]
+    np.testing.assert_allclose(total / count, np.square(noise - batch["target"]).mean(), rtol=1e-5)
