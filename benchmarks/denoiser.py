@@ -3,7 +3,8 @@
 SD3.5-medium, bfloat16, 8 expressions with guidance (a batch of 16 pictures), 333 text tokens: 77 of CLIP and 256 of T5.
 The weights are random numbers, not the zeros of a new model: products of zeros run faster than those of real numbers.
 `--branch_tokens 16 --consistency 0.5` adds both decoupled branches and lets the pictures of each guidance branch share
-half of their image tokens.
+half of their image tokens. `--products int8` multiplies 8-bit factors in the blocks' large products; shares and floor
+stay those of the bfloat16 product.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from genaffect_jax.models import mmdit
 from genaffect_jax.models.bounded_scores import LARGEST_SCORE, score_bound
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.inference import Inference
+from genaffect_jax.models.quantised import Products
 from genaffect_jax.models.sharing import Sharing, random_tokens
 from genaffect_jax.parallel.compiler import compiler_options
 
@@ -121,6 +123,7 @@ def main(
     branch_tokens: int = 0,
     consistency: float = 0.0,
     bounded: bool = True,
+    products: Products = "full",
     scan: bool = True,
 ) -> None:
     """Times the denoiser.
@@ -135,6 +138,7 @@ def main(
         branch_tokens: identity tokens, and as many expression tokens; 0: a model without decoupled branches.
         consistency: share of its image tokens that every picture shows the others of its guidance branch.
         bounded: use the kernel for scores of known bound where there is one, as the sampler does.
+        products: how the blocks' large matrix products are computed; int8 and float8 need the extra `quantised`.
         scan: equal blocks as a loop, or unrolled.
     """
     config = dataclasses.replace(MODELS[model](), scan_layers=scan)
@@ -146,7 +150,7 @@ def main(
     def make(bounded: bool) -> Functional[mmdit.MMDiT]:
         return Functional(
             lambda rngs: mmdit.MMDiT(
-                config, branches=branches, rngs=rngs, dtype=jnp.bfloat16, inference=Inference(bounded)
+                config, branches=branches, rngs=rngs, dtype=jnp.bfloat16, inference=Inference(bounded, products)
             )
         )
 
@@ -186,14 +190,14 @@ def main(
             raise SystemExit(f"{model} at {size} px: the result is not finite")
         spent = milliseconds(lambda: compiled(*arguments), repeats)  # noqa: B023 (used at once)
         shared = round(consistency * (side // config.patch_size) ** 2)
-        products, attention = forward_flops(config, batch, side, text_tokens, branch_tokens, shared)
-        rate = (products + attention) / spent / 1e9
+        flops = sum(forward_flops(config, batch, side, text_tokens, branch_tokens, shared))
+        rate = flops / spent / 1e9
         row = {
             "model": model, "pixels": size, "batch": batch, "branch_tokens": branch_tokens, "consistency": consistency,
-            "bounded": bounded,
+            "bounded": bounded, "products": products,
             "milliseconds": round(spent, 2),
             "tflops": round(rate, 1), "share_of_matmul_peak": round(rate / peak, 3),
-            "floor_milliseconds": round((products + attention) / peak / 1e9, 1),
+            "floor_milliseconds": round(flops / peak / 1e9, 1),
             "temporary_gib": round(compiled.memory_analysis().temp_size_in_bytes / 2**30, 2),
             "compile_seconds": round(compilation, 1),
         }  # fmt: skip

@@ -39,6 +39,7 @@ from genaffect_jax.models.functional import Parameters
 from genaffect_jax.models.genaffect import BranchScales
 from genaffect_jax.models.inference import Inference
 from genaffect_jax.models.prompts import Prompts
+from genaffect_jax.models.quantised import Products, check_products
 from genaffect_jax.models.reuse import FEWEST_BLOCKS
 from genaffect_jax.models.weights import checksum, load_weights
 from genaffect_jax.parallel.mesh import make_mesh
@@ -65,11 +66,12 @@ class Pipeline:
 
     def __init__(
         self, config: Config, generator: Parameters, autoencoder: Parameters, name: str, prompts: PromptTable | None,
-        faces: FaceEncoders, space: ExpressionSpace, photos: PhotoReader, mesh: Mesh,
+        faces: FaceEncoders, space: ExpressionSpace, photos: PhotoReader, mesh: Mesh, products: Products = "full",
     ):  # fmt: skip
-        """Use `Pipeline.load`; `name` says in `set.json` which model drew the pictures."""
+        """Use `Pipeline.load`; `name` says in `set.json` which model drew the pictures, and by which products."""
         self.config = config
-        self.name = name
+        self.name = name if products == "full" else f"{name}, {products} products"
+        self.products = products
         self.space = space
         self.photos = photos
         frozen: dict[str, Any] = {"autoencoder": autoencoder}
@@ -79,7 +81,7 @@ class Pipeline:
         if faces.identity is not None:
             frozen["identity_encoder"] = faces.identity.parameters
         generator, frozen = jax.device_put((generator, frozen), replicated(mesh))
-        inference = Inference(bounded_scores=score_bound(generator) <= LARGEST_SCORE)
+        inference = Inference(score_bound(generator) <= LARGEST_SCORE, products)
         program = make_program(
             config.model,
             *build_networks(config.model, config.train.compute_dtype, inference),
@@ -98,6 +100,7 @@ class Pipeline:
         align: Align | None = None,
         face_models: Path | None = None,
         face_index: int = 0,
+        products: Products = "full",
     ) -> Pipeline:
         """Loads the averaged weights of the newest checkpoint in a training's working folder.
 
@@ -114,13 +117,16 @@ class Pipeline:
                 place. Left out, what the model's training pictures went through (`data.align`).
             face_models: folder of an insightface model pack, to align with.
             face_index: which face of a reference, counted from the largest, 0; of exemplars the largest counts.
+            products: how the denoiser's large matrix products are computed: in full, or of factors rounded to 8 bits
+                (`models.quantised`), which changes the pictures a little.
 
         Raises:
-            ConfigError: the folder is no working folder, the encoder's vectors are not those of the model, or the face
-                models are missing.
+            ConfigError: the folder is no working folder, the encoder's vectors are not those of the model, the face
+                models are missing, or the products are unknown or need what is not installed.
             CheckpointError: it has no complete checkpoint.
             DataError, WeightsError: a prompt table, bank, autoencoder or face encoder is missing or damaged.
         """
+        check_products(products)
         workdir = Path(model)
         if not (workdir / "checkpoints").is_dir():
             raise ConfigError(f"--model {workdir}: no working folder of a training (it has no checkpoints/)")
@@ -140,7 +146,7 @@ class Pipeline:
             name += f", {faces.identity.name} {faces.identity.checksum[:12]}"
         space = _expression_space(config, workdir, faces, expression_encoder, photos)
         frozen = load_weights(autoencoder, weights, config.model.autoencoder)
-        return cls(config, parameters, frozen, name, prompts, faces, space, photos, mesh)
+        return cls(config, parameters, frozen, name, prompts, faces, space, photos, mesh, products)
 
     def __call__(
         self,
@@ -187,7 +193,7 @@ class Pipeline:
         """The set with more expressions, drawn as if they had been part of it: same person, settings and anchors.
 
         Raises:
-            ConfigError: another model drew the set.
+            ConfigError: another model drew the set, or this one with other products.
             ExpressionError, DataError, MemoryLimitError: see `__call__`.
         """
         if avatars.settings["model"] != self.name:
@@ -235,6 +241,7 @@ class Pipeline:
             "model": self.name,
             "identity": names[0] if len(names) == 1 else names,
             "align": self.photos.align,
+            "products": self.products,
             **json.loads(to_json(settings)),
             **({} if self._table is None else {"prompts": [prompt_for(e, self.config.text) for e in wanted]}),
             "config": json.loads(to_json(self.config.model)),

@@ -23,6 +23,7 @@ from genaffect_jax.config import ConfigError, SamplingConfig
 from genaffect_jax.data.pictures import DataError
 from genaffect_jax.faces.expression_space import ExpressionError
 from genaffect_jax.faces.grammar import check_expressions
+from genaffect_jax.models.quantised import Products
 from genaffect_jax.models.weights import WeightsError
 from genaffect_jax.morph import morph_expressions
 from genaffect_jax.parallel.compiler import use_compilation_cache
@@ -56,6 +57,9 @@ class Arguments(SamplingConfig):
     """Folder of an insightface model pack (.onnx files), or an insightface root with one pack, for --align face."""
     face_index: int = 0
     """Which face of an identity's pictures, counted from the largest, 0; expressions' pictures show their largest."""
+    products: Products = "full"
+    """How the large matrix products are computed: full, or int8 or float8, of factors rounded to 8 bits; the pictures
+    change a little. Needs the extra quantised. With --add_to, what the set was drawn with."""
     anchor_expressions: str = ""
     """Expressions that all pictures look at, in the set or not; left out: the first --anchors of the set."""
     add_to: Path | None = None
@@ -116,7 +120,7 @@ def _draw(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
     earlier = None if arguments.add_to is None else AvatarSet.load(arguments.add_to)
     pipeline = Pipeline.load(
         arguments.model, arguments.expression_encoder, align=arguments.align, face_models=arguments.face_models,
-        face_index=arguments.face_index,
+        face_index=arguments.face_index, products=arguments.products,
     )  # fmt: skip
     columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     settings = SamplingConfig(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplingConfig)})

@@ -18,6 +18,8 @@ from flax import nnx
 from jax.nn.initializers import Initializer, variance_scaling, zeros
 from jaxtyping import Array, Float
 
+from genaffect_jax.models.quantised import Products, product
+
 # Layer and RMS norms of the SD3 family share this epsilon.
 NORM_EPS = 1e-6
 TIMESTEP_FEATURES = 256
@@ -37,6 +39,7 @@ class Linear(nnx.Module):
         rngs: source of the initial values.
         dtype: type of what is multiplied.
         out_dtype: type of the sums and of the result; `dtype` if left out.
+        products: how it multiplies, see `models.quantised`.
     """
 
     def __init__(
@@ -51,7 +54,9 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
         out_dtype: Any = None,
+        products: Products = "full",
     ) -> None:
+        self.products = products
         self.dtype, self.out_dtype = dtype, dtype if out_dtype is None else out_dtype
         shape = (in_features, out_features)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32), logical_axes=axes)
@@ -59,15 +64,14 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(bias, logical_axes=(None,)) if use_bias else None
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        kernel = self.kernel[...].astype(self.dtype)
-        y = jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=self.out_dtype)
+        y = product(x, self.kernel[...], self.products, self.dtype, self.out_dtype)
         return y if self.bias is None else y + self.bias[...].astype(self.out_dtype)
 
 
 def joined_product(x: Float[Array, "*batch i"], layers: Sequence[Linear]) -> list[Float[Array, "*batch o"]]:
-    """What each of several linear layers of one width and type makes of `x`, computed as one product."""
+    """What each of several linear layers of one width, type and `products` makes of `x`, computed as one product."""
     dtype = layers[0].dtype
-    y = x.astype(dtype) @ jnp.concatenate([layer.kernel[...] for layer in layers], axis=1).astype(dtype)
+    y = product(x, jnp.concatenate([layer.kernel[...] for layer in layers], axis=1), layers[0].products, dtype, dtype)
     biases = [layer.bias[...] for layer in layers if layer.bias is not None]
     if biases:
         y = y + jnp.concatenate(biases).astype(dtype)
@@ -109,10 +113,12 @@ class MLP(nnx.Module):
         down_init: Initializer = xavier_uniform,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
+        products: Products = "full",
     ) -> None:
         self.activation = activation
-        self.up = Linear(in_features, hidden_features, axes=axes[:2], kernel_init=up_init, rngs=rngs, dtype=dtype)
-        self.down = Linear(hidden_features, out_features, axes=axes[1:], kernel_init=down_init, rngs=rngs, dtype=dtype)
+        common: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "products": products}
+        self.up = Linear(in_features, hidden_features, axes=axes[:2], kernel_init=up_init, **common)
+        self.down = Linear(hidden_features, out_features, axes=axes[1:], kernel_init=down_init, **common)
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         return self.down(self.activation(self.up(x)))

@@ -159,13 +159,15 @@ class MMDiTBlock(nnx.Module):
         dtype: Any,
     ) -> None:  # fmt: skip
         width, heads, head_dim = config.width, config.num_attention_heads, config.attention_head_dim
-        attention: dict[str, Any] = {"qk_norm": config.qk_norm == "rms_norm", "rngs": rngs, "dtype": dtype}
+        # The products with a row per token; those with a row per picture (modulation) stay in full.
+        large: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "products": inference.products}
+        attention: dict[str, Any] = {"qk_norm": config.qk_norm == "rms_norm", **large}
 
         def output() -> Linear:
-            return Linear(heads * head_dim, width, axes=("heads", "embed"), rngs=rngs, dtype=dtype)
+            return Linear(heads * head_dim, width, axes=("heads", "embed"), **large)
 
         def feed_forward() -> MLP:
-            return MLP(width, 4 * width, width, rngs=rngs, dtype=dtype)
+            return MLP(width, 4 * width, width, **large)
 
         self.dtype, self.inference = dtype, inference
         self.image_modulation = Modulation(width, 9 if dual else 6, rngs=rngs, dtype=dtype)

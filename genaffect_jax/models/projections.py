@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.models.attention import QKV, KeyValue, attend
 from genaffect_jax.models.layers import Linear, RMSNorm, joined_product, xavier_uniform
+from genaffect_jax.models.quantised import Products
 
 # Initial scale of a branch's normalised keys. With 1 the first attention to a reference is nearly even over its places.
 KEY_SCALE = 3.0
@@ -20,12 +21,13 @@ class QKVProjection(nnx.Module):
     """Queries, keys and values of one stream, with RMS norm over each head's queries and keys if asked for."""
 
     def __init__(
-        self, width: int, heads: int, head_dim: int, *, qk_norm: bool, rngs: nnx.Rngs, dtype: Any = jnp.float32
-    ) -> None:
+        self, width: int, heads: int, head_dim: int, *, qk_norm: bool, rngs: nnx.Rngs, dtype: Any = jnp.float32,
+        products: Products = "full",
+    ) -> None:  # fmt: skip
         self.heads, self.head_dim = heads, head_dim
 
         def project() -> Linear:
-            return Linear(width, heads * head_dim, axes=("embed", "heads"), rngs=rngs, dtype=dtype)
+            return Linear(width, heads * head_dim, axes=("embed", "heads"), rngs=rngs, dtype=dtype, products=products)
 
         self.query, self.key, self.value = project(), project(), project()
         self.query_norm = RMSNorm(head_dim, dtype=dtype) if qk_norm else None
@@ -56,12 +58,12 @@ class SelfAttention(nnx.Module):
         bounded: bool = False,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
+        products: Products = "full",
     ) -> None:
         self.bounded = bounded
-        self.qkv = QKVProjection(width, heads, head_dim, qk_norm=qk_norm, rngs=rngs, dtype=dtype)
-        self.out = Linear(
-            heads * head_dim, width, axes=("heads", "embed"), kernel_init=out_init, rngs=rngs, dtype=dtype
-        )
+        common: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "products": products}
+        self.qkv = QKVProjection(width, heads, head_dim, qk_norm=qk_norm, **common)
+        self.out = Linear(heads * head_dim, width, axes=("heads", "embed"), kernel_init=out_init, **common)
 
     def __call__(
         self, x: Float[Array, "*batch S D"], mask: Bool[Array, "*batch S"] | None = None
