@@ -14,7 +14,7 @@ from flax import nnx
 from genaffect_jax.config import MMDiTConfig
 from genaffect_jax.interop.weights import TRANSFORMER, read_transformer
 from genaffect_jax.models.layers import sincos_table
-from genaffect_jax.models.mmdit import MMDiTBlock
+from genaffect_jax.models.mmdit_block import MMDiTBlock
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -13,7 +13,7 @@ from genaffect_jax.config import Config, ConfigError, MMDiTConfig
 from genaffect_jax.data.photos import PhotoReader
 from genaffect_jax.faces.expression_space import UnitSpace
 from genaffect_jax.generation import PICTURES, build_networks
-from genaffect_jax.models import mmdit
+from genaffect_jax.models import mmdit_block
 from genaffect_jax.models.attention import Tokens
 from genaffect_jax.models.reuse import Reuse, middle_blocks
 from genaffect_jax.models.sharing import Sharing
@@ -109,13 +109,13 @@ def test_pictures_with_reuse_are_near_and_depend_on_no_cut_of_the_set(pipeline) 
 
 def test_the_middle_blocks_run_only_where_they_are_computed(tiny_config, monkeypatch) -> None:
     ran: list[int] = []
-    mix = mmdit.mix
+    mix = mmdit_block.mix
 
     def counting(*arguments):
         jax.debug.callback(lambda: ran.append(1))
         return mix(*arguments)
 
-    monkeypatch.setattr(mmdit, "mix", counting)
+    monkeypatch.setattr(mmdit_block, "mix", counting)
     pipeline = random_pipeline(tiny_config)
     count = pipeline.config.model.mmdit.num_layers
     first, last = middle_blocks(count)
