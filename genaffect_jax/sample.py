@@ -16,7 +16,15 @@ from typing import Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from genaffect_jax.avatar_set import AvatarSet, check_output
 from genaffect_jax.config import ConfigError, SamplingConfig
@@ -118,13 +126,17 @@ def _draw(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
         arguments.model, arguments.expression_encoder, align=arguments.align, face_models=arguments.face_models,
         face_index=arguments.face_index,
     )  # fmt: skip
-    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    # Pictures come in chunks; the spinner shows that one is on its way.
+    columns = (SpinnerColumn(), TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())  # fmt: skip
     settings = SamplingConfig(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplingConfig)})
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=None)
 
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
+            if not console.is_terminal:  # a log file gets plain lines instead of a bar
+                console.print(f"drawn {done}/{total}")
 
         if earlier is not None:
             avatars = pipeline.add(earlier, arguments.expressions, progress)
