@@ -2,7 +2,7 @@
 
 Draws the same people and expressions with every setting of `SETTINGS` and writes to a folder:
 
-- `consistency.png`: one person, a row per setting of `SHOWN` (reference first), a column per expression;
+- `consistency.png`: one person, a row per setting of `SHOWN` or `--only` (reference first), a column per expression;
 - `consistency.json`: what the avatar evaluators read for each setting, and how far its pictures are from the default's;
 - `consistency.md`: the same as a table.
 """
@@ -150,6 +150,7 @@ def main(
     expressions: str = "neutral; joy; surprise; fear; anger; sadness; AU43=1",
     steps: int = 8,
     seed: int = 0,
+    only: tuple[str, ...] = (),
     identity_evaluator: str = "package:identity_evaluator",
     expression_evaluator: str = "package:expression_evaluator",
 ) -> None:
@@ -162,6 +163,7 @@ def main(
         expressions: pictures of each set.
         steps: Euler steps, at least 2.
         seed: seed of noise and shared tokens.
+        only: names of settings; left out, all. The first is what the others are held to.
         identity_evaluator: `package:NAME` or a weight file; never an encoder that the model was trained with.
         expression_evaluator: the same for expressions.
     """
@@ -170,15 +172,17 @@ def main(
     pipeline, wanted = Pipeline.load(model), parse_expressions(expressions)
     side = pipeline.config.model.image_size
     truth = [true_images(number, wanted, side) for number in people]
-    names = settings_of(steps, pipeline.config.model.mmdit.num_layers)
+    known = settings_of(steps, pipeline.config.model.mmdit.num_layers)
+    if unknown := sorted(set(only) - set(known)):
+        raise SystemExit(f"error: --only {unknown}: the settings are {list(known)}")
+    names = {name: known[name] for name in only or known}
     figures, shown, references, first = {}, {}, [], None
     for name, changes in names.items():
         sets = [pipeline(f"seed:{number}", wanted, steps=steps, seed=seed, **changes) for number in people]
         images, references = [s.images for s in sets], [s.reference for s in sets]
         first = first or images
         figures[name] = dataclasses.asdict(measure(encoders, references, wanted, images, truth, first))
-        if name in SHOWN:
-            shown[name] = sets[0]
+        shown[name] = sets[0]
         print(name, json.dumps(figures[name]), flush=True)
     assert first is not None
     figures["true drawings"] = dataclasses.asdict(measure(encoders, references, wanted, truth, truth, first))
@@ -186,7 +190,7 @@ def main(
         "model": pipeline.name, "people": list(people), "expressions": [e.name for e in wanted], "steps": steps,
         "seed": seed, "measured_by": [e.name for e in encoders], "figures": figures,
     }  # fmt: skip
-    write_png(sheet({name: shown[name] for name in SHOWN}), out / "consistency.png")
+    write_png(sheet({name: shown[name] for name in only or SHOWN}), out / "consistency.png")
     for name, text in (("consistency.json", json.dumps(report, indent=2) + "\n"), ("consistency.md", table(figures))):
         temporary = out / f".{name}.{os.getpid()}.tmp"
         temporary.write_text(text)
