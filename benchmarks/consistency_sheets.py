@@ -2,7 +2,8 @@
 
 Draws the same people and expressions with every setting of `SETTINGS` and writes to a folder:
 
-- `consistency.png`: one person, a row per setting of `SHOWN` or `--only` (reference first), a column per expression;
+- `consistency.png`: one person, the true drawings, then a row per setting of `SHOWN` or `--only`, each after the
+  reference; a column per expression;
 - `consistency.json`: what the avatar evaluators read for each setting, and how far its pictures are from the default's;
 - `consistency.md`: the same as a table.
 """
@@ -29,7 +30,7 @@ from genaffect_jax.faces.grammar import Expression, parse_expressions
 from genaffect_jax.metrics.factors import factor_figures
 from genaffect_jax.models.avatar_encoders import load_expression_encoder, load_identity_encoder
 from genaffect_jax.parallel.compiler import use_compilation_cache
-from genaffect_jax.pipeline import AvatarSet, Pipeline
+from genaffect_jax.pipeline import Pipeline
 
 SHARED_NOISE = {"set_seed_noise": "shared"}
 HALF = {"consistency": 0.5}
@@ -55,10 +56,14 @@ def settings_of(steps: int, layers: int) -> dict[str, dict[str, Any]]:
         "0.5, second half": {**HALF, "consistency_start": half},
         "0.5, guided 0.2-0.9": {**HALF, "guidance_interval": (0.2, 0.9)},
         "0.5, not guided": {**HALF, "guidance": 1.0},
+        "0.5, expression guided 2.5": {**HALF, "guidance_expression": 2.5},
+        "0.5, one noise, expression guided 2.5": {**HALF, **SHARED_NOISE, "guidance_expression": 2.5},
+        "0, expression guided 1": {"consistency": 0.0, "guidance_expression": 1.0},
     }
 
 
-SHOWN = ("0", "0.3", "0.5", "1", "0, one noise", "1, one noise")
+# Rows of the sheet and their labels.
+SHOWN = {"0": "apart", "0.3": "0.3 shared", "0.5": "0.5 shared", "1": "all shared", "0, one noise": "apart, one noise"}
 
 
 @dataclass(frozen=True)
@@ -134,13 +139,17 @@ def table(report: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def sheet(sets: dict[str, AvatarSet]) -> UInt8[np.ndarray, "H W 3"]:
-    """Rows are settings, each after the reference, which bears its name; columns are expressions."""
+def sheet(
+    reference: UInt8[np.ndarray, "S S 3"],
+    expressions: Sequence[Expression],
+    rows: dict[str, UInt8[np.ndarray, "E S S 3"]],
+) -> UInt8[np.ndarray, "H W 3"]:
+    """One row of pictures for each entry, after the reference, which bears its name; columns are expressions."""
     pictures, labels = [], []
-    for name, one in sets.items():
-        pictures += [one.reference, *one.images]
-        labels += [name, *(e.name for e in one.expressions)]
-    return contact_sheet(pictures, labels, columns=1 + len(next(iter(sets.values())).images))
+    for name, images in rows.items():
+        pictures += [reference, *images]
+        labels += [name, *(e.name for e in expressions)]
+    return contact_sheet(pictures, labels, columns=1 + len(expressions))
 
 
 def main(
@@ -176,13 +185,13 @@ def main(
     if unknown := sorted(set(only) - set(known)):
         raise SystemExit(f"error: --only {unknown}: the settings are {list(known)}")
     names = {name: known[name] for name in only or known}
-    figures, shown, references, first = {}, {}, [], None
+    figures, drawn, references, first = {}, {}, [], None
     for name, changes in names.items():
         sets = [pipeline(f"seed:{number}", wanted, steps=steps, seed=seed, **changes) for number in people]
         images, references = [s.images for s in sets], [s.reference for s in sets]
         first = first or images
         figures[name] = dataclasses.asdict(measure(encoders, references, wanted, images, truth, first))
-        shown[name] = sets[0]
+        drawn[name] = images[0]
         print(name, json.dumps(figures[name]), flush=True)
     assert first is not None
     figures["true drawings"] = dataclasses.asdict(measure(encoders, references, wanted, truth, truth, first))
@@ -190,7 +199,8 @@ def main(
         "model": pipeline.name, "people": list(people), "expressions": [e.name for e in wanted], "steps": steps,
         "seed": seed, "measured_by": [e.name for e in encoders], "figures": figures,
     }  # fmt: skip
-    write_png(sheet({name: shown[name] for name in only or SHOWN}), out / "consistency.png")
+    rows = {SHOWN.get(name, name): drawn[name] for name in only or SHOWN}
+    write_png(sheet(references[0], wanted, {"true drawings": truth[0], **rows}), out / "consistency.png")
     for name, text in (("consistency.json", json.dumps(report, indent=2) + "\n"), ("consistency.md", table(figures))):
         temporary = out / f".{name}.{os.getpid()}.tmp"
         temporary.write_text(text)
