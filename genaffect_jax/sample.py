@@ -38,6 +38,9 @@ from genaffect_jax.parallel.memory import MemoryLimitError
 from genaffect_jax.pipeline import Pipeline
 from genaffect_jax.training.checkpoint import CheckpointError
 
+# Options about what pictures share.
+SHARING = ("anchors", "anchor_expressions", "consistency_layers", "consistency_start", "consistency_end",
+           "shared_tokens", "shared_mask", "share_text", "bank")  # fmt: skip
 DEFAULT_EXPRESSIONS = "joy,sadness,anger,fear,surprise,disgust,neutral"
 
 
@@ -65,7 +68,8 @@ class Arguments(SamplingConfig):
     face_index: int = 0
     """Which face of an identity's pictures, counted from the largest, 0; expressions' pictures show their largest."""
     anchor_expressions: str = ""
-    """Expressions that all pictures look at, in the set or not; left out: the first --anchors of the set."""
+    """Expressions that all pictures look at, in the set or not; left out: the first --anchors of the set. Needs
+    --consistency above 0, as all options about sharing do."""
     add_to: Path | None = None
     """Folder of an earlier set: --expressions are added to it, with its person, settings and anchors."""
     morph: tuple[str, str] | None = None
@@ -91,6 +95,10 @@ class Arguments(SamplingConfig):
         if self.morph is not None and (self.expressions or self.anchor_expressions):
             raise ConfigError("--morph: gives all expressions of the set; leave --expressions and "
                               "--anchor_expressions out")  # fmt: skip
+        if self.consistency == 0:
+            idle = [n for n in SHARING if getattr(self, n) != getattr(type(self), n)]
+            if idle:
+                raise ConfigError(f"--{idle[0]}: means nothing unless pictures share; give --consistency above 0")
         if self.frames < 2:
             raise ConfigError(f"--frames {self.frames}: must be at least 2")
 
