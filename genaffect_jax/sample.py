@@ -16,7 +16,15 @@ from typing import Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from genaffect_jax.avatar_set import AvatarSet, check_output
 from genaffect_jax.config import ConfigError, SamplingConfig
@@ -31,6 +39,9 @@ from genaffect_jax.parallel.memory import MemoryLimitError
 from genaffect_jax.pipeline import Pipeline
 from genaffect_jax.training.checkpoint import CheckpointError
 
+# Options about what pictures share.
+SHARING = ("anchors", "anchor_expressions", "consistency_layers", "consistency_start", "consistency_end",
+           "shared_tokens", "shared_mask", "share_text", "bank")  # fmt: skip
 DEFAULT_EXPRESSIONS = "joy,sadness,anger,fear,surprise,disgust,neutral"
 
 
@@ -61,7 +72,8 @@ class Arguments(SamplingConfig):
     """How the large matrix products are computed: full, or int8 or float8, of factors rounded to 8 bits; the pictures
     change a little. Needs the extra quantised. With --add_to, what the set was drawn with."""
     anchor_expressions: str = ""
-    """Expressions that all pictures look at, in the set or not; left out: the first --anchors of the set."""
+    """Expressions that all pictures look at, in the set or not; left out: the first --anchors of the set. Needs
+    --consistency above 0, as all options about sharing do."""
     add_to: Path | None = None
     """Folder of an earlier set: --expressions are added to it, with its person, settings and anchors."""
     morph: tuple[str, str] | None = None
@@ -87,6 +99,10 @@ class Arguments(SamplingConfig):
         if self.morph is not None and (self.expressions or self.anchor_expressions):
             raise ConfigError("--morph: gives all expressions of the set; leave --expressions and "
                               "--anchor_expressions out")  # fmt: skip
+        if self.consistency == 0:
+            idle = [n for n in SHARING if getattr(self, n) != getattr(type(self), n)]
+            if idle:
+                raise ConfigError(f"--{idle[0]}: means nothing unless pictures share; give --consistency above 0")
         if self.frames < 2:
             raise ConfigError(f"--frames {self.frames}: must be at least 2")
 
@@ -122,13 +138,17 @@ def _draw(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
         arguments.model, arguments.expression_encoder, align=arguments.align, face_models=arguments.face_models,
         face_index=arguments.face_index, products=arguments.products,
     )  # fmt: skip
-    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    # Pictures come in chunks; the spinner shows that one is on its way.
+    columns = (SpinnerColumn(), TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())  # fmt: skip
     settings = SamplingConfig(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplingConfig)})
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=None)
 
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
+            if not console.is_terminal:  # a log file gets plain lines instead of a bar
+                console.print(f"drawn {done}/{total}")
 
         if earlier is not None:
             avatars = pipeline.add(earlier, arguments.expressions, progress)

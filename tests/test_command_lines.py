@@ -99,3 +99,4 @@ def test_sampling_draws_a_set(trained, tmp_path, capsys):
     status, text = outcome(sample.main, argv, capsys)
     assert status == 0, text
     assert len(list((tmp_path / "set").glob("0*.png"))) == 3
+    assert "drawn 3/3" in text  # no terminal here: lines instead of a bar

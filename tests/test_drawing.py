@@ -33,7 +33,8 @@ def floats(trained_workdir, monkeypatch):
 
 
 def draw(pipeline, expressions=WORDS, **settings):
-    return pipeline("seed:2", expressions, **{"steps": 3, "anchors": 2, "chunk": 3, **settings}).images
+    shared = {"steps": 3, "consistency": 0.5, "anchors": 2, "chunk": 3}
+    return pipeline("seed:2", expressions, **{**shared, **settings}).images
 
 
 def difference(a, b):
@@ -148,8 +149,8 @@ def test_too_little_memory_is_one_error_that_names_the_settings(pipeline, monkey
 
 
 def test_an_added_picture_equals_the_one_of_a_larger_set(pipeline, tmp_path):
-    larger = pipeline("seed:2", "joy, anger, fear, pride", steps=2, anchors=2, seed=5)
-    pipeline("seed:2", "joy, anger, fear", steps=2, anchors=2, seed=5).save(tmp_path / "set")
+    larger = pipeline("seed:2", "joy, anger, fear, pride", steps=2, consistency=0.5, anchors=2, seed=5)
+    pipeline("seed:2", "joy, anger, fear", steps=2, consistency=0.5, anchors=2, seed=5).save(tmp_path / "set")
     grown = pipeline.add(AvatarSet.load(tmp_path / "set"), "pride")
     assert difference(grown.images, larger.images) <= 1
     grown.save(tmp_path / "set")
@@ -176,7 +177,7 @@ def test_a_morph_goes_evenly_from_one_expression_to_the_other():
 
 def test_the_command_draws_adds_and_morphs(trained_workdir, tmp_path, capsys):
     common = ["--model", str(trained_workdir)]
-    one = [*common, "--identity", "seed:2", "--steps", "1"]
+    one = [*common, "--identity", "seed:2", "--steps", "1", "--consistency", "0.5"]
     assert sample.main([*one, "--expressions", "joy, anger", "--guidance", "3", "--out", str(tmp_path / "set")]) == 0
     assert sample.main([*common, "--add_to", str(tmp_path / "set"), "--expressions", "fear"]) == 0
     assert len(list((tmp_path / "set").glob("0*.png"))) == 3
@@ -192,7 +193,10 @@ def test_the_command_draws_adds_and_morphs(trained_workdir, tmp_path, capsys):
     [
         (["--add_to", "set", "--expressions", "joy", "--seed", "3"], "--seed: the set of --add_to decides this"),
         (["--add_to", "set"], "--add_to: needs --expressions"),
-        (["--identity", "seed:1", "--out", "x", "--anchors", "9", "--expressions", "joy"], "--anchors 9: the set has"),
+        (["--identity", "seed:1", "--out", "x", "--consistency", "0.5", "--anchors", "9", "--expressions", "joy"],
+         "--anchors 9: the set has"),
+        (["--identity", "seed:1", "--out", "x", "--anchors", "2"], "--anchors: means nothing unless pictures share"),
+        (["--identity", "seed:1", "--out", "x", "--anchor_expressions", "joy"], "give --consistency above 0"),
         (["--out", "x"], "--identity: missing"),
         (["--identity", "seed:1", "--out", "x", "--frames", "1"], "--frames 1: must be at least 2"),
         (["--identity", "seed:1", "--out", "x", "--morph", "joy", "joyy"], "did you mean 'joy'"),

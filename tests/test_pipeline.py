@@ -107,7 +107,7 @@ def test_a_picture_file_gives_the_same_set_as_its_pixels(pipeline, tmp_path):
         ({"guidance_expression": float("nan")}, "--guidance_expression nan"),
         ({"guidance": -1.0}, "--guidance -1.0: must be at least 0"),
         ({"consistency": 1.5}, r"--consistency 1.5: must lie in \[0, 1\]"),
-        ({"anchors": 2}, "--anchors 2: the set has 1 expressions"),
+        ({"consistency": 0.5, "anchors": 2}, "--anchors 2: the set has 1 expressions"),
         ({"consistency_layers": (0, 9)}, r"--consistency_layers \[9\]: the model has layers 0 to 1"),
         ({"consistency_start": 1}, "--consistency_start 1: must be below --steps 1"),
         ({"expressions": ()}, "expressions: none given"),

@@ -45,8 +45,9 @@ class SamplingConfig:
     """Lowest and highest noise level, in [0, 1], at which identity_scale acts; elsewhere it is 1."""
     expression_interval: tuple[float, float] = (0.0, 1.0)
     """Lowest and highest noise level, in [0, 1], at which expression_scale acts; elsewhere it is 1."""
-    consistency: float = 0.5
-    """Share of its image tokens that every anchor shows the whole set, 0 (pictures are drawn apart) to 1."""
+    consistency: float = 0.0
+    """Share of its image tokens that every anchor shows the whole set, 0 (pictures are drawn apart) to 1. What it
+    gives and costs is measured in docs/consistency.md."""
     anchors: int | None = None
     """Pictures, the first of the set, that all others look at; left out: 8, or all of a smaller set."""
     consistency_layers: tuple[int, ...] = ()

@@ -1,0 +1,47 @@
+"""The consistency benchmark: what its figures mean."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from genaffect_jax.config import SamplingConfig
+from genaffect_jax.faces.grammar import parse_expressions
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    path = Path(__file__).parents[1] / "benchmarks" / "consistency_sheets.py"
+    spec = importlib.util.spec_from_file_location("consistency_sheets", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_unrest_counts_what_should_be_alike_and_nothing_else(benchmark):
+    truth = benchmark.true_images(3, parse_expressions("neutral; joy; anger"), SIDE)
+    still = benchmark.still_parts(truth)
+    assert 0.2 < still.mean() < 0.95
+    assert benchmark.unrest(truth, truth) < 1.0  # a level at the most by definition
+    faces, ground = truth.copy(), truth.copy()
+    faces[0][~still] = 0
+    assert benchmark.unrest(faces, truth) == benchmark.unrest(truth, truth)
+    ground[0][still] = 0
+    assert benchmark.unrest(ground, truth) > 20.0
+
+
+@pytest.mark.parametrize(("steps", "layers"), [(2, 4), (8, 5), (24, 24)])
+def test_every_setting_is_one_that_can_be_drawn_with(benchmark, steps, layers):
+    settings = benchmark.settings_of(steps, layers)
+    assert set(benchmark.SHOWN) <= set(settings)
+    for changes in settings.values():
+        drawn = SamplingConfig(steps=steps, **changes)
+        assert all(layer < layers for layer in drawn.consistency_layers)
+        assert drawn.consistency_start < steps
+    kinds = [n for n, c in settings.items() if "consistency_layers" in c]
+    layers_used = [settings[n]["consistency_layers"] for n in kinds]
+    assert sorted(layer for part in layers_used for layer in part) == list(range(layers))  # early and late are all
