@@ -59,6 +59,9 @@ def settings_of(steps: int, layers: int) -> dict[str, dict[str, Any]]:
         "0.5, expression guided 2.5": {**HALF, "guidance_expression": 2.5},
         "0.5, one noise, expression guided 2.5": {**HALF, **SHARED_NOISE, "guidance_expression": 2.5},
         "0, expression guided 1": {"consistency": 0.0, "guidance_expression": 1.0},
+        "0, reuse 2": {"consistency": 0.0, "reuse": 2},
+        "0, reuse 3": {"consistency": 0.0, "reuse": 3},
+        "0, half the steps": {"consistency": 0.0, "steps": max(1, half)},
     }
 
 
@@ -187,7 +190,7 @@ def main(
     names = {name: known[name] for name in only or known}
     figures, drawn, references, first = {}, {}, [], None
     for name, changes in names.items():
-        sets = [pipeline(f"seed:{number}", wanted, steps=steps, seed=seed, **changes) for number in people]
+        sets = [pipeline(f"seed:{number}", wanted, **{"steps": steps, "seed": seed, **changes}) for number in people]
         images, references = [s.images for s in sets], [s.reference for s in sets]
         first = first or images
         figures[name] = dataclasses.asdict(measure(encoders, references, wanted, images, truth, first))
