@@ -99,7 +99,8 @@ def test_reusing_what_the_same_inputs_gave_is_the_whole_network(tiny_model, dual
 
 def test_pictures_with_reuse_are_near_and_depend_on_no_cut_of_the_set(pipeline) -> None:
     def draw(**settings):
-        return np.asarray(pipeline("seed:2", WORDS, steps=4, anchors=2, consistency=0.5, **{"chunk": 2, **settings}).images)
+        settings = {"steps": 4, "anchors": 2, "consistency": 0.5, "chunk": 2, **settings}
+        return np.asarray(pipeline("seed:2", WORDS, **settings).images)
 
     whole, reused = draw(), draw(reuse=2)
     assert 1e-4 < np.abs(whole - reused).mean() < 0.2
