@@ -12,35 +12,31 @@ from typing import Any
 
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Float32, UInt8
 
 from genaffect_jax import __version__
 from genaffect_jax.avatar_set import AvatarSet
 from genaffect_jax.config import Config, ConfigError, MeshConfig, SamplingConfig, from_json, to_json
+from genaffect_jax.controls import kind_and_controls
 from genaffect_jax.data.avatars import draw, sample_identity
-from genaffect_jax.data.image_files import read_picture
 from genaffect_jax.data.photos import Align, PhotoReader
 from genaffect_jax.data.pictures import DataError
 from genaffect_jax.data.prompt_table import PromptTable
-from genaffect_jax.diffusion.schedule import euler_sigmas, padded_sigmas
 from genaffect_jax.drawing import Pictures, Progress, SetDrawer
 from genaffect_jax.faces.action_units import WIDTH, neutral
 from genaffect_jax.faces.encoders import ExpressionEncoder
 from genaffect_jax.faces.expression_space import EncoderSpace, ExpressionError, ExpressionSpace, UnitSpace
 from genaffect_jax.faces.grammar import Expression, parse_expressions
 from genaffect_jax.faces.prompts import prompt_for
-from genaffect_jax.generation import PICTURES, Controls, Kind, build_networks, make_program
+from genaffect_jax.generation import PICTURES, build_networks, make_program
 from genaffect_jax.models.avatar_encoders import load_exemplar_encoder
 from genaffect_jax.models.bounded_scores import LARGEST_SCORE, score_bound
 from genaffect_jax.models.functional import Parameters
-from genaffect_jax.models.genaffect import BranchScales
 from genaffect_jax.models.inference import Inference
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.models.quantised import Products, check_products
-from genaffect_jax.models.reuse import FEWEST_BLOCKS
 from genaffect_jax.models.weights import checksum, load_weights
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import replicated
@@ -216,7 +212,7 @@ class Pipeline:
         self, references: UInt8[np.ndarray, "R S S 3"], names: list[str], wanted: tuple[Expression, ...],
         items: np.ndarray, anchors: tuple[Expression, ...], settings: SamplingConfig, progress: Progress | None,
     ) -> AvatarSet:  # fmt: skip
-        kind, controls = self._kind_and_controls(settings)
+        kind, controls = kind_and_controls(self.config.model, self.config.flow.shift, settings)
         shares = kind.shared > 0 or kind.share_text
         anchors = (anchors or _first_anchors(wanted, settings)) if shares else ()
         numbers = item_numbers(anchors)
@@ -261,70 +257,6 @@ class Pipeline:
         noise = np.zeros_like(items) if settings.set_seed_noise == "shared" else items
         width = self.config.model.conditioning.expression_width
         return Pictures(vectors.reshape(len(expressions), width), noise, rows)
-
-    def _kind_and_controls(self, settings: SamplingConfig) -> tuple[Kind, Controls]:
-        """What the settings mean for this model.
-
-        Raises:
-            ConfigError: scales or layers that the model does not have, a start of sharing after the last step, a mask
-                without bright parts.
-        """
-        network = self.config.model.mmdit
-        layers, side = network.num_layers, network.sample_size // network.patch_size
-        scales = BranchScales.of(
-            layers, settings.identity_scale, settings.expression_scale, settings.identity_interval,
-            settings.expression_interval,
-        )  # fmt: skip
-        shift = settings.shift or self.config.flow.shift
-        sigmas = euler_sigmas(settings.steps, shift)
-        start, end, unknown = (
-            settings.consistency_start, settings.consistency_end,
-            [n for n in settings.consistency_layers if not 0 <= n < layers],
-        )  # fmt: skip
-        if unknown:
-            raise ConfigError(f"--consistency_layers {unknown}: the model has layers 0 to {layers - 1}")
-        if start >= settings.steps:
-            raise ConfigError(f"--consistency_start {start}: must be below --steps {settings.steps}")
-        if settings.reuse > 1 and settings.guidance_interval != (0.0, 1.0):
-            raise ConfigError("--reuse: not together with --guidance_interval, whose steps differ in branches")
-        if settings.reuse > 1 and layers < FEWEST_BLOCKS:
-            raise ConfigError(f"--reuse: the model has {layers} blocks, needs at least {FEWEST_BLOCKS}")
-        candidates = None if settings.shared_mask is None else self._mask(settings.shared_mask, side)
-        shared = round(settings.consistency * (side * side if candidates is None else int(candidates.sum())))
-        joint = settings.guidance is not None
-        kind = Kind(
-            mode=settings.mode, solver=settings.solver, shared=shared,
-            share_text=settings.share_text and settings.consistency > 0, tokens=settings.shared_tokens,
-            guidance_limited=settings.guidance_interval != (0.0, 1.0),
-            sharing_limited=bool(settings.consistency_layers or start or end is not None), reuses=settings.reuse > 1,
-        )  # fmt: skip
-        among = np.isin(np.arange(layers), settings.consistency_layers or np.arange(layers))
-        controls = Controls(
-            seed=jnp.int32(settings.seed),
-            sigmas=jnp.asarray(padded_sigmas(settings.steps, shift)), steps=jnp.int32(settings.steps),
-            guidance_identity=jnp.float32(settings.guidance_identity),
-            guidance_expression=jnp.float32(settings.guidance if joint else settings.guidance_expression),
-            guidance_interval=jnp.asarray(settings.guidance_interval, jnp.float32), scales=scales,
-            sharing_layers=jnp.asarray(among),
-            sharing_interval=jnp.asarray([sigmas[min(end or settings.steps, settings.steps)], sigmas[start]]),
-            reuse=jnp.int32(settings.reuse), candidates=None if candidates is None else jnp.asarray(candidates),
-        )  # fmt: skip
-        return kind, controls
-
-    def _mask(self, file: Path, side: int) -> Bool[np.ndarray, " L"]:
-        """Tokens that are at least half bright in a picture.
-
-        Raises:
-            ConfigError: there are none, or the file is no picture.
-        """
-        try:
-            grey = read_picture(file, side).mean(-1)  # a pixel is the mean of its token's place
-        except DataError as e:
-            raise ConfigError(f"--shared_mask {file}: {e}") from e
-        bright = (grey >= 127.5).ravel()
-        if not bright.any():
-            raise ConfigError(f"--shared_mask {file}: no part is bright, so no token may be shared")
-        return bright
 
     def parse(self, expressions: str) -> list[Expression]:
         """The expressions of a text of the grammar, as vectors of this model.

@@ -17,7 +17,7 @@ from genaffect_jax.diffusion.flow import (
     sample_sigma,
     velocity_target,
 )
-from genaffect_jax.diffusion.guidance import branch_drops, combine, full_branch, guided, repeat_branches
+from genaffect_jax.diffusion.guidance import BRANCHES, branch_drops, combine, guided, repeat_branches
 from genaffect_jax.diffusion.sampler import sample
 from genaffect_jax.diffusion.schedule import padded_sigmas
 
@@ -135,7 +135,13 @@ def test_a_model_deaf_to_its_conditions_is_not_changed_by_guidance(mode) -> None
     assert repeat_branches(latents, mode).shape[0] % 2 == 0
 
 
-def test_the_full_branch_is_the_one_that_drops_nothing() -> None:
+def full_branch(x, mode):
+    """The last branch of every group."""
+    count = len(BRANCHES[mode])
+    return x[count - 1 :: count]
+
+
+def test_the_last_branch_drops_nothing() -> None:
     x = pictures(0, 2, 3)
     for mode in ("none", "joint", "decoupled"):
         identity, expression = branch_drops(mode, 2, 3)

@@ -62,11 +62,6 @@ def combine(
     return base + guidance_identity * (identity - base) + guidance_expression * (full - identity)
 
 
-def full_branch(x: Float[Array, n * G * rest], mode: GuidanceMode) -> Float[Array, G * rest]:
-    """The groups of the branch that has all conditions, out of those of all branches."""
-    return x.reshape(-1, len(BRANCHES[mode]), *x.shape[1:])[:, -1]
-
-
 def guided(
     velocity: Velocity,
     mode: GuidanceMode,
@@ -84,10 +79,11 @@ def guided(
         interval: lowest and highest noise level, both included, at which guidance acts (Kynkaanniemi et al. 2024,
             arXiv 2404.07724); may be traced. Elsewhere the picture follows the branch that has all conditions, and
             only that branch is evaluated. None: everywhere, and the program has no second network in it.
-        velocity_full: the velocity of that branch alone, for latents [G, E, h, w, c]; its conditions are those of
-            `full_branch`. Needed with an interval. It is given the memory that `velocity` is given, and returns it in
-            the same structure, shapes and dtypes: it must leave in a usable state what belongs to other branches. If
-            both write to it, XLA for the CPU keeps one more copy of the memory; if one hands it on unchanged, none.
+        velocity_full: the velocity of that branch alone, for latents [G, E, h, w, c]; its conditions are those of the
+            last branch of every group. Needed with an interval. It is given the memory that `velocity` is given, and
+            returns it in the same structure, shapes and dtypes: it must leave in a usable state what belongs to other
+            branches. If both write to it, XLA for the CPU keeps one more copy of the memory; if one hands it on
+            unchanged, none.
 
     Returns:
         A velocity function of latents [G, E, h, w, c], for `sampler.sample`. Its velocity is float32.
