@@ -39,7 +39,7 @@ def test_every_setting_is_one_that_can_be_drawn_with(benchmark, steps, layers):
     settings = benchmark.settings_of(steps, layers)
     assert set(benchmark.SHOWN) <= set(settings)
     for changes in settings.values():
-        drawn = SamplingConfig(steps=steps, **changes)
+        drawn = SamplingConfig(**{"steps": steps, **changes})
         assert all(layer < layers for layer in drawn.consistency_layers)
         assert drawn.consistency_start < steps
     kinds = [n for n, c in settings.items() if "consistency_layers" in c]
