@@ -36,6 +36,7 @@ from genaffect_jax.config import (
         (lambda: DataConfig(expressions_per_identity=1), "data.expressions_per_identity=1"),
         (lambda: FlowConfig(drop_identity=-0.1), "flow.drop_identity=-0.1"),
         (lambda: FlowConfig(drop_text=1.0), "flow.drop_text=1.0"),
+        (lambda: FlowConfig(mode_scale=1.8), "flow.mode_scale=1.8"),
         (lambda: FlowConfig(drop_all=1.0), "flow.drop_all=1.0"),
         (lambda: TrainConfig(trains=()), "train.trains=()"),
         (lambda: LoraConfig(rank=-1), "lora.rank=-1"),

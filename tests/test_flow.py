@@ -15,6 +15,7 @@ from genaffect_jax.diffusion.flow import (
     predicted_clean,
     sample_drops,
     sample_sigma,
+    sigma_quantile,
     velocity_target,
 )
 from genaffect_jax.diffusion.guidance import BRANCHES, branch_drops, combine, guided, repeat_branches
@@ -46,6 +47,28 @@ def test_sigma_is_logit_normal_and_shifted() -> None:
     logit = np.log(unshifted / (1.0 - unshifted))
     assert abs(logit.mean() - 0.5) < 0.02
     assert abs(logit.std() - 0.7) < 0.02
+
+
+@pytest.mark.parametrize("scale", [-1.0, -0.5, 0.0, 1.29, 1.75])
+def test_the_mode_distribution_has_the_density_of_sd3_and_scale_zero_is_uniform(scale: float) -> None:
+    flow = FlowConfig(timesteps="mode", mode_scale=scale)
+    sigma = np.asarray(sample_sigma(jax.random.key(1), (200_000,), flow), np.float64)
+    assert ((sigma > 0) & (sigma < 1)).all()
+    u = np.linspace(0, 1, 100_001)
+    curve = 1 - u - scale * (np.cos(np.pi / 2 * u) ** 2 - 1 + u)
+    # The share below a level is the part of u whose curve lies below it.
+    for level in (0.1, 0.3, 0.5, 0.8):
+        assert abs((sigma < level).mean() - (curve < level).mean()) < 5e-3
+    if scale == 0:
+        np.testing.assert_allclose(np.quantile(sigma, [0.25, 0.5, 0.9]), [0.25, 0.5, 0.9], atol=5e-3)
+
+
+@pytest.mark.parametrize("timesteps", ["logit_normal", "uniform", "mode"])
+def test_quantiles_are_those_of_the_levels_drawn(timesteps) -> None:
+    flow = FlowConfig(timesteps=timesteps, logit_mean=0.5, logit_std=0.8, shift=3.0)
+    drawn = sample_sigma(jax.random.key(2), (200_000,), flow)
+    ranks = np.array([0.01, 0.2, 0.5, 0.77, 0.99])
+    np.testing.assert_allclose(sigma_quantile(jnp.asarray(ranks), flow), np.quantile(drawn, ranks), atol=5e-3)
 
 
 def test_identity_expression_and_text_drop_independently_at_their_rates() -> None:

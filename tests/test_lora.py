@@ -115,7 +115,7 @@ def test_the_addition_is_alpha_over_rank_times_the_product_in_every_layer():
 
     def make(rngs):
         return LayerStack(lambda rngs: Linear(3, 5, axes=("embed", "heads"), rngs=rngs), 2,
-                          scan=True, remat=False, rngs=rngs)  # fmt: skip
+                          scan=True, remat="none", rngs=rngs)  # fmt: skip
 
     network = LoraNetwork(Functional(make), LoraConfig(rank=4, alpha=8.0, targets=("layers.kernel",)))
     assert network.logical_axes["layers.kernel.lora_a"] == ("layers", "embed", None)

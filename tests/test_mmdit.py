@@ -150,7 +150,7 @@ def test_one_number_scales_every_layer_and_changing_it_does_not_retrace() -> Non
 def test_scanned_unrolled_and_rematerialised_runs_agree_in_values_and_gradients() -> None:
     config = dataclasses.replace(SMALL, dual_attention_layers=(0, 1), num_layers=3)
     values, results = inputs(), []
-    for scan, kind in ((True, "none"), (False, "none"), (True, "full")):
+    for scan, kind in ((True, "none"), (False, "none"), (True, "full"), (True, "dots")):
         choice = dataclasses.replace(config, scan_layers=scan, remat=kind)
         model = perturbed(MMDiT(choice, branches=False, rngs=nnx.Rngs(0)))
         graph, params, rest = nnx.split(model, nnx.Param, ...)
@@ -164,6 +164,22 @@ def test_scanned_unrolled_and_rematerialised_runs_agree_in_values_and_gradients(
         np.testing.assert_allclose(value, results[0][0], rtol=1e-5)
         for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(results[0][1]), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.abs(b).max()) + 1e-7)
+
+
+def test_what_is_rematerialised_is_what_the_configuration_says() -> None:
+    products = {}
+    for kind in ("none", "dots", "full"):
+        config = dataclasses.replace(SMALL, num_layers=3, scan_layers=False, remat=kind)
+        graph, params, rest = nnx.split(perturbed(MMDiT(config, branches=False, rngs=nnx.Rngs(0))), nnx.Param, ...)
+        values = inputs()
+
+        def loss(params: Any, graph: Any = graph, rest: Any = rest, values: Any = values) -> jax.Array:
+            model = nnx.merge(graph, params, rest)
+            return jnp.square(model(values["latents"], values["timestep"], model.project_conditions())).mean()
+
+        products[kind] = jax.jit(jax.grad(loss)).lower(params).as_text().count("stablehlo.dot_general")
+    # `dots` computes attention's two products of each block again, `full` those with weights too.
+    assert products["none"] < products["dots"] < products["full"]
 
 
 def test_the_order_of_references_and_what_padding_holds_do_not_matter() -> None:

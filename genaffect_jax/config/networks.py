@@ -42,8 +42,9 @@ class MMDiTConfig:
     """Learned tokens that stand in for the text stream; 0 means that text embeddings are given from outside."""
     scan_layers: bool = True
     """Run equal blocks as one scanned block: compiles faster, computes the same."""
-    remat: Literal["none", "full"] = "none"
-    """What the backward pass recomputes: nothing, or every block (less memory, about a third more time)."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass recomputes: nothing; all but the results of products with weights (`dots`); or every block
+    whole (least memory, about a third more time)."""
 
     @property
     def width(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -80,8 +81,13 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """Rectified flow with logit-normal timesteps and the SD3 resolution shift; dropout of the conditions."""
+    """Rectified flow: distribution of timesteps, the SD3 resolution shift; dropout of the conditions."""
 
+    timesteps: Literal["logit_normal", "uniform", "mode"] = field(default="logit_normal", metadata=ADDED_LATER)
+    """Distribution of sigma in training, before the shift: `logit_normal`, evenly `uniform`, or SD3's `mode`, which has
+    more at the middle or at both ends."""
+    mode_scale: float = field(default=1.29, metadata=ADDED_LATER)
+    """Scale s of `mode`: above 0 more in the middle, below 0 more at the ends; -1 to 2 / (pi - 2), about 1.75."""
     logit_mean: float = 0.0
     """Mean of logit(sigma); larger trains more at high noise."""
     logit_std: float = 1.0
@@ -100,6 +106,8 @@ class FlowConfig:
     """Probability that a person's examples lose identity, expression and text together, beside the three above."""
 
     def __post_init__(self) -> None:
+        require(-1.0 <= self.mode_scale <= 2.0 / (math.pi - 2.0), "flow.mode_scale", self.mode_scale,
+                "must lie in [-1, 2 / (pi - 2)]")  # fmt: skip
         require(self.logit_std > 0, "flow.logit_std", self.logit_std, "must be positive")
         require(self.shift > 0, "flow.shift", self.shift, "must be positive")
         require(self.change_weight >= 0, "flow.change_weight", self.change_weight, "must be at least 0")

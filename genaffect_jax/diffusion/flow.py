@@ -1,7 +1,7 @@
 """Rectified flow: noise levels for training, noisy latents, the velocity target, the loss.
 
-Straight paths from data to noise (Liu et al. 2022, arXiv 2209.03003) with the logit-normal noise levels of SD3
-(arXiv 2403.03206, section 3.1).
+Straight paths from data to noise (Liu et al. 2022, arXiv 2209.03003) with the noise levels of SD3 (arXiv 2403.03206,
+section 3.1).
 """
 
 from __future__ import annotations
@@ -13,11 +13,32 @@ from jaxtyping import Array, Bool, Float, Key, Shaped
 from genaffect_jax.config import FlowConfig
 from genaffect_jax.diffusion.schedule import shift_sigma
 
+# Levels that are not logit-normal stay so far from 0 and 1: a level of exactly 0 has nothing to learn.
+MARGIN = 1e-4
+
 
 def sample_sigma(key: Key[Array, ""], shape: tuple[int, ...], flow: FlowConfig) -> Float[Array, "*shape"]:
-    """Noise levels in (0, 1): logit-normal, then shifted."""
-    logit = flow.logit_mean + flow.logit_std * jax.random.normal(key, shape)
-    return shift_sigma(jax.nn.sigmoid(logit), flow.shift)
+    """Noise levels in (0, 1), of the distribution `flow.timesteps`, then shifted."""
+    if flow.timesteps == "logit_normal":
+        logit = flow.logit_mean + flow.logit_std * jax.random.normal(key, shape)
+        return shift_sigma(jax.nn.sigmoid(logit), flow.shift)
+    return sigma_quantile(jax.random.uniform(key, shape), flow)
+
+
+def sigma_quantile(rank: Float[Array, "*shape"], flow: FlowConfig) -> Float[Array, "*shape"]:
+    """The noise level that a share `rank`, in (0, 1), of those that `sample_sigma` draws lies below.
+
+    `mode` is `1 - u - s (cos^2(pi u / 2) - 1 + u)` of an evenly drawn u (arXiv 2403.03206, equation 20), which falls
+    from 1 to 0.
+    """
+    if flow.timesteps == "logit_normal":
+        level = jax.nn.sigmoid(flow.logit_mean + flow.logit_std * jax.scipy.special.ndtri(rank))
+        return shift_sigma(level, flow.shift)
+    level = rank
+    if flow.timesteps == "mode":
+        u = 1.0 - rank
+        level = 1.0 - u - flow.mode_scale * (jnp.square(jnp.cos(0.5 * jnp.pi * u)) - 1.0 + u)
+    return shift_sigma(jnp.clip(level, MARGIN, 1.0 - MARGIN), flow.shift)
 
 
 def sample_drops(

@@ -105,7 +105,7 @@ class IdentityTokens(nnx.Module):
             ),
             conditioning.identity_layers,
             scan=config.scan_layers,
-            remat=config.remat == "full",
+            remat=config.remat,
             rngs=rngs,
         )
         self.null = nnx.Param(normal(1.0)(rngs.params(), (width,), jnp.float32), logical_axes=("embed",))

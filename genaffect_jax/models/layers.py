@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ from genaffect_jax.models.quantised import Products, product
 NORM_EPS = 1e-6
 TIMESTEP_FEATURES = 256
 TIMESTEP_MAX_PERIOD = 10000.0
+
+Remat = Literal["none", "dots", "full"]
 
 xavier_uniform: Initializer = variance_scaling(1.0, "fan_avg", "uniform")
 
@@ -206,12 +208,12 @@ class LayerStack(nnx.Module):
         make: builds one layer, `make(rngs=...)`.
         length: how many.
         scan: run as a loop (compiles one layer), else unrolled.
-        remat: recompute each layer in the backward pass.
+        remat: what of each layer the backward pass recomputes: nothing, all but products with weights, or all.
         rngs: source of the initial values; each layer has its own.
     """
 
     def __init__(
-        self, make: Callable[..., nnx.Module], length: int, *, scan: bool, remat: bool, rngs: nnx.Rngs
+        self, make: Callable[..., nnx.Module], length: int, *, scan: bool, remat: Remat, rngs: nnx.Rngs
     ) -> None:
         self.length, self.scan, self.remat = length, scan, remat
 
@@ -248,8 +250,10 @@ class LayerStack(nnx.Module):
             layer_state, layer_inputs = inputs
             return step(nnx.merge(graph, layer_state), carry, layer_inputs)
 
-        if self.remat:
-            body = jax.checkpoint(body)
+        if self.remat != "none":
+            # Attention's own products have batch axes: their results, the scores, are what nobody wants to keep.
+            kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+            body = jax.checkpoint(body, policy=kept)
         return jax.lax.scan(body, carry, (state, per_layer), unroll=1 if self.scan else stop - start)
 
     def map(self, function: Callable[[Any], Any]) -> Any:

@@ -184,7 +184,7 @@ class MMDiT(nnx.Module):
                 ),
                 len(list(run)),
                 scan=config.scan_layers,
-                remat=config.remat == "full",
+                remat=config.remat,
                 rngs=rngs,
             )
             for (dual, last), run in groupby(kinds)

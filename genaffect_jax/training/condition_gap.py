@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import ndtri
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
@@ -23,7 +22,6 @@ from genaffect_jax.config import FlowConfig
 from genaffect_jax.data.loader import make_loader
 from genaffect_jax.data.pictures import DataError, Source
 from genaffect_jax.diffusion import flow
-from genaffect_jax.diffusion.schedule import shift_sigma
 from genaffect_jax.models.autoencoder import AutoencoderKL
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.genaffect import GenAffect
@@ -41,8 +39,7 @@ _VARIANTS = (RIGHT, *CONDITIONS)
 
 def noise_levels(config: FlowConfig, count: int) -> Float[Array, " count"]:
     """Noise levels in (0, 1) that share training's distribution: the middles of `count` equally likely parts."""
-    normal = ndtri((jnp.arange(count) + 0.5) / count)
-    return shift_sigma(jax.nn.sigmoid(config.logit_mean + config.logit_std * normal), config.shift)
+    return flow.sigma_quantile((jnp.arange(count) + 0.5) / count, config)
 
 
 def other_expressions(vectors: Float[np.ndarray, "G E W"]) -> Float[np.ndarray, "G E W"]:
