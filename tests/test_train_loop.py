@@ -168,6 +168,20 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tiny_config, t
         np.testing.assert_array_equal(after, before)
 
 
+@pytest.mark.parametrize(("at", "steps", "traced"), [(3, 6, "steps 3 to 5"), (5, 6, None), (0, 3, None)])
+def test_a_few_steps_are_profiled_on_request_and_change_nothing(tiny_config, tmp_path, at, steps, traced):
+    config = with_train(tiny_config, steps=steps, profile_at=at)
+    with (tmp_path / "out").open("w") as file:
+        console = Console(file=file, width=400)
+        fit(job(config, Numbered()), config.train, make_mesh(MeshConfig()), tmp_path / "run", console)
+    said = (tmp_path / "out").read_text()
+    assert ("profile of" in said) == (traced is not None)
+    assert traced is None or traced in said
+    traces = list((tmp_path / "run").rglob("*.xplane.pb"))
+    assert len(traces) == (at > 0)  # a run that ends early keeps what it traced
+    assert [row["step"] for row in rows(tmp_path / "run")][-1] == steps
+
+
 def test_the_log_has_loss_rate_gradient_norm_and_throughput(tiny_config, tmp_path):
     train_generator(tiny_config, tmp_path, QUIET)
     for row in rows(tmp_path):

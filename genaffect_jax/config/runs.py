@@ -148,6 +148,9 @@ class TrainConfig:
     """Type of activations; parameters, norms, softmax statistics and the loss stay in float32."""
     seed: int = 0
     """Seed of initialisation, data order, noise and dropout."""
+    profile_at: int = field(default=0, metadata=ADDED_LATER)
+    """First of three steps that are profiled into `profile/` of the working folder; 0 profiles none. The first step of
+    a process, which compiles, is a poor choice."""
     log_every: int = 20
     """Steps between rows of metrics.jsonl."""
     sheet_every: int = 0
@@ -164,7 +167,7 @@ class TrainConfig:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "most_skipped"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
         require(bool(self.trains) and all(self.trains), "train.trains", self.trains, "must name or match something")
-        for name in ("warmup_steps", "sheet_every", "gap_every", "weight_decay", "seed"):
+        for name in ("warmup_steps", "sheet_every", "gap_every", "profile_at", "weight_decay", "seed"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must be at least 0")
         for name in ("learning_rate", "gradient_clip"):
             require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")

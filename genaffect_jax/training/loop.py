@@ -27,8 +27,12 @@ from genaffect_jax.training.gap_report import GapReport
 from genaffect_jax.training.guard import SKIPPED, NonFiniteGuard
 from genaffect_jax.training.log import TrainingLog
 from genaffect_jax.training.optimiser import learning_rate, make_optimiser
+from genaffect_jax.training.profile import StepProfile
 from genaffect_jax.training.state import abstract_state, create_state
 from genaffect_jax.training.step import Batch, LossFunction, device_batch, make_train_step
+
+# Steps that may be dispatched and not done.
+IN_FLIGHT = 4
 
 
 class Batches(Protocol):
@@ -98,19 +102,28 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
     log = TrainingLog(workdir, first)
     gaps = GapReport(workdir, config.steps, console)
     guard = NonFiniteGuard(config.most_skipped)
+    profile = StepProfile(workdir / "profile", config.profile_at)
     pending: list[dict[str, jax.Array]] = []
     interval_start, compiled = time.perf_counter(), False
 
     with (
         closing(log),
         closing(job.batches),
+        closing(profile),
         _progress(console, first, config.steps) as report,
         _stop_signal() as stopped,
     ):
         while step < config.steps and not stopped():
+            profile.before(step + 1, state)
             state, metrics = train_step(state, job.frozen, device_batch(next(job.batches), mesh))
             pending.append(metrics)
             step += 1
+            # The host runs ahead of the devices, but not so far that batches pile up on them.
+            if len(pending) > IN_FLIGHT:
+                jax.block_until_ready(pending[-1 - IN_FLIGHT])
+            if profile.after(step, metrics):
+                console.print(f"profile of steps {config.profile_at} to {step}: {workdir / 'profile'}")
+                interval_start, pending = time.perf_counter(), []
             if not compiled:
                 jax.block_until_ready(metrics)
                 interval_start, compiled, pending = time.perf_counter(), True, []

@@ -20,7 +20,16 @@ from genaffect_jax.training.guard import TrainingError
 COMPLETE, FAILED, INTERRUPTED = 0, 1, 130
 
 # Fields of `train` that may change between the runs of one working folder: they do not touch what is learned.
-_MAY_CHANGE = ("steps", "log_every", "sheet_every", "gap_every", "checkpoint_every", "keep_checkpoints", "most_skipped")
+_MAY_CHANGE = (
+    "steps",
+    "log_every",
+    "sheet_every",
+    "gap_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "most_skipped",
+    "profile_at",
+)
 
 
 def claim_workdir(workdir: Path, config: Config | AutoencoderRun | EncoderRun) -> str:

@@ -1,0 +1,43 @@
+"""A profile of a few training steps on request, for TensorBoard's profiler or Perfetto."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+STEPS = 3
+
+
+class StepProfile:
+    """Traces `STEPS` steps of a run into a folder.
+
+    Args:
+        folder: where the trace goes.
+        first: number of the first step that is traced, from 1; 0 traces none.
+    """
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self._folder, self._first, self._running = folder, first, False
+
+    def before(self, step: int, waits_for: Any) -> None:
+        """Called before a step; what was dispatched earlier is waited for, so that the trace has no part of it."""
+        if step == self._first:
+            jax.block_until_ready(waits_for)
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, step: int, result: Any) -> bool:
+        """Called after a step with its result; says whether the trace ended with it."""
+        if not self._running or step < self._first + STEPS - 1:
+            return False
+        jax.block_until_ready(result)
+        self.close()
+        return True
+
+    def close(self) -> None:
+        """Ends a trace that runs: a run may end before its last step."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
