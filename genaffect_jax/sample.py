@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and draws; returns the exit status (2: an argument is not allowed, 1: other errors)."""
     console = Console(stderr=True)
     try:
-        arguments = tyro.cli(Arguments, args=argv, use_underscores=True)
+        arguments = tyro.cli(Arguments, args=argv, use_underscores=True, prog="python -m genaffect_jax.sample")
         arguments.check()
         # Everything that the command line alone decides is checked before the model is loaded.
         for text in (arguments.expressions, arguments.anchor_expressions, *(arguments.morph or ())):
@@ -127,6 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, WeightsError, CheckpointError, MemoryLimitError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
     console.print(f"{len(avatars.images)} pictures in {folder} (see sheet.png and set.json)")
     return 0
 

@@ -207,3 +207,14 @@ def test_the_command_refuses_what_does_not_go_together(options, words, trained_w
     assert sample.main(["--model", str(trained_workdir), *options]) == 2
     assert words in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_interrupting_a_drawing_ends_with_status_130_and_writes_nothing(trained_workdir, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pipeline, "__call__", interrupted)
+    words = ["--model", str(trained_workdir), "--identity", "seed:1", "--expressions", "joy", "--out"]
+    assert sample.main([*words, str(tmp_path / "set")]) == 130
+    assert "interrupted; nothing was written" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()

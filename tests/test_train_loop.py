@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from genaffect_jax.config import Config, ConfigError, MeshConfig, from_json
+from genaffect_jax.data.pictures import DataError
 from genaffect_jax.generation import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.training.checkpoint import CheckpointError, Checkpoints
@@ -235,3 +236,20 @@ def test_ctrl_c_on_the_command_ends_with_status_130_and_the_same_command_continu
     assert finished.returncode == 0, finished.stderr
     assert f"continuing at step {step} of {step + 2}" in finished.stderr
     assert Checkpoints(workdir).latest_step() == step + 2
+
+
+def test_a_finished_run_says_so_and_does_nothing(tiny_config, tmp_path):
+    config = with_train(tiny_config, steps=2)
+    assert fit(job(config, Numbered()), config.train, make_mesh(MeshConfig()), tmp_path / "run", QUIET)
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*") if f.is_file()}
+    with (tmp_path / "out").open("w") as file:
+        assert fit(job(config, Numbered()), config.train, make_mesh(MeshConfig()), tmp_path / "run", Console(file=file))
+    assert "already finished: step 2 of 2" in (tmp_path / "out").read_text()
+    assert before == {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*") if f.is_file()}
+
+
+def test_a_folder_of_pictures_that_is_not_there_claims_no_working_folder(tiny_config, tmp_path):
+    data = dataclasses.replace(tiny_config.data, source="folder", root=str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"nowhere: no such folder \(data\.root\)"):
+        train_generator(dataclasses.replace(tiny_config, data=data), tmp_path / "run", QUIET)
+    assert not (tmp_path / "run").exists()

@@ -55,6 +55,16 @@ class Listing:
     ignored: list[Row] = field(default_factory=list)
 
 
+def require_folder(root: Path) -> None:
+    """Refuses a root that is missing or no folder.
+
+    Raises:
+        DataError: it is.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: {'not a folder' if root.exists() else 'no such folder'} (data.root)")
+
+
 def list_folder(root: Path) -> Listing:
     """Lists a folder in the layout it has: metadata.jsonl or metadata.csv if there is one, else one folder a person.
 
@@ -62,8 +72,7 @@ def list_folder(root: Path) -> Listing:
         DataError: the root is missing or no folder, or its metadata is malformed: columns missing, a file that is
             missing, named twice or outside the root, or two metadata files.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: {'not a folder' if root.exists() else 'no such folder'} (data.root)")
+    require_folder(root)
     metadata = [name for name in METADATA if (root / name).is_file()]
     if len(metadata) > 1:
         raise DataError(f"{root}: has both {' and '.join(metadata)}; keep the one that is right")

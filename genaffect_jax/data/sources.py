@@ -6,8 +6,21 @@ from pathlib import Path
 
 from genaffect_jax.config import DataConfig
 from genaffect_jax.data.folder import open_folder
+from genaffect_jax.data.layouts import require_folder
 from genaffect_jax.data.pictures import DataError, Source
 from genaffect_jax.data.procedural import ProceduralSource
+
+
+def check_source(config: DataConfig) -> None:
+    """Refuses a folder that is not there, before a run writes anything.
+
+    Raises:
+        DataError: it is missing, or no folder.
+    """
+    if config.source == "folder":
+        if config.root is None:
+            raise DataError("data.root: source 'folder' needs a folder of pictures")
+        require_folder(Path(config.root))
 
 
 def open_source(config: DataConfig, workdir: Path) -> Source:
@@ -24,6 +37,6 @@ def open_source(config: DataConfig, workdir: Path) -> Source:
         return ProceduralSource(
             config.image_size, config.identities, config.expressions_per_identity, config.pose_scale
         )
-    if config.root is None:
-        raise DataError("data.root: source 'folder' needs a folder of pictures")
+    check_source(config)
+    assert config.root is not None
     return open_folder(Path(config.root), config.image_size, config.max_rejected, workdir)

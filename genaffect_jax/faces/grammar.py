@@ -83,7 +83,7 @@ class Expression:
         """
         text = _FILE_PATTERN.sub(lambda file: Path(file[0].strip('"')).stem, self.name)
         text = text.lower().replace("-", "m").replace(".", "p").replace(" + ", "-plus-")
-        text = re.sub(r"[^a-z0-9_]", "-", text)
+        text = re.sub(r"[^a-z0-9_]", "-", text).strip("-")
         if len(text) > SLUG_LENGTH:
             text = f"{text[: SLUG_LENGTH - 9]}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
         return text

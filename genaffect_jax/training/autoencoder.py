@@ -17,7 +17,7 @@ from genaffect_jax.data.loader import make_loader
 from genaffect_jax.data.repeated import RepeatedBatches
 from genaffect_jax.data.sets import split_identities
 from genaffect_jax.data.sheet import contact_sheet
-from genaffect_jax.data.sources import open_source
+from genaffect_jax.data.sources import check_source, open_source
 from genaffect_jax.data.varied import VariedSource
 from genaffect_jax.models.autoencoder import AutoencoderKL, normalise, to_uint8
 from genaffect_jax.models.functional import Functional, Parameters
@@ -48,6 +48,7 @@ def train_autoencoder(config: AutoencoderRun, workdir: Path, console: Console) -
         lambda rngs: AutoencoderKL(config.autoencoder, rngs=rngs, dtype=config.train.compute_dtype)
     )
     autoencoder = select(autoencoder, config.train)
+    check_source(config.data)
     resolved = claim_workdir(workdir, config)
     mesh = make_mesh(config.mesh)
     console.print(f"autoencoder: {describe(autoencoder)} on {mesh.size} {jax.default_backend()} device(s)")

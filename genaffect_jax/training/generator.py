@@ -18,7 +18,7 @@ from genaffect_jax.data.loader import make_loader
 from genaffect_jax.data.pictures import DataError, Picture, Source
 from genaffect_jax.data.sets import split_identities
 from genaffect_jax.data.sheet import contact_sheet
-from genaffect_jax.data.sources import open_source
+from genaffect_jax.data.sources import check_source, open_source
 from genaffect_jax.diffusion.schedule import euler_sigmas
 from genaffect_jax.generation import Controls, Kind, Program, SetInputs, build_networks, make_program
 from genaffect_jax.models.functional import Functional, Parameters
@@ -53,6 +53,7 @@ def train_generator(config: Config, workdir: Path, console: Console) -> bool:
     generator, autoencoder = build_networks(config.model, config.train.compute_dtype)
     generator = select(generator, config.train)
     auxiliary = load_auxiliary(config.auxiliary, config.model.conditioning.expression_width)
+    check_source(config.data)
     resolved = claim_workdir(workdir, config)
     mesh = make_mesh(config.mesh)
     console.print(f"generator: {describe(generator)} on {mesh.size} {jax.default_backend()} device(s)")

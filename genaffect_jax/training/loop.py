@@ -94,6 +94,11 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
     else:
         state, position = checkpoints.restore(abstract_state(job.functional, optimiser, mesh))
         job.batches.set_state(position)
+        if int(state.step) >= config.steps:
+            console.print(f"already finished: step {int(state.step)} of {config.steps}")
+            job.batches.close()
+            checkpoints.close()
+            return True
         console.print(f"continuing at step {int(state.step)} of {config.steps}")
     train_step = make_train_step(
         job.functional, job.loss, optimiser, ema_decay=config.ema_decay, seed=config.seed, mesh=mesh
