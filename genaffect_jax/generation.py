@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from genaffect_jax.config import DType, GuidanceMode, ModelConfig, Solver
 from genaffect_jax.diffusion.guidance import BRANCHES, branch_drops, guided, repeat_branches
 from genaffect_jax.diffusion.sampler import evaluations, item_noise, sample
-from genaffect_jax.models.attention import KeyValue
+from genaffect_jax.models.attention import KeyValue, Tokens
 from genaffect_jax.models.autoencoder import AutoencoderKL, normalise, to_uint8
 from genaffect_jax.models.face_encoders import FaceEncoder
 from genaffect_jax.models.functional import Functional, Parameters
@@ -271,9 +271,14 @@ def _denoise(
 ) -> tuple[Float[Array, "G E h w c"], Bank | None]:
     """From the pictures' noise to clean latents, and the bank, if it is kept."""
 
+    fixed = None
+    if kind.tokens == "grid":
+        places = config.mmdit.sample_size // config.mmdit.patch_size
+        fixed = grid_tokens(config.mmdit.num_layers, places, places, kind.shared, controls.candidates)
+
     def make_velocity(conditions: Conditions) -> Callable:
         def velocity(noisy: Array, sigma: Array, evaluation: Array, memory: Memory) -> tuple[Array, Memory]:
-            sharing = _sharing(config, controls, kind, bank, sigma, evaluation)
+            sharing = _sharing(config, controls, kind, bank, sigma, evaluation, fixed)
             reuse = Reuse(evaluation % controls.reuse != 0, memory.added) if kind.reuses else None
             found, left = model.consistent(
                 noisy, jnp.full(noisy.shape[:2], sigma), conditions, *controls.scales.at(sigma), sharing, reuse
@@ -297,7 +302,8 @@ def _denoise(
             lambda noisy, sharing: model.consistent(
                 noisy, jnp.zeros(noisy.shape[:2]), conditions, 1.0, 1.0, sharing, Reuse() if kind.reuses else None
             )[1],
-            repeat_branches(noise, kind.mode), _sharing(config, controls, kind, bank, jnp.ones(()), jnp.zeros((), int)),
+            repeat_branches(noise, kind.mode),
+            _sharing(config, controls, kind, bank, jnp.ones(()), jnp.zeros((), int), fixed),
         )  # fmt: skip
         rows = evaluations(kind.solver, controls.sigmas.shape[0] - 1)
         empty = Memory(jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), left.pool), left.added)
@@ -315,16 +321,21 @@ def _denoise(
 
 
 def _sharing(
-    config: ModelConfig, controls: Controls, kind: Kind, bank: Bank | None, sigma: Array, evaluation: Array
+    config: ModelConfig,
+    controls: Controls,
+    kind: Kind,
+    bank: Bank | None,
+    sigma: Array,
+    evaluation: Array,
+    fixed: Tokens | None,
 ) -> Sharing | None:
-    """What the pictures share in one evaluation."""
+    """What the pictures share in one evaluation: the tokens `fixed`, or others each time."""
     if not kind.shares:
         return None
     network = config.mmdit
     layers, side = network.num_layers, network.sample_size // network.patch_size
-    if kind.tokens == "grid":
-        tokens = grid_tokens(layers, side, side, kind.shared, controls.candidates)
-    else:
+    tokens = fixed
+    if tokens is None:
         key = jax.random.fold_in(jax.random.key(controls.seed), TOKENS_PURPOSE)
         tokens = random_tokens(
             jax.random.fold_in(key, evaluation), layers, side * side, kind.shared, controls.candidates

@@ -99,3 +99,19 @@ def preset(tiny_config: Config, tmp_path: Path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def load_benchmark():
+    """Imports `benchmarks/NAME.py`, which is a script and no part of the package."""
+    import importlib.util
+    import sys
+
+    def load(name: str):
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module
+
+    return load

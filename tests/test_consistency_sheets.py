@@ -1,9 +1,5 @@
 """The consistency benchmark: what its figures mean."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
 from genaffect_jax.config import SamplingConfig
@@ -13,13 +9,8 @@ SIDE = 64
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    path = Path(__file__).parents[1] / "benchmarks" / "consistency_sheets.py"
-    spec = importlib.util.spec_from_file_location("consistency_sheets", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def benchmark(load_benchmark):
+    return load_benchmark("consistency_sheets")
 
 
 def test_unrest_counts_what_should_be_alike_and_nothing_else(benchmark):

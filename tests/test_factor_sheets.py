@@ -1,9 +1,7 @@
 """The evidence sheets: what is laid out where, what a sweep changes, and what the encoders' figures mean."""
 
-import importlib.util
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,12 +21,8 @@ SMALL = {"image_size": 16, "widths": (8, 8), "depths": (0, 0), "norm_num_groups"
 
 
 @pytest.fixture(scope="module")
-def sheets():
-    path = Path(__file__).parents[1] / "benchmarks" / "factor_sheets.py"
-    spec = importlib.util.spec_from_file_location("factor_sheets", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def sheets(load_benchmark):
+    return load_benchmark("factor_sheets")
 
 
 def encoder(target, width):

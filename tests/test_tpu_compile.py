@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-from pathlib import Path
 
 import pytest
 
@@ -16,12 +15,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    path = Path(__file__).parents[1] / "benchmarks" / "tpu_compile.py"
-    spec = importlib.util.spec_from_file_location("tpu_compile", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def benchmark(load_benchmark):
+    return load_benchmark("tpu_compile")
 
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:4x4"])

@@ -128,9 +128,10 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
                 jax.block_until_ready(pending[-1 - IN_FLIGHT])
             if profile.after(step, metrics):
                 console.print(f"profile of steps {config.profile_at} to {step}: {workdir / 'profile'}")
+                guard.check(jax.device_get(pending), step)
                 interval_start, pending = time.perf_counter(), []
             if not compiled:
-                jax.block_until_ready(metrics)
+                guard.check(jax.device_get(pending), step)
                 interval_start, compiled, pending = time.perf_counter(), True, []
             measured: dict[str, float] = {}
             if job.gap is not None and config.gap_every and step % config.gap_every == 0:
@@ -156,6 +157,7 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
             if config.sheet_every and step % config.sheet_every == 0 and step < config.steps:
                 log.sheet(step, job.preview(state.averaged))
                 gaps.draw()
+                guard.check(jax.device_get(pending), step)
                 interval_start, pending = time.perf_counter(), []
             if step % config.checkpoint_every == 0 and step < config.steps:
                 checkpoints.save(state, job.batches.get_state(), job.config)
