@@ -42,9 +42,9 @@ class MMDiTConfig:
     """Learned tokens that stand in for the text stream; 0 means that text embeddings are given from outside."""
     scan_layers: bool = True
     """Run equal blocks as one scanned block: compiles faster, computes the same."""
-    remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass recomputes: nothing; all but the results of products with weights (`dots`); or every block
-    whole (least memory, about a third more time)."""
+    remat: Literal["none", "named", "dots", "full"] = "none"
+    """What the backward pass recomputes: nothing; all but the results of products with weights and of attention kernels
+    (`named`); attention too (`dots`); or every block whole (least memory, about a third more time)."""
 
     @property
     def width(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,12 @@ from jax.nn.initializers import Initializer, variance_scaling, zeros
 from jaxtyping import Array, Float
 
 from genaffect_jax.models.quantised import Products, product
+from genaffect_jax.models.rematerialisation import POLICIES, Remat, keep
 
 # Layer and RMS norms of the SD3 family share this epsilon.
 NORM_EPS = 1e-6
 TIMESTEP_FEATURES = 256
 TIMESTEP_MAX_PERIOD = 10000.0
-
-Remat = Literal["none", "dots", "full"]
 
 xavier_uniform: Initializer = variance_scaling(1.0, "fan_avg", "uniform")
 
@@ -67,7 +66,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         y = product(x, self.kernel[...], self.products, self.dtype, self.out_dtype)
-        return y if self.bias is None else y + self.bias[...].astype(self.out_dtype)
+        return keep(y if self.bias is None else y + self.bias[...].astype(self.out_dtype))
 
 
 def joined_product(x: Float[Array, "*batch i"], layers: Sequence[Linear]) -> list[Float[Array, "*batch o"]]:
@@ -77,7 +76,7 @@ def joined_product(x: Float[Array, "*batch i"], layers: Sequence[Linear]) -> lis
     biases = [layer.bias[...] for layer in layers if layer.bias is not None]
     if biases:
         y = y + jnp.concatenate(biases).astype(dtype)
-    return jnp.split(y, len(layers), axis=-1)
+    return jnp.split(keep(y), len(layers), axis=-1)
 
 
 class RMSNorm(nnx.Module):
@@ -208,7 +207,8 @@ class LayerStack(nnx.Module):
         make: builds one layer, `make(rngs=...)`.
         length: how many.
         scan: run as a loop (compiles one layer), else unrolled.
-        remat: what of each layer the backward pass recomputes: nothing, all but products with weights, or all.
+        remat: what of each layer the backward pass recomputes: nothing (`none`), all but products with weights and
+            attention kernels (`named`), all but products with weights (`dots`), or all (`full`).
         rngs: source of the initial values; each layer has its own.
     """
 
@@ -251,9 +251,7 @@ class LayerStack(nnx.Module):
             return step(nnx.merge(graph, layer_state), carry, layer_inputs)
 
         if self.remat != "none":
-            # Attention's own products have batch axes: their results, the scores, are what nobody wants to keep.
-            kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
-            body = jax.checkpoint(body, policy=kept)
+            body = jax.checkpoint(body, policy=POLICIES[self.remat])
         return jax.lax.scan(body, carry, (state, per_layer), unroll=1 if self.scan else stop - start)
 
     def map(self, function: Callable[[Any], Any]) -> Any:

@@ -1,0 +1,36 @@
+"""What the backward pass keeps of a layer, and what it computes again (Chen et al. 2016, arXiv 1604.06174)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array
+
+Remat = Literal["none", "named", "dots", "full"]
+# The name of what `named` keeps: results of products with weights, and those of attention kernels with their
+# log-sum-exp.
+KEPT = "kept"
+
+
+def keep(x: Array) -> Array:
+    """`x`, named as a result that is dear to compute again."""
+    return checkpoint_name(x, KEPT)
+
+
+def _is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    # Its gradient rule is JAX's own and gives its results no name.
+    return primitive.name == "dot_product_attention_fwd_wrapper"
+
+
+POLICIES: dict[Remat, Callable[..., Any]] = {
+    # Norms, modulations and activations cost little, and keeping them in float32 takes most of the memory.
+    "named": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.save_only_these_names(KEPT), _is_cudnn_attention
+    ),
+    # Attention's own products have batch axes: their results, the scores, are what nobody wants to keep.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
