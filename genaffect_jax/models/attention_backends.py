@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32
 
-from genaffect_jax.models.rematerialisation import KEPT
+from genaffect_jax.models.rematerialisation import ATTENTION
 from genaffect_jax.parallel.compiler import platform
 
 Backend = Literal["xla", "cudnn", "splash"]
@@ -152,7 +152,7 @@ def splash_attention(
     )  # fmt: skip
     kernel = kernels.make_splash_mha(
         masks.MultiHeadMask([masks.FullMask((rows, columns))] * heads), block_sizes=sizes, head_shards=1,
-        q_seq_shards=1, save_residuals=return_lse, residual_checkpoint_name=KEPT, interpret=interpret,
+        q_seq_shards=1, save_residuals=return_lse, residual_checkpoint_name=ATTENTION, interpret=interpret,
     )  # fmt: skip
     segments = None
     if mask is not None or columns != seen:  # queries are of segment 0, hidden keys of segment 1

@@ -19,7 +19,7 @@ from jax.nn.initializers import Initializer, variance_scaling, zeros
 from jaxtyping import Array, Float
 
 from genaffect_jax.models.quantised import Products, product
-from genaffect_jax.models.rematerialisation import POLICIES, Remat, keep
+from genaffect_jax.models.rematerialisation import POLICIES, Remat, keep_product
 
 # Layer and RMS norms of the SD3 family share this epsilon.
 NORM_EPS = 1e-6
@@ -66,7 +66,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         y = product(x, self.kernel[...], self.products, self.dtype, self.out_dtype)
-        return keep(y if self.bias is None else y + self.bias[...].astype(self.out_dtype))
+        return keep_product(y if self.bias is None else y + self.bias[...].astype(self.out_dtype))
 
 
 def joined_product(x: Float[Array, "*batch i"], layers: Sequence[Linear]) -> list[Float[Array, "*batch o"]]:
@@ -76,7 +76,7 @@ def joined_product(x: Float[Array, "*batch i"], layers: Sequence[Linear]) -> lis
     biases = [layer.bias[...] for layer in layers if layer.bias is not None]
     if biases:
         y = y + jnp.concatenate(biases).astype(dtype)
-    return jnp.split(keep(y), len(layers), axis=-1)
+    return jnp.split(keep_product(y), len(layers), axis=-1)
 
 
 class RMSNorm(nnx.Module):
@@ -143,11 +143,40 @@ class Modulation(nnx.Module):
         return jnp.split(self.linear(activated)[..., None, :], self.count, axis=-1)
 
 
-def modulate(
-    normed: Float[Array, "*batch L D"], shift: Float[Array, "*batch 1 D"], scale: Float[Array, "*batch 1 D"]
+@jax.custom_vjp
+def modulated_norm(
+    x: Float[Array, "*batch L D"], shift: Float[Array, "*batch 1 D"], scale: Float[Array, "*batch 1 D"]
 ) -> Float[Array, "*batch L D"]:
-    """`normed * (1 + scale) + shift`."""
-    return normed * (1.0 + scale) + shift
+    """`layer_norm(x) * (1 + scale) + shift`, float32.
+
+    Its gradient is written out: it reads `x` and the statistics of each token, where the derived one keeps or makes
+    again a float32 copy of what is normalised, for each of the sums that need it.
+    """
+    return layer_norm(x) * (1.0 + scale) + shift
+
+
+def _modulated_norm_forward(x: Array, shift: Array, scale: Array) -> tuple[Array, Any]:
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + NORM_EPS)
+    return modulated_norm(x, shift, scale), (x, mean, inverse, scale)
+
+
+def _modulated_norm_backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array]:
+    x, mean, inverse, scale = kept
+    normed = (x.astype(jnp.float32) - mean) * inverse
+    g = gradient * (1.0 + scale)
+    along_mean = jnp.mean(g, axis=-1, keepdims=True)
+    along_normed = jnp.mean(g * normed, axis=-1, keepdims=True)
+    dx = inverse * (g - along_mean - normed * along_normed)
+    return (
+        dx.astype(x.dtype),
+        jnp.sum(gradient, axis=-2, keepdims=True),
+        jnp.sum(gradient * normed, axis=-2, keepdims=True),
+    )
+
+
+modulated_norm.defvjp(_modulated_norm_forward, _modulated_norm_backward)
 
 
 def timestep_features(timestep: Float[Array, "*batch"]) -> Float[Array, "*batch 256"]:
@@ -252,7 +281,17 @@ class LayerStack(nnx.Module):
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=POLICIES[self.remat])
-        return jax.lax.scan(body, carry, (state, per_layer), unroll=1 if self.scan else stop - start)
+        if self.scan:
+            return jax.lax.scan(body, carry, (state, per_layer))
+        # Layers cut out by one split, whose gradient is one concatenation; of a loop that XLA unrolls the results of
+        # every layer would still be copied into stacks.
+        leaves, structure = jax.tree.flatten((state, per_layer))
+        pieces = [[x[0] for x in jax.lax.split(leaf, (1,) * (stop - start))] for leaf in leaves]
+        outputs = []
+        for layer in zip(*pieces, strict=True):
+            carry, output = body(carry, jax.tree.unflatten(structure, layer))
+            outputs.append(output)
+        return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
 
     def map(self, function: Callable[[Any], Any]) -> Any:
         """`function(layer)` of every layer, stacked along a leading axis."""

@@ -26,8 +26,7 @@ from genaffect_jax.models.layers import (
     LayerStack,
     Linear,
     Modulation,
-    layer_norm,
-    modulate,
+    modulated_norm,
     patchify,
     sincos_table,
     timestep_features,
@@ -336,5 +335,5 @@ class MMDiT(nnx.Module):
             pool = jax.tree.map(lambda *x: jnp.concatenate(x), before, between, after)
 
         scale, shift = self.out_modulation(activated)
-        image = self.out(modulate(layer_norm(image), shift, scale))
+        image = self.out(modulated_norm(image, shift, scale))
         return unpatchify(image.astype(jnp.float32), patch, rows, columns), Left(pool, added)

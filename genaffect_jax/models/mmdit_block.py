@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from genaffect_jax.config import MMDiTConfig
 from genaffect_jax.models.attention import KeyValue, attend, attend_shared
 from genaffect_jax.models.inference import Inference
-from genaffect_jax.models.layers import MLP, Linear, Modulation, layer_norm, modulate
+from genaffect_jax.models.layers import MLP, Linear, Modulation, modulated_norm
 from genaffect_jax.models.projections import ConditionBranch, QKVProjection, SelfAttention
 from genaffect_jax.models.sharing import Sharing, mix
 
@@ -81,8 +81,8 @@ class MMDiTBlock(nnx.Module):
         `activated` is the timestep embedding after SiLU, `sharing` that of this layer.
         """
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *dual = self.image_modulation(activated)
-        normed = layer_norm(image)
-        image_qkv = self.image_qkv(modulate(normed, shift, scale))
+        before = image
+        image_qkv = self.image_qkv(modulated_norm(image, shift, scale))
         if self.text_mlp is None:
             # The closing text modulation is that of AdaLayerNormContinuous: the scale comes first.
             text_scale, text_shift = self.text_modulation(activated)
@@ -90,7 +90,7 @@ class MMDiTBlock(nnx.Module):
             text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = self.text_modulation(
                 activated
             )
-        text_qkv = self.text_qkv(modulate(layer_norm(text), text_shift, text_scale))
+        text_qkv = self.text_qkv(modulated_norm(text, text_shift, text_scale))
 
         (mixed_image, mixed_text), pool = mix(image_qkv, text_qkv, sharing, self.inference.bounded_scores)
         if branches is not None:
@@ -102,11 +102,11 @@ class MMDiTBlock(nnx.Module):
         image = self._add(image, gate, self.image_out(mixed_image))
         if self.image_attention is not None:
             dual_shift, dual_scale, dual_gate = dual
-            image = self._add(image, dual_gate, self.image_attention(modulate(normed, dual_shift, dual_scale)))
-        image = self._add(image, mlp_gate, self.image_mlp(modulate(layer_norm(image), mlp_shift, mlp_scale)))
+            image = self._add(image, dual_gate, self.image_attention(modulated_norm(before, dual_shift, dual_scale)))
+        image = self._add(image, mlp_gate, self.image_mlp(modulated_norm(image, mlp_shift, mlp_scale)))
         if self.text_mlp is not None and self.text_out is not None:
             text = self._add(text, text_gate, self.text_out(mixed_text))
-            normed = modulate(layer_norm(text), text_mlp_shift, text_mlp_scale)
+            normed = modulated_norm(text, text_mlp_shift, text_mlp_scale)
             text = self._add(text, text_mlp_gate, self.text_mlp(normed))
         return (image, text), pool
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from genaffect_jax.config import ConfigError
+from genaffect_jax.models.full_product import full_product
 
 Products = Literal["full", "int8", "float8"]
 ROUNDED = {"int8": jnp.int8, "float8": jnp.float8_e4m3fn}
@@ -59,7 +60,7 @@ def product(
         out_dtype: type of the result.
     """
     if products == "full":
-        return jnp.matmul(x.astype(dtype), kernel.astype(dtype), preferred_element_type=out_dtype)
+        return full_product(x.astype(dtype), kernel.astype(dtype), out_dtype)
     import qwix
 
     # float32 before the division by the scale: bfloat16 quotients near 127 are halves, and would be rounded twice.

@@ -10,14 +10,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 Remat = Literal["none", "named", "dots", "full"]
-# The name of what `named` keeps: results of products with weights, and those of attention kernels with their
-# log-sum-exp.
-KEPT = "kept"
+# Names of what is dear to compute again.
+PRODUCT, ATTENTION = "product", "attention"
 
 
-def keep(x: Array) -> Array:
-    """`x`, named as a result that is dear to compute again."""
-    return checkpoint_name(x, KEPT)
+def keep_product(x: Array) -> Array:
+    """`x`, named as the result of a product with weights."""
+    return checkpoint_name(x, PRODUCT)
 
 
 def _is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -28,9 +27,8 @@ def _is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
 POLICIES: dict[Remat, Callable[..., Any]] = {
     # Norms, modulations and activations cost little, and keeping them in float32 takes most of the memory.
     "named": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.save_only_these_names(KEPT), _is_cudnn_attention
+        jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENTION), _is_cudnn_attention
     ),
-    # Attention's own products have batch axes: their results, the scores, are what nobody wants to keep.
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }

@@ -1,0 +1,41 @@
+"""The matrix product of tokens with a kernel, and its gradient as products of matrices."""
+
+from __future__ import annotations
+
+from functools import partial
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def full_product(x: Float[Array, "*batch i"], kernel: Float[Array, "i o"], out_dtype: Any) -> Float[Array, "*batch o"]:
+    """`x @ kernel` over the last axis of `x`, summed and given in `out_dtype`.
+
+    The gradients are the derived ones, but that of the kernel sums over the rows of two matrices. Summed over several
+    axes of tokens, XLA would lay whatever meets in that product out by features first, and transpose the rest.
+    """
+    return jnp.matmul(x, kernel, preferred_element_type=out_dtype)
+
+
+def _forward(x: Array, kernel: Array, out_dtype: Any) -> tuple[Array, tuple[Array, Array]]:
+    return full_product(x, kernel, out_dtype), (x, kernel)
+
+
+def _backward(_out_dtype: Any, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    rows = prod(x.shape[:-1])
+    by_rows = (((0,), (0,)), ((), ()))
+    return (
+        jnp.matmul(gradient, kernel.T, preferred_element_type=x.dtype),
+        jax.lax.dot_general(
+            x.reshape(rows, x.shape[-1]), gradient.reshape(rows, gradient.shape[-1]), by_rows,
+            preferred_element_type=kernel.dtype,
+        ),
+    )  # fmt: skip
+
+
+full_product.defvjp(_forward, _backward)
