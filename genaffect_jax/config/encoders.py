@@ -147,6 +147,8 @@ class EncoderRun:
                  "must be made of small letters, digits and underscores")  # fmt: skip
         require(bool(self.licence.strip()), "licence", repr(self.licence), "must not be empty")
         require(self.split_seed >= 0, "split_seed", self.split_seed, "must be at least 0")
+        require(self.train.accumulate == 1, "train.accumulate", self.train.accumulate,
+                 "must be 1: only the generator's training accumulates")  # fmt: skip
         require(0.0 <= self.margin < 1.5, "margin", self.margin, "must lie in [0, 1.5) radians")
         require(self.scale > 0.0, "scale", self.scale, "must be positive")
         require(self.data.image_size % 8 == 0, "data.image_size", self.data.image_size,

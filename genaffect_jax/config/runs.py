@@ -126,8 +126,13 @@ class TrainConfig:
     `*` stands for anything, a `!` in front keeps what matches fixed."""
     batch_size: int = 16
     """Sets per step over all devices; each set holds `data.expressions_per_set` target pictures."""
+    accumulate: int = field(default=1, metadata=ADDED_LATER)
+    """Parts that each batch is computed in, one after the other: the same step with the activations of a part. It
+    divides `batch_size`, and so must the devices that cut the batch divide a part. The generator's training only."""
+    optimiser: Literal["adamw", "adafactor"] = field(default="adamw", metadata=ADDED_LATER)
+    """`adamw`, or `adafactor`: second moments of matrices as their row and column means, no first moments."""
     learning_rate: float = 1e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     warmup_steps: int = 50
     """Steps of linear warm-up."""
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -135,9 +140,9 @@ class TrainConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay of matrices and convolutions (never of biases, norms or learned tokens)."""
     beta1: float = 0.9
-    """AdamW first-moment decay."""
+    """First-moment decay (adamw)."""
     beta2: float = 0.99
-    """AdamW second-moment decay."""
+    """Second-moment decay (adamw)."""
     gradient_clip: float = 1.0
     """Largest global gradient norm; larger gradients are scaled down to it."""
     most_skipped: int = field(default=10, metadata=ADDED_LATER)
@@ -164,8 +169,11 @@ class TrainConfig:
     """Number of newest checkpoints kept."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "most_skipped"):
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "most_skipped",
+                     "accumulate"):  # fmt: skip
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
+        require(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate,
+                f"must divide train.batch_size = {self.batch_size}")  # fmt: skip
         require(bool(self.trains) and all(self.trains), "train.trains", self.trains, "must name or match something")
         for name in ("warmup_steps", "sheet_every", "gap_every", "profile_at", "weight_decay", "seed"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must be at least 0")
@@ -213,6 +221,9 @@ class Config:
 
     def __post_init__(self) -> None:
         heads = self.model.mmdit.num_attention_heads
+        auxiliary = self.auxiliary.identity_weight or self.auxiliary.expression_weight
+        require(self.train.accumulate == 1 or not auxiliary, "train.accumulate", self.train.accumulate,
+                "must be 1 with auxiliary losses: they are means over those examples that count")  # fmt: skip
         require(heads % self.mesh.tensor == 0, "mesh.tensor", self.mesh.tensor,
                 f"must divide mmdit.num_attention_heads = {heads}")  # fmt: skip
         require(self.data.image_size == self.model.image_size, "data.image_size", self.data.image_size,
@@ -253,5 +264,7 @@ class AutoencoderRun:
         require(self.data.image_size % self.autoencoder.downsample == 0, "data.image_size", self.data.image_size,
                 f"must be a multiple of the autoencoder's downsampling {self.autoencoder.downsample}")  # fmt: skip
         require(self.repeats >= 1, "repeats", self.repeats, "must be at least 1")
+        require(self.train.accumulate == 1, "train.accumulate", self.train.accumulate,
+                "must be 1: only the generator's training accumulates")  # fmt: skip
         for name in ("kl_weight", "edge_weight"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")

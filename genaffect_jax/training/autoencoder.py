@@ -68,10 +68,10 @@ def train_autoencoder(config: AutoencoderRun, workdir: Path, console: Console) -
     unseen = [i for i, p in enumerate(plain.pictures) if p.identity in set(held_out or people)]
     pictures = np.stack([plain.load(i) for i in unseen[:: max(1, len(unseen) // _STATISTICS_PICTURES)]])
 
-    def loss(model: AutoencoderKL, _: Parameters, batch: Batch, key: jax.Array) -> Terms:
+    def loss(model: AutoencoderKL, _: Parameters, batch: Batch, keys: jax.Array) -> Terms:
         side = config.data.image_size
         flat = jnp.concatenate([batch[name].reshape(-1, side, side, 3) for name in ("reference", "target")])
-        jitter_key, key = jax.random.split(key)
+        jitter_key, key = jax.random.split(keys[0])
         flat = jitter(flat, jitter_key)
         total, terms = autoencoder_loss(model, flat, key, kl_weight=config.kl_weight, edge_weight=config.edge_weight)
         return {**terms, "loss": (total, jnp.ones(()))}

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from genaffect_jax.config import FlowConfig
 from genaffect_jax.diffusion import flow
@@ -21,8 +21,8 @@ from genaffect_jax.training.step import Batch, Terms
 
 def make_generator_loss(
     config: FlowConfig, autoencoder: Functional[AutoencoderKL], auxiliary: AuxiliaryLosses | None = None
-) -> Callable[[GenAffect, Mapping[str, Any], Batch, jax.Array], Terms]:
-    """Builds the loss `(model, frozen, batch, key) -> Terms`.
+) -> Callable[[GenAffect, Mapping[str, Any], Batch, Key[Array, " G"]], Terms]:
+    """Builds the loss `(model, frozen, batch, keys) -> Terms`; what each set draws depends on its own key alone.
 
     The batch holds `reference` [G, R, ...], `target` [G, E, ...] and `expression` [G, E, W]. Pictures are uint8
     [S, S, 3] and are encoded here with `frozen["autoencoder"]`, its parameters; cached latents are floating point
@@ -32,15 +32,21 @@ def make_generator_loss(
     `auxiliary.frozen()` gave.
     """
 
-    def loss(model: GenAffect, frozen: Mapping[str, Any], batch: Batch, key: jax.Array) -> Terms:
+    def loss(model: GenAffect, frozen: Mapping[str, Any], batch: Batch, keys: Key[Array, " G"]) -> Terms:
         reference = to_latents(autoencoder, frozen, batch["reference"])
         target = to_latents(autoencoder, frozen, batch["target"])
-        groups, expressions = target.shape[:2]
-        sigma_key, noise_key, drop_key = jax.random.split(key, 3)
-        drop_identity, drop_expression, drop_text = flow.sample_drops(drop_key, groups, expressions, config)
+
+        def draw(key: Key[Array, ""]) -> Any:
+            sigma_key, noise_key, drop_key = jax.random.split(key, 3)
+            expressions, *latents = target.shape[1:]
+            return (
+                flow.sample_sigma(sigma_key, (expressions,), config),
+                jax.random.normal(noise_key, (expressions, *latents)),
+                [x[0] for x in flow.sample_drops(drop_key, 1, expressions, config)],
+            )
+
+        sigma, noise, (drop_identity, drop_expression, drop_text) = jax.vmap(draw)(keys)
         conditions = batch_conditions(model, frozen, batch, reference, drop_identity, drop_expression, drop_text)
-        sigma = flow.sample_sigma(sigma_key, (groups, expressions), config)
-        noise = jax.random.normal(noise_key, target.shape)
         noisy = flow.interpolate(target, noise, sigma)
         velocity = model(noisy, sigma, conditions)
         weight = flow.change_weight(target, reference[:, 0], config.change_weight)

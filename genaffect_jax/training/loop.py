@@ -101,8 +101,9 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
             return True
         console.print(f"continuing at step {int(state.step)} of {config.steps}")
     train_step = make_train_step(
-        job.functional, job.loss, optimiser, ema_decay=config.ema_decay, seed=config.seed, mesh=mesh
-    )
+        job.functional, job.loss, optimiser, ema_decay=config.ema_decay, seed=config.seed, mesh=mesh,
+        accumulate=config.accumulate,
+    )  # fmt: skip
     first = step = int(state.step)
     log = TrainingLog(workdir, first)
     gaps = GapReport(workdir, config.steps, console)

@@ -1,4 +1,4 @@
-"""AdamW with warm-up, cosine decay and gradient clipping."""
+"""The optimiser: AdamW or Adafactor after gradient clipping, with warm-up and a constant or cosine rate."""
 
 from __future__ import annotations
 
@@ -20,12 +20,25 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
 
 
 def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) after clipping by the global norm; only matrices decay."""
+    """Clipping by the global norm, then `config.optimiser`; only matrices decay.
+
+    `adamw`: Loshchilov and Hutter 2019, arXiv 1711.05101. `adafactor`: Shazeer and Stern 2018, arXiv 1804.04235, with
+    updates clipped to a root mean square of 1 per array (section 6), at the learning rate as it is (not relative to the
+    parameters), without first moments.
+    """
 
     def decays(parameters: dict[str, jax.Array]) -> dict[str, bool]:
         return {name: name.endswith(("kernel", *FACTORS)) for name in parameters}
 
+    rate, clip = learning_rate(config), optax.clip_by_global_norm(config.gradient_clip)
+    if config.optimiser == "adamw":
+        return optax.chain(
+            clip, optax.adamw(rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=decays)
+        )
     return optax.chain(
-        optax.clip_by_global_norm(config.gradient_clip),
-        optax.adamw(learning_rate(config), config.beta1, config.beta2, weight_decay=config.weight_decay, mask=decays),
+        clip,
+        optax.scale_by_factored_rms(),
+        optax.clip_by_block_rms(1.0),
+        optax.add_decayed_weights(config.weight_decay, decays),
+        optax.scale_by_learning_rate(rate),
     )

@@ -38,16 +38,19 @@ class TrainState:
 
 
 def state_shardings(functional: Functional, optimiser: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """A `TrainState` of shardings: averages and moments lie where their parameters lie, scalars everywhere.
+    """A `TrainState` of shardings: averages and moments lie where their parameters lie, all else everywhere (scalars;
+    row and column means of moments, which are small).
 
     Raises:
         ValueError: the mesh does not fit a parameter (see `parallel.sharding.partition_spec`).
     """
     parameters, fixed = functional.split(parameter_shardings(functional.logical_axes, functional.shapes, mesh))
+    shapes = functional.split(functional.shapes)[0]
     moments = optax.tree_map_params(
         optimiser,
-        lambda _, sharding: sharding,
-        jax.eval_shape(optimiser.init, functional.split(functional.shapes)[0]),
+        lambda moment, parameter, sharding: sharding if moment.shape == parameter.shape else replicated(mesh),
+        jax.eval_shape(optimiser.init, shapes),
+        shapes,
         parameters,
         transform_non_params=lambda _: replicated(mesh),
     )

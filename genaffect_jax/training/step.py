@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.compiler import compiler_options
@@ -20,9 +20,11 @@ from genaffect_jax.training.state import TrainState, state_shardings
 
 Module = TypeVar("Module", bound=nnx.Module)
 Batch = Mapping[str, Any]
-# name -> (sum, count); reduced once, so masks, accumulation and data parallelism agree. "loss" is differentiated.
+# name -> (sum, count); reduced once, so masks, accumulation and data parallelism agree. "loss" is differentiated; its
+# count depends on no parameter.
 Terms = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
-LossFunction = Callable[[Any, Any, Batch, jax.Array], Terms]
+# (module, frozen, batch, keys): every set draws from its own key, so that parts of a batch draw what the whole would.
+LossFunction = Callable[[Any, Any, Batch, Key[Array, " G"]], Terms]
 
 
 def make_train_step(
@@ -33,20 +35,23 @@ def make_train_step(
     ema_decay: float,
     seed: int,
     mesh: Mesh,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Mapping[str, Any], Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """Builds the jitted step `(state, frozen, batch) -> (state, metrics)`.
 
     The state is donated. Every leaf of the batch is cut over all devices along its first dimension; `frozen`
-    (arrays that do not train, in any tree) lies whole on every device. Randomness comes from a key folded from
-    (seed, step): restarting at a step repeats it.
+    (arrays that do not train, in any tree) lies whole on every device. Randomness comes from keys folded from
+    (seed, step, set): restarting at a step repeats it.
 
     Args:
         functional: the network that trains.
-        loss: `(module, frozen, batch, key) -> Terms`.
+        loss: `(module, frozen, batch, keys) -> Terms`.
         optimiser: gradient transformation.
         ema_decay: decay of the averaged weights; `min(decay, (1 + step) / (10 + step))` while young.
         seed: seed of noise and dropout.
         mesh: device mesh.
+        accumulate: parts that a batch is computed in, one after the other, each spread over all devices. The step is
+            that of the whole batch, with the activations of a part.
 
     Returns:
         The step; its metrics hold every term's mean, `gradient_norm` (before clipping), and `skipped`: 1 if loss or
@@ -56,14 +61,19 @@ def make_train_step(
     def train_step(
         state: TrainState, frozen: Mapping[str, Any], batch: Batch
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        sets = len(next(iter(batch.values())))
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), sets)
 
-        def objective(parameters: Parameters) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-            terms = loss(functional.merge({**parameters, **state.fixed}), frozen, batch, key)
-            means = {name: total / count for name, (total, count) in terms.items()}
-            return means["loss"], means
+        def differentiate(batch: Batch, keys: jax.Array) -> tuple[Parameters, Terms]:
+            def objective(parameters: Parameters) -> tuple[Float[Array, ""], Terms]:
+                terms = loss(functional.merge({**parameters, **state.fixed}), frozen, batch, keys)
+                total, count = terms["loss"]
+                return total / count, terms
 
-        gradients, metrics = jax.grad(objective, has_aux=True)(state.parameters)
+            return jax.grad(objective, has_aux=True)(state.parameters)
+
+        gradients, terms = in_parts(differentiate, (batch, keys), accumulate)
+        metrics = {name: total / count for name, (total, count) in terms.items()}
         updates, moments = optimiser.update(gradients, state.optimiser, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
         step = state.step.astype(jnp.float32)
@@ -84,6 +94,32 @@ def make_train_step(
         donate_argnums=0,
         compiler_options=compiler_options(),
     )
+
+
+def in_parts(
+    differentiate: Callable[..., tuple[Parameters, Terms]], examples: tuple[Any, ...], parts: int
+) -> tuple[Parameters, Terms]:
+    """Gradients of the mean loss over all examples, and summed terms, from those of the parts.
+
+    Args:
+        differentiate: `(*examples) -> (gradients of the mean loss, terms)`.
+        examples: trees of arrays of one length, which `parts` divides. A part holds every `parts`-th example, so it is
+            cut over devices as the whole is.
+        parts: how many.
+    """
+    if parts == 1:
+        return differentiate(*examples)
+
+    def add(so_far: tuple[Parameters, Terms], part: tuple[Any, ...]) -> tuple[tuple[Parameters, Terms], None]:
+        gradients, terms = differentiate(*part)
+        count = terms["loss"][1]
+        return jax.tree.map(jnp.add, so_far, (jax.tree.map(lambda g: g * count, gradients), terms)), None
+
+    cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(len(x) // parts, parts, *x.shape[1:]), 1, 0), examples)
+    shapes = jax.eval_shape(differentiate, *jax.tree.map(lambda x: x[0], cut))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (gradients, terms), _ = jax.lax.scan(add, nothing, cut)
+    return jax.tree.map(lambda g: g / terms["loss"][1], gradients), terms
 
 
 def device_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
