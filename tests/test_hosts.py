@@ -1,0 +1,241 @@
+"""Two processes of four devices each: the numbers of one, and an end in plain words when one of them is lost."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hosts_worker
+import numpy as np
+import pytest
+from rich.console import Console
+
+from genaffect_jax.config import Config, ConfigError, HostsConfig
+from genaffect_jax.parallel.hosts import are_several, cluster_of
+from genaffect_jax.training.checkpoint import Checkpoints
+from genaffect_jax.training.generator import train_generator
+
+WORKER = [sys.executable, hosts_worker.__file__]
+# Of one test; a wait that is longer means that somebody waits for ever.
+PATIENCE = 120
+HEARTBEAT = 6
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Pair:
+    """Two processes started together, their errors in files."""
+
+    def __init__(self, folder: Path, command):
+        """`command(hosts)` gives the command line of the process of these HostsConfig fields."""
+        folder.mkdir(parents=True, exist_ok=True)
+        address = f"127.0.0.1:{free_port()}"
+        flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+        self.logs = [folder / f"process{index}.log" for index in range(2)]
+        self.processes = []
+        for index, log in enumerate(self.logs):
+            hosts = {"coordinator": address, "processes": 2, "index": index, "heartbeat_timeout": HEARTBEAT}
+            with log.open("w") as out:
+                self.processes.append(
+                    subprocess.Popen(command(hosts), stdout=out, stderr=out, env={**os.environ, "XLA_FLAGS": flags})
+                )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def ends(self, seconds=PATIENCE):
+        """Exit statuses, and what each process said."""
+        until = time.monotonic() + seconds
+        for process in self.processes:
+            process.wait(timeout=max(0.1, until - time.monotonic()))
+        return [process.returncode for process in self.processes], [log.read_text() for log in self.logs]
+
+
+def worker_pair(folder, workdir, **options):
+    return Pair(folder, lambda hosts: [*WORKER, json.dumps({"workdir": str(workdir), "hosts": hosts, **options})])
+
+
+def rows(workdir):
+    file = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def wait_for_checkpoint(pair, workdir, beyond=0):
+    """Waits until a checkpoint after a step is complete, and returns the step of the newest."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        steps = [int(d.name) for d in (workdir / "checkpoints").glob("*") if d.name.isdecimal()]
+        if steps and max(steps) > beyond:
+            return max(steps)
+        assert all(p.poll() is None for p in pair.processes), [log.read_text() for log in pair.logs]
+        time.sleep(0.05)
+    raise AssertionError([log.read_text() for log in pair.logs])
+
+
+def quiet():
+    return Console(quiet=True)
+
+
+def test_losses_of_two_processes_are_those_of_one_however_the_mesh_lies(tmp_path):
+    # Pictures cut over all devices; parameters cut across the processes; pictures and heads, each within a process;
+    # and pictures that devices of both processes share.
+    meshes = [[8, 1, 1], [1, 8, 1], [2, 2, 2], [1, 1, 8]]
+    with worker_pair(tmp_path / "logs", tmp_path / "two", meshes=meshes, steps=6) as pair:
+        codes, said = pair.ends()
+    assert codes == [0, 0], said
+    for mesh in meshes:
+        name = "x".join(map(str, mesh))
+        assert hosts_worker.train(tmp_path / "one" / name, quiet(), 6, mesh)
+        expected, found = ([r["loss"] for r in rows(tmp_path / n / name)] for n in ("one", "two"))
+        assert len(expected) == 5  # the first step, a compilation, has no row
+        np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_after_sigkill_the_survivor_says_so_in_time_and_the_restarted_job_continues(tmp_path, victim):
+    workdir = tmp_path / "run"
+    survivor = 1 - victim
+    with worker_pair(tmp_path / "a", workdir, steps=10_000, pause=0.02) as pair:
+        wait_for_checkpoint(pair, workdir)
+        os.kill(pair.processes[victim].pid, signal.SIGKILL)
+        killed = time.monotonic()
+        pair.processes[survivor].wait(timeout=PATIENCE)
+        seconds = time.monotonic() - killed
+        codes, said = pair.ends()
+    assert seconds < HEARTBEAT + 20, said
+    assert (codes[survivor], codes[victim]) == (1, -signal.SIGKILL), said
+    last = said[survivor].splitlines()[-1]
+    assert last.startswith(f"error: process {survivor} of 2")
+    assert "another process of the job is lost or cannot be reached" in last
+    assert "start all processes again" in last
+
+    # SIGTERM at one of the restarted: both stop after the same step, with a checkpoint.
+    before = Checkpoints(workdir).latest_step()
+    with worker_pair(tmp_path / "b", workdir, steps=10_000, pause=0.02) as pair:
+        wait_for_checkpoint(pair, workdir, before)
+        pair.processes[survivor].send_signal([signal.SIGTERM, signal.SIGINT][victim])
+        codes, said = pair.ends()
+    assert codes == [130, 130], said
+    assert f"continuing at step {before} of 10000" in said[0]
+    stopped = Checkpoints(workdir).latest_step()
+    assert f"step {stopped} of 10000: checkpoint written" in said[0]
+
+    with worker_pair(tmp_path / "c", workdir, steps=stopped + 3) as pair:
+        codes, said = pair.ends()
+    assert codes == [0, 0], said
+    assert f"continuing at step {stopped} of {stopped + 3}" in said[0]
+    # Process 0 alone wrote logs, each step once; three runs in two processes learned what one run in one does.
+    assert not [line for line in said[1].splitlines() if "Gloo" not in line]
+    found = {row["step"]: row["loss"] for row in rows(workdir)}
+    assert len(found) == len(rows(workdir))
+    hosts_worker.train(tmp_path / "one", quiet(), stopped + 3, checkpoint_every=10_000)
+    expected = {row["step"]: row["loss"] for row in rows(tmp_path / "one")}
+    assert max(found) == max(expected) == stopped + 3
+    for step, value in found.items():
+        np.testing.assert_allclose(value, expected[step], rtol=1e-4, err_msg=str(step))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_missing_process_ends_the_others_with_the_address_and_what_to_check(tmp_path, index):
+    hosts = {"coordinator": f"127.0.0.1:{free_port()}", "processes": 2, "index": index, "join_timeout": 3}
+    began = time.monotonic()
+    ended = subprocess.run(
+        [*WORKER, json.dumps({"workdir": str(tmp_path / "run"), "hosts": hosts, "steps": 1})],
+        stderr=subprocess.PIPE, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert time.monotonic() - began < 3 + 30
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith(
+        f"error: process {index} of 2: waited 3 s at {hosts['coordinator']}, and not all processes of the job have come"
+    )
+    assert len(ended.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_train_command_in_two_processes_equals_one_and_its_folder_is_written_once(tiny_config, tmp_path):
+    from genaffect_jax.config import to_json
+
+    train = dataclasses.replace(tiny_config.train, steps=4, batch_size=8, log_every=1, gap_every=2, checkpoint_every=2)
+    data = dataclasses.replace(tiny_config.data, cache_latents=True, workers=1)
+    config = dataclasses.replace(tiny_config, train=train, data=data)
+    preset = tmp_path / "preset.py"
+    preset.write_text(
+        "from genaffect_jax.config import Config, from_json\n\n\n"
+        f"def config():\n    return from_json(Config, {to_json(config)!r})\n"
+    )
+
+    def command(hosts):
+        options = [text for name, value in hosts.items() for text in (f"--hosts.{name}", str(value))]
+        return [
+            sys.executable, "-m", "genaffect_jax.train", "--config", str(preset), "--workdir", str(tmp_path / "two"),
+            *options,
+        ]  # fmt: skip
+
+    with Pair(tmp_path / "logs", command) as pair:
+        codes, said = pair.ends(400)
+    assert codes == [0, 0], said
+    assert "8 cpu device(s) of 2 processes" in said[0]
+    assert not [line for line in said[1].splitlines() if "Gloo" not in line]
+    assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
+    assert train_generator(Config(**vars(config)), tmp_path / "one", quiet())
+    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert one.keys() == two.keys()
+        for name in one.keys() & {"step", "loss", "gap/right_loss", "gradient_norm"}:
+            np.testing.assert_allclose(two[name], one[name], rtol=1e-4, err_msg=name)
+    for name in ("config.json", "sheets/0000004.png", "gaps.png", "autoencoder.safetensors"):
+        assert (tmp_path / "two" / name).exists()
+
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "a[1-2]", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "cluster"),
+    [
+        ({}, {}, None),
+        ({}, {**SLURM, "SLURM_NTASKS": "2"}, "slurm"),
+        ({}, {**SLURM, "SLURM_NTASKS": "1"}, None),
+        ({}, {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}, None),  # a batch script, not srun
+        ({}, {"OMPI_COMM_WORLD_SIZE": "4"}, "ompi"),
+        ({}, {"TPU_WORKER_HOSTNAMES": "t0,t1", "TPU_WORKER_ID": "0"}, "gketpu"),
+        ({}, {"TPU_WORKER_HOSTNAMES": "t0", "MEGASCALE_NUM_SLICES": "2"}, "gketpu"),
+        ({}, {"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"cluster": "none"}, {**SLURM, "SLURM_NTASKS": "2"}, None),
+        ({"cluster": "gcetpu"}, {}, "gcetpu"),
+        ({"coordinator": "h:1", "processes": 2, "index": 0}, {**SLURM, "SLURM_NTASKS": "4"}, None),
+    ],
+)
+def test_a_cluster_counts_only_where_it_has_more_than_one_process(options, environment, cluster):
+    config = HostsConfig(**options)
+    assert cluster_of(config, environment) == cluster
+    assert are_several(config, environment) == (cluster is not None or "coordinator" in options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"coordinator": "h:1"}, r"hosts\.processes=None: coordinator, processes and index are given together"),
+        ({"coordinator": "h", "processes": 2, "index": 0}, r"hosts\.coordinator=h: must be HOST:PORT"),
+        ({"coordinator": "h:1", "processes": 2, "index": 2}, r"hosts\.index=2: must lie in 0\.\.1"),
+        ({"coordinator": "h:1", "processes": 2, "index": 0, "cluster": "slurm"}, r"hosts\.cluster=slurm"),
+        ({"join_timeout": 0}, r"hosts\.join_timeout=0: must be at least 1"),
+    ],
+)
+def test_settings_that_say_too_little_or_two_things_are_refused(options, words):
+    with pytest.raises(ConfigError, match=words):
+        HostsConfig(**options)
