@@ -22,7 +22,7 @@ from genaffect_jax.config.hosts import HostsConfig
 Tree = TypeVar("Tree")
 
 # The process that waits for others ends by the heartbeat if one of them dies; until then it may wait for long.
-_BARRIER_MILLISECONDS = 7 * 24 * 3600 * 1000
+_PATIENCE = 7 * 24 * 3600
 # The supervisor's timeout comes first: JAX's own ends the process with a page of addresses.
 _LATER = 60
 # How the libraries that move arrays between processes, and JAX's coordination service, name what failed.
@@ -113,7 +113,18 @@ def describe_process() -> str:
 def barrier(name: str) -> None:
     """Returns when all processes have called it, the same number of times and with the same names."""
     if jax.process_count() > 1:
-        ocp.multihost.get_barrier_sync_fn()(key=f"genaffect {next(_barriers)} {name}", timeout_ms=_BARRIER_MILLISECONDS)
+        ocp.multihost.get_barrier_sync_fn()(key=f"genaffect {next(_barriers)} {name}", timeout_ms=_PATIENCE * 1000)
+
+
+def others_agree(what: str, seconds: int = 60) -> bool:
+    """Whether all other processes say the same within a time."""
+    if jax.process_count() == 1:
+        return True
+    try:
+        ocp.multihost.get_barrier_sync_fn()(key=f"genaffect agree {what}", timeout_ms=seconds * 1000)
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 @contextmanager

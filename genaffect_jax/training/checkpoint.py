@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from genaffect_jax.models.functional import Functional, Parameters
-from genaffect_jax.parallel.hosts import first_process_first, is_first
+from genaffect_jax.parallel.hosts import first_process_first, is_first, others_agree
 from genaffect_jax.parallel.sharding import parameter_shardings, place
 from genaffect_jax.training.state import TrainState
 
@@ -178,6 +178,11 @@ class Checkpoints:
             try:
                 found = read(step)
             except READ_ERRORS as e:
+                if not others_agree(f"checkpoint {step} cannot be read"):
+                    raise CheckpointError(
+                        f"{self.folder / str(step)}: cannot be read by this process, but by others ({e}); all hosts "
+                        "must share the folder. If the checkpoint is damaged, move it away and start all again"
+                    ) from e
                 errors.append(e)
                 continue
             if errors:
