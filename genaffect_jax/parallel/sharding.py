@@ -101,10 +101,10 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
     for place, device in enumerate(mesh.devices.flat):
         held.setdefault(device.process_index, set()).add(place * parts // mesh.size)
     size = len(held[jax.process_index()])
-    if parts % size or any({p // size for p in found} != {min(found) // size} for found in held.values()):
+    if any(len(found) != size or {part // size for part in found} != {min(found) // size} for found in held.values()):
         raise ConfigError(
-            f"mesh.tensor={mesh.shape['tensor']}: {mesh.size // len(held)} devices in each of {len(held)} processes; "
-            "one of the two numbers must divide the other"
+            f"mesh.tensor={mesh.shape['tensor']}: there are {len(held)} processes of {mesh.size // len(held)} devices; "
+            "of mesh.tensor and the devices of a process one must divide the other"
         )
     return min(held[jax.process_index()]) // size, parts // size
 
