@@ -47,11 +47,13 @@ def supervise(config: HostsConfig, work: Callable[[Callable[[str], None]], int])
         sys.exit(work(joined))
     os.close(tell)
     os.close(watched)
+    name: str | None = None
     passed_on: list[int] = []
 
     def pass_on(number: int, _frame: object) -> None:
         passed_on.append(number)
-        os.kill(child, number)
+        # A child that waits for others inside JAX hears nothing, and has nothing to finish.
+        os.kill(child, number if name else signal.SIGKILL)
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -65,12 +67,12 @@ def supervise(config: HostsConfig, work: Callable[[Callable[[str], None]], int])
         os.close(news)
         os.close(lifeline)
     code = os.waitstatus_to_exitcode(status)
-    if name is None:
+    if name is None and not passed_on:
         print(f"error: {_missing(config)}", file=sys.stderr)
         return FAILED
     if code >= 0:
         return code
-    if -code in passed_on:
+    if -code in passed_on or (passed_on and not name):
         return INTERRUPTED
     print(f"error: {name or _place(config)} {_killed(-code, bool(name))}", file=sys.stderr)
     return FAILED
