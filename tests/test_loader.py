@@ -147,7 +147,7 @@ def test_the_shares_of_two_processes_are_disjoint_and_together_the_whole(source:
     whole = list(islice(loader(source), 5))
     recorded = [Recorded(source), Recorded(source)]
     shares = [
-        list(islice(loader(r, process_index=i, process_count=2), 5)) for i, r in enumerate(recorded)
+        list(islice(loader(r, share=i, shares=2), 5)) for i, r in enumerate(recorded)
     ]  # fmt: skip
     joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*shares, strict=True)]
     assert_same(joined, whole)
@@ -160,7 +160,7 @@ def test_sharing_continues_with_another_number_of_processes(source: FolderSource
     list(islice(stream, 3))
     state = stream.get_state()
     expected = next(stream)
-    second = loader(source, process_index=1, process_count=2)
+    second = loader(source, share=1, shares=2)
     second.set_state(state)
     np.testing.assert_array_equal(next(second)["target"], expected["target"][2:])
 
@@ -168,9 +168,9 @@ def test_sharing_continues_with_another_number_of_processes(source: FolderSource
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 5, "process_count": 2}, "batch_size=5: must be a positive multiple of process_count=2"),
+        ({"batch_size": 5, "shares": 2}, "batch_size=5: must be a positive multiple of shares=2"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"process_index": 2, "process_count": 2}, "process_index=2"),
+        ({"share": 2, "shares": 2}, "share=2"),
         ({"workers": -1}, "workers=-1"),
         ({"seed": -1}, "seed=-1"),
     ],

@@ -1,6 +1,9 @@
 """The sharding table raises on every mistake, and the state lies where it says."""
 
+from types import SimpleNamespace
+
 import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -73,3 +76,33 @@ def test_the_batch_is_cut_over_all_devices_that_share_no_picture():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     assert sharding.batch_sharding(mesh).spec == PartitionSpec(("data", "fsdp"))
     assert sharding.batch_parts(mesh) == 4
+
+
+def job_mesh(processes, each, tensor):
+    """What `batch_share` looks at, of a job of several processes."""
+    owners = np.repeat(np.arange(processes), each).reshape(-1, 1, tensor)
+    devices = np.vectorize(lambda owner: SimpleNamespace(process_index=owner), otypes=[object])(owners)
+    return SimpleNamespace(devices=devices, size=devices.size, shape={"data": len(owners), "fsdp": 1, "tensor": tensor})
+
+
+@pytest.mark.parametrize(
+    ("processes", "each", "tensor", "shares"),
+    [
+        (1, 8, 2, [(0, 1)]),
+        (2, 4, 1, [(0, 2), (1, 2)]),
+        (2, 4, 4, [(0, 2), (1, 2)]),
+        (4, 2, 4, [(0, 2), (0, 2), (1, 2), (1, 2)]),  # two processes share their pictures
+        (2, 4, 8, [(0, 1), (0, 1)]),
+    ],
+)
+def test_every_process_has_the_share_of_a_batch_that_its_devices_hold(monkeypatch, processes, each, tensor, shares):
+    for process, share in enumerate(shares):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert sharding.batch_share(job_mesh(processes, each, tensor)) == share
+
+
+@pytest.mark.parametrize("process", [0, 1, 2])
+def test_a_mesh_that_gives_processes_unequal_shares_is_refused_by_all(monkeypatch, process):
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    with pytest.raises(ValueError, match=r"mesh\.tensor=6: there are 3 processes of 4 devices"):
+        sharding.batch_share(job_mesh(3, 4, 6))

@@ -6,6 +6,7 @@ The classes hold numbers and words only, so that one JSON file rebuilds a model 
 from genaffect_jax.config.as_json import from_json, to_json
 from genaffect_jax.config.auxiliary import AuxiliaryConfig
 from genaffect_jax.config.checks import ConfigError
+from genaffect_jax.config.hosts import HostsConfig
 from genaffect_jax.config.networks import AutoencoderConfig, ConditioningConfig, LoraConfig, MMDiTConfig, ModelConfig
 from genaffect_jax.config.runs import (
     AutoencoderRun,
@@ -30,6 +31,7 @@ __all__ = [
     "DataConfig",
     "FlowConfig",
     "GuidanceMode",
+    "HostsConfig",
     "LoraConfig",
     "MMDiTConfig",
     "MeshConfig",

@@ -222,7 +222,12 @@ def _names(names: list[str]) -> str:
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that a reader sees the old or the whole new one, also when several processes write."""
+    """Writes a text file so that a reader sees the old or the whole new one, also when several processes write.
+
+    A file that holds the text already is left alone.
+    """
+    if path.exists() and path.read_text("utf-8", errors="replace") == text:
+        return
     temporary = path.with_name(f".{path.name}-{uuid4().hex}")
     temporary.write_text(text, "utf-8")
     os.replace(temporary, path)

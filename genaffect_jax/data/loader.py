@@ -34,14 +34,14 @@ def make_loader(
     expressions_per_set: int,
     seed: int,
     workers: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: int = 0,
+    shares: int = 1,
     prompts: Int[np.ndarray, " pictures"] | None = None,
 ) -> Loader:
     """The stream of training batches of one process.
 
     Batch k of the whole run holds the sets `k * batch_size` to `(k + 1) * batch_size - 1` of `data.sets.SetSampler`;
-    process p has the p-th of `process_count` equal slices of it and loads nothing else. The stream is a function of
+    share s is the s-th of `shares` equal slices of it, and nothing else is loaded. The stream is a function of
     the source, `identities`, `batch_size`, `expressions_per_set` and `seed` only; `workers` and the number of
     processes do not change it.
 
@@ -52,8 +52,8 @@ def make_loader(
         expressions_per_set: targets E per set.
         seed: at least 0.
         workers: worker processes of this process; 0 loads in this process, when a batch is asked for.
-        process_index: which share this process reads.
-        process_count: number of processes that share the batches.
+        share: which share of every batch this process reads.
+        shares: number of shares.
         prompts: a number for each picture of the source, the row of its prompt; batches then hold `prompt`.
 
     Returns:
@@ -61,13 +61,13 @@ def make_loader(
 
     Raises:
         DataError: a person is unknown or has only one expression, or there is no person.
-        ValueError: `batch_size` does not divide by `process_count`, a number is out of range, or `prompts` has not one
+        ValueError: `batch_size` does not divide by `shares`, a number is out of range, or `prompts` has not one
             entry per picture.
     """
-    if batch_size < 1 or process_count < 1 or batch_size % process_count:
-        raise ValueError(f"batch_size={batch_size}: must be a positive multiple of process_count={process_count}")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index}: must lie in 0..{process_count - 1}")
+    if batch_size < 1 or shares < 1 or batch_size % shares:
+        raise ValueError(f"batch_size={batch_size}: must be a positive multiple of shares={shares}")
+    if not 0 <= share < shares:
+        raise ValueError(f"share={share}: must lie in 0..{shares - 1}")
     if workers < 0:
         raise ValueError(f"workers={workers}: must be at least 0")
     if prompts is not None and len(prompts) != len(source.pictures):
@@ -80,8 +80,8 @@ def make_loader(
         "identities": sha256("\0".join(identities).encode()).hexdigest(),
         "pictures": pictures_digest(source.pictures),
     }
-    rows = batch_size // process_count
-    return Loader(_Batches(source, sampler, batch_size, process_index * rows, rows, prompts), workers, stream)
+    rows = batch_size // shares
+    return Loader(_Batches(source, sampler, batch_size, share * rows, rows, prompts), workers, stream)
 
 
 class Loader(Iterator[Batch]):

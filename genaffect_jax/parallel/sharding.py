@@ -7,9 +7,15 @@ only place that knows which mesh axis cuts which logical axis.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from genaffect_jax.config import ConfigError
+
+Tree = TypeVar("Tree")
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),  # pictures
@@ -82,9 +88,43 @@ def batch_parts(mesh: Mesh) -> int:
     return mesh_size(mesh, RULES["batch"])
 
 
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """Which share of every batch this process puts on its devices, as (number from 0, number of shares).
+
+    Processes whose devices hold the same pictures (`tensor` reaches across them) have the same share.
+
+    Raises:
+        ConfigError: the processes' devices do not hold equal shares.
+    """
+    parts = batch_parts(mesh)
+    held: dict[int, set[int]] = {}
+    for place, device in enumerate(mesh.devices.flat):
+        held.setdefault(device.process_index, set()).add(place * parts // mesh.size)
+    size = len(held[jax.process_index()])
+    if any(len(found) != size or {part // size for part in found} != {min(found) // size} for found in held.values()):
+        raise ConfigError(
+            f"mesh.tensor={mesh.shape['tensor']}: there are {len(held)} processes of {mesh.size // len(held)} devices; "
+            "of mesh.tensor and the devices of a process one must divide the other"
+        )
+    return min(held[jax.process_index()]) // size, parts // size
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """First dimension cut into `batch_parts`."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def place(tree: Tree, sharding: Sharding) -> Tree:
+    """Puts a tree of arrays onto devices, also those of other processes, which must call it with equal arrays."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def onto(array: Any) -> jax.Array:
+        # Not device_put, which would first send every array around to see whether they are equal.
+        whole = np.asarray(array)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(onto, tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

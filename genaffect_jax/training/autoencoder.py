@@ -22,7 +22,9 @@ from genaffect_jax.data.varied import VariedSource
 from genaffect_jax.models.autoencoder import AutoencoderKL, normalise, to_uint8
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.weights import save_weights
-from genaffect_jax.parallel.mesh import make_mesh
+from genaffect_jax.parallel.hosts import first_process_first, gathered, is_first
+from genaffect_jax.parallel.mesh import describe_devices, make_mesh
+from genaffect_jax.parallel.sharding import batch_share
 from genaffect_jax.training.autoencoder_objective import autoencoder_loss, jitter, latent_statistics
 from genaffect_jax.training.checkpoint import Checkpoints
 from genaffect_jax.training.loop import Job, fit
@@ -49,10 +51,12 @@ def train_autoencoder(config: AutoencoderRun, workdir: Path, console: Console) -
     )
     autoencoder = select(autoencoder, config.train)
     check_source(config.data)
-    resolved = claim_workdir(workdir, config)
+    with first_process_first("working folder"):
+        resolved = claim_workdir(workdir, config)
+        plain = open_source(config.data, workdir)
     mesh = make_mesh(config.mesh)
-    console.print(f"autoencoder: {describe(autoencoder)} on {mesh.size} {jax.default_backend()} device(s)")
-    plain = open_source(config.data, workdir)
+    share, shares = batch_share(mesh)
+    console.print(f"autoencoder: {describe(autoencoder)} on {describe_devices(mesh)}")
     people, held_out = split_identities(plain, config.data.holdout, config.train.seed)
     console.print(f"{plain.describe()}: {len(people)} people to train on, {len(held_out)} held out")
     loader = make_loader(
@@ -62,8 +66,8 @@ def train_autoencoder(config: AutoencoderRun, workdir: Path, console: Console) -
         expressions_per_set=config.data.expressions_per_set,
         seed=config.train.seed,
         workers=config.data.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        share=share,
+        shares=shares,
     )
     unseen = [i for i, p in enumerate(plain.pictures) if p.identity in set(held_out or people)]
     pictures = np.stack([plain.load(i) for i in unseen[:: max(1, len(unseen) // _STATISTICS_PICTURES)]])
@@ -87,7 +91,9 @@ def train_autoencoder(config: AutoencoderRun, workdir: Path, console: Console) -
     )
     if not fit(job, config.train, mesh, workdir, console):
         return False
-    trained = Checkpoints(workdir).averaged_parameters(autoencoder, mesh)
+    trained = gathered(Checkpoints(workdir).averaged_parameters(autoencoder, mesh))
+    if not is_first():
+        return True
     final = _with_statistics(config.autoencoder, autoencoder, trained, pictures)
     save_weights(trained, workdir / WEIGHTS_FILE, "bfloat16", final)
     error = reconstruction_error(autoencoder, trained, pictures)
@@ -132,7 +138,7 @@ def _make_preview(
     names = [f"picture {i + 1}" for i in range(len(pictures))]
 
     def preview(parameters: Parameters) -> UInt8[np.ndarray, "H W 3"]:
-        drawn = reconstruct(autoencoder, parameters, pictures)
+        drawn = reconstruct(autoencoder, gathered(parameters), pictures)
         return contact_sheet([*pictures, *drawn], [*names, *("decoded" for _ in names)], columns=len(pictures))
 
     return preview

@@ -13,7 +13,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from genaffect_jax.models.functional import Functional, Parameters
-from genaffect_jax.parallel.sharding import parameter_shardings
+from genaffect_jax.parallel.hosts import first_process_first, is_first, others_agree
+from genaffect_jax.parallel.sharding import parameter_shardings, place
 from genaffect_jax.training.state import TrainState
 
 Found = TypeVar("Found")
@@ -104,14 +105,15 @@ class Checkpoints:
             position=ocp.args.JsonRestore(),
         )
         step, found = self._newest("this configuration", lambda step: self._manager.restore(step, args=items))
-        for newer in self._unreadable:
-            self.damaged_folder.mkdir(exist_ok=True)
-            shutil.rmtree(self.damaged_folder / str(newer), ignore_errors=True)
-            shutil.move(self.folder / str(newer), self.damaged_folder / str(newer))
+        with first_process_first("damaged checkpoints"):
+            for newer in self._unreadable if is_first() else ():
+                self.damaged_folder.mkdir(exist_ok=True)
+                shutil.rmtree(self.damaged_folder / str(newer), ignore_errors=True)
+                shutil.move(self.folder / str(newer), self.damaged_folder / str(newer))
         if self._unreadable:
             self._manager.reload()
             self._unreadable.clear()
-        counter = jax.device_put(jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding)
+        counter = place(jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding)
         fixed = self._restore_fixed(abstract.fixed)
         return TrainState(counter, found["parameters"], fixed, found["ema"], found["optimiser"]), found["position"]
 
@@ -176,6 +178,11 @@ class Checkpoints:
             try:
                 found = read(step)
             except READ_ERRORS as e:
+                if not others_agree(f"checkpoint {step} cannot be read"):
+                    raise CheckpointError(
+                        f"{self.folder / str(step)}: cannot be read by this process, but by others ({e}); all hosts "
+                        "must share the folder. If the checkpoint is damaged, move it away and start all again"
+                    ) from e
                 errors.append(e)
                 continue
             if errors:

@@ -26,7 +26,7 @@ from genaffect_jax.models.autoencoder import AutoencoderKL
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.genaffect import GenAffect
 from genaffect_jax.parallel.compiler import compiler_options
-from genaffect_jax.parallel.sharding import batch_parts, batch_sharding, replicated
+from genaffect_jax.parallel.sharding import batch_parts, batch_sharding, place, replicated
 from genaffect_jax.training.generator_objective import batch_conditions, to_latents
 from genaffect_jax.training.step import Batch
 
@@ -94,9 +94,12 @@ class ConditionGap:
         entries = {name: batch[name] for name in names if name in batch}
         entries["other_expression"] = other_expressions(np.asarray(batch["expression"]))
         cut = batch_sharding(mesh) if sets % batch_parts(mesh) == 0 else replicated(mesh)
-        self._batch = jax.device_put(entries, cut)
+        self._batch = place(entries, cut)
         self._frozen = frozen
-        self.program = jax.jit(_losses(config, generator, autoencoder, seed), compiler_options=compiler_options())
+        self.program = jax.jit(
+            _losses(config, generator, autoencoder, seed), out_shardings=replicated(mesh),
+            compiler_options=compiler_options(),
+        )  # fmt: skip
 
     def __call__(self, parameters: Parameters) -> dict[str, float]:
         """The loss with the right conditions and, by condition, how much larger it is with another's.

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import UInt8
 from rich.console import Console
@@ -25,7 +24,9 @@ from genaffect_jax.models.autoencoder import AutoencoderKL
 from genaffect_jax.models.avatar_encoders import AvatarEncoder, build_encoder, load_encoder
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.weights import load_weights, read_config, resolve_weights, save_weights
-from genaffect_jax.parallel.mesh import make_mesh
+from genaffect_jax.parallel.hosts import first_process_first, gathered, is_first
+from genaffect_jax.parallel.mesh import describe_devices, make_mesh
+from genaffect_jax.parallel.sharding import batch_share, place, replicated
 from genaffect_jax.training.autoencoder import reconstruct
 from genaffect_jax.training.checkpoint import Checkpoints
 from genaffect_jax.training.degrade import make_degrade
@@ -55,15 +56,17 @@ def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
         ConfigError, DataError, WeightsError, CheckpointError, TrainingError: see their classes.
     """
     network = build_encoder(config.encoder, config.train.compute_dtype)
-    resolved = claim_workdir(workdir, config)
+    with first_process_first("working folder"):
+        resolved = claim_workdir(workdir, config)
+        source = open_encoder_source(config, workdir)
     mesh = make_mesh(config.mesh)
-    source = open_encoder_source(config, workdir)
+    share, shares = batch_share(mesh)
     people, held_out = split_identities(source, config.data.holdout, config.split_seed)
     in_training = Functional(
         lambda rngs: EncoderInTraining(config.encoder, len(people), dtype=config.train.compute_dtype, rngs=rngs)
     )
     in_training = select(in_training, config.train)
-    console.print(f"{config.name}: {describe(in_training)} on {mesh.size} {jax.default_backend()} device(s)")
+    console.print(f"{config.name}: {describe(in_training)} on {describe_devices(mesh)}")
     console.print(f"{source.describe()}: {len(people)} people to train on, {len(held_out)} held out")
     if len(held_out) < 4:
         raise DataError(f"{len(held_out)} people held out, the report needs 4: raise data.holdout or data.identities")
@@ -76,13 +79,13 @@ def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
         expressions_per_set=config.data.expressions_per_set,
         seed=config.train.seed,
         workers=config.data.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        share=share,
+        shares=shares,
     )  # fmt: skip
     job = Job(
         functional=in_training,
         loss=make_encoder_loss(config, make_degrade(config.degrade, autoencoder), channel_deviations(vectors)),
-        frozen=frozen,
+        frozen=place(frozen, replicated(mesh)),
         batches=loader,
         pictures_per_step=config.train.batch_size * config.data.expressions_per_set,
         preview=_make_preview(config, network, source, held_out),
@@ -91,7 +94,9 @@ def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
     if not fit(job, config.train, mesh, workdir, console):
         return False
     checkpoints = Checkpoints(workdir)
-    trained = encoder_parameters(checkpoints.averaged_parameters(in_training, mesh))
+    trained = encoder_parameters(gathered(checkpoints.averaged_parameters(in_training, mesh)))
+    if not is_first():
+        return True
     summary = {
         "data": source.describe(), "held_out_people": len(held_out), "split_seed": config.split_seed,
         "seed": config.train.seed, "steps": checkpoints.latest_step(), "batch_size": config.train.batch_size,
@@ -170,7 +175,7 @@ def _make_preview(
     def preview(parameters: Parameters) -> UInt8[np.ndarray, "H W 3"]:
         encoder = AvatarEncoder(
             name=config.name, licence=config.licence, checksum="", config=config.encoder, network=network,
-            parameters=encoder_parameters(parameters),
+            parameters=encoder_parameters(gathered(parameters)),
         )  # fmt: skip
         vectors = encoder(pictures)
         if config.encoder.target == "identity":

@@ -82,14 +82,16 @@ def draw_gaps(rows: Sequence[Row], path: Path) -> None:
 
 
 class GapReport:
-    """Watches the gaps of one run."""
+    """Watches the gaps of one run; of several processes, the one that writes metrics.jsonl."""
 
-    def __init__(self, workdir: Path, steps: int, console: Console) -> None:
-        self._workdir, self._steps, self._console = workdir, steps, console
+    def __init__(self, workdir: Path, steps: int, console: Console, watches: bool = True) -> None:
+        self._workdir, self._steps, self._console, self._watches = workdir, steps, console, watches
         self._warned: set[str] = set()
 
     def check(self) -> None:
         """Warns of each condition that has come to be ignored, once until it is heard again."""
+        if not self._watches:
+            return
         rows = read_gaps(self._workdir)
         now = ignored(rows, self._steps)
         for name in now:
@@ -104,6 +106,6 @@ class GapReport:
 
     def draw(self) -> None:
         """Writes `gaps.png`, once there is something to draw."""
-        rows = read_gaps(self._workdir)
+        rows = read_gaps(self._workdir) if self._watches else []
         if rows:
             draw_gaps(rows, self._workdir / PLOT_FILE)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -24,8 +23,9 @@ from genaffect_jax.generation import Controls, Kind, Program, SetInputs, build_n
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.models.weights import checksum, load_weights
-from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.parallel.sharding import batch_parts, replicated
+from genaffect_jax.parallel.hosts import first_process_first, gathered
+from genaffect_jax.parallel.mesh import describe_devices, make_mesh
+from genaffect_jax.parallel.sharding import batch_parts, batch_share, place, replicated
 from genaffect_jax.training.auxiliary import load_auxiliary
 from genaffect_jax.training.condition_gap import ConditionGap, held_out_batch
 from genaffect_jax.training.face_encoders import claim_bank, claim_encoders, encode_pictures
@@ -54,32 +54,34 @@ def train_generator(config: Config, workdir: Path, console: Console) -> bool:
     generator = select(generator, config.train)
     auxiliary = load_auxiliary(config.auxiliary, config.model.conditioning.expression_width)
     check_source(config.data)
-    resolved = claim_workdir(workdir, config)
-    mesh = make_mesh(config.mesh)
-    console.print(f"generator: {describe(generator)} on {mesh.size} {jax.default_backend()} device(s)")
+    with first_process_first("working folder"):
+        resolved = claim_workdir(workdir, config)
+        mesh = make_mesh(config.mesh)
+        share, shares = batch_share(mesh)
+        console.print(f"generator: {describe(generator)} on {describe_devices(mesh)}")
 
-    weights = workdir / AUTOENCODER_FILE
-    if not weights.exists():  # the folder stays usable when the original file moves
-        place_autoencoder(config.model.autoencoder, config.model.autoencoder_weights, weights)
-    frozen = load_weights(autoencoder, weights, config.model.autoencoder)
-    faces = claim_encoders(config.model, workdir)
+        weights = workdir / AUTOENCODER_FILE
+        if not weights.exists():  # the folder stays usable when the original file moves
+            place_autoencoder(config.model.autoencoder, config.model.autoencoder_weights, weights)
+        frozen = load_weights(autoencoder, weights, config.model.autoencoder)
+        faces = claim_encoders(config.model, workdir)
 
-    source = open_source(config.data, workdir)
-    people, held_out = split_identities(source, config.data.holdout, config.train.seed)
-    console.print(f"{source.describe()}: {len(people)} people to train on, {len(held_out)} held out")
-    stored = encode_pictures(config, source, workdir, faces, autoencoder, frozen, checksum(weights))
-    if config.model.conditioning.expression_space == "encoder" and faces.expression is not None:
-        bank = claim_bank(workdir, stored.pictures, people, faces.expression)
-        console.print(f"expression bank: {len(bank.vectors)} words, vectors of {bank.encoder}")
-    text = claim_prompts(config, workdir, source.pictures)
+        source = open_source(config.data, workdir)
+        people, held_out = split_identities(source, config.data.holdout, config.train.seed)
+        console.print(f"{source.describe()}: {len(people)} people to train on, {len(held_out)} held out")
+        stored = encode_pictures(config, source, workdir, faces, autoencoder, frozen, checksum(weights))
+        if config.model.conditioning.expression_space == "encoder" and faces.expression is not None:
+            bank = claim_bank(workdir, stored.pictures, people, faces.expression)
+            console.print(f"expression bank: {len(bank.vectors)} words, vectors of {bank.encoder}")
+        text = claim_prompts(config, workdir, source.pictures)
     # On the mesh once, or every step would copy it there.
-    constant: dict[str, Any] = jax.device_put({"autoencoder": frozen}, replicated(mesh))
+    constant: dict[str, Any] = place({"autoencoder": frozen}, replicated(mesh))
     if auxiliary is not None:
-        constant["auxiliary"] = jax.device_put(auxiliary.frozen(), replicated(mesh))
+        constant["auxiliary"] = place(auxiliary.frozen(), replicated(mesh))
     if faces.identity is not None:
-        constant["identity_encoder"] = jax.device_put(faces.identity.parameters, replicated(mesh))
+        constant["identity_encoder"] = place(faces.identity.parameters, replicated(mesh))
     if text is not None:
-        constant["prompts"] = jax.device_put(Prompts.of(text[0], config.text.negative), replicated(mesh))
+        constant["prompts"] = place(Prompts.of(text[0], config.text.negative), replicated(mesh))
         console.print(f"{len(text[0].prompts)} prompts, {text[0].tokens.nbytes / 1e6:.0f} MB of {text[0].dtype}")
     batches = make_loader(
         stored,
@@ -88,8 +90,8 @@ def train_generator(config: Config, workdir: Path, console: Console) -> bool:
         expressions_per_set=config.data.expressions_per_set,
         seed=config.train.seed,
         workers=config.data.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        share=share,
+        shares=shares,
         prompts=None if text is None else text[1],
     )
     job = Job(
@@ -185,9 +187,9 @@ def _make_preview(
     )  # fmt: skip
 
     def preview(parameters: Parameters) -> UInt8[np.ndarray, "H W 3"]:
-        drawn, _ = program(parameters, constant, inputs, controls, kind=Kind())
+        drawn = gathered(program(parameters, constant, inputs, controls, kind=Kind())[0])
         return contact_sheet(
-            [reference, *real, reference, *np.asarray(jax.device_get(drawn))[0]],
+            [reference, *real, reference, *np.asarray(drawn)[0]],
             [f"reference: {labels[0]}", *labels[1:], "drawn:", *labels[1:]],
             columns=len(indices),
         )

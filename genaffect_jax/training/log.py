@@ -38,11 +38,15 @@ with _pytorch_out_of_sight():
 class TrainingLog:
     """Writes `metrics.jsonl`, TensorBoard events (`tensorboard/`) and sheets (`sheets/`) below a working folder.
 
-    A resumed run drops the rows of steps that it will run again, so each step stands in metrics.jsonl once.
+    A resumed run drops the rows of steps that it will run again, so each step stands in metrics.jsonl once. Of several
+    processes one writes.
     """
 
-    def __init__(self, workdir: Path, first_step: int):
+    def __init__(self, workdir: Path, first_step: int, writes: bool = True):
         self._workdir = workdir
+        self._writes = writes
+        if not writes:
+            return
         path = workdir / "metrics.jsonl"
         kept: list[str] = []
         if path.exists():
@@ -55,6 +59,8 @@ class TrainingLog:
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
         """One row: the step and its numbers (units are in the names). A non-finite number becomes null."""
+        if not self._writes:
+            return
         row = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._rows.write(json.dumps({"step": step, **row}) + "\n")
         for name, value in values.items():
@@ -62,13 +68,16 @@ class TrainingLog:
 
     def sheet(self, step: int, picture: UInt8[np.ndarray, "H W 3"]) -> None:
         """A sample sheet, as `sheets/<step>.png` and in TensorBoard."""
+        if not self._writes:
+            return
         write_png(picture, self._workdir / "sheets" / f"{step:07d}.png")
         self._events.add_image("sheet", picture, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flushes both files."""
-        self._rows.close()
-        self._events.close()
+        if self._writes:
+            self._rows.close()
+            self._events.close()
 
 
 def _step_of(row: str) -> float:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 from rich.console import Console
@@ -21,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from genaffect_jax.config import TrainConfig
 from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.parallel.hosts import is_first
 from genaffect_jax.training.auxiliary import PREFIX as OPTIONAL
 from genaffect_jax.training.checkpoint import Checkpoints
 from genaffect_jax.training.gap_report import GapReport
@@ -75,7 +77,8 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
     """Trains until `config.steps`, or until SIGINT/SIGTERM, and saves a checkpoint.
 
     A working folder that holds checkpoints is continued from the newest: step count, parameters, average,
-    optimiser and input position.
+    optimiser and input position. Several processes call this in step; process 0 alone writes logs, and a signal to any
+    of them ends all after the same step.
 
     Returns:
         True if the run is complete, False if a signal ended it early.
@@ -105,10 +108,10 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
         accumulate=config.accumulate,
     )  # fmt: skip
     first = step = int(state.step)
-    log = TrainingLog(workdir, first)
-    gaps = GapReport(workdir, config.steps, console)
+    log = TrainingLog(workdir, first, writes=is_first())
+    gaps = GapReport(workdir, config.steps, console, watches=is_first())
     guard = NonFiniteGuard(config.most_skipped)
-    profile = StepProfile(workdir / "profile", config.profile_at)
+    profile = StepProfile(workdir / "profile", config.profile_at if is_first() else 0)
     pending: list[dict[str, jax.Array]] = []
     interval_start, compiled = time.perf_counter(), False
 
@@ -119,7 +122,7 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
         _progress(console, first, config.steps) as report,
         _stop_signal() as stopped,
     ):
-        while step < config.steps and not stopped():
+        while step < config.steps and not stopped(step):
             profile.before(step + 1, state)
             state, metrics = train_step(state, job.frozen, device_batch(next(job.batches), mesh))
             pending.append(metrics)
@@ -207,8 +210,13 @@ def _progress(console: Console, first: int, total: int) -> Iterator[Callable[[in
 
 
 @contextmanager
-def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """Turns the first SIGINT or SIGTERM into a flag; a second SIGINT interrupts at once."""
+def _stop_signal() -> Iterator[Callable[[int], bool]]:
+    """Turns the first SIGINT or SIGTERM into a flag for the steps to come; a second SIGINT interrupts at once.
+
+    Several processes agree on the step, so each must ask after every step. JAX's preemption service lets them: it
+    listens to SIGTERM from the moment that they join, so a SIGINT is made one.
+    """
+    together = jax.process_count() > 1
     received: list[int] = []
     main_process = os.getpid()
 
@@ -218,10 +226,13 @@ def _stop_signal() -> Iterator[Callable[[], bool]]:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
+        if together:
+            os.kill(main_process, signal.SIGTERM)
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught = (signal.SIGINT,) if together else (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, handle) for number in caught}
     try:
-        yield lambda: bool(received)
+        yield multihost_utils.reached_preemption_sync_point if together else lambda _: bool(received)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 
-from genaffect_jax.config import AutoencoderRun, Config, ConfigError, from_json, to_json
+from genaffect_jax.config import AutoencoderRun, Config, ConfigError, HostsConfig, from_json, to_json
 from genaffect_jax.config.encoders import EncoderRun
 from genaffect_jax.data.pictures import DataError
 from genaffect_jax.models.weights import WeightsError
+from genaffect_jax.parallel.hosts import (
+    LostProcessError,
+    are_several,
+    describe_process,
+    is_first,
+    join,
+    lost_processes_named,
+)
+from genaffect_jax.parallel.supervise import supervise
 from genaffect_jax.training.checkpoint import CheckpointError
 from genaffect_jax.training.guard import TrainingError
 
@@ -35,11 +46,13 @@ _MAY_CHANGE = (
 def claim_workdir(workdir: Path, config: Config | AutoencoderRun | EncoderRun) -> str:
     """Writes `config.json` into the working folder, or checks that the run there is the same one.
 
+    Of several processes the first writes it; the others, which come after it, must find it.
+
     Returns:
         The configuration as JSON.
 
     Raises:
-        ConfigError: the folder belongs to a run with other settings; they are listed.
+        ConfigError: the folder belongs to a run with other settings; they are listed. Or the hosts do not share it.
     """
     path = workdir / "config.json"
     if path.exists():
@@ -52,8 +65,15 @@ def claim_workdir(workdir: Path, config: Config | AutoencoderRun | EncoderRun) -
                 f"--workdir {workdir}: holds a run with other settings ({'; '.join(changed)}); "
                 "use another folder, or the same settings to continue it"
             )
-    workdir.mkdir(parents=True, exist_ok=True)
     text = to_json(config)
+    if not is_first():
+        if not path.exists() or path.read_text() != text:
+            raise ConfigError(
+                f"--workdir {workdir}: {describe_process()} does not find there what process 0 has written; the folder "
+                "must lie on a file system that all hosts share, and all processes need the same settings"
+            )
+        return text
+    workdir.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
@@ -70,17 +90,54 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
     return [] if before == now else [f"{name}={before}, now {now}"]
 
 
-def run_reporting_errors(work: Callable[[Console], bool]) -> int:
+def run_reporting_errors(work: Callable[[Console], bool], hosts: HostsConfig | None = None) -> int:
     """Runs `work(console)`, which returns True if it is complete, and turns its end into an exit status.
 
     Expected failures (configuration, data, checkpoint, diverged training) print one message; anything else is a
     defect of this program and keeps its traceback.
+
+    Args:
+        work: the run.
+        hosts: the processes that run it together, if there are others; each calls this. Only process 0 gets a console
+            that prints; errors come from each, with its number.
     """
-    console = Console(stderr=True)
+    if hosts is None or not are_several(hosts):
+        return _status(lambda: work(Console(stderr=True)))
+    return supervise(hosts, lambda joined: _run_with_others(work, hosts, joined))
+
+
+def _run_with_others(work: Callable[[Console], bool], hosts: HostsConfig, joined: Callable[[str], None]) -> int:
+    together = False
+
+    def run() -> bool:
+        nonlocal together
+        join(hosts)
+        joined(describe_process())
+        with lost_processes_named():
+            complete = work(Console(stderr=True, quiet=not is_first()))
+            jax.distributed.shutdown()  # waits for the others
+        together = True
+        return complete
+
     try:
-        return COMPLETE if work(console) else INTERRUPTED
-    except (ConfigError, DataError, WeightsError, CheckpointError, TrainingError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        status = _status(run)
+    except Exception:
+        traceback.print_exc()
+        status = FAILED
+    if not together:
+        # Python's way out would wait for the others, and they for this process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _status(work: Callable[[], bool]) -> int:
+    try:
+        return COMPLETE if work() else INTERRUPTED
+    except (ConfigError, DataError, WeightsError, CheckpointError, TrainingError, LostProcessError) as e:
+        where = f"{describe_process()}: " if jax.distributed.is_initialized() else ""
+        print(f"error: {where}{e}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.compiler import compiler_options
-from genaffect_jax.parallel.sharding import batch_parts, batch_sharding, replicated
+from genaffect_jax.parallel.sharding import batch_parts, batch_sharding, batch_share, replicated
 from genaffect_jax.training.guard import NORM, SKIPPED, all_finite, keep_if
 from genaffect_jax.training.state import TrainState, state_shardings
 
@@ -129,7 +129,7 @@ def device_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
         ValueError: the batch does not divide over the mesh.
     """
     sharding = batch_sharding(mesh)
-    parts = batch_parts(mesh) // jax.process_count()
+    parts = batch_parts(mesh) // batch_share(mesh)[1]
     for name, array in batch.items():
         if len(array) % parts:
             raise ValueError(f"batch {name!r}: {len(array)} examples do not divide over {parts} parts; "
