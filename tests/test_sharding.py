@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from genaffect_jax.config import MeshConfig
+from genaffect_jax.config import ConfigError, MeshConfig
 from genaffect_jax.generation import build_networks
 from genaffect_jax.parallel import sharding
 from genaffect_jax.parallel.mesh import make_mesh
@@ -106,3 +106,10 @@ def test_a_mesh_that_gives_processes_unequal_shares_is_refused_by_all(monkeypatc
     monkeypatch.setattr(jax, "process_index", lambda: process)
     with pytest.raises(ValueError, match=r"mesh\.tensor=6: there are 3 processes of 4 devices"):
         sharding.batch_share(job_mesh(3, 4, 6))
+
+
+def test_a_batch_that_does_not_divide_is_refused_by_name():
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    sharding.check_batch(16, 4, mesh)
+    with pytest.raises(ConfigError, match=r"train\.batch_size=12: .* = 2 \* 4"):
+        sharding.check_batch(12, 2, mesh)

@@ -109,6 +109,25 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
     return min(held[jax.process_index()]) // size, parts // size
 
 
+def check_batch(size: int, accumulate: int, mesh: Mesh) -> None:
+    """Refuses a batch that does not divide over the mesh.
+
+    Args:
+        size: sets in a batch.
+        accumulate: parts that are computed one after the other, each spread over all devices.
+        mesh: the mesh.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    parts = batch_parts(mesh)
+    if size % (accumulate * parts):
+        raise ConfigError(
+            f"train.batch_size={size}: must be a multiple of train.accumulate * mesh.data * mesh.fsdp = "
+            f"{accumulate} * {parts}, so that every device has equal shares"
+        )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """First dimension cut into `batch_parts`."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))

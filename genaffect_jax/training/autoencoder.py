@@ -24,7 +24,7 @@ from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.weights import save_weights
 from genaffect_jax.parallel.hosts import first_process_first, gathered, is_first
 from genaffect_jax.parallel.mesh import describe_devices, make_mesh
-from genaffect_jax.parallel.sharding import batch_share
+from genaffect_jax.parallel.sharding import batch_share, check_batch
 from genaffect_jax.training.autoencoder_objective import autoencoder_loss, jitter, latent_statistics
 from genaffect_jax.training.checkpoint import Checkpoints
 from genaffect_jax.training.loop import Job, fit
@@ -51,11 +51,12 @@ def train_autoencoder(config: AutoencoderRun, workdir: Path, console: Console) -
     )
     autoencoder = select(autoencoder, config.train)
     check_source(config.data)
+    mesh = make_mesh(config.mesh)
+    check_batch(config.train.batch_size, config.train.accumulate, mesh)
+    share, shares = batch_share(mesh)
     with first_process_first("working folder"):
         resolved = claim_workdir(workdir, config)
         plain = open_source(config.data, workdir)
-    mesh = make_mesh(config.mesh)
-    share, shares = batch_share(mesh)
     console.print(f"autoencoder: {describe(autoencoder)} on {describe_devices(mesh)}")
     people, held_out = split_identities(plain, config.data.holdout, config.train.seed)
     console.print(f"{plain.describe()}: {len(people)} people to train on, {len(held_out)} held out")

@@ -26,7 +26,7 @@ from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.weights import load_weights, read_config, resolve_weights, save_weights
 from genaffect_jax.parallel.hosts import first_process_first, gathered, is_first
 from genaffect_jax.parallel.mesh import describe_devices, make_mesh
-from genaffect_jax.parallel.sharding import batch_share, place, replicated
+from genaffect_jax.parallel.sharding import batch_share, check_batch, place, replicated
 from genaffect_jax.training.autoencoder import reconstruct
 from genaffect_jax.training.checkpoint import Checkpoints
 from genaffect_jax.training.degrade import make_degrade
@@ -56,11 +56,12 @@ def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
         ConfigError, DataError, WeightsError, CheckpointError, TrainingError: see their classes.
     """
     network = build_encoder(config.encoder, config.train.compute_dtype)
+    mesh = make_mesh(config.mesh)
+    check_batch(config.train.batch_size, config.train.accumulate, mesh)
+    share, shares = batch_share(mesh)
     with first_process_first("working folder"):
         resolved = claim_workdir(workdir, config)
         source = open_encoder_source(config, workdir)
-    mesh = make_mesh(config.mesh)
-    share, shares = batch_share(mesh)
     people, held_out = split_identities(source, config.data.holdout, config.split_seed)
     in_training = Functional(
         lambda rngs: EncoderInTraining(config.encoder, len(people), dtype=config.train.compute_dtype, rngs=rngs)

@@ -25,7 +25,7 @@ from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.models.weights import checksum, load_weights
 from genaffect_jax.parallel.hosts import first_process_first, gathered
 from genaffect_jax.parallel.mesh import describe_devices, make_mesh
-from genaffect_jax.parallel.sharding import batch_parts, batch_share, place, replicated
+from genaffect_jax.parallel.sharding import batch_parts, batch_share, check_batch, place, replicated
 from genaffect_jax.training.auxiliary import load_auxiliary
 from genaffect_jax.training.condition_gap import ConditionGap, held_out_batch
 from genaffect_jax.training.face_encoders import claim_bank, claim_encoders, encode_pictures
@@ -54,10 +54,11 @@ def train_generator(config: Config, workdir: Path, console: Console) -> bool:
     generator = select(generator, config.train)
     auxiliary = load_auxiliary(config.auxiliary, config.model.conditioning.expression_width)
     check_source(config.data)
+    mesh = make_mesh(config.mesh)
+    check_batch(config.train.batch_size, config.train.accumulate, mesh)
+    share, shares = batch_share(mesh)
     with first_process_first("working folder"):
         resolved = claim_workdir(workdir, config)
-        mesh = make_mesh(config.mesh)
-        share, shares = batch_share(mesh)
         console.print(f"generator: {describe(generator)} on {describe_devices(mesh)}")
 
         weights = workdir / AUTOENCODER_FILE
