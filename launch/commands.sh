@@ -61,7 +61,7 @@ workdir() {
   for ((i = 0; i < ${#training[@]}; i++)); do
     argument=${training[i]}
     case $argument in
-      *$'\n'*) die "a training argument holds a line break, which does not survive every launcher: $(quoted "$argument")" ;;
+      *$'\n'*) die "a training argument holds a line break, which does not survive every launcher: $(printf %q "$argument")" ;;
       --workdir) folder=${training[i + 1]-} ;;
       --workdir=*) folder=${argument#*=} ;;
     esac

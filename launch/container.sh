@@ -58,7 +58,7 @@ build() {
   whole_number "$uid" --uid
   local name=$platform
   [[ $platform == cpu ]] && name=''
-  run "$engine" build --file "$root/launch/Containerfile" --build-arg "EXTRA=$name" --build-arg "UID=$uid" \
+  run "$engine" build --file "$root/launch/Containerfile" --build-arg "EXTRA=$name" --build-arg "USER_ID=$uid" \
     ${extra[@]+"${extra[@]}"} --tag "$tag" "$root"
 }
 
@@ -77,7 +77,7 @@ train() {
     tpu-*) options+=(--privileged --network host) ;;
   esac
   # Rootless podman maps the caller to root of the container unless told to keep it.
-  [[ $engine == podman ]] && options+=(--userns keep-id)
+  if [[ $engine == podman ]] && ((EUID)); then options+=(--userns keep-id); fi
   # --init passes signals on; 64 MB of shared memory, the engines' default, are too few for the input workers.
   run "$engine" run --rm --init --stop-timeout 120 --shm-size 8g --user "$(id -u):$(id -g)" "${options[@]}" \
     ${extra[@]+"${extra[@]}"} "$tag" python -m genaffect_jax.train "${training[@]}"
