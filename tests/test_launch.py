@@ -1,4 +1,4 @@
-"""The launch scripts: what --dry-run prints is what runs, arguments arrive unchanged, restarts happen when they should."""
+"""The launch scripts: what --dry-run prints is what runs, arguments arrive unchanged, restarts happen when due."""
 
 import json
 import os
@@ -26,7 +26,7 @@ TRAINING = [
 ]
 TPU = ["--name", "pod", "--zone", "us-west4-a"]
 XPK = ["--cluster", "c", "--name", "w", "--type", "v5litepod-16", "--image", "r/g:tpu"]
-# One command line per action; `{}` options and the tools that a real run needs.
+# One command line per action and variant.
 LINES = [
     ["tpu_vm.sh", "create", *TPU, "--type", "v5litepod-16", "--runtime", "v2-alpha-tpuv5-lite", "--project", "p"],
     ["tpu_vm.sh", "create", *TPU, "--type", "v5litepod-16", "--runtime", "v2-alpha-tpuv5-lite", "--spot"],
@@ -139,8 +139,8 @@ def test_xpk_command(path):
     (*head, command), = dry(path, *LINES[10])  # fmt: skip
     assert head == [
         "xpk", "workload", "create", "--cluster", "c", "--workload", "w", "--tpu-type", "v5litepod-16",
-        "--num-slices", "2", "--docker-image", "r/g:tpu", "--storage", "one", "--storage", "two", "--max-restarts", "20",
-        "--termination-grace-period-seconds", "120", "--spot", "--command",
+        "--num-slices", "2", "--docker-image", "r/g:tpu", "--storage", "one", "--storage", "two",
+        "--max-restarts", "20", "--termination-grace-period-seconds", "120", "--spot", "--command",
     ]  # fmt: skip
     assert shlex.split(command) == ["exec", "python", "-m", "genaffect_jax.train", *TRAINING]
 
@@ -181,8 +181,8 @@ def test_container_commands(path, recorded):
         (["tpu_vm.sh", "run", "--name", "n", "--", *TRAINING], "--zone is missing"),
         (["tpu_vm.sh", "create", *TPU, "--type", "t"], "--runtime is missing"),
         (["tpu_vm.sh", "run", *TPU, "--config", "c"], "--config: unknown option"),
-        (["tpu_vm.sh", "run", *TPU, "--", "--config", "c"], "need --workdir, a folder on storage that all workers share"),
-        (["tpu_vm.sh", "run", *TPU, "--max-restarts", "x", "--", *TRAINING], "--max-restarts x: must be a whole number"),
+        (["tpu_vm.sh", "run", *TPU, "--", "--config", "c"], "need --workdir, a folder on storage"),
+        (["tpu_vm.sh", "run", *TPU, "--max-restarts", "x", "--", *TRAINING], "--max-restarts x: must be a whole"),
         (["tpu_vm.sh", "setup", *TPU, "--repository", "u"], "--repository needs --revision"),
         (["tpu_vm.sh", "go", *TPU], "'go': must be one of create, setup"),
         (["tpu_vm.sh"], "'': must be one of create, setup"),
@@ -278,7 +278,7 @@ def test_stop_lets_a_worker_save_and_does_not_restart(tmp_path):
     executable(
         tmp_path / "f/venv/bin/python",
         f"#!/bin/bash\ntrap 'sleep 0.3; echo saved >>{note}; exit 130' TERM\necho started >>{note}\n"
-        "while :; do sleep 0.05; done\n",
+        "for _ in {1..400}; do sleep 0.05; done\n",
     )
     start = ["start", "--folder", "f", "--max-restarts", "5", "--", "--workdir", "/w"]
     assert ": started (pid" in worker(tmp_path, *start).stdout
@@ -379,7 +379,8 @@ def test_the_command_for_xpk_gets_its_arguments_and_the_signal(path, tmp_path):
     command = dry(path, *LINES[10])[0][-1]
     executable(
         tmp_path / "fake/python",
-        f"#!{sys.executable}\nimport json, pathlib, signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(130))\n"
+        f"#!{sys.executable}\nimport json, pathlib, signal, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))\n"
         f"pathlib.Path({str(tmp_path / 'arguments')!r}).write_text(json.dumps(sys.argv[1:]))\nsignal.pause()\n",
     )
     pod = subprocess.Popen(
