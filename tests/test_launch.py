@@ -16,14 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
 SCRIPTS = ("tpu_vm.sh", "xpk.sh", "slurm.sh", "container.sh")
-TRAINING = [
-    "--config",
-    "my presets/tiny.py",
-    "--workdir",
-    "/shared/it's here",
-    "--text.plain",
-    'a "plain" $HOME; `x` \\',
-]
+ODD = ["$HOME", "", "a;b", "*", "`x`", "~", 'a "quoted" \\ word']
+TRAINING = ["--config", "my presets/tiny.py", "--workdir", "/shared/it's here", "--text.plain", *ODD]
 TPU = ["--name", "pod", "--zone", "us-west4-a"]
 XPK = ["--cluster", "c", "--name", "w", "--type", "v5litepod-16", "--image", "r/g:tpu"]
 # One command line per action and variant.
