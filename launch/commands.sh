@@ -61,7 +61,7 @@ workdir() {
   for ((i = 0; i < ${#training[@]}; i++)); do
     argument=${training[i]}
     case $argument in
-      *$'\n'*) die "a training argument holds a line break, which does not survive every launcher: $(printf %q "$argument")" ;;
+      *$'\n'*) die "$(printf %q "$argument"): a training argument with a line break does not survive every launcher" ;;
       --workdir) folder=${training[i + 1]-} ;;
       --workdir=*) folder=${argument#*=} ;;
     esac

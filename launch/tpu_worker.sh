@@ -39,7 +39,8 @@ cd "$folder"
 # The pid of the running loop. A pid file alone may be of before a reboot.
 running() {
   local pid
-  pid=$(cat run/pid 2>/dev/null) && [[ $(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline") == *"$script loop "* ]] && echo "$pid"
+  pid=$(cat run/pid 2>/dev/null) || return
+  [[ $(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline") == *"$script loop "* ]] && echo "$pid"
 }
 
 new_enough() {

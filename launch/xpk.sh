@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on TPU slices of a GKE cluster through XPK (options checked against xpk 1.16.0).
 #
-#   launch/xpk.sh run    --cluster C --name N --type v5litepod-16 --image IMAGE [...] -- --config C --workdir /shared/W [...]
+#   launch/xpk.sh run    --cluster C --name N --type v5litepod-16 --image IMAGE [...] -- --config P --workdir /shared/W
 #   launch/xpk.sh status --cluster C --name N
 #   launch/xpk.sh stop   --cluster C --name N
 #

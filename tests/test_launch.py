@@ -182,7 +182,7 @@ def test_container_commands(path, recorded):
         (["tpu_vm.sh"], "'': must be one of create, setup"),
         (["xpk.sh", "run", "--cluster", "c", "--name", "n", "--type", "t", "--", *TRAINING], "--image is missing"),
         (["xpk.sh", "run", *XPK, "--", "--workdir", "out/w"], "--workdir out/w: must be an absolute path"),
-        (["xpk.sh", "run", *XPK, "--", *TRAINING, "a\nb"], "holds a line break"),
+        (["xpk.sh", "run", *XPK, "--", *TRAINING, "a\nb"], "a training argument with a line break"),
         (["slurm.sh", "--nodes"], "--nodes needs a value"),
         (["slurm.sh", "--bind", "/data", "--", *TRAINING], "--bind is of use with --apptainer only"),
         (["container.sh", "build"], "--tag is missing"),
