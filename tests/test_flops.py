@@ -48,7 +48,7 @@ def wide(tiny_model: ModelConfig) -> ModelConfig:
     """Unrolled, and so wide that what is elementwise is little."""
     network = dataclasses.replace(
         tiny_model.mmdit, attention_head_dim=128, num_attention_heads=4, caption_projection_dim=512,
-        joint_attention_dim=512, scan_layers=False, dual_attention_layers=(0,), num_layers=3,
+        joint_attention_dim=512, scan_layers=False, dual_attention_layers=(0,),
     )  # fmt: skip
     return dataclasses.replace(tiny_model, mmdit=network)
 
@@ -66,8 +66,9 @@ def test_the_generators_operations_are_those_the_compiler_counts(
 ) -> None:
     config = with_text if text else wide
     found = generator_flops(config, SETS, EXPRESSIONS, REFERENCES, TEXT if text else None).total
-    assert found == pytest.approx(counted(config), rel=0.03)
-    assert training_flops(Flops(found, 0.0)) == pytest.approx(counted(config, gradient=True), rel=0.06)
+    assert found == pytest.approx(counted(config), rel=0.01)
+    if not text:
+        assert training_flops(Flops(found, 0.0)) == pytest.approx(counted(config, gradient=True), rel=0.01)
 
 
 def test_pictures_that_are_seen_add_attention_only(wide: ModelConfig) -> None:
