@@ -85,7 +85,7 @@ def lower_sampler(
         None if network.register_tokens else items,
     )
     controls = on(whole, Controls.plain(network.num_layers, padded_sigmas(steps, 1.0), steps))
-    with compiling_for("tpu"):
+    with compiling_for(mesh.devices.flat[0].platform):
         program = make_program(
             config.model, generator, autoencoder,
             load_conditioning_encoder(encoder, "identity").network if encoder else None, chips,

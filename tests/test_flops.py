@@ -81,6 +81,7 @@ def test_what_stays_fixed_has_no_gradient_of_its_own_and_what_is_forgotten_is_co
     forward = Flops(10.0, 1.0)
     assert training_flops(forward) == 33.0
     assert training_flops(forward, trained=0.0) == 23.0
+    assert training_flops(forward, remat="named") == 33.0
     assert training_flops(forward, remat="dots") == 34.0
     assert training_flops(forward, remat="full") == 44.0
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from genaffect_jax.config import MMDiTConfig, ModelConfig
-from genaffect_jax.models.layers import TIMESTEP_FEATURES, Remat
+from genaffect_jax.models.layers import TIMESTEP_FEATURES
+from genaffect_jax.models.rematerialisation import Remat
 
 
 class Flops(NamedTuple):
@@ -136,7 +137,8 @@ def training_flops(forward: Flops, trained: float = 1.0, remat: Remat = "none") 
         trained: share of the weights that train. The gradient of products is one more product for its input and one for
             its weights, and the latter is left out for weights that stay fixed; taken here as the same share of the
             products, which is exact for 0 and 1 only.
-        remat: what is computed again; `dots` keeps the results of products with weights.
+        remat: what is computed again; `dots` keeps the results of products with weights, `named` also those of
+            attention kernels (XLA's attention, which is none, is computed again all the same and not counted here).
     """
-    again = {"none": 0.0, "dots": forward.attention, "full": forward.total}[remat]
+    again = {"none": 0.0, "named": 0.0, "dots": forward.attention, "full": forward.total}[remat]
     return forward.products * (2 + trained) + forward.attention * 3 + again

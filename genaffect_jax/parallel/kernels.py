@@ -21,7 +21,8 @@ def run_on_shares(
 
     A Pallas kernel is opaque to the compiler, which refuses to cut it; this says how. The result is that of the whole
     arrays only if the function treats the cut dimensions entry by entry (pictures, heads). Arrays on one device, or
-    inside a `jax.shard_map`, go to the function as they are.
+    inside a `jax.shard_map`, go to the function as they are. Inside a jitted function the mesh is that of its
+    arguments, which must have been placed there before the call; JAX refuses the kernel otherwise.
 
     Args:
         function: of the arrays (None stays None), with a tree of arrays as its result.
@@ -45,9 +46,7 @@ def run_on_shares(
         )
 
     given = tuple(None if x is None else spec(names) for x, names in zip(arrays, axes, strict=True))
-    results = jax.tree.map(
-        spec, out, is_leaf=lambda x: isinstance(x, tuple) and all(isinstance(n, str | None) for n in x)
-    )
+    results = jax.tree.map(spec, out, is_leaf=_is_axes)
     return jax.shard_map(function, mesh=mesh, in_specs=given, out_specs=results, check_vma=False)(*arrays)
 
 

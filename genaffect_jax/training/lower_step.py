@@ -10,7 +10,7 @@ from genaffect_jax.config import Config, ConfigError
 from genaffect_jax.generation import build_networks
 from genaffect_jax.lower_sampler import frozen_shapes, on, text_tokens
 from genaffect_jax.models.flops import generator_flops, training_flops
-from genaffect_jax.parallel.compiler import compiling_for
+from genaffect_jax.parallel.compiler import Platform, compiling_for
 from genaffect_jax.parallel.sharding import batch_parts, batch_sharding, replicated
 from genaffect_jax.training.auxiliary import load_auxiliary
 from genaffect_jax.training.generator_objective import make_generator_loss
@@ -52,8 +52,13 @@ def batch_shapes(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def lower_train_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
-    """The step that `training.generator` runs, for the TPUs of a mesh.
+def lower_train_step(config: Config, mesh: Mesh, target: Platform | None = None) -> jax.stages.Lowered:
+    """The step that `training.generator` runs, for the devices of a mesh.
+
+    Args:
+        config: the training.
+        mesh: its devices need not be there.
+        target: lower it for another kind of device than the mesh's, to see whether that goes; it cannot be compiled.
 
     Raises:
         ConfigError: the configuration's networks, selection or batch do not fit each other or the mesh.
@@ -67,14 +72,16 @@ def lower_train_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
     frozen = frozen_shapes(config, autoencoder, replicated(mesh))
     if auxiliary is not None:
         frozen["auxiliary"] = on(replicated(mesh), auxiliary.frozen())
-    with compiling_for("tpu"):
+    target = target or mesh.devices.flat[0].platform
+    with compiling_for(target):
         step = make_train_step(
             generator, make_generator_loss(config.flow, autoencoder, auxiliary), optimiser,
             ema_decay=config.train.ema_decay, seed=config.train.seed, mesh=mesh,
         )  # fmt: skip
-        return step.lower(  # type: ignore[attr-defined]
+        traced = step.trace(  # type: ignore[attr-defined]
             abstract_state(generator, optimiser, mesh), frozen, batch_shapes(config, mesh)
         )
+        return traced.lower(lowering_platforms=(target,))
 
 
 def step_flops(config: Config, remat: bool) -> float:
