@@ -1,9 +1,8 @@
 """`sd35_large`: Stable Diffusion 3.5 large at 512 px, fine-tuned on a folder of pictures.
 
-Made for released weights in the diffusers layout; it has only been run with random ones. The README says which commands
-come before it. What trains is what Gen-AFFECT adds (`adapters`): the released model is held in float32 and stays as it
-is. `--model.lora.rank 16` adds low-rank additions to its attention, `--train.trains everything --train.learning_rate
-2e-5` trains all of it. docs/training.md has the memory of each.
+Made for released weights in the diffusers layout and for several devices (`--mesh.fsdp`); nothing of this size has been
+run. Which batches fit on which TPUs, by the compiler's account, is in docs/performance.md. The commands that come
+before it, what trains and why are those of `sd35_medium`.
 """
 
 import dataclasses
@@ -29,17 +28,13 @@ def config() -> Config:
         ),
         text=TextConfig(embeddings=tyro.MISSING),
         model=ModelConfig(
-            mmdit=dataclasses.replace(mmdit.sd35_medium(), sample_size=64, remat="full"),
+            mmdit=dataclasses.replace(mmdit.sd35_large(), sample_size=64, remat="full"),
             autoencoder=autoencoder.sd3(),
-            # 64 tokens for the 1024 patches of a reference. No face embedding: the bundled encoders know avatars only.
             conditioning=ConditioningConfig(identity_layers=2, identity_tokens=64),
             transformer_weights=tyro.MISSING,
             autoencoder_weights=tyro.MISSING,
         ),
         flow=FlowConfig(shift=3.0),
-        # Adapters alone: a folder of pictures is little against what the released weights have seen, training those
-        # takes three times the memory, and adapters can be taken away again. They start at zero and bear a higher rate
-        # than released weights (IP-Adapter, arXiv 2308.06721, section 4.1, trains with 1e-4 and this weight decay).
         train=TrainConfig(
             steps=10_000, trains=("adapters",), batch_size=8, learning_rate=1e-4, warmup_steps=500, weight_decay=0.01,
             ema_decay=0.999, compute_dtype="bfloat16", log_every=20, checkpoint_every=1000, sheet_every=1000,

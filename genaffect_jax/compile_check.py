@@ -157,13 +157,17 @@ def _table(report: ProgramReport, chip: Chip) -> Table:
     estimate = report.estimate
     if estimate is not None:
         parts = (
-            f"products {estimate.compute * 1e3:.3g} ms at {ATTAINABLE:.0%} of the peak",
-            f"memory {estimate.memory * 1e3:.3g} ms at the least",
-            f"links {estimate.links * 1e3:.3g} ms at full rate",
+            f"products {_time(estimate.compute)} at {ATTAINABLE:.0%} of the peak",
+            f"memory {_time(estimate.memory)} at the least",
+            f"links {_time(estimate.links)} at full rate",
         )
         what = "estimated step" if report.name == "train" else "estimated chunk"
-        table.add_row(f"{what}, not measured", f"{estimate.step * 1e3:.3g} ms, the largest of: {'; '.join(parts)}")
+        table.add_row(f"{what}, not measured", f"{_time(estimate.step)}, the largest of: {'; '.join(parts)}")
     return table
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def _write(arguments: Arguments, chip: Chip, mesh: Mesh, reports: Sequence[ProgramReport]) -> None:

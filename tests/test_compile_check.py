@@ -282,7 +282,7 @@ def test_the_training_step_compiles_for_every_chip_of_a_topology(
     lowered = lower_train_step(dataclasses.replace(tiny_config, model=odd_model), make_mesh(mesh, devices))
     report = compile_and_report("train", lowered, chip, 1e12, 0.05)
     assert report.fits
-    assert report.kernels >= 9  # three attentions of a block with their gradients
+    assert report.kernels >= 3  # forward, and two kernels of its gradient
     assert report.collectives["all-gather"].sent > 0
 
 
