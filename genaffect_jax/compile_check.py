@@ -120,6 +120,8 @@ def _check(arguments: Arguments) -> None:
             raise ConfigError(f"--{name} {value}: must be {allowed}")
     if not arguments.programs:
         raise ConfigError("--programs: name train, sampler or both")
+    if arguments.json is not None and not arguments.json.parent.is_dir():
+        raise ConfigError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
 
 
 def _report(name: str, arguments: Arguments, mesh: Mesh, chip: Chip) -> ProgramReport:

@@ -229,6 +229,7 @@ def test_the_command_tells_what_fits_from_what_does_not(preset, small_chips, tmp
         (["--train.batch_size", "6"], "train.batch_size=6: does not divide over 4 parts"),
         (["--reserve", "2"], "--reserve 2.0: must be within 0 and 0.99"),
         (["--pictures", "0"], "--pictures 0: must be at least 1"),
+        (["--json", "nowhere/report.json"], "--json nowhere/report.json: there is no folder nowhere"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_status_2(options, words, preset, small_chips, capsys) -> None:
@@ -251,6 +252,17 @@ def test_files_that_a_preset_asks_for_need_not_be_given(name: str) -> None:
     assert isinstance(run.data.root, Path)
     assert isinstance(run.model.transformer_weights, str)
     assert batch_shapes(run, make_mesh(MeshConfig()))["target"].shape == (8, 3, 64, 64, 16)
+
+
+def test_the_sampler_of_a_text_model_draws_its_own_pictures_on_every_chip(tiny_config: Config) -> None:
+    network = dataclasses.replace(tiny_config.model.mmdit, register_tokens=0, pooled_projection_dim=8)
+    config = dataclasses.replace(
+        tiny_config, model=dataclasses.replace(tiny_config.model, mmdit=network),
+        text=dataclasses.replace(tiny_config.text, embeddings=Path("not-read")),
+    )  # fmt: skip
+    mesh = make_mesh(MeshConfig(fsdp=2), jax.devices()[:4])
+    pictures, bank = lower_sampler(config, mesh, Kind(mode="joint", shared=4, anchors=1), 3, steps=2).out_info
+    assert (pictures.shape, pictures.dtype, bank) == ((1, 4 * 3, 32, 32, 3), jnp.uint8, None)
 
 
 @needs_libtpu
