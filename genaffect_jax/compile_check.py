@@ -151,7 +151,8 @@ def _table(report: ProgramReport, chip: Chip) -> Table:
         table.add_row(
             "total", f"{in_words(memory.total)} of {in_words(chip.memory)} ({memory.total / chip.memory:.0%})"
         )
-    table.add_row("operations", f"{report.flops / 1e12:.3g} TFLOP")
+    part = "generator" if report.name == "train" else "denoising"
+    table.add_row(f"operations, {part}", f"{report.flops / 1e12:.3g} TFLOP")
     table.add_row("Pallas kernels", str(report.kernels))
     for kind, total in report.collectives.items():
         loops = ", one turn of loops of unknown length" if total.loop else ""
