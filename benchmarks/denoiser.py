@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from genaffect_jax.config import MMDiTConfig
 from genaffect_jax.models import mmdit
 from genaffect_jax.models.bounded_scores import LARGEST_SCORE, score_bound
+from genaffect_jax.models.flops import forward_flops
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.inference import Inference
 from genaffect_jax.models.quantised import Products
@@ -36,36 +36,6 @@ MATMUL_SIDE = 8192
 DRAWN = 1 << 22
 LATENT_PIXEL = 8
 QUEUED = 3
-
-
-def forward_flops(
-    config: MMDiTConfig, batch: int, side: int, text: int, branch_tokens: int = 0, shared: int = 0
-) -> tuple[float, float]:
-    """Multiplications and additions of one forward in (matrix products, attention), by arithmetic.
-
-    Args:
-        config: the denoiser.
-        batch: pictures, half of them in each of two guidance branches.
-        side: height and width of the latents.
-        text: text tokens of each picture.
-        branch_tokens: identity tokens, and as many expression tokens, that image queries look at.
-        shared: image tokens of each picture that its whole branch sees.
-    """
-    width, image = config.width, (side // config.patch_size) ** 2
-    products = attention = 0.0
-    for layer in range(config.num_layers):
-        last, dual = layer == config.num_layers - 1, layer in config.dual_attention_layers
-        # Query, key, value and output projections (4 D^2) and the feed-forward (8 D^2), 2 operations per weight.
-        products += 2 * batch * image * 12 * width**2
-        products += 2 * batch * text * (3 if last else 12) * width**2
-        seen = image + text + (batch // 2 - 1) * shared
-        attention += 4 * batch * (image + text) * seen * width
-        attention += 4 * batch * image * 2 * branch_tokens * width
-        if dual:
-            products += 2 * batch * image * 4 * width**2
-            attention += 4 * batch * image**2 * width
-        products += 2 * batch * ((9 if dual else 6) + (2 if last else 6)) * width**2
-    return products, attention
 
 
 def random_parameters(network: Functional[Any]) -> Parameters:
@@ -190,7 +160,10 @@ def main(
             raise SystemExit(f"{model} at {size} px: the result is not finite")
         spent = milliseconds(lambda: compiled(*arguments), repeats)  # noqa: B023 (used at once)
         shared = round(consistency * (side // config.patch_size) ** 2)
-        flops = sum(forward_flops(config, batch, side, text_tokens, branch_tokens, shared))
+        flops = forward_flops(
+            config, batch, side, text_tokens, identity_tokens=branch_tokens, expression_tokens=branch_tokens,
+            others=(batch // 2 - 1) * shared,
+        ).total  # fmt: skip
         rate = flops / spent / 1e9
         row = {
             "model": model, "pixels": size, "batch": batch, "branch_tokens": branch_tokens, "consistency": consistency,

@@ -23,11 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from denoiser import LATENT_PIXEL, MODELS, forward_flops, random_parameters
+from denoiser import LATENT_PIXEL, MODELS, random_parameters
 
 from genaffect_jax.config import FlowConfig, MeshConfig, TrainConfig
 from genaffect_jax.diffusion import flow
 from genaffect_jax.models import mmdit
+from genaffect_jax.models.flops import forward_flops, training_flops
 from genaffect_jax.models.functional import Functional
 from genaffect_jax.models.rematerialisation import Remat
 from genaffect_jax.parallel.mesh import make_mesh
@@ -122,7 +123,7 @@ def main(
             profile.after(number, metrics)
     if any(value["skipped"] for value in values):
         raise SystemExit(f"steps were skipped: {values}")
-    flops = 3 * sum(forward_flops(config, batch, side, text_tokens))
+    flops = training_flops(forward_flops(config, batch, side, text_tokens))
     stats = jax.local_devices()[0].memory_stats() or {}
     kinds = ("argument", "output", "alias", "temp")
     gib = {kind: round(getattr(memory, f"{kind}_size_in_bytes") / 2**30, 2) for kind in kinds}

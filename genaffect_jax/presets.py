@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,14 +42,19 @@ def load_preset(path: Path, kind: type[Run]) -> Run:
     return run
 
 
-def parse(arguments: type[Arguments], run: type[Run], argv: Sequence[str] | None, default_preset: Path) -> Arguments:
+def parse(
+    arguments: type[Arguments], run: type[Run], argv: Sequence[str] | None, default_preset: Path,
+    adapt: Callable[[Run], Run] | None = None,
+) -> Arguments:  # fmt: skip
     """Parses `--config PRESET` first and everything else as overrides of that preset.
 
     Args:
-        arguments: frozen dataclass of the command with the fields `config: Path`, `workdir: Path` and `run`.
+        arguments: frozen dataclass of the command with the fields `config: Path` and `run`; what else has no default
+            must be given.
         run: the class of its field `run`.
         argv: command line without the program's name; `sys.argv` when left out.
         default_preset: used when no `--config` is given.
+        adapt: changes the preset before it is overridden.
 
     A wrong option or value ends the program with exit status 2 and a message on stderr, before any work.
     """
@@ -57,9 +63,12 @@ def parse(arguments: type[Arguments], run: type[Run], argv: Sequence[str] | None
     first.add_argument("--config", type=Path, default=default_preset)
     try:
         preset = load_preset(first.parse_known_args(argv)[0].config, run)
+        preset = preset if adapt is None else adapt(preset)
     except ConfigError as e:
         sys.exit(_usage(str(e)))
-    default: Any = arguments(config=default_preset, workdir=tyro.MISSING, run=preset)  # type: ignore[call-arg]
+    fields: Any = dataclasses.fields(arguments)  # type: ignore[arg-type]
+    given = {f.name: tyro.MISSING for f in fields if f.default is dataclasses.MISSING}
+    default: Any = arguments(**{**given, "config": default_preset, "run": preset})
     return tyro.cli(arguments, default=default, args=argv, config=(tyro.conf.FlagConversionOff,), use_underscores=True)
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.training.checkpoint import CheckpointError, Checkpoints
 from genaffect_jax.training.generator import train_generator
 from genaffect_jax.training.guard import TrainingError
-from genaffect_jax.training.loop import Job, fit
+from genaffect_jax.training.loop import Job, fit, utilisation
 from genaffect_jax.training.optimiser import make_optimiser
 from genaffect_jax.training.run import claim_workdir
 from genaffect_jax.training.state import abstract_state
@@ -187,11 +188,23 @@ def test_the_log_has_loss_rate_gradient_norm_and_throughput(tiny_config, tmp_pat
     train_generator(tiny_config, tmp_path, QUIET)
     for row in rows(tmp_path):
         assert row["images_per_second"] > 0
+        assert row["tflops_per_device"] > 0
         assert row["gradient_norm"] > 0
         assert row["learning_rate"] >= 0
         assert np.isfinite(row["loss"])
     assert list((tmp_path / "tensorboard").iterdir())
     assert (tmp_path / "sheets" / "0000004.png").exists()
+
+
+def test_the_utilisation_is_of_the_peak_of_devices_that_are_known():
+    def mesh(kind, count=2):
+        return SimpleNamespace(size=count, devices=np.array([SimpleNamespace(device_kind=kind)] * count))
+
+    found = utilisation(989e12, "bfloat16", mesh("NVIDIA H100 80GB HBM3"))
+    assert found == {"tflops_per_device": pytest.approx(494.5), "model_flops_utilisation": pytest.approx(0.5)}
+    assert utilisation(918e12, "bfloat16", mesh("TPU v6 lite", 1))["model_flops_utilisation"] == pytest.approx(1.0)
+    assert "model_flops_utilisation" not in utilisation(1e12, "float32", mesh("NVIDIA H100 80GB HBM3"))
+    assert "model_flops_utilisation" not in utilisation(1e12, "bfloat16", mesh("cpu"))
 
 
 def test_the_configuration_lies_beside_the_checkpoint_and_rebuilds_the_model(tiny_config, tmp_path):

@@ -6,6 +6,7 @@ which is what merging two attentions needs.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Float32
 
 from genaffect_jax.models.rematerialisation import ATTENTION
 from genaffect_jax.parallel.compiler import platform
+from genaffect_jax.parallel.kernels import run_on_shares
 
 Backend = Literal["xla", "cudnn", "splash"]
 Result = tuple[Float[Array, "B Q N H"], Float32[Array, "B Q N"] | None]
@@ -68,7 +70,7 @@ def run_backend(
         ValueError: a mask for cuDNN.
     """
     if backend == "splash":
-        return splash_attention(query, key, value, mask, return_lse)
+        return _splash_on_shares(query, key, value, mask, return_lse)
     if backend == "xla":
         return xla_attention(query, key, value, mask, return_lse)
     if mask is not None:
@@ -122,6 +124,15 @@ def _cudnn_with_lse(query: Array, key: Array, value: Array) -> Result:
 
     out, lse = dot_product_attention(query, key, value, scale=1.0 / np.sqrt(query.shape[-1]), return_residual=True)
     return out, jnp.swapaxes(lse.astype(jnp.float32), 1, 2)  # cuDNN gives [B, N, Q]
+
+
+def _splash_on_shares(query: Array, key: Array, value: Array, mask: Array | None, return_lse: bool) -> Result:
+    """`splash_attention` of each device's pictures and heads."""
+    split, one_per_key, statistics = ("batch", None, "heads", None), ("batch", None), ("batch", None, "heads")
+    return run_on_shares(
+        partial(splash_attention, return_lse=return_lse), (query, key, value, mask),
+        axes=(split, split, split, one_per_key), out=(split, statistics if return_lse else None),
+    )  # fmt: skip
 
 
 def splash_attention(

@@ -31,6 +31,7 @@ from genaffect_jax.training.condition_gap import ConditionGap, held_out_batch
 from genaffect_jax.training.face_encoders import claim_bank, claim_encoders, encode_pictures
 from genaffect_jax.training.generator_objective import make_generator_loss
 from genaffect_jax.training.loop import Job, fit
+from genaffect_jax.training.lower_step import step_flops
 from genaffect_jax.training.pretrained import initial_parameters, place_autoencoder
 from genaffect_jax.training.prompts import claim_prompts
 from genaffect_jax.training.run import claim_workdir
@@ -117,6 +118,7 @@ def train_generator(config: Config, workdir: Path, console: Console) -> bool:
         ),
         config=resolved,
         initial=lambda: initial_parameters(config.model, mesh),
+        step_flops=step_flops(config, remat=False),
         gap=_make_gap(
             config,
             generator,

@@ -20,9 +20,10 @@ from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from genaffect_jax.config import TrainConfig
+from genaffect_jax.config import DType, TrainConfig
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.hosts import is_first
+from genaffect_jax.parallel.peak import peak_flops
 from genaffect_jax.training.auxiliary import PREFIX as OPTIONAL
 from genaffect_jax.training.checkpoint import Checkpoints
 from genaffect_jax.training.gap_report import GapReport
@@ -71,6 +72,8 @@ class Job:
     """Makes the parameters that do not start at random; called when a run begins, not when it continues."""
     gap: Callable[[Parameters], dict[str, float]] | None = None
     """Measures the condition gaps of the averaged parameters, every `gap_every` steps; None measures none."""
+    step_flops: float | None = None
+    """Operations of the network in one step over all devices, without what is computed again; None: not known."""
 
 
 def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Console) -> bool:
@@ -151,6 +154,8 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
                 seconds = time.perf_counter() - interval_start
                 means["learning_rate"] = float(rate(step - 1))
                 means["images_per_second"] = len(pending) * job.pictures_per_step / seconds
+                if job.step_flops is not None:
+                    means.update(utilisation(len(pending) * job.step_flops / seconds, config.compute_dtype, mesh))
             if means or measured:
                 log.numbers(step, {**means, **measured})
             if means:
@@ -175,6 +180,21 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
     checkpoints.close()
     console.print(f"step {step} of {config.steps}: checkpoint written to {checkpoints.folder.name}/{step}")
     return complete
+
+
+def utilisation(rate: float, dtype: DType, mesh: Mesh) -> dict[str, float]:
+    """`tflops_per_device`, and `model_flops_utilisation` where the devices' peak is known for this type.
+
+    Args:
+        rate: operations of the network over all devices, in FLOP/s, without what is computed again (Chowdhery et al.
+            2022, arXiv 2204.02311, appendix B).
+        dtype: type of what is multiplied; peaks are known of bfloat16.
+        mesh: the devices.
+    """
+    each = rate / mesh.size
+    peak = peak_flops(mesh.devices.flat[0]) if dtype == "bfloat16" else None
+    found = {"tflops_per_device": each / 1e12}
+    return found if peak is None else {**found, "model_flops_utilisation": each / peak}
 
 
 def _means(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:

@@ -1,0 +1,144 @@
+"""Floating point operations of the networks by arithmetic: what shares of a device's peak are quoted of.
+
+Counted are products with weights and attention, two operations for a multiplication and its addition. A compiler's own
+count is of no use for that: it takes the body of a loop once, and kernels for nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from genaffect_jax.config import MMDiTConfig, ModelConfig
+from genaffect_jax.models.layers import TIMESTEP_FEATURES
+from genaffect_jax.models.rematerialisation import Remat
+
+
+class Flops(NamedTuple):
+    """Operations of one forward pass, in FLOP."""
+
+    products: float
+    """Products with weights."""
+    attention: float
+    """Scores, and the sums over values that they weigh."""
+
+    @property
+    def total(self) -> float:
+        """Both together."""
+        return self.products + self.attention
+
+    def plus(self, other: Flops) -> Flops:
+        """The sum, part by part."""
+        return Flops(self.products + other.products, self.attention + other.attention)
+
+
+def forward_flops(
+    config: MMDiTConfig, pictures: int, side: int, text: int, *, identity_tokens: int = 0, expression_tokens: int = 0,
+    others: int = 0,
+) -> Flops:  # fmt: skip
+    """The blocks of one forward of the denoiser.
+
+    Args:
+        config: the denoiser.
+        pictures: how many.
+        side: height and width of the latents.
+        text: text (or register) tokens of each picture.
+        identity_tokens, expression_tokens: those that the image queries of each picture look at.
+        others: image tokens of other pictures that each picture sees.
+    """
+    width, image = config.width, (side // config.patch_size) ** 2
+    products = attention = 0.0
+    for layer in range(config.num_layers):
+        last, dual = layer == config.num_layers - 1, layer in config.dual_attention_layers
+        # Query, key, value and output projections (4 D^2) and the feed-forward (8 D^2), 2 operations per weight.
+        products += 2 * pictures * image * 12 * width**2
+        products += 2 * pictures * text * (3 if last else 12) * width**2
+        attention += 4 * pictures * (image + text) * (image + text + others) * width
+        attention += 4 * pictures * image * (identity_tokens + expression_tokens) * width
+        if dual:
+            products += 2 * pictures * image * 4 * width**2
+            attention += 4 * pictures * image**2 * width
+        products += 2 * pictures * ((9 if dual else 6) + (2 if last else 6)) * width**2
+    return Flops(products, attention)
+
+
+def condition_flops(model: ModelConfig, sets: int, expressions: int, references: int, text: int) -> Flops:
+    """What is computed once of the conditions: token makers, the branches' keys and values, the text's projection.
+
+    Args:
+        model: sizes.
+        sets: people.
+        expressions: pictures of each.
+        references: of each person.
+        text: text tokens of each prompt, or register tokens, which are not projected.
+    """
+    network, conditioning = model.mmdit, model.conditioning
+    width, pictures = network.width, sets * expressions
+    patch = network.patch_size**2 * network.in_channels
+    patches = references * (network.sample_size // network.patch_size) ** 2
+    context = patches + (references if conditioning.identity_embedding else 0)
+    products = 2.0 * sets * width * (patches * patch + references * conditioning.identity_embedding)
+    attention, made, layers = 0.0, conditioning.identity_tokens, conditioning.identity_layers
+    if made:  # a resampler: keys and values of context and queries
+        products += layers * 2 * sets * (made * 10 + (context + made) * 2) * width**2
+        attention += layers * 4 * sets * made * (context + made) * width
+    else:
+        products += layers * 2 * sets * context * 12 * width**2
+        attention += layers * 4 * sets * context**2 * width
+    tokens = conditioning.expression_tokens
+    products += 2 * pictures * (conditioning.expression_width * width + width * tokens * width)
+    products += network.num_layers * 2 * 2 * (sets * (made or context) + pictures * tokens) * width**2
+    if not network.register_tokens:
+        products += 2 * pictures * text * network.joint_attention_dim * width
+    if network.pooled_projection_dim:
+        products += 2 * pictures * (network.pooled_projection_dim + width) * width
+    return Flops(products, attention)
+
+
+def generator_flops(
+    model: ModelConfig, sets: int, expressions: int, references: int = 1, text: int | None = None
+) -> Flops:
+    """One forward of the whole generator (`models.genaffect.GenAffect`), conditions included, on latents.
+
+    Args:
+        model: sizes.
+        sets: people.
+        expressions: pictures of each.
+        references: of each person.
+        text: text tokens of each prompt; None for a model with register tokens.
+
+    Raises:
+        ValueError: `text` is missing, or given for a model with register tokens.
+    """
+    network, conditioning = model.mmdit, model.conditioning
+    if (text is None) != bool(network.register_tokens):
+        raise ValueError(f"text={text} for a model with {network.register_tokens} register tokens: "
+                         "text tokens are counted where there are no registers")  # fmt: skip
+    seen = network.register_tokens if text is None else text
+    pictures, width, image = sets * expressions, network.width, (network.sample_size // network.patch_size) ** 2
+    context = references * (image + bool(conditioning.identity_embedding))
+    blocks = forward_flops(
+        network, pictures, network.sample_size, seen,
+        identity_tokens=conditioning.identity_tokens or context, expression_tokens=conditioning.expression_tokens,
+    )  # fmt: skip
+    patch = network.patch_size**2 * (network.in_channels + network.out_channels)
+    # Patches in and out, the timestep's embedding, the last modulation.
+    ends = 2.0 * pictures * (image * patch * width + (TIMESTEP_FEATURES + width) * width + 2 * width**2)
+    return blocks.plus(Flops(ends, 0.0)).plus(condition_flops(model, sets, expressions, references, seen))
+
+
+def training_flops(forward: Flops, trained: float = 1.0, remat: Remat = "none") -> float:
+    """One step of training: the forward, its gradient and, with `remat`, what is computed again.
+
+    A model FLOPs utilisation is quoted of the step without what is computed again (Chowdhery et al. 2022, arXiv
+    2204.02311, appendix B): `remat="none"`.
+
+    Args:
+        forward: of the whole batch.
+        trained: share of the weights that train. The gradient of products is one more product for its input and one for
+            its weights, and the latter is left out for weights that stay fixed; taken here as the same share of the
+            products, which is exact for 0 and 1 only.
+        remat: what is computed again; `dots` keeps the results of products with weights, `named` also those of
+            attention kernels (XLA's attention, which is none, is computed again all the same and not counted here).
+    """
+    again = {"none": 0.0, "named": 0.0, "dots": forward.attention, "full": forward.total}[remat]
+    return forward.products * (2 + trained) + forward.attention * 3 + again

@@ -1,0 +1,54 @@
+"""Kernels that the compiler cannot cut over devices: each device runs them on its own share of the arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array
+
+from genaffect_jax.parallel.sharding import RULES, mesh_size
+
+Axes = tuple[str | None, ...]
+
+
+def run_on_shares(
+    function: Callable[..., Any], arrays: tuple[Array | None, ...], axes: tuple[Axes, ...], out: Any
+) -> Any:
+    """`function(*arrays)`, cut over the mesh that the arrays lie on.
+
+    A Pallas kernel is opaque to the compiler, which refuses to cut it; this says how. The result is that of the whole
+    arrays only if the function treats the cut dimensions entry by entry (pictures, heads). Arrays on one device, or
+    inside a `jax.shard_map`, go to the function as they are. Inside a jitted function the mesh is that of its
+    arguments, which must have been placed there before the call; JAX refuses the kernel otherwise.
+
+    Args:
+        function: of the arrays (None stays None), with a tree of arrays as its result.
+        arrays: the first is not None, has every logical axis, and its mesh is the one that counts.
+        axes: logical axes (`parallel.sharding.RULES`, None: not cut) of each array. An axis whose size the mesh does
+            not divide is not cut: every device then computes all of it.
+        out: a tree like the result, of such logical axes in place of arrays.
+    """
+    first = arrays[0]
+    assert first is not None
+    mesh = jax.typeof(first).sharding.mesh
+    free = [size for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True) if kind == AxisType.Auto]
+    if all(size == 1 for size in free):
+        return function(*arrays)
+    sizes = dict(zip(axes[0], first.shape, strict=True))
+
+    def spec(names: Axes) -> PartitionSpec:
+        targets = (None if name is None else RULES[name] for name in names)
+        return PartitionSpec(
+            *(t if sizes.get(n, 0) % mesh_size(mesh, t) == 0 else None for n, t in zip(names, targets, strict=True))
+        )
+
+    given = tuple(None if x is None else spec(names) for x, names in zip(arrays, axes, strict=True))
+    results = jax.tree.map(spec, out, is_leaf=_is_axes)
+    return jax.shard_map(function, mesh=mesh, in_specs=given, out_specs=results, check_vma=False)(*arrays)
+
+
+def _is_axes(x: Any) -> bool:
+    return isinstance(x, tuple) and all(name is None or isinstance(name, str) for name in x)
