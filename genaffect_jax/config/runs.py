@@ -162,12 +162,15 @@ class TrainConfig:
     """Steps between checkpoints; one is always written at the end and on Ctrl-C."""
     keep_checkpoints: int = 2
     """Number of newest checkpoints kept."""
+    keep_best: int = field(default=1, metadata=ADDED_LATER)
+    """Number of checkpoints kept beside them that measured best on held-out people; 0 keeps none. Those that were not
+    measured never count."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "most_skipped"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
         require(bool(self.trains) and all(self.trains), "train.trains", self.trains, "must name or match something")
-        for name in ("warmup_steps", "sheet_every", "gap_every", "profile_at", "weight_decay", "seed"):
+        for name in ("warmup_steps", "sheet_every", "gap_every", "keep_best", "profile_at", "weight_decay", "seed"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must be at least 0")
         for name in ("learning_rate", "gradient_clip"):
             require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")

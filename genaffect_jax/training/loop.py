@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from genaffect_jax.config import TrainConfig
+from genaffect_jax.data.pictures import DataError
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.training.auxiliary import PREFIX as OPTIONAL
 from genaffect_jax.training.checkpoint import Checkpoints
@@ -82,12 +83,16 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
 
     Raises:
         TrainingError: `most_skipped` steps in a row had a loss or gradients that are not finite.
-        CheckpointError: the folder's checkpoint does not fit the configuration.
+        CheckpointError: the folder's checkpoint does not fit the configuration, or one cannot be saved.
+        DataError: a batch cannot be made; what was learned until then is saved.
     """
     optimiser = make_optimiser(config)
     rate = learning_rate(config)
     checkpoints = Checkpoints(
-        workdir, config.keep_checkpoints, lambda message: console.print(f"warning: {message}", style="yellow")
+        workdir,
+        config.keep_checkpoints,
+        lambda message: console.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True),
+        config.keep_best,
     )
     if checkpoints.latest_step() is None:
         state = create_state(job.functional, optimiser, mesh, config.seed, job.initial())
@@ -100,6 +105,7 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
             checkpoints.close()
             return True
         console.print(f"continuing at step {int(state.step)} of {config.steps}")
+    checkpoints.check_space(state)
     train_step = make_train_step(
         job.functional, job.loss, optimiser, ema_decay=config.ema_decay, seed=config.seed, mesh=mesh
     )
@@ -112,6 +118,7 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
     interval_start, compiled = time.perf_counter(), False
 
     with (
+        checkpoints,
         closing(log),
         closing(job.batches),
         closing(profile),
@@ -120,7 +127,14 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
     ):
         while step < config.steps and not stopped():
             profile.before(step + 1, state)
-            state, metrics = train_step(state, job.frozen, device_batch(next(job.batches), mesh))
+            checkpoints.check()
+            try:
+                batch = next(job.batches)
+            except DataError:  # nothing that was learned is lost; the position is that of the batch that failed
+                if step > first:
+                    checkpoints.save(state, job.batches.get_state(), job.config)
+                raise
+            state, metrics = train_step(state, job.frozen, device_batch(batch, mesh))
             pending.append(metrics)
             step += 1
             # The host runs ahead of the devices, but not so far that batches pile up on them.
@@ -168,7 +182,6 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
         gaps.draw()
         if complete and step > first:
             log.sheet(step, job.preview(state.averaged))
-    checkpoints.close()
     console.print(f"step {step} of {config.steps}: checkpoint written to {checkpoints.folder.name}/{step}")
     return complete
 

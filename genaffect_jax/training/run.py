@@ -27,6 +27,7 @@ _MAY_CHANGE = (
     "gap_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "keep_best",
     "most_skipped",
     "profile_at",
 )
