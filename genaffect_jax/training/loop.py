@@ -130,8 +130,10 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
             checkpoints.check()
             try:
                 batch = next(job.batches)
-            except DataError:  # nothing that was learned is lost; the position is that of the batch that failed
-                if step > first:
+            except DataError:
+                # Nothing that was learned is lost; the position is that of the batch that failed. Of several processes
+                # the others do not know, and saving takes all.
+                if step > first and jax.process_count() == 1:
                     checkpoints.save(state, job.batches.get_state(), job.config)
                 raise
             state, metrics = train_step(state, job.frozen, device_batch(batch, mesh))

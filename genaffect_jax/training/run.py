@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -18,6 +19,9 @@ from genaffect_jax.training.checkpoint import CheckpointError
 from genaffect_jax.training.guard import TrainingError
 
 COMPLETE, FAILED, INTERRUPTED = 0, 1, 130
+
+# No defects of this program: disk full, quota used up, read-only, not allowed, disk broken.
+_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 # Fields of `train` that may change between the runs of one working folder: they do not touch what is learned.
 _MAY_CHANGE = (
@@ -40,7 +44,7 @@ def claim_workdir(workdir: Path, config: Config | AutoencoderRun | EncoderRun) -
         The configuration as JSON.
 
     Raises:
-        ConfigError: the folder belongs to a run with other settings; they are listed.
+        ConfigError: the folder belongs to a run with other settings, which are listed, or cannot be written to.
     """
     path = workdir / "config.json"
     if path.exists():
@@ -53,11 +57,14 @@ def claim_workdir(workdir: Path, config: Config | AutoencoderRun | EncoderRun) -
                 f"--workdir {workdir}: holds a run with other settings ({'; '.join(changed)}); "
                 "use another folder, or the same settings to continue it"
             )
-    workdir.mkdir(parents=True, exist_ok=True)
     text = to_json(config)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as e:
+        raise ConfigError(f"--workdir {workdir}: cannot be written to: {e.strerror}") from e
     return text
 
 
@@ -74,14 +81,19 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
 def run_reporting_errors(work: Callable[[Console], bool]) -> int:
     """Runs `work(console)`, which returns True if it is complete, and turns its end into an exit status.
 
-    Expected failures (configuration, data, checkpoint, diverged training) print one message; anything else is a
-    defect of this program and keeps its traceback.
+    Expected failures (configuration, data, checkpoint, diverged training, a full or read-only disk) print one message;
+    anything else is a defect of this program and keeps its traceback.
     """
     console = Console(stderr=True)
     try:
         return COMPLETE if work(console) else INTERRUPTED
     except (ConfigError, DataError, WeightsError, CheckpointError, TrainingError) as e:
         print(f"error: {e}", file=sys.stderr)
+        return FAILED
+    except OSError as e:
+        if e.errno not in _MACHINE:
+            raise
+        print(f"error: {e.filename or 'a file'}: {e.strerror}; the checkpoints are as they were", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
