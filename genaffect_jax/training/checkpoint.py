@@ -78,7 +78,8 @@ class Checkpoints:
         except CheckpointError as failed:
             if error is None:
                 raise
-            self._warn(str(failed))  # what ended the run comes first
+            if not isinstance(error, CheckpointError):
+                self._warn(str(failed))  # what ended the run comes first
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, but for those that were found damaged."""
@@ -255,7 +256,10 @@ class Checkpoints:
             CheckpointError: the last save failed.
         """
         self._wait()
-        self._manager.close()
+        try:
+            self._manager.close()
+        except Exception as e:
+            raise self._failed(e) from e
 
     def _wait(self) -> None:
         try:

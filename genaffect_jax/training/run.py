@@ -15,6 +15,7 @@ from genaffect_jax.config import AutoencoderRun, Config, ConfigError, from_json,
 from genaffect_jax.config.encoders import EncoderRun
 from genaffect_jax.data.pictures import DataError
 from genaffect_jax.models.weights import WeightsError
+from genaffect_jax.training.background_errors import told_once
 from genaffect_jax.training.checkpoint import CheckpointError
 from genaffect_jax.training.guard import TrainingError
 
@@ -86,7 +87,8 @@ def run_reporting_errors(work: Callable[[Console], bool]) -> int:
     """
     console = Console(stderr=True)
     try:
-        return COMPLETE if work(console) else INTERRUPTED
+        with told_once():
+            return COMPLETE if work(console) else INTERRUPTED
     except (ConfigError, DataError, WeightsError, CheckpointError, TrainingError) as e:
         print(f"error: {e}", file=sys.stderr)
         return FAILED
