@@ -24,17 +24,22 @@ COMPLETE, FAILED, INTERRUPTED = 0, 1, 130
 # No defects of this program: disk full, quota used up, read-only, not allowed, disk broken.
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
-# Fields of `train` that may change between the runs of one working folder: they do not touch what is learned.
+# Fields that may change between the runs of one working folder: they do not touch what is learned, but for the order of
+# sums over devices.
 _MAY_CHANGE = (
-    "steps",
-    "log_every",
-    "sheet_every",
-    "gap_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "keep_best",
-    "most_skipped",
-    "profile_at",
+    "train.steps",
+    "train.log_every",
+    "train.sheet_every",
+    "train.gap_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.keep_best",
+    "train.most_skipped",
+    "train.profile_at",
+    "data.workers",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
 )
 
 
@@ -50,9 +55,7 @@ def claim_workdir(workdir: Path, config: Config | AutoencoderRun | EncoderRun) -
     path = workdir / "config.json"
     if path.exists():
         before = from_json(type(config), path.read_text())
-        changed = [
-            line for line in _differences(before, config) if line.split("=")[0].split(".")[-1] not in _MAY_CHANGE
-        ]
+        changed = [line for line in _differences(before, config) if line.split("=")[0] not in _MAY_CHANGE]
         if changed:
             raise ConfigError(
                 f"--workdir {workdir}: holds a run with other settings ({'; '.join(changed)}); "
