@@ -63,6 +63,7 @@ class TrainingLog:
             self._events = EventsWriter(str(workdir / "tensorboard" / "events"), f".{first_step}")
             begins = SessionLog(status=SessionLog.SessionStatus.START)
             self._events.write_event(Event(wall_time=time.time(), step=first_step + 1, session_log=begins))
+            self._events.flush()  # nothing may wait that fails when another error ends the run
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
         """One row: the step and its numbers (units are in the names). A non-finite number becomes null."""
