@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -276,9 +277,9 @@ class Checkpoints:
         self._manager.reload()
         kept = sorted(self._manager.all_steps())
         return CheckpointError(
-            f"{self.folder / str(step)}: cannot be saved: {_reason(error)}. {_size(free)} are free there. Earlier "
-            f"checkpoints are as they were ({', '.join(map(str, kept)) or 'there are none'}); once the cause is gone, "
-            "the same command continues"
+            f"{self.folder / str(step)}: cannot be saved: {_reason(error)}. Without what was written of it, {_size(free)} "
+            f"are free. Earlier checkpoints are as they were ({', '.join(map(str, kept)) or 'there are none'}); once "
+            "the cause is gone, the same command continues"
         )
 
     def _remove_partial(self) -> None:
@@ -340,7 +341,8 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     if isinstance(error, OSError) and error.errno is not None:
         return f"{os.strerror(error.errno)} ({error.filename})" if error.filename else os.strerror(error.errno)
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    full = os.strerror(errno.ENOSPC)
+    return full if full in str(error) else " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _size(count: float) -> str:
