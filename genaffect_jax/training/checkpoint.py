@@ -277,8 +277,8 @@ class Checkpoints:
         self._manager.reload()
         kept = sorted(self._manager.all_steps())
         return CheckpointError(
-            f"{self.folder / str(step)}: cannot be saved: {_reason(error)}. Without what was written of it, {_size(free)} "
-            f"are free. Earlier checkpoints are as they were ({', '.join(map(str, kept)) or 'there are none'}); once "
+            f"{self.folder / str(step)}: cannot be saved: {_reason(error)}. Without what was written of it, "
+            f"{_size(free)} are free. Earlier checkpoints are as they were ({', '.join(map(str, kept)) or 'there are none'}); once "
             "the cause is gone, the same command continues"
         )
 
