@@ -278,8 +278,8 @@ class Checkpoints:
         kept = sorted(self._manager.all_steps())
         return CheckpointError(
             f"{self.folder / str(step)}: cannot be saved: {_reason(error)}. Without what was written of it, "
-            f"{_size(free)} are free. Earlier checkpoints are as they were ({', '.join(map(str, kept)) or 'there are none'}); once "
-            "the cause is gone, the same command continues"
+            f"{_size(free)} are free. Earlier checkpoints are as they were "
+            f"({', '.join(map(str, kept)) or 'there are none'}); once the cause is gone, the same command continues"
         )
 
     def _remove_partial(self) -> None:
