@@ -40,7 +40,7 @@ from genaffect_jax.models.quantised import Products, check_products
 from genaffect_jax.models.weights import checksum, load_weights
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import replicated
-from genaffect_jax.training.checkpoint import Checkpoints
+from genaffect_jax.training.checkpoint import LATEST, Checkpoints
 from genaffect_jax.training.face_encoders import FaceEncoders, read_bank, read_encoders
 from genaffect_jax.training.generator import AUTOENCODER_FILE
 from genaffect_jax.training.prompts import PROMPTS_FILE, read_prompts
@@ -97,8 +97,9 @@ class Pipeline:
         face_models: Path | None = None,
         face_index: int = 0,
         products: Products = "full",
+        checkpoint: str = LATEST,
     ) -> Pipeline:
-        """Loads the averaged weights of the newest checkpoint in a training's working folder.
+        """Loads the averaged weights of a checkpoint in a training's working folder.
 
         Args:
             model: the working folder.
@@ -115,11 +116,12 @@ class Pipeline:
             face_index: which face of a reference, counted from the largest, 0; of exemplars the largest counts.
             products: how the denoiser's large matrix products are computed: in full, or of factors rounded to 8 bits
                 (`models.quantised`), which changes the pictures a little.
+            checkpoint: `latest`, `best` on held-out people, or the number of a step.
 
         Raises:
             ConfigError: the folder is no working folder, the encoder's vectors are not those of the model, the face
                 models are missing, or the products are unknown or need what is not installed.
-            CheckpointError: it has no complete checkpoint.
+            CheckpointError: it has no complete checkpoint, or not the one asked for.
             DataError, WeightsError: a prompt table, bank, autoencoder or face encoder is missing or damaged.
         """
         check_products(products)
@@ -127,13 +129,15 @@ class Pipeline:
         if not (workdir / "checkpoints").is_dir():
             raise ConfigError(f"--model {workdir}: no working folder of a training (it has no checkpoints/)")
         checkpoints = Checkpoints(workdir)
-        config = from_json(Config, checkpoints.config())
+        step = checkpoints.step(checkpoint)
+        config = from_json(Config, checkpoints.config(step))
         photos = PhotoReader(align or config.data.align, face_models, face_index)
         generator, autoencoder = build_networks(config.model)
         mesh = Mesh(np.array(jax.local_devices() if devices is None else devices), (PICTURES,))
-        parameters = checkpoints.averaged_parameters(generator, make_mesh(MeshConfig(), mesh.devices.tolist()))
+        parameters = checkpoints.averaged_parameters(generator, make_mesh(MeshConfig(), mesh.devices.tolist()), step)
         weights = workdir / AUTOENCODER_FILE
-        name = f"{workdir.name}, step {checkpoints.latest_step()}, autoencoder {checksum(weights)[:12]}"
+        read = checkpoints.latest_step() if step is None else step
+        name = f"{workdir.name}, step {read}, autoencoder {checksum(weights)[:12]}"
         prompts = read_prompts(config, workdir / PROMPTS_FILE)
         if prompts is not None:
             name += f", prompts {checksum(workdir / PROMPTS_FILE)[:12]}"

@@ -37,7 +37,7 @@ from genaffect_jax.morph import morph_expressions
 from genaffect_jax.parallel.compiler import use_compilation_cache
 from genaffect_jax.parallel.memory import MemoryLimitError
 from genaffect_jax.pipeline import Pipeline
-from genaffect_jax.training.checkpoint import CheckpointError
+from genaffect_jax.training.checkpoint import LATEST, CheckpointError
 
 # Options about what pictures share.
 SHARING = ("anchors", "anchor_expressions", "consistency_layers", "consistency_start", "consistency_end",
@@ -51,6 +51,8 @@ class Arguments(SamplingConfig):
 
     model: Path
     """Working folder of a training."""
+    checkpoint: str = LATEST
+    """Which of its checkpoints draws: latest, best (on held-out people), or the number of a step."""
     identity: tuple[str, ...] = ()
     """One to four pictures of one person: picture files, or seed:N for the procedural avatar number N."""
     out: Path | None = None
@@ -140,6 +142,7 @@ def _draw(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
     pipeline = Pipeline.load(
         arguments.model, arguments.expression_encoder, align=arguments.align, face_models=arguments.face_models,
         face_index=arguments.face_index, products=arguments.products,
+        checkpoint=arguments.checkpoint,
     )  # fmt: skip
     # Pictures come in chunks; the spinner shows that one is on its way.
     columns = (SpinnerColumn(), TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),

@@ -18,7 +18,7 @@
 # --python PYTHON      Python 3.11 or newer on the workers (default: the newest found, else CPython 3.11 through uv)
 # --folder F           folder below the home folder of every worker (default genaffect_jax)
 # --max-restarts N     how often a training that ends with a code of --restart-on starts again (default 20)
-# --restart-on CODES   exit codes, separated by commas (default 130: interrupted, with a checkpoint)
+# --restart-on CODES   exit codes, separated by commas (default 130,75: interrupted, with a checkpoint; a lost process)
 # --extra OPTION       given to gcloud as it is in create, delete, ssh and scp; may be repeated (--extra=--internal-ip)
 #
 # --workdir and the data must lie on storage that all workers share (NFS, Filestore, gcsfuse), mounted beforehand.
@@ -31,7 +31,7 @@ source "$(dirname "$0")/commands.sh"
 launch=$(cd "$(dirname "$0")" && pwd)
 
 name='' zone='' project='' type='' runtime='' capacity='' revision=HEAD repository='' python=''
-folder=genaffect_jax max_restarts=20 restart_on=130 extra=() action=${1-}
+folder=genaffect_jax max_restarts=20 restart_on=130,75 extra=() action=${1-}
 (($#)) && shift
 while (($#)); do
   case $1 in

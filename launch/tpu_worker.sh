@@ -14,7 +14,7 @@ die() {
   exit 2
 }
 
-action=${1-} folder='' archive='' repository='' revision='' python='' max_restarts=0 restart_on=130
+action=${1-} folder='' archive='' repository='' revision='' python='' max_restarts=0 restart_on=130,75
 shift || true
 while (($#)); do
   case $1 in

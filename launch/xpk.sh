@@ -18,7 +18,8 @@
 # --extra OPTION       given to xpk as it is; may be repeated (--extra=--spot)
 #
 # --workdir must lie on a storage that all workers share (`xpk storage attach`, Filestore or a bucket). XPK restarts on
-# exit codes 42 and 127 to 255: 130 (interrupted, with a checkpoint) is among them, 1 (failed) is not.
+# exit codes 42 and 127 to 255: 130 (interrupted, with a checkpoint) is among them, 1 (failed) is not; 75 (another
+# process is lost) is added here.
 
 # shellcheck source=launch/commands.sh
 source "$(dirname "$0")/commands.sh"
@@ -67,7 +68,7 @@ train() {
   # XPK sends SIGTERM to the shell it starts the command in; with exec that process is the training itself.
   run xpk workload create --cluster "$cluster" --workload "$name" --tpu-type "$type" --num-slices "$slices" \
     --docker-image "$image" ${storages[@]+"${storages[@]}"} --max-restarts "$max_restarts" \
-    --termination-grace-period-seconds "$grace" ${where[@]+"${where[@]}"} \
+    --restart-on-exit-codes 75 --termination-grace-period-seconds "$grace" ${where[@]+"${where[@]}"} \
     --command "exec $(quoted python -m genaffect_jax.train "${training[@]}")"
 }
 

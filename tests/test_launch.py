@@ -123,7 +123,7 @@ def test_tpu_vm_commands(path):
     assert head == [*gcloud, "tpu-vm", "ssh", "pod", *at, "--internal-ip", "--worker", "all", "--command"]
     assert shlex.split(command) == [
         "bash", "genaffect_jax_worker.sh", "start", "--folder", "genaffect_jax", "--max-restarts", "3",
-        "--restart-on", "130", "--", *TRAINING, "--hosts.cluster", "gcetpu",
+        "--restart-on", "130,75", "--", *TRAINING, "--hosts.cluster", "gcetpu",
     ]  # fmt: skip
     own = dry(path, "tpu_vm.sh", "run", *TPU, "--", *TRAINING, "--hosts.cluster", "none")
     assert shlex.split(own[0][-1])[-3:] == [TRAINING[-1], "--hosts.cluster", "none"]
@@ -134,7 +134,7 @@ def test_xpk_command(path):
     assert head == [
         "xpk", "workload", "create", "--cluster", "c", "--workload", "w", "--tpu-type", "v5litepod-16",
         "--num-slices", "2", "--docker-image", "r/g:tpu", "--storage", "one", "--storage", "two",
-        "--max-restarts", "20", "--termination-grace-period-seconds", "120", "--spot", "--command",
+        "--max-restarts", "20", "--restart-on-exit-codes", "75", "--termination-grace-period-seconds", "120", "--spot", "--command",
     ]  # fmt: skip
     assert shlex.split(command) == ["exec", "python", "-m", "genaffect_jax.train", *TRAINING]
 
@@ -244,7 +244,7 @@ def worker(home, *arguments):
 @pytest.mark.parametrize(
     ("statuses", "options", "starts"),
     [
-        ([130, 130, 0], ["--max-restarts", "5"], 3),
+        ([130, 75, 0], ["--max-restarts", "5"], 3),
         ([130, 1], ["--max-restarts", "5"], 2),
         ([1], ["--max-restarts", "5"], 1),
         ([130, 130, 130, 130], ["--max-restarts", "2"], 3),
@@ -336,7 +336,15 @@ def test_a_pod_is_set_up_and_trains_from_a_packed_revision(tmp_path, path):
 
 @pytest.mark.parametrize(
     ("status", "restarts_so_far", "requeued"),
-    [(130, None, True), (130, 4, True), (130, 5, False), (1, None, False), (0, None, False), (137, None, False)],
+    [
+        (130, None, True),
+        (130, 4, True),
+        (130, 5, False),
+        (75, None, True),
+        (1, None, False),
+        (0, None, False),
+        (137, None, False),
+    ],
 )
 def test_a_slurm_job_is_queued_again_after_an_interruption_only(status, restarts_so_far, requeued, tmp_path):
     done, calls = slurm_job(tmp_path, f"exit {status}", restarts_so_far)

@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Iterator
 from itertools import islice
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from genaffect_jax.data import loader as loader_module
 from genaffect_jax.data.folder import FolderSource, open_folder
 from genaffect_jax.data.loader import Batch, Loader, make_loader
 from genaffect_jax.data.pictures import DataError, Source
@@ -186,10 +188,44 @@ def test_a_file_that_breaks_during_training_is_named_also_from_a_worker(tmp_path
             (tmp_path / "r" / person).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (16, 16)).save(tmp_path / "r" / person / f"{word}.png")
     source = open_folder(tmp_path / "r", 16, 0.0, tmp_path / "w")
+    expected = list(islice(loader(source, expressions_per_set=1), 5))
     (tmp_path / "r" / "p3" / "joy.png").unlink()
-    stream = loader(source, 1, expressions_per_set=1)
+    stream, found = loader(source, 1, expressions_per_set=1), []
     with pytest.raises(DataError, match=r"p3/joy\.png.*was readable when the folder was checked"):
-        list(islice(stream, 5))
+        found.extend(stream)
+    state = stream.get_state()
+    stream.close()
+    # The position is that of the batch that failed: with the file back, nothing is skipped or repeated.
+    Image.new("RGB", (16, 16)).save(tmp_path / "r" / "p3" / "joy.png")
+    again = loader(source, expressions_per_set=1)
+    again.set_state(state)
+    number = state["next_batch"]
+    assert number < 5
+    assert_same(list(islice(again, 5 - number)), expected[number:])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kills a process by its number")
+def test_killed_workers_start_again_with_the_same_batches(source: FolderSource, capsys: pytest.CaptureFixture) -> None:
+    expected = list(islice(loader(source), 24))
+    stream = loader(source, 2)
+    found = list(islice(stream, 4))
+    os.kill(active_children()[0].pid, signal.SIGKILL)
+    found += islice(stream, 20)  # some are ready already: workers read ahead
+    stream.close()
+    assert_same(found, expected)
+    assert "a worker process of the data pipeline was killed; all start again at batch" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kills a process by its number")
+def test_workers_that_are_killed_again_and_again_end_in_an_error(
+    source: FolderSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader_module, "_MOST_STARTS", 1)
+    stream = loader(source, 1)
+    next(stream)
+    os.kill(active_children()[0].pid, signal.SIGKILL)
+    with pytest.raises(DataError, match=r"killed, 1 times in a row .*exit code -9.*lower data\.workers"):
+        list(islice(stream, 20))
     stream.close()
 
 

@@ -220,6 +220,8 @@ def test_the_configuration_lies_beside_the_checkpoint_and_rebuilds_the_model(tin
 def test_another_configuration_cannot_take_over_a_working_folder(tiny_config, tmp_path):
     claim_workdir(tmp_path, tiny_config)
     claim_workdir(tmp_path, with_train(tiny_config, steps=99))
+    workers = dataclasses.replace(tiny_config.data, workers=3)
+    claim_workdir(tmp_path, dataclasses.replace(tiny_config, data=workers, mesh=MeshConfig(data=1, fsdp=4, tensor=2)))
     with pytest.raises(ConfigError, match=r"train\.learning_rate=0\.001, now 0\.5"):
         claim_workdir(tmp_path, with_train(tiny_config, learning_rate=0.5))
 

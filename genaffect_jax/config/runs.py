@@ -162,11 +162,14 @@ class TrainConfig:
     """Steps between preview sheets; 0 draws one at the end only."""
     gap_every: int = 200
     """Steps between measurements of how much worse the generator is with another person's references, and with another
-    expression (`gaps.png`); 0 never measures. Only the generator's training does."""
+    expression (`gaps.png`); every checkpoint is measured too. 0 never measures. Only the generator's training does."""
     checkpoint_every: int = 500
     """Steps between checkpoints; one is always written at the end and on Ctrl-C."""
     keep_checkpoints: int = 2
     """Number of newest checkpoints kept."""
+    keep_best: int = field(default=1, metadata=ADDED_LATER)
+    """Number of checkpoints kept beside them that measured best on held-out people; 0 keeps none. Those that were not
+    measured never count."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "most_skipped",
@@ -175,7 +178,7 @@ class TrainConfig:
         require(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate,
                 f"must divide train.batch_size = {self.batch_size}")  # fmt: skip
         require(bool(self.trains) and all(self.trains), "train.trains", self.trains, "must name or match something")
-        for name in ("warmup_steps", "sheet_every", "gap_every", "profile_at", "weight_decay", "seed"):
+        for name in ("warmup_steps", "sheet_every", "gap_every", "keep_best", "profile_at", "weight_decay", "seed"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must be at least 0")
         for name in ("learning_rate", "gradient_clip"):
             require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")

@@ -16,6 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 from jaxtyping import Int
+from rich.console import Console
 
 from genaffect_jax.data.encoded import EncodedSource
 from genaffect_jax.data.pictures import DataError, Picture, Source, pictures_digest
@@ -24,6 +25,10 @@ from genaffect_jax.data.sets import SetIndices, SetSampler
 Batch = dict[str, np.ndarray]
 # Batches that each worker process keeps ready; more would only take memory, as training takes one at a time.
 _READY = 2
+# Starts of the worker processes in a row that may end without one batch, before a run gives up.
+_MOST_STARTS = 3
+# What grain says of a worker process that was killed; it looks every second.
+_WORKER_DIED = "Worker process was terminated unexpectedly"
 
 
 def make_loader(
@@ -102,21 +107,40 @@ class Loader(Iterator[Batch]):
         self._iterator: grain.DatasetIterator | None = None
 
     def __next__(self) -> Batch:
-        if self._iterator is None:
-            batches = grain.MapDataset.source(self._batches)[self._next :]
-            # No reading threads: drawing and decoding keep a core busy, and worker processes read ahead anyway.
-            options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-            workers = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_READY)
-            if self._workers and not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # grain reads its own flags there; this program's flags are tyro's
-            self._iterator = iter(batches.to_iter_dataset(options).mp_prefetch(workers, _init_worker))
-            with _interrupts_held_back():
-                batch = next(self._iterator)
-        else:
-            batch = next(self._iterator)
+        for starts in range(1, _MOST_STARTS + 1):
+            try:
+                batch = self._fetch()
+                break
+            except RuntimeError as e:
+                if _WORKER_DIED not in str(e):
+                    raise
+                self.close()  # the others too: what comes next is decided by the number of the batch alone
+                killed = "a worker process of the data pipeline was killed"
+                if starts == _MOST_STARTS:
+                    raise DataError(
+                        f"batch {self._next}: {killed}, {starts} times in a row ({e}). If the machine runs out of "
+                        "memory, lower data.workers; 0 loads in the main process"
+                    ) from e
+                Console(stderr=True).print(
+                    f"warning: {killed}; all start again at batch {self._next}, in the same order", style="yellow",
+                    markup=False, highlight=False, soft_wrap=True,
+                )  # fmt: skip
         self._next += 1
         # Workers hand over arrays in shared memory, which must not outlive the iterator: copy and let go.
         return {name: np.array(array, subok=False) for name, array in batch.items()}
+
+    def _fetch(self) -> Batch:
+        if self._iterator is not None:
+            return next(self._iterator)
+        batches = grain.MapDataset.source(self._batches)[self._next :]
+        # No reading threads: drawing and decoding keep a core busy, and worker processes read ahead anyway.
+        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        workers = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_READY)
+        if self._workers and not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain reads its own flags there; this program's flags are tyro's
+        self._iterator = iter(batches.to_iter_dataset(options).mp_prefetch(workers, _init_worker))
+        with _interrupts_held_back():
+            return next(self._iterator)
 
     def get_state(self) -> dict[str, Any]:
         """Where the stream stands, to be saved as JSON: the next batch's number and what the stream was made of."""

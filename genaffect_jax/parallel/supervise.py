@@ -16,7 +16,8 @@ from collections.abc import Callable
 from genaffect_jax.config.hosts import HostsConfig
 from genaffect_jax.parallel.hosts import CONTINUE
 
-FAILED, INTERRUPTED = 1, 130
+# LOST is EX_TEMPFAIL of sysexits.h: nothing is wrong here, the same command may well succeed.
+FAILED, LOST, INTERRUPTED = 1, 75, 130
 
 
 def supervise(config: HostsConfig, work: Callable[[Callable[[str], None]], int]) -> int:
@@ -69,13 +70,13 @@ def supervise(config: HostsConfig, work: Callable[[Callable[[str], None]], int])
     code = os.waitstatus_to_exitcode(status)
     if name is None and not passed_on:
         print(f"error: {_missing(config)}", file=sys.stderr)
-        return FAILED
+        return LOST
     if code >= 0:
         return code
     if -code in passed_on or (passed_on and not name):
         return INTERRUPTED
     print(f"error: {name or _place(config)} {_killed(-code, bool(name))}", file=sys.stderr)
-    return FAILED
+    return LOST
 
 
 def _name_when_joined(news: int, seconds: float) -> str | None:

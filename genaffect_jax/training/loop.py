@@ -21,11 +21,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from genaffect_jax.config import DType, TrainConfig
+from genaffect_jax.data.pictures import DataError
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.hosts import is_first
 from genaffect_jax.parallel.peak import peak_flops
 from genaffect_jax.training.auxiliary import PREFIX as OPTIONAL
 from genaffect_jax.training.checkpoint import Checkpoints
+from genaffect_jax.training.condition_gap import RIGHT
 from genaffect_jax.training.gap_report import GapReport
 from genaffect_jax.training.guard import SKIPPED, NonFiniteGuard
 from genaffect_jax.training.log import TrainingLog
@@ -71,7 +73,8 @@ class Job:
     initial: Callable[[], Parameters] = dict
     """Makes the parameters that do not start at random; called when a run begins, not when it continues."""
     gap: Callable[[Parameters], dict[str, float]] | None = None
-    """Measures the condition gaps of the averaged parameters, every `gap_every` steps; None measures none."""
+    """Measures the condition gaps of the averaged parameters, every `gap_every` steps and with every checkpoint, whose
+    value is the loss with the right conditions; None measures none."""
     step_flops: float | None = None
     """Operations of the network in one step over all devices, without what is computed again; None: not known."""
 
@@ -88,12 +91,16 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
 
     Raises:
         TrainingError: `most_skipped` steps in a row had a loss or gradients that are not finite.
-        CheckpointError: the folder's checkpoint does not fit the configuration.
+        CheckpointError: the folder's checkpoint does not fit the configuration, or one cannot be saved.
+        DataError: a batch cannot be made; what was learned until then is saved.
     """
     optimiser = make_optimiser(config)
     rate = learning_rate(config)
     checkpoints = Checkpoints(
-        workdir, config.keep_checkpoints, lambda message: console.print(f"warning: {message}", style="yellow")
+        workdir,
+        config.keep_checkpoints,
+        lambda message: console.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True),
+        config.keep_best,
     )
     if checkpoints.latest_step() is None:
         state = create_state(job.functional, optimiser, mesh, config.seed, job.initial())
@@ -106,6 +113,7 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
             checkpoints.close()
             return True
         console.print(f"continuing at step {int(state.step)} of {config.steps}")
+    checkpoints.check_space(state)
     train_step = make_train_step(
         job.functional, job.loss, optimiser, ema_decay=config.ema_decay, seed=config.seed, mesh=mesh,
         accumulate=config.accumulate,
@@ -116,9 +124,11 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
     guard = NonFiniteGuard(config.most_skipped)
     profile = StepProfile(workdir / "profile", config.profile_at if is_first() else 0)
     pending: list[dict[str, jax.Array]] = []
+    measured: dict[str, float] = {}
     interval_start, compiled = time.perf_counter(), False
 
     with (
+        checkpoints,
         closing(log),
         closing(job.batches),
         closing(profile),
@@ -127,7 +137,16 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
     ):
         while step < config.steps and not stopped(step):
             profile.before(step + 1, state)
-            state, metrics = train_step(state, job.frozen, device_batch(next(job.batches), mesh))
+            checkpoints.check()
+            try:
+                batch = next(job.batches)
+            except DataError:
+                # Nothing that was learned is lost; the position is that of the batch that failed. Of several processes
+                # the others do not know, and saving takes all.
+                if step > first and jax.process_count() == 1:
+                    checkpoints.save(state, job.batches.get_state(), job.config)
+                raise
+            state, metrics = train_step(state, job.frozen, device_batch(batch, mesh))
             pending.append(metrics)
             step += 1
             # The host runs ahead of the devices, but not so far that batches pile up on them.
@@ -140,8 +159,9 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
             if not compiled:
                 guard.check(jax.device_get(pending), step)
                 interval_start, compiled, pending = time.perf_counter(), True, []
-            measured: dict[str, float] = {}
-            if job.gap is not None and config.gap_every and step % config.gap_every == 0:
+            measured = {}
+            saves = step % config.checkpoint_every == 0
+            if job.gap is not None and config.gap_every and (saves or step % config.gap_every == 0):
                 jax.block_until_ready(metrics)
                 began = time.perf_counter()
                 measured = job.gap(state.averaged)
@@ -168,16 +188,15 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
                 gaps.draw()
                 guard.check(jax.device_get(pending), step)
                 interval_start, pending = time.perf_counter(), []
-            if step % config.checkpoint_every == 0 and step < config.steps:
-                checkpoints.save(state, job.batches.get_state(), job.config)
+            if saves and step < config.steps:
+                checkpoints.save(state, job.batches.get_state(), job.config, measured.get(RIGHT))
         complete = step >= config.steps
         if step > first or checkpoints.latest_step() is None:
-            checkpoints.save(state, job.batches.get_state(), job.config)
+            checkpoints.save(state, job.batches.get_state(), job.config, measured.get(RIGHT))
         job.batches.close()  # the preview needs the processors that the workers hold
         gaps.draw()
         if complete and step > first:
             log.sheet(step, job.preview(state.averaged))
-    checkpoints.close()
     console.print(f"step {step} of {config.steps}: checkpoint written to {checkpoints.folder.name}/{step}")
     return complete
 

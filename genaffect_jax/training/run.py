@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -24,22 +25,32 @@ from genaffect_jax.parallel.hosts import (
     join,
     lost_processes_named,
 )
-from genaffect_jax.parallel.supervise import supervise
+from genaffect_jax.parallel.supervise import FAILED, INTERRUPTED, LOST, supervise
+from genaffect_jax.training.background_errors import told_once
 from genaffect_jax.training.checkpoint import CheckpointError
 from genaffect_jax.training.guard import TrainingError
 
-COMPLETE, FAILED, INTERRUPTED = 0, 1, 130
+COMPLETE = 0
 
-# Fields of `train` that may change between the runs of one working folder: they do not touch what is learned.
+# No defects of this program: disk full, quota used up, read-only, not allowed, disk broken.
+_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+# Fields that may change between the runs of one working folder: they do not touch what is learned, but for the order of
+# sums over devices.
 _MAY_CHANGE = (
-    "steps",
-    "log_every",
-    "sheet_every",
-    "gap_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "most_skipped",
-    "profile_at",
+    "train.steps",
+    "train.log_every",
+    "train.sheet_every",
+    "train.gap_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.keep_best",
+    "train.most_skipped",
+    "train.profile_at",
+    "data.workers",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
 )
 
 
@@ -52,14 +63,13 @@ def claim_workdir(workdir: Path, config: Config | AutoencoderRun | EncoderRun) -
         The configuration as JSON.
 
     Raises:
-        ConfigError: the folder belongs to a run with other settings; they are listed. Or the hosts do not share it.
+        ConfigError: the folder belongs to a run with other settings, which are listed, or cannot be written to. Or the
+            hosts do not share it.
     """
     path = workdir / "config.json"
     if path.exists():
         before = from_json(type(config), path.read_text())
-        changed = [
-            line for line in _differences(before, config) if line.split("=")[0].split(".")[-1] not in _MAY_CHANGE
-        ]
+        changed = [line for line in _differences(before, config) if line.split("=")[0] not in _MAY_CHANGE]
         if changed:
             raise ConfigError(
                 f"--workdir {workdir}: holds a run with other settings ({'; '.join(changed)}); "
@@ -73,10 +83,13 @@ def claim_workdir(workdir: Path, config: Config | AutoencoderRun | EncoderRun) -
                 "must lie on a file system that all hosts share, and all processes need the same settings"
             )
         return text
-    workdir.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as e:
+        raise ConfigError(f"--workdir {workdir}: cannot be written to: {e.strerror}") from e
     return text
 
 
@@ -93,8 +106,8 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
 def run_reporting_errors(work: Callable[[Console], bool], hosts: HostsConfig | None = None) -> int:
     """Runs `work(console)`, which returns True if it is complete, and turns its end into an exit status.
 
-    Expected failures (configuration, data, checkpoint, diverged training) print one message; anything else is a
-    defect of this program and keeps its traceback.
+    Expected failures (configuration, data, checkpoint, diverged training, a full or read-only disk, a lost process)
+    print one message; anything else is a defect of this program and keeps its traceback.
 
     Args:
         work: the run.
@@ -133,11 +146,23 @@ def _run_with_others(work: Callable[[Console], bool], hosts: HostsConfig, joined
 
 
 def _status(work: Callable[[], bool]) -> int:
-    try:
-        return COMPLETE if work() else INTERRUPTED
-    except (ConfigError, DataError, WeightsError, CheckpointError, TrainingError, LostProcessError) as e:
+    def tell(error: str) -> None:
         where = f"{describe_process()}: " if jax.distributed.is_initialized() else ""
-        print(f"error: {where}{e}", file=sys.stderr)
+        print(f"error: {where}{error}", file=sys.stderr)
+
+    try:
+        with told_once():
+            return COMPLETE if work() else INTERRUPTED
+    except LostProcessError as e:
+        tell(str(e))
+        return LOST
+    except (ConfigError, DataError, WeightsError, CheckpointError, TrainingError) as e:
+        tell(str(e))
+        return FAILED
+    except OSError as e:
+        if e.errno not in _MACHINE:
+            raise
+        tell(f"{e.filename or 'a file'}: {e.strerror}; the checkpoints are as they were")
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
