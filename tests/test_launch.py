@@ -134,7 +134,8 @@ def test_xpk_command(path):
     assert head == [
         "xpk", "workload", "create", "--cluster", "c", "--workload", "w", "--tpu-type", "v5litepod-16",
         "--num-slices", "2", "--docker-image", "r/g:tpu", "--storage", "one", "--storage", "two",
-        "--max-restarts", "20", "--restart-on-exit-codes", "75", "--termination-grace-period-seconds", "120", "--spot", "--command",
+        "--max-restarts", "20", "--restart-on-exit-codes", "75", "--termination-grace-period-seconds", "120", "--spot",
+        "--command",
     ]  # fmt: skip
     assert shlex.split(command) == ["exec", "python", "-m", "genaffect_jax.train", *TRAINING]
 
