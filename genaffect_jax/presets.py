@@ -67,7 +67,8 @@ def parse(
     except ConfigError as e:
         sys.exit(_usage(str(e)))
     fields: Any = dataclasses.fields(arguments)  # type: ignore[arg-type]
-    given = {f.name: tyro.MISSING for f in fields if f.default is dataclasses.MISSING}
+    required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+    given = dict.fromkeys(required, tyro.MISSING)
     default: Any = arguments(**{**given, "config": default_preset, "run": preset})
     return tyro.cli(arguments, default=default, args=argv, config=(tyro.conf.FlagConversionOff,), use_underscores=True)
 
