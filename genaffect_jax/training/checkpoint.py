@@ -75,6 +75,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is not None and jax.process_count() > 1:
+            return  # the others may be gone, and the end of a save waits for all
         try:
             self.close()
         except CheckpointError as failed:
@@ -285,6 +287,8 @@ class Checkpoints:
         )
 
     def _remove_partial(self) -> None:
+        if not is_first():
+            return
         for folder in (self.folder, self.fixed_folder.parent):
             for partial in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
                 shutil.rmtree(partial, ignore_errors=True)
