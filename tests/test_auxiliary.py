@@ -21,7 +21,7 @@ from genaffect_jax.training.generator_objective import make_generator_loss
 SMALL = {"image_size": 16, "widths": (8, 8), "depths": (0, 0), "norm_num_groups": 4, "hidden": 8, "neck": 4}
 G, E = 4, 2
 FLOW = FlowConfig(drop_identity=0.3, drop_expression=0.3)
-KEY = jax.random.key(7)  # with it some examples of low noise have lost each condition
+KEYS = jax.random.split(jax.random.key(0), G)  # with them some examples of low noise have lost each condition
 
 
 def save(folder, target, width, name):
@@ -68,7 +68,7 @@ def objective_of(world, auxiliary):
     loss = make_generator_loss(FLOW, autoencoder, auxiliary)
 
     def objective(parameters, frozen):
-        terms = loss(generator.merge(parameters), frozen, batch, KEY)
+        terms = loss(generator.merge(parameters), frozen, batch, KEYS)
         total, count = terms["loss"]
         return total / count, terms
 
@@ -120,9 +120,10 @@ def test_examples_above_the_noise_level_leave_loss_and_gradient_as_they_were(pla
 
 def test_terms_count_low_noise_with_the_condition_and_their_gradient_reaches_the_branches(plain, run):
     value, terms, gradient = run(identity_weight=0.5, expression_weight=2.0, largest_sigma=0.5)
-    sigma_key, _, drop_key = jax.random.split(KEY, 3)
-    near = np.asarray(flow.sample_sigma(sigma_key, (G, E), FLOW)) <= 0.5
-    drop_identity, drop_expression, _ = map(np.asarray, flow.sample_drops(drop_key, G, E, FLOW))
+    sigma_keys, _, drop_keys = zip(*(jax.random.split(key, 3) for key in KEYS), strict=True)
+    near = np.stack([flow.sample_sigma(key, (E,), FLOW) for key in sigma_keys]) <= 0.5
+    drops = [flow.sample_drops(key, 1, E, FLOW) for key in drop_keys]
+    drop_identity, drop_expression, _ = (np.concatenate(drop) for drop in zip(*drops, strict=True))
     assert 0 < near.sum() < near.size
     assert (near & drop_identity[:, None]).any()
     assert (near & drop_expression).any()

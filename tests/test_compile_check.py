@@ -226,7 +226,7 @@ def test_the_command_tells_what_fits_from_what_does_not(preset, small_chips, tmp
     ("options", "words"),
     [
         (["--mesh.fsdp", "3"], "mesh.fsdp=3"),
-        (["--train.batch_size", "6"], "train.batch_size=6: does not divide over 4 parts"),
+        (["--train.batch_size", "6"], "train.batch_size=6: must be a multiple of"),
         (["--reserve", "2"], "--reserve 2.0: must be within 0 and 0.99"),
         (["--pictures", "0"], "--pictures 0: must be at least 1"),
         (["--json", "nowhere/report.json"], "--json nowhere/report.json: there is no folder nowhere"),

@@ -182,7 +182,7 @@ def test_the_loss_conditions_on_the_embeddings_of_the_batch():
     batch = {"reference": latents[:, :1], "target": latents[:, 1:], "expression": np.zeros((2, 2, 40))}
     model, compute = Recorder(), make_generator_loss(FlowConfig(), None)
     with pytest.raises(StopIteration):
-        compute(model, {}, {**batch, "embedding": embedding}, jax.random.key(0))
+        compute(model, {}, {**batch, "embedding": embedding}, jax.random.split(jax.random.key(0), 2))
     np.testing.assert_array_equal(model.embedding, embedding)
 
 

@@ -26,16 +26,18 @@ class Recorder:
 
 
 def test_the_conditions_of_a_step_are_those_of_its_batch_dropped_as_drawn():
-    rng, key = np.random.default_rng(0), jax.random.key(3)
+    rng, keys = np.random.default_rng(0), jax.random.split(jax.random.key(3), G)
     batch = {
         "reference": rng.standard_normal((G, 1, 8, 8, 4), np.float32),
         "target": rng.standard_normal((G, E, 8, 8, 4), np.float32),
         "expression": rng.random((G, E, 40), np.float32),
     }
     config, model = FlowConfig(drop_identity=0.4, drop_expression=0.4), Recorder()
-    terms = make_generator_loss(config, None)(model, {}, batch, key)
-    sigma_key, noise_key, drop_key = jax.random.split(key, 3)
-    identity, expression, _ = flow.sample_drops(drop_key, G, E, config)
+    terms = make_generator_loss(config, None)(model, {}, batch, keys)
+    # Every set draws from its own key, whatever sets are beside it.
+    sigma_keys, noise_keys, drop_keys = zip(*(jax.random.split(key, 3) for key in keys), strict=True)
+    drops = [flow.sample_drops(key, 1, E, config) for key in drop_keys]
+    identity, expression, _ = (np.concatenate(drop) for drop in zip(*drops, strict=True))
     for drop in (identity, expression):
         assert drop.any()
         assert not drop.all()
@@ -44,8 +46,9 @@ def test_the_conditions_of_a_step_are_those_of_its_batch_dropped_as_drawn():
     for name in ("reference", "expression"):
         np.testing.assert_array_equal(model.given[name], batch[name])
     # What is asked of the model is the velocity at the noise level that it is told.
-    noise = jax.random.normal(noise_key, batch["target"].shape)
-    np.testing.assert_array_equal(model.sigma, flow.sample_sigma(sigma_key, (G, E), config))
+    noise = np.stack([jax.random.normal(key, batch["target"].shape[1:]) for key in noise_keys])
+    sigma = np.stack([flow.sample_sigma(key, (E,), config) for key in sigma_keys])
+    np.testing.assert_allclose(model.sigma, sigma, rtol=1e-6)
     np.testing.assert_allclose(model.noisy, flow.interpolate(batch["target"], noise, model.sigma), atol=1e-6)
     total, count = terms["loss"]
     np.testing.assert_allclose(total / count, np.square(noise - batch["target"]).mean(), rtol=1e-5)

@@ -150,7 +150,8 @@ def test_the_training_loss_sees_the_prompts_and_where_they_drop_the_negative_one
     @jax.jit
     def loss(parameters, prompts, rows):
         model = generator.merge(parameters)
-        return compute(model, {"prompts": prompts}, {**batch, "prompt": rows}, jax.random.key(0))["loss"][0]
+        keys = jax.random.split(jax.random.key(0), 4)
+        return compute(model, {"prompts": prompts}, {**batch, "prompt": rows}, keys)["loss"][0]
 
     joy, fear = (np.full((4, 2), table.rows([f"{word} it is"])[0]) for word in ("joy", "fear"))
     base = loss(pipeline.drawer.parameters, Prompts.of(table, "nothing"), joy)
