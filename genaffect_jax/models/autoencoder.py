@@ -99,12 +99,13 @@ class Posterior:
 
 def _conv(
     inputs: int, outputs: int, *, size: int = 3, stride: int = 1, dtype: DTypeLike, rngs: nnx.Rngs,
-    padding: tuple[int, int] | None = None,
+    padding: tuple[int, int] | None = None, cut: bool = True,
 ) -> nnx.Conv:  # fmt: skip
     edges = (size // 2, size // 2) if padding is None else padding
     return nnx.Conv(
         inputs, outputs, (size, size), stride, padding=(edges, edges), dtype=dtype, rngs=rngs,
-        kernel_metadata={"logical_axes": CONV_AXES}, bias_metadata={"logical_axes": VECTOR_AXES},
+        kernel_metadata={"logical_axes": CONV_AXES if cut else (*CONV_AXES[:-1], None)},
+        bias_metadata={"logical_axes": VECTOR_AXES},
     )  # fmt: skip
 
 
@@ -257,7 +258,8 @@ class Encoder(nnx.Module):
         ])  # fmt: skip
         self.mid_block = MidBlock(widths[-1], groups, dtype=dtype, rngs=rngs)
         self.conv_norm_out = GroupNorm(widths[-1], groups, silu=True, dtype=dtype)
-        self.conv_out = _conv(widths[-1], 2 * config.latent_channels, dtype=dtype, rngs=rngs)
+        # Channels of latents and pictures are too few to be cut over devices.
+        self.conv_out = _conv(widths[-1], 2 * config.latent_channels, dtype=dtype, rngs=rngs, cut=False)
 
     def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w 2*c"]:
         x = self.conv_in(x)
@@ -283,7 +285,7 @@ class Decoder(nnx.Module):
             for i in range(len(widths))
         ])  # fmt: skip
         self.conv_norm_out = GroupNorm(widths[-1], groups, silu=True, dtype=dtype)
-        self.conv_out = _conv(widths[-1], config.out_channels, dtype=dtype, rngs=rngs)
+        self.conv_out = _conv(widths[-1], config.out_channels, dtype=dtype, rngs=rngs, cut=False)
 
     def __call__(self, z: Float[Array, "B h w c"]) -> Float[Array, "B H W 3"]:
         x = self.mid_block(self.conv_in(z))

@@ -41,8 +41,8 @@ def partition_spec(
         name: what to call the array in an error.
 
     Raises:
-        ValueError: rank mismatch, unknown logical axis, one mesh axis used for two dimensions, or a dimension that
-            the mesh does not divide.
+        ValueError: rank mismatch, unknown logical axis, or one mesh axis used for two dimensions.
+        ConfigError: a dimension that the mesh does not divide.
     """
     if len(logical_axes) != len(shape):
         raise ValueError(f"{name}: logical axes {logical_axes} for shape {shape}: one per dimension is needed")
@@ -58,7 +58,7 @@ def partition_spec(
             used[mesh_axis] = str(axis)
         parts = mesh_size(mesh, target)
         if size % parts:
-            raise ValueError(
+            raise ConfigError(
                 f"{name}: {axis!r} of size {size} is not divisible by {parts} devices (mesh axes {target})"
             )
         spec.append(target)
