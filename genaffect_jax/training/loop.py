@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -243,7 +244,9 @@ def _progress(console: Console, first: int, total: int) -> Iterator[Callable[[in
             numbers = f"loss {values['loss']:.4f}  {values['images_per_second']:.0f} pictures/s"
             bar.update(task, completed=step, numbers=numbers)
             if not console.is_terminal:  # a log file gets plain lines instead of a bar
-                console.print(f"step {step}/{total}  {numbers}")
+                seconds = bar.tasks[0].time_remaining
+                left = "" if seconds is None else f"  {timedelta(seconds=round(seconds))} left"
+                console.print(f"step {step}/{total}  {numbers}{left}")
 
         yield report
 
