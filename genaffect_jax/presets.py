@@ -70,7 +70,12 @@ def parse(
     required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
     given = dict.fromkeys(required, tyro.MISSING)
     default: Any = arguments(**{**given, "config": default_preset, "run": preset})
-    return tyro.cli(arguments, default=default, args=argv, config=(tyro.conf.FlagConversionOff,), use_underscores=True)
+    # Run with -m, the program's own name would be a path.
+    module = sys.modules["__main__"].__spec__
+    return tyro.cli(
+        arguments, prog=f"python -m {module.name}" if module is not None else None, default=default, args=argv,
+        config=(tyro.conf.FlagConversionOff,), use_underscores=True,
+    )  # fmt: skip
 
 
 def _usage(message: str) -> int:

@@ -12,7 +12,7 @@ die() {
 
 # The comment block at the top of the calling script is its help text.
 usage() {
-  sed -n '2,/^[^#]/{/^#/{s/^# \{0,1\}//;p;};}' "$0"
+  sed -n '2,/^$/{/^#/{s/^# \{0,1\}//;p;};}' "$0"
 }
 
 # Prints the arguments as one line that any POSIX shell reads back as the same arguments.

@@ -211,6 +211,7 @@ def test_a_missing_tool_is_one_clear_error(line, path):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_names_every_option(script, path):
     done = launch(path, script, "--help")
+    assert "shellcheck" not in done.stdout
     assert done.returncode == 0
     options = re.findall(
         r"^ +(--[a-z-]+)\)|^ +(--[a-z]+) \| (--[a-z]+)\) (?:where|capacity)", (LAUNCH / script).read_text(), re.M

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from genaffect_jax.config import MeshConfig
+from genaffect_jax.config import ConfigError, MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -23,15 +23,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         devices: all devices of the job when left out.
 
     Raises:
-        ValueError: the axis sizes do not multiply to the number of devices.
+        ConfigError: the axis sizes do not multiply to the number of devices.
     """
     devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id)) if devices is None else list(devices)
     rest = config.fsdp * config.tensor
     data = len(devices) // rest if config.data == -1 else config.data
     if data * rest != len(devices):
-        raise ValueError(
-            f"mesh.data={config.data}, mesh.fsdp={config.fsdp}, mesh.tensor={config.tensor}: there are "
-            f"{len(devices)} {devices[0].platform} devices; the product of the axis sizes must equal that"
+        raise ConfigError(
+            f"mesh.data={config.data}, mesh.fsdp={config.fsdp}, mesh.tensor={config.tensor}: the product of the axis "
+            f"sizes (data=-1: what the others leave) must be the number of {devices[0].platform} devices, "
+            f"{len(devices)}"
         )
     # Auto axes: the compiler places the collectives from the shardings of inputs, state and outputs.
     grid = np.asarray(devices).reshape(data, config.fsdp, config.tensor)

@@ -198,7 +198,8 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
         gaps.draw()
         if complete and step > first:
             log.sheet(step, job.preview(state.averaged))
-    console.print(f"step {step} of {config.steps}: checkpoint written to {checkpoints.folder.name}/{step}")
+    again = "" if complete else "; stopped, the same command continues"
+    console.print(f"step {step} of {config.steps}: checkpoint written to {checkpoints.folder.name}/{step}{again}")
     return complete
 
 
