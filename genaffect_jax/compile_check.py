@@ -33,7 +33,7 @@ from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.program_report import ATTAINABLE, ProgramReport, compile_and_report, in_words
 from genaffect_jax.parallel.topology import Chip, TopologyError, topology_devices
 from genaffect_jax.presets import parse
-from genaffect_jax.training.lower_step import lower_train_step, step_flops
+from genaffect_jax.training.lower_step import lower_train_step, step_flops, trained_share
 
 FITS, TOO_LARGE, WRONG = 0, 1, 2
 
@@ -127,7 +127,7 @@ def _check(arguments: Arguments) -> None:
 def _report(name: str, arguments: Arguments, mesh: Mesh, chip: Chip) -> ProgramReport:
     run = arguments.run
     if name == "train":
-        flops = step_flops(run, remat=True) / mesh.size
+        flops = step_flops(run, trained_share(run), remat=True) / mesh.size
         return compile_and_report(name, lower_train_step(run, mesh), chip, flops, arguments.reserve)
     tokens = (run.model.mmdit.sample_size // run.model.mmdit.patch_size) ** 2
     anchors = arguments.anchors if arguments.consistency else 0

@@ -94,9 +94,18 @@ class RMSNorm(nnx.Module):
 
 def layer_norm(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     """Layer normalisation of the last axis without learned scale or shift; the result is float32."""
+    return _standardised(x, *_statistics(x))
+
+
+def _statistics(x: Float[Array, "*batch d"]) -> tuple[Float[Array, "*batch 1"], Float[Array, "*batch 1"]]:
+    """Mean and inverse standard deviation of the last axis, float32."""
     x = x.astype(jnp.float32)
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + NORM_EPS)
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    return mean, jax.lax.rsqrt(jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True) + NORM_EPS)
+
+
+def _standardised(x: Array, mean: Array, inverse: Array) -> Array:
+    return (x.astype(jnp.float32) - mean) * inverse
 
 
 class MLP(nnx.Module):
@@ -156,15 +165,13 @@ def modulated_norm(
 
 
 def _modulated_norm_forward(x: Array, shift: Array, scale: Array) -> tuple[Array, Any]:
-    wide = x.astype(jnp.float32)
-    mean = jnp.mean(wide, axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + NORM_EPS)
-    return modulated_norm(x, shift, scale), (x, mean, inverse, scale)
+    mean, inverse = _statistics(x)
+    return _standardised(x, mean, inverse) * (1.0 + scale) + shift, (x, mean, inverse, scale)
 
 
 def _modulated_norm_backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array]:
     x, mean, inverse, scale = kept
-    normed = (x.astype(jnp.float32) - mean) * inverse
+    normed = _standardised(x, mean, inverse)
     g = gradient * (1.0 + scale)
     along_mean = jnp.mean(g, axis=-1, keepdims=True)
     along_normed = jnp.mean(g * normed, axis=-1, keepdims=True)

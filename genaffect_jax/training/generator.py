@@ -118,7 +118,7 @@ def train_generator(config: Config, workdir: Path, console: Console) -> bool:
         ),
         config=resolved,
         initial=lambda: initial_parameters(config.model, mesh),
-        step_flops=step_flops(config, remat=False),
+        step_flops=step_flops(config, generator.trainable_size / generator.size, remat=False),
         gap=_make_gap(
             config,
             generator,

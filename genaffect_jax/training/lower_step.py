@@ -82,16 +82,21 @@ def lower_train_step(config: Config, mesh: Mesh, target: Platform | None = None)
         return traced.lower(lowering_platforms=(target,))
 
 
-def step_flops(config: Config, remat: bool) -> float:
+def trained_share(config: Config) -> float:
+    """The share of the generator's weights that train."""
+    generator = select(build_networks(config.model, config.train.compute_dtype)[0], config.train)
+    return generator.trainable_size / generator.size
+
+
+def step_flops(config: Config, trained: float, remat: bool) -> float:
     """Operations of one step over all devices, of the generator alone: no autoencoder, no auxiliary losses.
 
     Args:
         config: the training.
+        trained: share of the weights that train.
         remat: count what the backward pass computes again (`mmdit.remat`), too.
     """
-    generator, _ = build_networks(config.model, config.train.compute_dtype)
-    chosen = select(generator, config.train)
     forward = generator_flops(
         config.model, config.train.batch_size, config.data.expressions_per_set, REFERENCES, text_tokens(config)
     )
-    return training_flops(forward, chosen.trainable_size / chosen.size, config.model.mmdit.remat if remat else "none")
+    return training_flops(forward, trained, config.model.mmdit.remat if remat else "none")
