@@ -52,7 +52,7 @@ def test_losses_and_parameters_on_eight_devices_equal_those_on_one_and_the_step_
         np.testing.assert_allclose(losses, expected, rtol=1e-5, err_msg=str(sizes))
         for name, value in alone.parameters.items():
             np.testing.assert_allclose(
-                together.parameters[name], value, rtol=1e-4, atol=1e-5, err_msg=f"{sizes} {name}"
+                together.parameters[name], value, rtol=1e-5, atol=1e-5, err_msg=f"{sizes} {name}"
             )
 
 
@@ -66,7 +66,7 @@ def test_a_batch_in_parts_makes_the_step_of_the_whole_batch(tiny_config, sizes):
     assert step._cache_size() == 1
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     for name, value in whole.parameters.items():
-        np.testing.assert_allclose(parts.parameters[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(parts.parameters[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_adafactor_keeps_rows_and_columns_and_learns_on_a_cut_state(tiny_config):
