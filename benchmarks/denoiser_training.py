@@ -43,10 +43,10 @@ from genaffect_jax.training.step import Batch, Terms, device_batch, make_train_s
 CUDNN, CUDNN_BACKWARD = 'cudnn$fmhaSoftmax"', 'cudnn$fmhaSoftmaxBackward"'
 
 
-def loss(denoiser: mmdit.MMDiT, _frozen: Mapping[str, Any], batch: Batch, key: jax.Array) -> Terms:
+def loss(denoiser: mmdit.MMDiT, _frozen: Mapping[str, Any], batch: Batch, keys: jax.Array) -> Terms:
     """Rectified flow on `latents` [B, 1, h, w, c] with `text` [B, 1, T, C] and `pooled` [B, 1, P]."""
     latents = batch["latents"]
-    sigma_key, noise_key = jax.random.split(key)
+    sigma_key, noise_key = jax.random.split(keys[0])
     sigma = flow.sample_sigma(sigma_key, latents.shape[:2], FlowConfig(shift=3.0))
     noise = jax.random.normal(noise_key, latents.shape)
     conditions = denoiser.project_conditions(text=batch["text"], pooled=batch["pooled"])

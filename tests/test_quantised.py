@@ -77,8 +77,8 @@ def test_a_token_does_not_depend_on_those_beside_it():
 def test_a_joined_product_is_the_products_of_its_layers(products):
     layers = [Linear(256, 32, axes=(None, None), rngs=nnx.Rngs(i), products=products) for i in range(3)]
     x = jnp.asarray(normal(3, 5, 256))
-    for joined, single in zip(joined_product(x, layers), layers, strict=True):
-        np.testing.assert_allclose(joined, single(x), rtol=1e-5, atol=1e-5)
+    for joined, single in zip(jnp.split(joined_product(x, layers), 3, axis=-1), layers, strict=True):
+        np.testing.assert_allclose(joined, single.product(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -86,7 +86,7 @@ def test_full_products_multiply_what_they_are_given(dtype):
     of, x = layer("full", dtype), jnp.asarray(normal(4, 9, 256))
     expected = x.astype(dtype) @ of.kernel[...].astype(dtype) + of.bias[...].astype(dtype)
     np.testing.assert_array_equal(of(x), expected)
-    np.testing.assert_array_equal(joined_product(x, [of])[0], expected)
+    np.testing.assert_array_equal(of.biased(joined_product(x, [of])), expected)
 
 
 def test_only_the_large_products_of_the_blocks_are_rounded(tiny_model):

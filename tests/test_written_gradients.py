@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from genaffect_jax.models.full_product import full_product
-from genaffect_jax.models.layers import layer_norm, modulated_norm
+from genaffect_jax.models.norms import layer_norm, modulated_norm
 
 
 def normal(seed, *shape):
@@ -37,8 +37,8 @@ def test_of_a_modulated_norm_its_shift_and_scale():
     def of(function):
         return jax.value_and_grad(lambda *a: jnp.sum(weight * jnp.sin(function(*a))), (0, 1, 2))(*inputs)
 
-    value, written = of(modulated_norm)
-    expected, derived = of(lambda x, shift, scale: layer_norm(x) * (1.0 + scale) + shift)
+    value, written = of(lambda *a: sum(modulated_norm(*a)))
+    expected, derived = of(lambda x, shift, scale: x + layer_norm(x) * (1.0 + scale) + shift)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     for a, b in zip(written, derived, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -12,10 +12,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Float32
 
 from genaffect_jax.models.rematerialisation import ATTENTION
-from genaffect_jax.parallel.compiler import platform
+from genaffect_jax.parallel.compiler import is_hopper, platform
 from genaffect_jax.parallel.kernels import run_on_shares
 
 Backend = Literal["xla", "cudnn", "splash"]
@@ -42,12 +43,7 @@ def choose_backend(dtype: Any, masked: bool) -> Backend:
 
 def has_bounded_attention(dtype: Any, head_size: int) -> bool:
     """Whether `models.hopper_attention` serves what programs are compiled for: it uses Hopper's own instructions."""
-    return (
-        platform() == "gpu"
-        and getattr(jax.local_devices()[0], "compute_capability", "") == "9.0"
-        and dtype in (jnp.bfloat16, jnp.float16)
-        and head_size == 64
-    )
+    return is_hopper() and dtype in (jnp.bfloat16, jnp.float16) and head_size == 64
 
 
 def prefers_bounded_attention(length: int, dtype: Any, head_size: int) -> bool:
@@ -109,7 +105,7 @@ def _cudnn_forward(query: Array, key: Array, value: Array) -> tuple[Array, Any]:
 def _cudnn_of_even_length(query: Array, key: Array, value: Array) -> Array:
     """The same with lengths made even: the backward pass refuses odd ones, forward alone is faster without padding."""
     length, seen = query.shape[1], key.shape[1]
-    even = [_pad_length(x, 2) for x in (query, key, value)]
+    even = [checkpoint_name(_pad_length(x, 2), ATTENTION) for x in (query, key, value)]
     lengths = jnp.full(key.shape[0], seen, jnp.int32) if seen % 2 else None
     out = jax.nn.dot_product_attention(*even, key_value_seq_lengths=lengths, implementation="cudnn")
     return out[:, :length]

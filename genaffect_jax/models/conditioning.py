@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.config import ConditioningConfig, MMDiTConfig
 from genaffect_jax.models.attention import attend
-from genaffect_jax.models.layers import MLP, LayerStack, Linear, RMSNorm, layer_norm, patchify
+from genaffect_jax.models.layers import MLP, Embedder, LayerStack, Linear, patchify
+from genaffect_jax.models.norms import RMSNorm, layer_norm
 from genaffect_jax.models.projections import SelfAttention
 
 # Expressions are sparse numbers in [0, 1], not unit normal: a single active unit shall move a hidden unit by order one,
@@ -184,12 +185,11 @@ class ExpressionTokens(nnx.Module):
     ) -> None:
         shape = (conditioning.expression_tokens, width)
         self.dtype = dtype
-        self.mlp = MLP(
+        self.mlp = Embedder(
             conditioning.expression_width,
             width,
             conditioning.expression_tokens * width,
             axes=("conditioning", "embed", "heads"),
-            activation=nnx.silu,
             up_init=EXPRESSION_UP_INIT,
             down_init=EXPRESSION_DOWN_INIT,
             rngs=rngs,

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Float32
 from genaffect_jax.config.encoders import ARCFACE_CROP, WHOLE, Crop, FaceEncoderConfig
 from genaffect_jax.models.autoencoder import CONV_AXES, VECTOR_AXES, Downsample, GroupNorm, ResnetBlock
 from genaffect_jax.models.iresnet import IResNetTrunk
-from genaffect_jax.models.layers import MLP, Linear, RMSNorm
+from genaffect_jax.models.layers import MLP, Linear
+from genaffect_jax.models.norms import RMSNorm
 
 # About the standard deviation of a channel over training pictures (0.13 to 0.26): one optimiser step of the head then
 # moves a channel by a small part of its spread.

@@ -27,15 +27,23 @@ def _forward(x: Array, kernel: Array, out_dtype: Any) -> tuple[Array, tuple[Arra
 
 def _backward(_out_dtype: Any, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = kept
+    return input_gradient(gradient, kernel, x.dtype), kernel_gradient(x, gradient, kernel.dtype)
+
+
+def input_gradient(
+    gradient: Float[Array, "*batch o"], kernel: Float[Array, "i o"], dtype: Any
+) -> Float[Array, "*batch i"]:
+    """The gradient of `x` from that of `x @ kernel`, in `dtype`."""
+    return jnp.matmul(gradient, kernel.T, preferred_element_type=dtype)
+
+
+def kernel_gradient(x: Float[Array, "*batch i"], gradient: Float[Array, "*batch o"], dtype: Any) -> Float[Array, "i o"]:
+    """The gradient of the kernel from that of `x @ kernel`, in `dtype`."""
     rows = prod(x.shape[:-1])
     by_rows = (((0,), (0,)), ((), ()))
-    return (
-        jnp.matmul(gradient, kernel.T, preferred_element_type=x.dtype),
-        jax.lax.dot_general(
-            x.reshape(rows, x.shape[-1]), gradient.reshape(rows, gradient.shape[-1]), by_rows,
-            preferred_element_type=kernel.dtype,
-        ),
-    )  # fmt: skip
+    return jax.lax.dot_general(
+        x.reshape(rows, x.shape[-1]), gradient.reshape(rows, gradient.shape[-1]), by_rows, preferred_element_type=dtype
+    )
 
 
 full_product.defvjp(_forward, _backward)

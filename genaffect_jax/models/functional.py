@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import jax
 from flax import nnx
@@ -30,6 +30,7 @@ class Functional(Generic[Module]):
     Attributes:
         shapes: name to shape and dtype of every parameter.
         logical_axes: name to the logical axis names of every parameter (see `parallel.sharding`).
+        multiplied_in: name of each kernel to the type that it is rounded to before it is multiplied.
         constants: names that are no parameters (a position table): `nnx.Variable`s that are no `nnx.Param`. They are
             handled like parameters so that they are arguments of every program, not constants of it.
         trainable: names that training may change: all parameters, unless `training` chose some.
@@ -51,11 +52,14 @@ class Functional(Generic[Module]):
             for name, (_, v) in self._variables.items()
         }
         self.logical_axes: dict[str, tuple[str | None, ...]] = {}
+        self.multiplied_in: dict[str, Any] = {}
         for name, (_, variable) in self._variables.items():
             axes = variable.get_metadata().get("logical_axes")
             if axes is None or len(axes) != len(self.shapes[name].shape):
                 raise ValueError(f"{name}: logical axes {axes} for shape {self.shapes[name].shape}")
             self.logical_axes[name] = tuple(axes)
+            if (dtype := variable.get_metadata().get("multiplied_in")) is not None:
+                self.multiplied_in[name] = dtype
         self.trainable = frozenset(name for name, (_, v) in self._variables.items() if issubclass(v.type, nnx.Param))
         self.constants = frozenset(self.shapes) - self.trainable
         self.added: frozenset[str] = frozenset()
@@ -83,6 +87,14 @@ class Functional(Generic[Module]):
             {name: value for name, value in parameters.items() if name in self.trainable},
             {name: value for name, value in parameters.items() if name not in self.trainable},
         )
+
+    def rounded(self, parameters: Parameters) -> Parameters:
+        """The parameters with each kernel as it is multiplied.
+
+        Layers round what they are given. Rounded before, all at once, kernels are read in full only once where they are
+        used again and again, and half precision is what devices that share them send to each other.
+        """
+        return {n: x.astype(self.multiplied_in[n]) if n in self.multiplied_in else x for n, x in parameters.items()}
 
     def merge(self, parameters: Parameters) -> Module:
         """The module with these parameters.

@@ -18,11 +18,11 @@ from flax import nnx
 from jax.nn.initializers import Initializer, variance_scaling, zeros
 from jaxtyping import Array, Float
 
+from genaffect_jax.models.biased import add_bias
+from genaffect_jax.models.feed_forward import gelu_products
 from genaffect_jax.models.quantised import Products, product
 from genaffect_jax.models.rematerialisation import POLICIES, Remat, keep_product
 
-# Layer and RMS norms of the SD3 family share this epsilon.
-NORM_EPS = 1e-6
 TIMESTEP_FEATURES = 256
 TIMESTEP_MAX_PERIOD = 10000.0
 
@@ -60,56 +60,32 @@ class Linear(nnx.Module):
         self.products = products
         self.dtype, self.out_dtype = dtype, dtype if out_dtype is None else out_dtype
         shape = (in_features, out_features)
-        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32), logical_axes=axes)
+        kernel = kernel_init(rngs.params(), shape, jnp.float32)
+        self.kernel = nnx.Param(kernel, logical_axes=axes, multiplied_in=dtype)
         bias = bias_init(rngs.params(), (out_features,), jnp.float32)
         self.bias = nnx.Param(bias, logical_axes=(None,)) if use_bias else None
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        y = product(x, self.kernel[...], self.products, self.dtype, self.out_dtype)
-        return keep_product(y if self.bias is None else y + self.bias[...].astype(self.out_dtype))
+        return self.biased(self.product(x))
+
+    def product(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        """`x @ kernel`, without the bias."""
+        return product(x, self.kernel[...], self.products, self.dtype, self.out_dtype)
+
+    def biased(self, product: Float[Array, "*batch o"]) -> Float[Array, "*batch o"]:
+        """The product with the bias, if there is one."""
+        return keep_product(product if self.bias is None else add_bias(product, self.bias[...]))
 
 
-def joined_product(x: Float[Array, "*batch i"], layers: Sequence[Linear]) -> list[Float[Array, "*batch o"]]:
-    """What each of several linear layers of one width, type and `products` makes of `x`, computed as one product."""
+def joined_product(x: Float[Array, "*batch i"], layers: Sequence[Linear]) -> Float[Array, "*batch n*o"]:
+    """What `Linear.product` of n layers of one width, type and `products` makes of `x`, computed as one product."""
     dtype = layers[0].dtype
-    y = product(x, jnp.concatenate([layer.kernel[...] for layer in layers], axis=1), layers[0].products, dtype, dtype)
-    biases = [layer.bias[...] for layer in layers if layer.bias is not None]
-    if biases:
-        y = y + jnp.concatenate(biases).astype(dtype)
-    return jnp.split(keep_product(y), len(layers), axis=-1)
-
-
-class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation of the last axis with a learned scale (Zhang and Sennrich 2019)."""
-
-    def __init__(self, features: int, *, initial_scale: float = 1.0, dtype: Any = jnp.float32) -> None:
-        self.dtype = dtype
-        self.scale = nnx.Param(jnp.full((features,), initial_scale, jnp.float32), logical_axes=(None,))
-
-    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-        x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + NORM_EPS)
-        return (x * self.scale[...]).astype(self.dtype)
-
-
-def layer_norm(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-    """Layer normalisation of the last axis without learned scale or shift; the result is float32."""
-    return _standardised(x, *_statistics(x))
-
-
-def _statistics(x: Float[Array, "*batch d"]) -> tuple[Float[Array, "*batch 1"], Float[Array, "*batch 1"]]:
-    """Mean and inverse standard deviation of the last axis, float32."""
-    x = x.astype(jnp.float32)
-    mean = jnp.mean(x, axis=-1, keepdims=True)
-    return mean, jax.lax.rsqrt(jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True) + NORM_EPS)
-
-
-def _standardised(x: Array, mean: Array, inverse: Array) -> Array:
-    return (x.astype(jnp.float32) - mean) * inverse
+    kernel = jnp.concatenate([layer.kernel[...] for layer in layers], axis=1)
+    return product(x, kernel, layers[0].products, dtype, dtype)
 
 
 class MLP(nnx.Module):
-    """Two linear layers around an activation; the transformer's feed-forward uses GELU in its tanh form."""
+    """Two linear layers around GELU in its tanh form: the transformer's feed-forward network."""
 
     def __init__(
         self,
@@ -118,20 +94,32 @@ class MLP(nnx.Module):
         out_features: int,
         *,
         axes: tuple[str | None, str | None, str | None] = ("embed", "mlp", "embed"),
-        activation: Callable[[Array], Array] = nnx.gelu,
         up_init: Initializer = xavier_uniform,
         down_init: Initializer = xavier_uniform,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
         products: Products = "full",
     ) -> None:
-        self.activation = activation
         common: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "products": products}
         self.up = Linear(in_features, hidden_features, axes=axes[:2], kernel_init=up_init, **common)
         self.down = Linear(hidden_features, out_features, axes=axes[1:], kernel_init=down_init, **common)
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        return self.down(self.activation(self.up(x)))
+        return self.down.biased(self.product(x))
+
+    def product(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        """The result without its bias."""
+        up, down = self.up, self.down
+        assert up.bias is not None
+        return gelu_products(x, up.kernel[...], up.bias[...], down.kernel[...], up.products, up.dtype)
+
+
+class Embedder(MLP):
+    """Two linear layers around SiLU: what embeds timesteps and other vectors."""
+
+    def product(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        """The result without its bias."""
+        return self.down.product(nnx.silu(self.up(x)))
 
 
 class Modulation(nnx.Module):
@@ -150,40 +138,6 @@ class Modulation(nnx.Module):
     def __call__(self, activated: Float[Array, "*batch D"]) -> list[Float[Array, "*batch 1 D"]]:
         """`count` vectors, with an axis for the tokens, from the already activated (SiLU) timestep embedding."""
         return jnp.split(self.linear(activated)[..., None, :], self.count, axis=-1)
-
-
-@jax.custom_vjp
-def modulated_norm(
-    x: Float[Array, "*batch L D"], shift: Float[Array, "*batch 1 D"], scale: Float[Array, "*batch 1 D"]
-) -> Float[Array, "*batch L D"]:
-    """`layer_norm(x) * (1 + scale) + shift`, float32.
-
-    Its gradient is written out: it reads `x` and the statistics of each token, where the derived one keeps or makes
-    again a float32 copy of what is normalised, for each of the sums that need it.
-    """
-    return layer_norm(x) * (1.0 + scale) + shift
-
-
-def _modulated_norm_forward(x: Array, shift: Array, scale: Array) -> tuple[Array, Any]:
-    mean, inverse = _statistics(x)
-    return _standardised(x, mean, inverse) * (1.0 + scale) + shift, (x, mean, inverse, scale)
-
-
-def _modulated_norm_backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array]:
-    x, mean, inverse, scale = kept
-    normed = _standardised(x, mean, inverse)
-    g = gradient * (1.0 + scale)
-    along_mean = jnp.mean(g, axis=-1, keepdims=True)
-    along_normed = jnp.mean(g * normed, axis=-1, keepdims=True)
-    dx = inverse * (g - along_mean - normed * along_normed)
-    return (
-        dx.astype(x.dtype),
-        jnp.sum(gradient, axis=-2, keepdims=True),
-        jnp.sum(gradient * normed, axis=-2, keepdims=True),
-    )
-
-
-modulated_norm.defvjp(_modulated_norm_forward, _modulated_norm_backward)
 
 
 def timestep_features(timestep: Float[Array, "*batch"]) -> Float[Array, "*batch 256"]:

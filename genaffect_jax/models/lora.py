@@ -49,6 +49,8 @@ class LoraNetwork(Functional[Module]):
             self.logical_axes[f"{name}.{LORA_B}"] = (*layer_axes, None, column_axis)
         self.added = frozenset(self.shapes) - frozenset(base.shapes)
         self.constants = base.constants
+        # The sums are rounded, not their parts.
+        self.multiplied_in = {n: dtype for n, dtype in base.multiplied_in.items() if n not in self.targets}
         self.trainable = (base.trainable - frozenset(self.targets)) | self.added
 
     def init(self, key: jax.Array) -> Parameters:

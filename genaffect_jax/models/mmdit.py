@@ -21,18 +21,18 @@ from genaffect_jax.config import MMDiTConfig
 from genaffect_jax.models.attention import KeyValue
 from genaffect_jax.models.inference import PLAIN, Inference
 from genaffect_jax.models.layers import (
-    MLP,
     TIMESTEP_FEATURES,
+    Embedder,
     LayerStack,
     Linear,
     Modulation,
-    modulated_norm,
     patchify,
     sincos_table,
     timestep_features,
     unpatchify,
 )
 from genaffect_jax.models.mmdit_block import BranchInputs, MMDiTBlock
+from genaffect_jax.models.norms import modulated_norm
 from genaffect_jax.models.reuse import Added, Reuse, middle_blocks
 from genaffect_jax.models.sharing import Sharing
 
@@ -155,13 +155,12 @@ class MMDiT(nnx.Module):
         )
         embedder: dict[str, Any] = {
             "axes": ("conditioning", "embed", None),
-            "activation": nnx.silu,
             "rngs": rngs,
             "dtype": dtype,
         }
-        self.timestep_embedder = MLP(TIMESTEP_FEATURES, width, width, **embedder)
+        self.timestep_embedder = Embedder(TIMESTEP_FEATURES, width, width, **embedder)
         pooled, registers = config.pooled_projection_dim, config.register_tokens
-        self.pooled_embedder = MLP(pooled, width, width, **embedder) if pooled else None
+        self.pooled_embedder = Embedder(pooled, width, width, **embedder) if pooled else None
         tokens = normal(1.0)(rngs.params(), (registers, width), jnp.float32)
         self.register_tokens = nnx.Param(tokens, logical_axes=(None, "embed")) if registers else None
         text_axes = ("conditioning", "embed")
@@ -335,5 +334,5 @@ class MMDiT(nnx.Module):
             pool = jax.tree.map(lambda *x: jnp.concatenate(x), before, between, after)
 
         scale, shift = self.out_modulation(activated)
-        image = self.out(modulated_norm(image, shift, scale))
+        image = self.out(modulated_norm(image, shift, scale)[1])
         return unpatchify(image.astype(jnp.float32), patch, rows, columns), Left(pool, added)

@@ -9,8 +9,10 @@ from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.config import MMDiTConfig
 from genaffect_jax.models.attention import KeyValue, attend, attend_shared
+from genaffect_jax.models.biased import gated_add
 from genaffect_jax.models.inference import Inference
-from genaffect_jax.models.layers import MLP, Linear, Modulation, modulated_norm
+from genaffect_jax.models.layers import MLP, Linear, Modulation
+from genaffect_jax.models.norms import modulated_norm
 from genaffect_jax.models.projections import ConditionBranch, QKVProjection, SelfAttention
 from genaffect_jax.models.sharing import Sharing, mix
 
@@ -81,8 +83,11 @@ class MMDiTBlock(nnx.Module):
         `activated` is the timestep embedding after SiLU, `sharing` that of this layer.
         """
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *dual = self.image_modulation(activated)
-        before = image
-        image_qkv = self.image_qkv(modulated_norm(image, shift, scale))
+        image, normed = modulated_norm(image, shift, scale)
+        image_qkv = self.image_qkv(normed)
+        if self.image_attention is not None:
+            dual_shift, dual_scale, dual_gate = dual
+            image, dual_normed = modulated_norm(image, dual_shift, dual_scale)
         if self.text_mlp is None:
             # The closing text modulation is that of AdaLayerNormContinuous: the scale comes first.
             text_scale, text_shift = self.text_modulation(activated)
@@ -90,7 +95,8 @@ class MMDiTBlock(nnx.Module):
             text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = self.text_modulation(
                 activated
             )
-        text_qkv = self.text_qkv(modulated_norm(text, text_shift, text_scale))
+        text, normed = modulated_norm(text, text_shift, text_scale)
+        text_qkv = self.text_qkv(normed)
 
         (mixed_image, mixed_text), pool = mix(image_qkv, text_qkv, sharing, self.inference.bounded_scores)
         if branches is not None:
@@ -99,16 +105,19 @@ class MMDiTBlock(nnx.Module):
             seen = attend(image_qkv.query, branches.expression.key, branches.expression.value)
             mixed_image += branches.expression_scale.astype(self.dtype) * seen
 
-        image = self._add(image, gate, self.image_out(mixed_image))
+        image = _add(image, gate, self.image_out.product(mixed_image), self.image_out)
         if self.image_attention is not None:
-            dual_shift, dual_scale, dual_gate = dual
-            image = self._add(image, dual_gate, self.image_attention(modulated_norm(before, dual_shift, dual_scale)))
-        image = self._add(image, mlp_gate, self.image_mlp(modulated_norm(image, mlp_shift, mlp_scale)))
+            image = _add(image, dual_gate, self.image_attention.product(dual_normed), self.image_attention.out)
+        image, normed = modulated_norm(image, mlp_shift, mlp_scale)
+        image = _add(image, mlp_gate, self.image_mlp.product(normed), self.image_mlp.down)
         if self.text_mlp is not None and self.text_out is not None:
-            text = self._add(text, text_gate, self.text_out(mixed_text))
-            normed = modulated_norm(text, text_mlp_shift, text_mlp_scale)
-            text = self._add(text, text_mlp_gate, self.text_mlp(normed))
+            text = _add(text, text_gate, self.text_out.product(mixed_text), self.text_out)
+            text, normed = modulated_norm(text, text_mlp_shift, text_mlp_scale)
+            text = _add(text, text_mlp_gate, self.text_mlp.product(normed), self.text_mlp.down)
         return (image, text), pool
 
-    def _add(self, stream: Array, gate: Array, branch: Array) -> Array:
-        return stream + (gate * branch).astype(self.dtype)
+
+def _add(stream: Array, gate: Array, product: Array, layer: Linear) -> Array:
+    """`stream` with a branch that ends in the product of `layer`."""
+    assert layer.bias is not None
+    return gated_add(stream, gate, product, layer.bias[...])

@@ -10,8 +10,11 @@ from jax.nn.initializers import Initializer, zeros
 from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.models.attention import QKV, KeyValue, attend
-from genaffect_jax.models.layers import Linear, RMSNorm, joined_product, xavier_uniform
+from genaffect_jax.models.biased import add_bias, biased_heads
+from genaffect_jax.models.layers import Linear, joined_product, xavier_uniform
+from genaffect_jax.models.norms import RMSNorm
 from genaffect_jax.models.quantised import Products
+from genaffect_jax.models.rematerialisation import keep_product
 
 # Initial scale of a branch's normalised keys. With 1 the first attention to a reference is nearly even over its places.
 KEY_SCALE = 3.0
@@ -35,13 +38,13 @@ class QKVProjection(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch S D"]) -> QKV:
         # One product for all three reads `x` once.
-        query, key, value = (
-            y.reshape(*x.shape[:-1], self.heads, self.head_dim)
-            for y in joined_product(x, (self.query, self.key, self.value))
-        )
+        layers = (self.query, self.key, self.value)
+        product = joined_product(x, layers)
+        bias = jnp.concatenate([layer.bias[...] for layer in layers if layer.bias is not None])
         if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        return QKV(query, key, value)
+            return QKV(*biased_heads(product, bias, self.query_norm.scale[...], self.key_norm.scale[...]))
+        joined = keep_product(add_bias(product, bias))
+        return QKV(*(y.reshape(*x.shape[:-1], self.heads, self.head_dim) for y in jnp.split(joined, 3, axis=-1)))
 
 
 class SelfAttention(nnx.Module):
@@ -68,8 +71,14 @@ class SelfAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "*batch S D"], mask: Bool[Array, "*batch S"] | None = None
     ) -> Float[Array, "*batch S D"]:
+        return self.out.biased(self.product(x, mask))
+
+    def product(
+        self, x: Float[Array, "*batch S D"], mask: Bool[Array, "*batch S"] | None = None
+    ) -> Float[Array, "*batch S D"]:
+        """The result without its bias."""
         qkv = self.qkv(x)
-        return self.out(attend(qkv.query, qkv.key, qkv.value, mask, bounded=self.bounded))
+        return self.out.product(attend(qkv.query, qkv.key, qkv.value, mask, bounded=self.bounded))
 
 
 class ConditionBranch(nnx.Module):

@@ -21,6 +21,11 @@ def platform() -> str:
     return _target.get() or jax.default_backend()
 
 
+def is_hopper() -> bool:
+    """Whether programs are compiled for this process's NVIDIA GPUs, and those are of the Hopper generation."""
+    return platform() == "gpu" and getattr(jax.local_devices()[0], "compute_capability", "") == "9.0"
+
+
 @contextmanager
 def compiling_for(target: Platform) -> Iterator[None]:
     """Programs traced inside are for another platform than this process's (ahead-of-time compilation)."""

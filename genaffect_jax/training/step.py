@@ -66,7 +66,8 @@ def make_train_step(
 
         def differentiate(batch: Batch, keys: jax.Array) -> tuple[Parameters, Terms]:
             def objective(parameters: Parameters) -> tuple[Float[Array, ""], Terms]:
-                terms = loss(functional.merge({**parameters, **state.fixed}), frozen, batch, keys)
+                module = functional.merge(functional.rounded({**parameters, **state.fixed}))
+                terms = loss(module, frozen, batch, keys)
                 total, count = terms["loss"]
                 return total / count, terms
 

@@ -1,0 +1,86 @@
+"""One pass over tokens that gives new tokens and, at the same time, sums over the tokens of each picture.
+
+Gradients of biases, of learned scales, of shifts and gates are sums over tokens of what other gradients read or write
+anyway. XLA makes them in passes of their own, at a quarter of a GPU's memory rate (docs/performance.md). On NVIDIA
+Hopper GPUs, in half precision, one kernel does both (`models.hopper_token_pass`). Elsewhere the same function runs on
+whole arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Float32
+
+from genaffect_jax.parallel.compiler import is_hopper
+
+# (tokens, vectors, numbers), all float32 of one shape, to (new tokens, what is to be summed). The last axis is one
+# group of features.
+TokenFunction = Callable[
+    [Sequence[Array], Sequence[Array], Sequence[Array]], tuple[Sequence[Array], Sequence[Array]]
+]  # fmt: skip
+
+# Features that the kernel takes at a time.
+STRIP = 64
+
+
+def over_group(x: Float32[Array, "*tokens d"]) -> Float32[Array, "*tokens d"]:
+    """The sum over the features of a group, at every one of them."""
+    return lax.broadcast_in_dim(jnp.sum(x, axis=-1), x.shape, tuple(range(x.ndim - 1)))
+
+
+def token_pass(
+    function: TokenFunction,
+    tokens: Sequence[Float[Array, "P L C"]],
+    vectors: Sequence[Float[Array, "P C"]] = (),
+    numbers: Sequence[Float[Array, "P L"]] = (),
+    *,
+    outputs: int,
+    sums: int,
+    group: int | None = None,
+) -> tuple[list[Float[Array, "P L C"]], list[Float32[Array, "P C"]]]:
+    """Applies a function to every token, and sums over the tokens of each picture.
+
+    Args:
+        function: what becomes of the tokens; where all tokens are 0, what it has summed must be 0.
+        tokens: arrays of one shape and type.
+        vectors: one number per feature, for all tokens of a picture.
+        numbers: one number per token.
+        outputs: how many arrays of new tokens the function makes.
+        sums: how many arrays it wants summed.
+        group: features that the function may sum over (`over_group`), a divisor of C; None: features do not meet.
+
+    Returns:
+        The new tokens, in the type of the tokens, and the sums.
+    """
+    width = tokens[0].shape[-1]
+    half = all(x.dtype in (jnp.bfloat16, jnp.float16) for x in tokens)
+    if is_hopper() and half and group in (None, STRIP) and width % STRIP == 0:
+        from genaffect_jax.models.hopper_token_pass import pass_over_tiles
+
+        return pass_over_tiles(function, tokens, vectors, numbers, outputs, sums)
+    return _pass_over_arrays(function, tokens, vectors, numbers, group or width)
+
+
+def _pass_over_arrays(
+    function: TokenFunction,
+    tokens: Sequence[Float[Array, "P L C"]],
+    vectors: Sequence[Float[Array, "P C"]],
+    numbers: Sequence[Float[Array, "P L"]],
+    group: int,
+) -> tuple[list[Float[Array, "P L C"]], list[Float32[Array, "P C"]]]:
+    (pictures, _, width), dtype = tokens[0].shape, tokens[0].dtype
+
+    def grouped(x: Array) -> Array:
+        return x.astype(jnp.float32).reshape(*x.shape[:-1], -1, group)
+
+    cut = [grouped(x) for x in tokens]
+    of_pictures = [jnp.broadcast_to(grouped(x)[:, None], cut[0].shape) for x in vectors]
+    of_tokens = [jnp.broadcast_to(x.astype(jnp.float32)[:, :, None, None], cut[0].shape) for x in numbers]
+    made, summed = function(cut, of_pictures, of_tokens)
+    return (
+        [x.reshape(tokens[0].shape).astype(dtype) for x in made],
+        [x.sum(axis=1).reshape(pictures, width) for x in summed],
+    )
