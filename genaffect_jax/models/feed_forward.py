@@ -47,8 +47,11 @@ def gelu_products(
 def _forward(
     x: Array, up: Array, bias: Array, down: Array, products: Products, dtype: Any
 ) -> tuple[Array, tuple[Array, ...]]:
-    before = keep_product(product(x, up, products, dtype, dtype) + bias.astype(dtype))
-    return product(jax.nn.gelu(before), down, products, dtype, dtype), (x, before, up, bias, down)
+    before = product(x, up, products, dtype, dtype) + bias.astype(dtype)
+    y = product(jax.nn.gelu(before), down, products, dtype, dtype)
+    # Only the copy that is kept has the name: where what is named is also used, JAX rounds it first, and cuBLAS could
+    # not make GELU within the product.
+    return y, (x, keep_product(before), up, bias, down)
 
 
 def _backward(_products: Products, dtype: Any, kept: tuple[Array, ...], gradient: Array) -> tuple[Array, ...]:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from genaffect_jax.models.rematerialisation import keep_product
 from genaffect_jax.models.token_pass import token_pass
 from genaffect_jax.parallel.kernels import run_on_shares
 
@@ -65,7 +64,7 @@ def modulated_norm(
 
 
 def _modulated_norm_forward(x: Array, shift: Array, scale: Array) -> tuple[tuple[Array, Array], Any]:
-    mean, inverse = (keep_product(statistic) for statistic in _statistics(x))
+    mean, inverse = _statistics(x)
     normed = _standardised(x, mean, inverse) * (1.0 + scale) + shift
     return (x, normed.astype(x.dtype)), (x, mean, inverse, scale)
 
