@@ -12,6 +12,7 @@ from genaffect_jax import merge_lora
 from genaffect_jax.config import Config, ConfigError, DataConfig, LoraConfig, MeshConfig, TrainConfig, to_json
 from genaffect_jax.generation import build_networks
 from genaffect_jax.models.functional import Functional
+from genaffect_jax.models.layers import MLP
 from genaffect_jax.models.lora import LoraNetwork
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import parameter_shardings
@@ -127,6 +128,17 @@ def test_the_addition_is_alpha_over_rank_times_the_product_in_every_layer():
     for layer in range(2):
         product = np.asarray(parameters["layers.kernel.lora_a"][layer]) @ np.asarray(b[layer])
         np.testing.assert_allclose(kernel[layer], parameters["layers.kernel"][layer] + 2.0 * product, atol=1e-5)
+
+
+def test_kernels_can_be_rounded_before_they_are_multiplied_but_not_those_that_get_an_addition():
+    base = Functional(lambda rngs: MLP(4, 8, 4, rngs=rngs, dtype=jnp.bfloat16))
+    types = {name: x.dtype for name, x in base.rounded(base.init(jax.random.key(0))).items()}
+    assert types == {
+        "up.kernel": jnp.bfloat16, "up.bias": jnp.float32, "down.kernel": jnp.bfloat16, "down.bias": jnp.float32
+    }  # fmt: skip
+    network = LoraNetwork(base, LoraConfig(rank=1, targets=("up.kernel",)))
+    rounded = network.rounded(network.init(jax.random.key(0)))
+    assert {name for name, x in rounded.items() if x.dtype == jnp.bfloat16} == {"down.kernel"}
 
 
 @pytest.mark.parametrize(

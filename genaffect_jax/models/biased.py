@@ -55,7 +55,7 @@ def _gated_add_backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array
     def backward(branch: Array, gradient: Array, gate: Array) -> Any:
         flat = [x.reshape(-1, *x.shape[-2:]) for x in (branch, gradient)]
         (dbranch,), (dgate, total) = token_pass(
-            _gated_gradient, flat, (gate.reshape(-1, gate.shape[-1]),), outputs=1, sums=2
+            gated_gradient, flat, (gate.reshape(-1, gate.shape[-1]),), outputs=1, sums=2
         )  # fmt: skip
         return dbranch.reshape(branch.shape), dgate.reshape(gate.shape), total.reshape(gate.shape)
 
@@ -66,7 +66,8 @@ def _gated_add_backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array
     return gradient, dgate, dbranch, dbias.astype(bias.dtype)
 
 
-def _gated_gradient(tokens: Sequence[Array], vectors: Sequence[Array], _numbers: Sequence[Array]) -> Any:
+def gated_gradient(tokens: Sequence[Array], vectors: Sequence[Array], _numbers: Sequence[Array]) -> Any:
+    """For `token_pass`: the gradient of a gated branch; sums for that of its gate, and of the gradient."""
     (branch, gradient), (gate,) = tokens, vectors
     return (gate * gradient,), (gradient * branch, gradient)
 
@@ -122,7 +123,7 @@ def _biased_heads_backward(kept: Any, gradients: tuple[Array, Array, Array]) -> 
         scales = jnp.concatenate([jnp.tile(query_scale, count), jnp.tile(key_scale, count), jnp.ones(width)])
         normed = jnp.concatenate([jnp.ones(2 * width), jnp.zeros(width)])
         (dx,), sums = token_pass(
-            _heads_gradient, flat, (scales[None], normed[None]), outputs=1, sums=2, group=size
+            heads_gradient, flat, (scales[None], normed[None]), outputs=1, sums=2, group=size
         )  # fmt: skip
         dx = dx.reshape(*streams[0].shape[:-1], 3 * width)
         return [jnp.split(x, 3, axis=-1) for x in (dx, *sums)]
@@ -141,8 +142,11 @@ def _biased_heads_backward(kept: Any, gradients: tuple[Array, Array, Array]) -> 
     return jnp.concatenate(dx, axis=-1), dbias, dquery_scale, dkey_scale
 
 
-def _heads_gradient(tokens: Sequence[Array], vectors: Sequence[Array], _numbers: Sequence[Array]) -> Any:
-    """The gradient of RMS norms with scale where `normed` is 1, else what came in."""
+def heads_gradient(tokens: Sequence[Array], vectors: Sequence[Array], _numbers: Sequence[Array]) -> Any:
+    """For `token_pass`: the gradient of RMS norms with scale where `normed` is 1, else what came in; sums of both kinds.
+
+    The first sum is that of the gradient, for biases; the second that for scales.
+    """
     (x, gradient), (scale, normed) = tokens, vectors
     size = x.shape[-1]
     inverse = jax.lax.rsqrt(over_group(x * x) * (1.0 / size) + NORM_EPS)

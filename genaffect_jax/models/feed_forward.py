@@ -60,7 +60,7 @@ def _backward(_products: Products, dtype: Any, kept: tuple[Array, ...], gradient
 
     def through_gelu(before: Array, gradient: Array) -> Any:
         flat = [a.reshape(1, -1, a.shape[-1]) for a in (before, gradient)]
-        made, (dbias,) = token_pass(_gelu_gradient, flat, outputs=2, sums=1)
+        made, (dbias,) = token_pass(gelu_gradient, flat, outputs=2, sums=1)
         return *(a.reshape(before.shape) for a in made), dbias
 
     after, dbefore, dbias = run_on_shares(
@@ -75,7 +75,8 @@ def _backward(_products: Products, dtype: Any, kept: tuple[Array, ...], gradient
     )
 
 
-def _gelu_gradient(tokens: Sequence[Array], _vectors: Sequence[Array], _numbers: Sequence[Array]) -> Any:
+def gelu_gradient(tokens: Sequence[Array], _vectors: Sequence[Array], _numbers: Sequence[Array]) -> Any:
+    """For `token_pass`: GELU and its gradient; the latter is summed."""
     x, gradient = tokens
     square = x * x
     tanh = jnp.tanh(GELU_SCALE * x * (1.0 + GELU_CUBE * square))

@@ -89,10 +89,11 @@ class Functional(Generic[Module]):
         )
 
     def rounded(self, parameters: Parameters) -> Parameters:
-        """The parameters with each kernel as it is multiplied.
+        """Some parameters, kernels among them as they are multiplied.
 
-        Layers round what they are given. Rounded before, all at once, kernels are read in full only once where they are
-        used again and again, and half precision is what devices that share them send to each other.
+        Layers round what they are given. Kernels that are rounded before are read in full only once where forward and
+        backward pass use them, and half precision is what devices that share them send to each other. The price is that
+        the rounded copies exist all at once.
         """
         return {n: x.astype(self.multiplied_in[n]) if n in self.multiplied_in else x for n, x in parameters.items()}
 

@@ -76,7 +76,7 @@ def _modulated_norm_backward(kept: Any, gradients: tuple[Array, Array]) -> tuple
     def backward(x: Array, passed: Array, gradient: Array, factor: Array, *numbers: Array) -> Any:
         tokens = [a.reshape(-1, *a.shape[-2:]) for a in (x, passed, gradient)]
         (dx,), sums = token_pass(
-            _norm_gradient, tokens, (factor.reshape(-1, factor.shape[-1]),),
+            norm_gradient, tokens, (factor.reshape(-1, factor.shape[-1]),),
             [n.reshape(-1, n.shape[-2]) for n in numbers], outputs=1, sums=2,
         )  # fmt: skip
         return dx.reshape(x.shape), *(total.reshape(factor.shape) for total in sums)
@@ -89,7 +89,8 @@ def _modulated_norm_backward(kept: Any, gradients: tuple[Array, Array]) -> tuple
     return run_on_shares(backward, arrays, axes=(axes,) * len(arrays), out=(axes, axes, axes))
 
 
-def _norm_gradient(tokens: Sequence[Array], vectors: Sequence[Array], numbers: Sequence[Array]) -> Any:
+def norm_gradient(tokens: Sequence[Array], vectors: Sequence[Array], numbers: Sequence[Array]) -> Any:
+    """For `token_pass`: the gradient of a modulated norm and what passed by; sums for those of shift and scale."""
     (x, passed, gradient), (factor,), (mean, inverse, along_mean, along_normed) = tokens, vectors, numbers
     normed = (x - mean) * inverse
     dx = passed + inverse * (gradient * factor - along_mean - normed * along_normed)

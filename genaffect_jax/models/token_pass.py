@@ -61,16 +61,17 @@ def token_pass(
         from genaffect_jax.models.hopper_token_pass import pass_over_tiles
 
         return pass_over_tiles(function, tokens, vectors, numbers, outputs, sums)
-    return _pass_over_arrays(function, tokens, vectors, numbers, group or width)
+    return pass_over_arrays(function, tokens, vectors, numbers, group or width)
 
 
-def _pass_over_arrays(
+def pass_over_arrays(
     function: TokenFunction,
     tokens: Sequence[Float[Array, "P L C"]],
     vectors: Sequence[Float[Array, "P C"]],
     numbers: Sequence[Float[Array, "P L"]],
     group: int,
 ) -> tuple[list[Float[Array, "P L C"]], list[Float32[Array, "P C"]]]:
+    """`token_pass` in plain JAX."""
     (pictures, _, width), dtype = tokens[0].shape, tokens[0].dtype
 
     def grouped(x: Array) -> Array:

@@ -36,14 +36,16 @@ def compiling_for(target: Platform) -> Iterator[None]:
         _target.reset(token)
 
 
-def compiler_options() -> CompilerOptions:
-    """Options for `jax.jit(..., compiler_options=...)`.
+def compiler_options(devices: int = 1) -> CompilerOptions:
+    """Options for `jax.jit(..., compiler_options=...)` of a program for so many devices.
 
     On GPUs matrix products go straight to cuBLAS: XLA's own (Triton) products are tried first otherwise, and where
     they lose, the bias and GELU after a product stay passes of their own instead of part of it. Measured in
-    docs/performance.md.
+    docs/performance.md. Several of them send each other parameters and gradients while they compute.
     """
-    return {"xla_gpu_enable_triton_gemm": False} if platform() == "gpu" else {}
+    if platform() != "gpu":
+        return {}
+    return {"xla_gpu_enable_triton_gemm": False, "xla_gpu_enable_latency_hiding_scheduler": devices > 1}
 
 
 def use_compilation_cache() -> Path:

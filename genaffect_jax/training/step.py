@@ -66,7 +66,7 @@ def make_train_step(
 
         def differentiate(batch: Batch, keys: jax.Array) -> tuple[Parameters, Terms]:
             def objective(parameters: Parameters) -> tuple[Float[Array, ""], Terms]:
-                module = functional.merge(functional.rounded({**parameters, **state.fixed}))
+                module = functional.merge({**functional.rounded(parameters), **state.fixed})
                 terms = loss(module, frozen, batch, keys)
                 total, count = terms["loss"]
                 return total / count, terms
@@ -93,7 +93,7 @@ def make_train_step(
         in_shardings=(shardings, replicated(mesh), batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(mesh.size),
     )
 
 
