@@ -143,9 +143,9 @@ def _biased_heads_backward(kept: Any, gradients: tuple[Array, Array, Array]) -> 
 
 
 def heads_gradient(tokens: Sequence[Array], vectors: Sequence[Array], _numbers: Sequence[Array]) -> Any:
-    """For `token_pass`: the gradient of RMS norms with scale where `normed` is 1, else what came in; sums of both kinds.
+    """For `token_pass`: the gradient of RMS norms with scale where `normed` is 1, else what came in.
 
-    The first sum is that of the gradient, for biases; the second that for scales.
+    The first sum is that of the gradient, for biases; the second is for the scales.
     """
     (x, gradient), (scale, normed) = tokens, vectors
     size = x.shape[-1]
