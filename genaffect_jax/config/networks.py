@@ -43,8 +43,9 @@ class MMDiTConfig:
     scan_layers: bool = True
     """Run equal blocks as one scanned block: compiles faster, computes the same."""
     remat: Literal["none", "named", "dots", "full"] = "none"
-    """What the backward pass recomputes: nothing; all but the results of products with weights and of attention kernels
-    (`named`); attention too (`dots`); or every block whole (least memory, about a third more time)."""
+    """What the backward pass recomputes: nothing; all but the results of products with weights, those of attention kernels
+    and what cuDNN's read (`named`); attention too (`dots`); or every block whole (least memory, about a third more
+    time)."""
 
     @property
     def width(self) -> int:
