@@ -43,9 +43,8 @@ class MMDiTConfig:
     scan_layers: bool = True
     """Run equal blocks as one scanned block: compiles faster, computes the same."""
     remat: Literal["none", "named", "dots", "full"] = "none"
-    """What the backward pass recomputes: nothing; all but the results of products with weights, those of attention kernels
-    and what cuDNN's read (`named`); attention too (`dots`); or every block whole (least memory, about a third more
-    time)."""
+    """What the backward pass recomputes: nothing; all but the results of products with weights and attention kernels,
+    and what cuDNN's read (`named`); attention too (`dots`); or every block whole (least memory, a third more time)."""
 
     @property
     def width(self) -> int:
