@@ -64,7 +64,7 @@ def lower_sampler(
     """The program of one chunk as `Pipeline` runs it on several chips: each has all weights and draws its own pictures.
 
     Args:
-        config: sizes; weights are float32, as checkpoints are.
+        config: sizes; kernels are of the type that they are multiplied in, other parameters float32.
         mesh: its devices draw; how they are laid out does not count.
         kind: guidance and sharing; `kind.pool` must not be "given".
         pictures: drawn on each chip at once, anchors included.
@@ -91,7 +91,7 @@ def lower_sampler(
             load_conditioning_encoder(encoder, "identity").network if encoder else None, chips,
         )  # fmt: skip
         return program.lower(  # type: ignore[attr-defined]
-            on(whole, generator.shapes),
+            on(whole, jax.eval_shape(generator.rounded, generator.shapes)),
             frozen_shapes(config, autoencoder, whole),
             SetInputs(*arrays),
             controls,

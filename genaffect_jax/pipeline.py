@@ -132,9 +132,10 @@ class Pipeline:
         step = checkpoints.step(checkpoint)
         config = from_json(Config, checkpoints.config(step))
         photos = PhotoReader(align or config.data.align, face_models, face_index)
-        generator, autoencoder = build_networks(config.model)
+        generator, autoencoder = build_networks(config.model, config.train.compute_dtype, Inference(products=products))
         mesh = Mesh(np.array(jax.local_devices() if devices is None else devices), (PICTURES,))
-        parameters = checkpoints.averaged_parameters(generator, make_mesh(MeshConfig(), mesh.devices.tolist()), step)
+        one_axis = make_mesh(MeshConfig(), mesh.devices.tolist())
+        parameters = checkpoints.averaged_parameters(generator, one_axis, step, rounded=True)
         weights = workdir / AUTOENCODER_FILE
         read = checkpoints.latest_step() if step is None else step
         name = f"{workdir.name}, step {read}, autoencoder {checksum(weights)[:12]}"

@@ -1,21 +1,53 @@
 """From training to a saved set: files, settings, and pictures that do not depend on their company."""
 
 import json
+import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from genaffect_jax.config import ConfigError
+from genaffect_jax.config import ConfigError, MeshConfig
 from genaffect_jax.faces.action_units import CHANNELS
 from genaffect_jax.faces.grammar import ExpressionError, parse_expressions
+from genaffect_jax.generation import build_networks
+from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.pipeline import Pipeline, item_numbers
+from genaffect_jax.training.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="module")
 def pipeline(trained_workdir):
     return Pipeline.load(trained_workdir, devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def half_precision(trained_workdir, tmp_path_factory):
+    """The same training, as one in bfloat16 would have left it."""
+    folder = tmp_path_factory.mktemp("half") / "run"
+    shutil.copytree(trained_workdir, folder)
+    for file in folder.glob("checkpoints/*/config/metadata"):
+        file.write_text(file.read_text().replace('"compute_dtype":"float32"', '"compute_dtype":"bfloat16"')
+                        .replace('"compute_dtype": "float32"', '"compute_dtype": "bfloat16"'))  # fmt: skip
+    return folder
+
+
+def test_kernels_are_read_as_they_are_multiplied_and_draw_the_same(half_precision):
+    pipeline = Pipeline.load(half_precision, devices=jax.devices()[:1])
+    assert pipeline.config.train.compute_dtype == "bfloat16"
+    network = build_networks(pipeline.config.model, "bfloat16")[0]
+    whole = Checkpoints(half_precision).averaged_parameters(network, make_mesh(MeshConfig(), jax.devices()[:1]))
+    read, rounded = pipeline.drawer.parameters, network.rounded(whole)
+    assert {x.dtype for x in read.values()} == {jnp.dtype("bfloat16"), jnp.dtype("float32")}
+    for name, expected in rounded.items():
+        assert read[name].dtype == expected.dtype, name
+        np.testing.assert_array_equal(read[name], expected, err_msg=name)
+    unrounded = Pipeline.load(half_precision, devices=jax.devices()[:1])
+    unrounded.drawer.parameters = whole
+    images, expected = (p("seed:3", "joy, fear", steps=2).images for p in (pipeline, unrounded))
+    np.testing.assert_array_equal(images, expected)
 
 
 def test_a_set_is_saved_as_sheet_pictures_and_settings(pipeline, tmp_path):

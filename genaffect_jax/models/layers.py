@@ -61,7 +61,9 @@ class Linear(nnx.Module):
         self.dtype, self.out_dtype = dtype, dtype if out_dtype is None else out_dtype
         shape = (in_features, out_features)
         kernel = kernel_init(rngs.params(), shape, jnp.float32)
-        self.kernel = nnx.Param(kernel, logical_axes=axes, multiplied_in=dtype)
+        # Rounded factors are made of the kernel as it is.
+        rounded = dtype if products == "full" else None
+        self.kernel = nnx.Param(kernel, logical_axes=axes, multiplied_in=rounded)
         bias = bias_init(rngs.params(), (out_features,), jnp.float32)
         self.bias = nnx.Param(bias, logical_axes=(None,)) if use_bias else None
 

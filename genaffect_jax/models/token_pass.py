@@ -61,7 +61,7 @@ def token_pass(
         from genaffect_jax.models.hopper_token_pass import pass_over_tiles
 
         return pass_over_tiles(function, tokens, vectors, numbers, outputs, sums)
-    return pass_over_arrays(function, tokens, vectors, numbers, group or width)
+    return pass_over_arrays(function, tokens, vectors, numbers, group)
 
 
 def pass_over_arrays(
@@ -69,17 +69,19 @@ def pass_over_arrays(
     tokens: Sequence[Float[Array, "P L C"]],
     vectors: Sequence[Float[Array, "P C"]],
     numbers: Sequence[Float[Array, "P L"]],
-    group: int,
+    group: int | None,
 ) -> tuple[list[Float[Array, "P L C"]], list[Float32[Array, "P C"]]]:
     """`token_pass` in plain JAX."""
     (pictures, _, width), dtype = tokens[0].shape, tokens[0].dtype
 
     def grouped(x: Array) -> Array:
-        return x.astype(jnp.float32).reshape(*x.shape[:-1], -1, group)
+        x = x.astype(jnp.float32)
+        return x if group is None else x.reshape(*x.shape[:-1], -1, group)
 
     cut = [grouped(x) for x in tokens]
     of_pictures = [jnp.broadcast_to(grouped(x)[:, None], cut[0].shape) for x in vectors]
-    of_tokens = [jnp.broadcast_to(x.astype(jnp.float32)[:, :, None, None], cut[0].shape) for x in numbers]
+    of_tokens = [jnp.broadcast_to(x.astype(jnp.float32).reshape(*x.shape, *(1,) * (cut[0].ndim - 2)), cut[0].shape)
+                 for x in numbers]  # fmt: skip
     made, summed = function(cut, of_pictures, of_tokens)
     return (
         [x.reshape(tokens[0].shape).astype(dtype) for x in made],

@@ -230,7 +230,7 @@ class Checkpoints:
         return json.dumps(self._newest("any", lambda s: self._manager.restore(s, args=items), step)[1]["config"])
 
     def averaged_parameters(
-        self, functional: Functional, mesh: jax.sharding.Mesh, step: int | None = None
+        self, functional: Functional, mesh: jax.sharding.Mesh, step: int | None = None, *, rounded: bool = False
     ) -> Parameters:
         """Full parameters, averaged where they trained, read straight to their devices.
 
@@ -238,13 +238,15 @@ class Checkpoints:
             functional: the network.
             mesh: where its parameters shall lie.
             step: whose; left out, the newest that can be read.
+            rounded: kernels in the type that they are multiplied in (`Functional.rounded`).
 
         Raises:
             CheckpointError: it does not fit the network, or cannot be read.
         """
+        types = functional.multiplied_in if rounded else {}
         shardings = parameter_shardings(functional.logical_axes, functional.shapes, mesh)
         abstract = {
-            name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[name])
+            name: jax.ShapeDtypeStruct(s.shape, types.get(name, s.dtype), sharding=shardings[name])
             for name, s in functional.shapes.items()
         }
         names = self._fixed_names()
