@@ -3,6 +3,8 @@
 set -euo pipefail
 
 dry_run=false
+action=''
+extra=()    # values of --extra, for the tool that a script calls
 training=() # the arguments after --
 
 die() {
@@ -45,10 +47,38 @@ require() {
   [[ $1 ]] || die "$2 is missing (--help explains the options)"
 }
 
-# The value of an option: `value "$@"` inside the loop that parses options.
-value() {
-  (($# > 1)) && [[ $2 != -- ]] || die "$1 needs a value"
-  printf '%s' "$2"
+# What a script defines: `option NAME VALUE` and, if it has any, `flag NAME`; status 1 if there is none of that name.
+flag() {
+  return 1
+}
+
+# parse "ACTION ..." "$@": reads options up to --, and one of the actions, in any order.
+parse() {
+  local actions=$1
+  shift
+  while (($#)); do
+    case $1 in
+      --help | -h) usage && exit ;;
+      --dry-run) dry_run=true ;;
+      --extra=*) extra+=("${1#*=}") ;;
+      --) shift && training=("$@") && break ;;
+      -*)
+        if ! flag "$1"; then
+          [[ $1 == --extra ]] || (option "$1" '') || die "$1: unknown option (--help lists them)"
+          (($# > 1)) && [[ $2 != -- ]] || die "$1 needs a value"
+          if [[ $1 == --extra ]]; then extra+=("$2"); else option "$1" "$2"; fi
+          shift
+        fi
+        ;;
+      *)
+        [[ $actions ]] || die "$1: neither an option nor its value (--help lists them)"
+        [[ ! $action ]] || die "$1: there is an action already, $action"
+        action=$1
+        ;;
+    esac
+    shift
+  done
+  [[ ! $actions || $action && " $actions " == *" $action "* ]] || die "'$action': must be one of ${actions// /, }"
 }
 
 whole_number() {

@@ -20,32 +20,20 @@
 source "$(dirname "$0")/commands.sh"
 root=$(cd "$(dirname "$0")/.." && pwd)
 
-tag='' platform=cpu uid=1000 mounts=() engine='' extra=() action=${1-}
-(($#)) && shift
-while (($#)); do
+tag='' platform=cpu uid=1000 mounts=() engine=''
+
+option() {
   case $1 in
-    --help | -h) action=--help && break ;;
-    --dry-run) dry_run=true && shift && continue ;;
-    --extra=*) extra+=("${1#*=}") && shift && continue ;;
-    --) shift && training=("$@") && break ;;
+    --tag) tag=$2 ;;
+    --platform) platform=$2 ;;
+    --uid) uid=$2 ;;
+    --mount) mounts+=("$2") ;;
+    --engine) engine=$2 ;;
+    *) return 1 ;;
   esac
-  given=$(value "$@")
-  case $1 in
-    --tag) tag=$given ;;
-    --platform) platform=$given ;;
-    --uid) uid=$given ;;
-    --mount) mounts+=("$given") ;;
-    --engine) engine=$given ;;
-    --extra) extra+=("$given") ;;
-    *) die "$1: unknown option (--help lists them)" ;;
-  esac
-  shift 2
-done
-case $action in
-  --help | -h) usage && exit ;;
-  build | run | push) ;;
-  *) die "'$action': must be one of build, run, push" ;;
-esac
+}
+
+parse "build run push" "$@"
 require "$tag" --tag
 case $platform in tpu | cuda | cpu) ;; *) die "--platform $platform: must be tpu, cuda or cpu" ;; esac
 if [[ ! $engine ]]; then

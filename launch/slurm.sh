@@ -21,30 +21,24 @@
 # shellcheck source=launch/commands.sh
 source "$(dirname "$0")/commands.sh"
 
-nodes=1 gpus=8 name=genaffect_jax max_restarts=20 resources=() python='' image='' binds=() extra=()
-while (($#)); do
+nodes=1 gpus=8 name=genaffect_jax max_restarts=20 resources=() python='' image='' binds=()
+
+option() {
   case $1 in
-    --help | -h) usage && exit ;;
-    --dry-run) dry_run=true && shift && continue ;;
-    --extra=*) extra+=("${1#*=}") && shift && continue ;;
-    --) shift && training=("$@") && break ;;
+    --nodes) nodes=$2 ;;
+    --gpus) gpus=$2 ;;
+    --cpus) resources+=(--cpus-per-task "$2") ;;
+    --time) resources+=(--time "$2") ;;
+    --name) name=$2 ;;
+    --max-restarts) max_restarts=$2 ;;
+    --python) python=$2 ;;
+    --apptainer) image=$2 ;;
+    --bind) binds+=(--bind "$2") ;;
+    *) return 1 ;;
   esac
-  given=$(value "$@")
-  case $1 in
-    --nodes) nodes=$given ;;
-    --gpus) gpus=$given ;;
-    --cpus) resources+=(--cpus-per-task "$given") ;;
-    --time) resources+=(--time "$given") ;;
-    --name) name=$given ;;
-    --max-restarts) max_restarts=$given ;;
-    --python) python=$given ;;
-    --apptainer) image=$given ;;
-    --bind) binds+=(--bind "$given") ;;
-    --extra) extra+=("$given") ;;
-    *) die "$1: unknown option (--help lists them)" ;;
-  esac
-  shift 2
-done
+}
+
+parse "" "$@"
 whole_number "$nodes" --nodes
 whole_number "$gpus" --gpus
 whole_number "$max_restarts" --max-restarts

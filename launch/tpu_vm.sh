@@ -31,39 +31,33 @@ source "$(dirname "$0")/commands.sh"
 launch=$(cd "$(dirname "$0")" && pwd)
 
 name='' zone='' project='' type='' runtime='' capacity='' revision=HEAD repository='' python=''
-folder=genaffect_jax max_restarts=20 restart_on=130,75 extra=() action=${1-}
-(($#)) && shift
-while (($#)); do
+folder=genaffect_jax max_restarts=20 restart_on=130,75
+
+flag() {
   case $1 in
-    --help | -h) action=--help && break ;;
-    --dry-run) dry_run=true && shift && continue ;;
-    --spot | --queued) capacity=${1#--} && shift && continue ;;
-    --extra=*) extra+=("${1#*=}") && shift && continue ;;
-    --) shift && training=("$@") && break ;;
+    --spot | --queued) capacity=${1#--} ;;
+    *) return 1 ;;
   esac
-  given=$(value "$@")
+}
+
+option() {
   case $1 in
-    --name) name=$given ;;
-    --zone) zone=$given ;;
-    --project) project=$given ;;
-    --type) type=$given ;;
-    --runtime) runtime=$given ;;
-    --revision) revision=$given ;;
-    --repository) repository=$given ;;
-    --python) python=$given ;;
-    --folder) folder=$given ;;
-    --max-restarts) max_restarts=$given ;;
-    --restart-on) restart_on=$given ;;
-    --extra) extra+=("$given") ;;
-    *) die "$1: unknown option (--help lists them)" ;;
+    --name) name=$2 ;;
+    --zone) zone=$2 ;;
+    --project) project=$2 ;;
+    --type) type=$2 ;;
+    --runtime) runtime=$2 ;;
+    --revision) revision=$2 ;;
+    --repository) repository=$2 ;;
+    --python) python=$2 ;;
+    --folder) folder=$2 ;;
+    --max-restarts) max_restarts=$2 ;;
+    --restart-on) restart_on=$2 ;;
+    *) return 1 ;;
   esac
-  shift 2
-done
-case $action in
-  --help | -h) usage && exit ;;
-  create | setup | run | status | stop | exec | delete) ;;
-  *) die "'$action': must be one of create, setup, run, status, stop, exec, delete" ;;
-esac
+}
+
+parse "create setup run status stop exec delete" "$@"
 require "$name" --name
 require "$zone" --zone
 where=(--zone "$zone" ${project:+--project "$project"} ${extra[@]+"${extra[@]}"})

@@ -24,36 +24,24 @@
 # shellcheck source=launch/commands.sh
 source "$(dirname "$0")/commands.sh"
 
-cluster='' name='' type='' slices=1 image='' storages=() max_restarts=20 grace=120 where=() extra=() action=${1-}
-(($#)) && shift
-while (($#)); do
+cluster='' name='' type='' slices=1 image='' storages=() max_restarts=20 grace=120 where=()
+
+option() {
   case $1 in
-    --help | -h) action=--help && break ;;
-    --dry-run) dry_run=true && shift && continue ;;
-    --extra=*) extra+=("${1#*=}") && shift && continue ;;
-    --) shift && training=("$@") && break ;;
+    --cluster) cluster=$2 ;;
+    --name) name=$2 ;;
+    --type) type=$2 ;;
+    --slices) slices=$2 ;;
+    --image) image=$2 ;;
+    --storage) storages+=(--storage "$2") ;;
+    --max-restarts) max_restarts=$2 ;;
+    --grace) grace=$2 ;;
+    --project | --zone) where+=("$1" "$2") ;;
+    *) return 1 ;;
   esac
-  given=$(value "$@")
-  case $1 in
-    --cluster) cluster=$given ;;
-    --name) name=$given ;;
-    --type) type=$given ;;
-    --slices) slices=$given ;;
-    --image) image=$given ;;
-    --storage) storages+=(--storage "$given") ;;
-    --max-restarts) max_restarts=$given ;;
-    --grace) grace=$given ;;
-    --project | --zone) where+=("$1" "$given") ;;
-    --extra) extra+=("$given") ;;
-    *) die "$1: unknown option (--help lists them)" ;;
-  esac
-  shift 2
-done
-case $action in
-  --help | -h) usage && exit ;;
-  run | status | stop) ;;
-  *) die "'$action': must be one of run, status, stop" ;;
-esac
+}
+
+parse "run status stop" "$@"
 require "$cluster" --cluster
 require "$name" --name
 where+=(${extra[@]+"${extra[@]}"})

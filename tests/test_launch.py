@@ -184,7 +184,11 @@ def test_container_commands(path, recorded):
         (["xpk.sh", "run", "--cluster", "c", "--name", "n", "--type", "t", "--", *TRAINING], "--image is missing"),
         (["xpk.sh", "run", *XPK, "--", "--workdir", "out/w"], "--workdir out/w: must be an absolute path"),
         (["xpk.sh", "run", *XPK, "--", *TRAINING, "a\nb"], "a training argument with a line break"),
+        (["tpu_vm.sh", "run", "stop", *TPU], "stop: there is an action already, run"),
         (["slurm.sh", "--nodes"], "--nodes needs a value"),
+        (["slurm.sh", "--nodes", "--", *TRAINING], "--nodes needs a value"),
+        (["slurm.sh", "--node"], "--node: unknown option"),
+        (["slurm.sh", "run", "--", *TRAINING], "run: neither an option nor its value"),
         (["slurm.sh", "--bind", "/data", "--", *TRAINING], "--bind is of use with --apptainer only"),
         (["container.sh", "build"], "--tag is missing"),
         (["container.sh", "build", "--tag", "g", "--platform", "rocm"], "--platform rocm: must be tpu, cuda or cpu"),
@@ -216,7 +220,7 @@ def test_help_names_every_option(script, path):
     options = re.findall(
         r"^ +(--[a-z-]+)\)|^ +(--[a-z]+) \| (--[a-z]+)\) (?:where|capacity)", (LAUNCH / script).read_text(), re.M
     )
-    named = {name for group in options for name in group if name}
+    named = {name for group in options for name in group if name} | {"--extra", "--dry-run"}
     assert len(named) > 5
     assert {name for name in named if name not in done.stdout} == set()
 
