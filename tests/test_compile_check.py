@@ -30,7 +30,7 @@ from genaffect_jax.training.lower_step import batch_shapes, lower_train_step
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install 'genaffect-jax[tpu]'"
+    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler (extra tpu)"
 )
 
 
@@ -243,7 +243,7 @@ def test_wrong_arguments_are_one_line_and_status_2(options, words, preset, small
 def test_without_the_tpu_compiler_the_command_says_how_to_get_it(preset, monkeypatch, capsys) -> None:
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda _: None)
     assert compile_check.main(["--config", str(preset()), "--topology", "v5e:2x2"]) == 2
-    assert "pip install 'genaffect-jax[tpu]'" in capsys.readouterr().err
+    assert "pip install -c constraints.txt -e '.[tpu]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["sd35_medium", "sd35_large"])

@@ -5,7 +5,7 @@ The classes hold numbers and words only, so that one JSON file rebuilds a model 
 
 from genaffect_jax.config.as_json import from_json, to_json
 from genaffect_jax.config.auxiliary import AuxiliaryConfig
-from genaffect_jax.config.checks import ConfigError
+from genaffect_jax.config.checks import ConfigError, install_command
 from genaffect_jax.config.hosts import HostsConfig
 from genaffect_jax.config.networks import AutoencoderConfig, ConditioningConfig, LoraConfig, MMDiTConfig, ModelConfig
 from genaffect_jax.config.runs import (
@@ -41,5 +41,6 @@ __all__ = [
     "TextConfig",
     "TrainConfig",
     "from_json",
+    "install_command",
     "to_json",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from genaffect_jax.config import ConfigError
+from genaffect_jax.config import ConfigError, install_command
 
 THRESHOLD = 0.5  # insightface's own default of the detection score
 
@@ -142,7 +142,7 @@ def _load(models: Path, modules: Sequence[str]) -> Any:
         from insightface.app import FaceAnalysis
     except ImportError as e:
         hint = "; in place of opencv-python, opencv-python-headless needs no libGL" if "libGL" in str(e) else ""
-        raise ConfigError(f"faces in photos need insightface: {e} (pip install 'genaffect-jax[photo]'{hint})") from e
+        raise ConfigError(f"faces in photos need insightface: {e} ({install_command('photo')}{hint})") from e
     try:
         analysis = FaceAnalysis(str(pack), allowed_modules=list(modules))
         analysis.prepare(ctx_id=0, det_thresh=THRESHOLD)

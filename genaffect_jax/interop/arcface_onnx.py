@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from genaffect_jax.config import install_command
 from genaffect_jax.interop.arcface_layers import Affine, FoldedLayers
 from genaffect_jax.models.weights import WeightsError
 
@@ -93,7 +94,7 @@ def read_layers(path: Path) -> FoldedLayers:
     try:
         import onnx
     except ImportError as e:
-        raise WeightsError("an .onnx file needs the package onnx (pip install 'genaffect-jax[photo]')") from e
+        raise WeightsError(f"an .onnx file needs the package onnx ({install_command('photo')})") from e
     try:
         model = onnx.load(path)
     except Exception as e:  # protobuf and onnx raise several kinds of their own

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float
 
-from genaffect_jax.config import ConfigError
+from genaffect_jax.config import ConfigError, install_command
 from genaffect_jax.interop.pipeline_folder import ENCODERS, T5, text_parts
 from genaffect_jax.models.weights import WeightDType, WeightsError
 
@@ -25,7 +25,7 @@ try:
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 except ImportError as e:
     raise ImportError(
-        f"text encoders need PyTorch and transformers ({e}); install the extra: pip install 'genaffect-jax[torch]'"
+        f"text encoders need PyTorch and transformers ({e}); install the extra: {install_command('torch')}"
     ) from e
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from genaffect_jax.config import ConfigError
+from genaffect_jax.config import ConfigError, install_command
 from genaffect_jax.config.encoders import WHOLE, Crop, require_crop
 from genaffect_jax.models.weights import WeightsError
 
@@ -242,7 +242,7 @@ def _open_session(content: bytes, file: Path) -> Any:
     try:
         import onnxruntime
     except ImportError as e:
-        raise WeightsError(f"{file}: an ONNX file needs onnxruntime (pip install 'genaffect-jax[photo]')") from e
+        raise WeightsError(f"{file}: an ONNX file needs onnxruntime ({install_command('photo')})") from e
     try:  # from memory, so that a file whose weights lie in other files is refused: a copy would lack them
         return onnxruntime.InferenceSession(content, providers=onnxruntime.get_available_providers())
     except Exception as e:  # onnxruntime raises kinds of its own

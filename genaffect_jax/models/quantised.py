@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from genaffect_jax.config import ConfigError
+from genaffect_jax.config import ConfigError, install_command
 from genaffect_jax.models.full_product import full_product
 
 Products = Literal["full", "int8", "float8"]
@@ -41,8 +41,7 @@ def check_products(products: str) -> None:
             import_module("qwix")
         except ImportError as e:
             raise ConfigError(
-                f"--products {products}: needs qwix, which cannot be imported: {e} "
-                "(pip install 'genaffect-jax[quantised]')"
+                f"--products {products}: needs qwix, which cannot be imported: {e} ({install_command('quantised')})"
             ) from e
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from genaffect_jax.config import install_command
+
 EXAMPLES = "v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x2, v5p:4x4x4, v6e:4x4"
 
 
@@ -56,7 +58,7 @@ def topology_devices(topology: str) -> tuple[list[jax.Device], Chip]:
         TopologyError: libtpu is not installed, refuses the topology, or the chip is not one of `CHIPS`.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise TopologyError("no TPU compiler here (libtpu is not installed): pip install 'genaffect-jax[tpu]'")
+        raise TopologyError(f"no TPU compiler here (libtpu is not installed): {install_command('tpu')}")
     # The compiler asks nobody about its host, and needs no chip of its own.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
