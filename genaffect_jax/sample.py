@@ -144,6 +144,7 @@ def _draw(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
         face_index=arguments.face_index, products=arguments.products,
         checkpoint=arguments.checkpoint,
     )  # fmt: skip
+    console.print(f"model {pipeline.name}", soft_wrap=True, highlight=False)
     # Pictures come in chunks; the spinner shows that one is on its way.
     columns = (SpinnerColumn(), TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())  # fmt: skip

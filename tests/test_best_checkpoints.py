@@ -72,7 +72,7 @@ def test_a_damaged_value_hides_no_checkpoint(tiny_config, state, tmp_path):
     assert Checkpoints(tmp_path).latest_step() == 2
 
 
-def test_the_newest_the_best_and_any_step_can_be_chosen_for_sampling(tiny_config, trained_workdir, tmp_path):
+def test_the_newest_the_best_and_any_step_can_be_chosen_for_sampling(tiny_config, trained_workdir, tmp_path, capsys):
     network, _ = build_networks(tiny_config.model)
     state = create_state(network, make_optimiser(tiny_config.train), make_mesh(MeshConfig()), 0)
     for file in trained_workdir.glob("*.safetensors"):
@@ -88,4 +88,5 @@ def test_the_newest_the_best_and_any_step_can_be_chosen_for_sampling(tiny_config
         np.testing.assert_array_equal(found["mmdit.out.kernel"], step)
     argv = ["--model", str(tmp_path), "--identity", "seed:1", "--out", str(tmp_path / "set"), "--checkpoint", "best"]
     assert sample.main([*argv, "--steps", "1", "--expressions", "joy"]) == 0
+    assert ", step 5, " in capsys.readouterr().err
     assert "step 5," in json.loads((tmp_path / "set" / "set.json").read_text())["model"]
