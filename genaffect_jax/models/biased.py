@@ -123,7 +123,7 @@ def _biased_heads_backward(kept: Any, gradients: tuple[Array, Array, Array]) -> 
         scales = jnp.concatenate([jnp.tile(query_scale, count), jnp.tile(key_scale, count), jnp.ones(width)])
         normed = jnp.concatenate([jnp.ones(2 * width), jnp.zeros(width)])
         (dx,), sums = token_pass(
-            heads_gradient, flat, (scales[None], normed[None]), outputs=1, sums=2, group=size
+            heads_gradient, flat, (scales[None], normed[None]), outputs=1, sums=2, group=size, sections=3
         )  # fmt: skip
         dx = dx.reshape(*streams[0].shape[:-1], 3 * width)
         return [jnp.split(x, 3, axis=-1) for x in (dx, *sums)]

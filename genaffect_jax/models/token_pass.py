@@ -40,6 +40,7 @@ def token_pass(
     outputs: int,
     sums: int,
     group: int | None = None,
+    sections: int = 1,
 ) -> tuple[list[Float[Array, "P L C"]], list[Float32[Array, "P C"]]]:
     """Applies a function to every token, and sums over the tokens of each picture.
 
@@ -51,6 +52,7 @@ def token_pass(
         outputs: how many arrays of new tokens the function makes.
         sums: how many arrays it wants summed.
         group: features that the function may sum over (`over_group`), a divisor of C; None: features do not meet.
+        sections: parts of the features that plain JAX computes one after the other, in less memory.
 
     Returns:
         The new tokens, in the type of the tokens, and the sums.
@@ -61,7 +63,17 @@ def token_pass(
         from genaffect_jax.models.hopper_token_pass import pass_over_tiles
 
         return pass_over_tiles(function, tokens, vectors, numbers, outputs, sums)
-    return pass_over_arrays(function, tokens, vectors, numbers, group)
+
+    def section(arrays: Sequence[Array], i: int) -> list[Array]:
+        return [jnp.split(x, sections, axis=-1)[i] for x in arrays]
+
+    parts = [
+        pass_over_arrays(function, section(tokens, i), section(vectors, i), numbers, group) for i in range(sections)
+    ]
+    made, summed = (
+        [jnp.concatenate(x, axis=-1) for x in zip(*arrays, strict=True)] for arrays in zip(*parts, strict=True)
+    )
+    return made, summed
 
 
 def pass_over_arrays(
