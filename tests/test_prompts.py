@@ -197,7 +197,7 @@ def test_the_digest_follows_content_and_names_and_reads_unchanged_files_once(tmp
 def test_without_pytorch_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "genaffect_jax.interop.text_encoders", raising=False)
-    with pytest.raises(ImportError, match=r"install the extra: pip install 'genaffect-jax\[torch\]'"):
+    with pytest.raises(ImportError, match=r"install the extra: pip install -c constraints.txt -e '.\[torch\]'"):
         importlib.import_module("genaffect_jax.interop.text_encoders")
 
 

@@ -148,7 +148,7 @@ def test_products_that_cannot_be_computed_are_one_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without_qwix)
     monkeypatch.setitem(sys.modules, "qwix", None)
-    missing = r"--products float8: needs qwix, .*pip install 'genaffect-jax\[quantised\]'"
+    missing = r"--products float8: needs qwix, .*pip install -c constraints.txt -e '.\[quantised\]'"
     with pytest.raises(ConfigError, match=missing):
         Pipeline.load(tmp_path, products="float8")
     with pytest.raises(ConfigError, match=missing):
