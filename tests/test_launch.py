@@ -205,6 +205,13 @@ def test_bad_options_are_named_and_nothing_runs(line, words, path, recorded):
     assert recorded() == []
 
 
+def test_an_action_may_stand_among_the_options(path):
+    for script, options in (("tpu_vm.sh", TPU), ("xpk.sh", XPK)):
+        done = launch(path, script, *options, "status", "--dry-run")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [shlex.split(line) for line in done.stdout.splitlines()] == dry(path, script, "status", *options)
+
+
 @pytest.mark.parametrize("line", LINES, ids=lambda line: " ".join(line[:2]))
 def test_a_missing_tool_is_one_clear_error(line, path):
     done = launch(path, *line)

@@ -16,7 +16,7 @@ def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
-def assert_same_gradients(written, derived, *inputs):
+def assert_same_gradients(written, derived, *inputs, rtol=1e-4, atol=1e-5):
     """Values and gradients of all inputs; each result is weighed by numbers of its own."""
 
     def of(function):
@@ -27,16 +27,15 @@ def assert_same_gradients(written, derived, *inputs):
         return jax.value_and_grad(weighed, tuple(range(len(inputs))))(*inputs)
 
     (value, gradients), (expected, derivatives) = of(written), of(derived)
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
     for a, b in zip(gradients, derivatives, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3, 5)])
 def test_of_a_product_and_its_kernel(batch):
-    assert_same_gradients(
-        lambda x, kernel: full_product(x, kernel, jnp.float32), jnp.matmul, normal(0, *batch, 8), normal(1, 8, 6)
-    )
+    arrays = normal(0, *batch, 8), normal(1, 8, 6)
+    assert_same_gradients(lambda *a: full_product(*a, jnp.float32), jnp.matmul, *arrays, rtol=1e-5, atol=1e-6)
 
 
 def test_of_half_precision_keep_the_types_of_what_was_multiplied():

@@ -56,12 +56,12 @@ def _gated_add_backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array
         flat = [x.reshape(-1, *x.shape[-2:]) for x in (branch, gradient)]
         (dbranch,), (dgate, total) = token_pass(
             gated_gradient, flat, (gate.reshape(-1, gate.shape[-1]),), outputs=1, sums=2
-        )  # fmt: skip
+        )
         return dbranch.reshape(branch.shape), dgate.reshape(gate.shape), total.reshape(gate.shape)
 
     dbranch, dgate, total = run_on_shares(
         backward, (branch, gradient, gate), axes=(axes, axes, axes), out=(axes, axes, axes)
-    )  # fmt: skip
+    )
     dbias = (gate * total).reshape(-1, bias.shape[0]).sum(axis=0)
     return gradient, dgate, dbranch, dbias.astype(bias.dtype)
 
@@ -97,9 +97,7 @@ def biased_heads(
 
 
 def _heads(joined: Array, query_scale: Array, key_scale: Array) -> tuple[Array, Array, Array]:
-    query, key, value = (
-        x.reshape(*x.shape[:-1], -1, query_scale.shape[0]) for x in jnp.split(joined, 3, axis=-1)
-    )  # fmt: skip
+    query, key, value = (x.reshape(*x.shape[:-1], -1, query_scale.shape[0]) for x in jnp.split(joined, 3, axis=-1))
     return rms_norm(query, query_scale).astype(query.dtype), rms_norm(key, key_scale).astype(key.dtype), value
 
 
@@ -124,7 +122,7 @@ def _biased_heads_backward(kept: Any, gradients: tuple[Array, Array, Array]) -> 
         normed = jnp.concatenate([jnp.ones(2 * width), jnp.zeros(width)])
         (dx,), sums = token_pass(
             heads_gradient, flat, (scales[None], normed[None]), outputs=1, sums=2, group=size, sections=3
-        )  # fmt: skip
+        )
         dx = dx.reshape(*streams[0].shape[:-1], 3 * width)
         return [jnp.split(x, 3, axis=-1) for x in (dx, *sums)]
 

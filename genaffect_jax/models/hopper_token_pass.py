@@ -93,9 +93,7 @@ def pass_over_tiles(
             # All threads have read their inputs and written their outputs.
             plgpu.commit_smem()
             for source, target in zip(written, made, strict=True):
-                plgpu.copy_smem_to_gmem(
-                    source.at[slot], target.at[picture, lines(i), features], commit_group=False
-                )  # fmt: skip
+                plgpu.copy_smem_to_gmem(source.at[slot], target.at[picture, lines(i), features], commit_group=False)
             plgpu.commit_smem_to_gmem_group()
             pl.when(i + stages < count)(lambda: copy_in(i + stages))
             return tuple(total + term for total, term in zip(totals, terms, strict=True))

@@ -18,9 +18,7 @@ from genaffect_jax.parallel.compiler import is_hopper
 
 # (tokens, vectors, numbers), all float32 of one shape, to (new tokens, what is to be summed). The last axis is one
 # group of features.
-TokenFunction = Callable[
-    [Sequence[Array], Sequence[Array], Sequence[Array]], tuple[Sequence[Array], Sequence[Array]]
-]  # fmt: skip
+TokenFunction = Callable[[Sequence[Array], Sequence[Array], Sequence[Array]], tuple[Sequence[Array], Sequence[Array]]]
 
 # Features that the kernel takes at a time.
 STRIP = 64
