@@ -1,7 +1,7 @@
 """Attention of a set on a GPU, checked and timed: `python benchmarks/attention.py --help`.
 
 Own keys of 16 pictures and the pools of their two groups, at the sizes of SD3.5-medium: cuDNN's two passes with a
-merge, and `models.hopper_attention`'s one. Both are compared with float64 for a few queries.
+merge, and `kernels.hopper_attention`'s one. Both are compared with float64 for a few queries.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 from denoiser import milliseconds
 
-from genaffect_jax.models.attention import KeyValue, attend, attend_all, fold, merge
+from genaffect_jax.models.mmdit.attention import KeyValue, attend, attend_all, fold, merge
 
 HEADS, HEAD_SIZE = 24, 64
 GROUPS, EXPRESSIONS = 2, 8

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import optax
 import tyro
 
-from genaffect_jax.config import DType
-from genaffect_jax.models.autoencoder import AutoencoderKL, avatar_tiny, to_uint8
+from genaffect_jax.config import AutoencoderConfig, DType
+from genaffect_jax.models.autoencoder.model import AutoencoderKL, to_uint8
 from genaffect_jax.models.functional import Functional
-from genaffect_jax.training.autoencoder_objective import autoencoder_loss
+from genaffect_jax.training.autoencoder.loss import autoencoder_loss
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Benchmark:
     """Pictures in one call."""
     repeats: int = 5
     """Timed calls; the fastest is printed."""
-    channels: tuple[int, ...] = avatar_tiny().block_out_channels
+    channels: tuple[int, ...] = AutoencoderConfig.avatar_tiny().block_out_channels
     """Channels at each resolution."""
-    layers: int = avatar_tiny().layers_per_block
+    layers: int = AutoencoderConfig.avatar_tiny().layers_per_block
     """Residual blocks per resolution."""
-    groups: int = avatar_tiny().norm_num_groups
+    groups: int = AutoencoderConfig.avatar_tiny().norm_num_groups
     """Groups of the group normalisation."""
     dtype: DType = "float32"
     """Type of activations."""
@@ -58,7 +58,7 @@ def measure(name: str, function: Callable[..., object], *arguments: object, repe
 
 def main(options: Benchmark) -> None:
     """Times encoding, decoding and, if asked, a training step of one configuration."""
-    config = replace(avatar_tiny(), block_out_channels=options.channels, layers_per_block=options.layers,
+    config = replace(AutoencoderConfig.avatar_tiny(), block_out_channels=options.channels, layers_per_block=options.layers,
                      norm_num_groups=options.groups)  # fmt: skip
     network = Functional(lambda rngs: AutoencoderKL(config, dtype=jnp.dtype(options.dtype), rngs=rngs))
     parameters = jax.jit(network.init)(jax.random.key(0))

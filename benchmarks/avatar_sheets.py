@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from genaffect_jax.data.avatars import draw, sample_identity
-from genaffect_jax.data.avatars.identity import HAIR_STYLES
-from genaffect_jax.faces.action_units import DEGREES, LOWEST, UNIT_NAMES, WIDTH, expression_vector
-from genaffect_jax.faces.vocabulary import vocabulary
+from genaffect_jax.avatars import draw, sample_identity
+from genaffect_jax.avatars.identity import HAIR_STYLES
+from genaffect_jax.expressions.action_units import DEGREES, LOWEST, UNIT_NAMES, WIDTH, expression_vector
+from genaffect_jax.expressions.vocabulary import vocabulary
 
 LABEL = 15  # height of a caption, pixels
 # Seven expressions by their well-known units (Ekman & Friesen 1978; contempt after Ekman & Heider 1988).

@@ -18,8 +18,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from genaffect_jax.data.avatars import draw, sample_identity
-from genaffect_jax.faces.action_units import LOWEST, WIDTH
+from genaffect_jax.avatars import draw, sample_identity
+from genaffect_jax.expressions.action_units import LOWEST, WIDTH
 
 REPEATS = 5
 TARGET = 200.0  # pictures per second at 256 x 256 on one core

@@ -22,14 +22,14 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, UInt8
 
-from genaffect_jax.data.avatars import draw, sample_identity
-from genaffect_jax.data.sheet import contact_sheet, write_png
-from genaffect_jax.faces.encoder_metrics import mean_cosine
-from genaffect_jax.faces.encoders import ExpressionEncoder, IdentityEncoder
-from genaffect_jax.faces.grammar import Expression, parse_expressions
+from genaffect_jax.avatars import draw, sample_identity
+from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
+from genaffect_jax.expressions.grammar import Expression, parse_expressions
+from genaffect_jax.io.image_grid import contact_sheet, write_png
+from genaffect_jax.metrics.face_encoders import mean_cosine
 from genaffect_jax.metrics.factors import factor_figures
-from genaffect_jax.models.avatar_encoders import load_expression_encoder, load_identity_encoder
-from genaffect_jax.parallel.compiler import use_compilation_cache
+from genaffect_jax.models.face_encoders.encoder import load_expression_encoder, load_identity_encoder
+from genaffect_jax.parallel.xla import use_compilation_cache
 from genaffect_jax.pipeline import Pipeline
 
 SHARED_NOISE = {"set_seed_noise": "shared"}

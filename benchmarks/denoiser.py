@@ -21,17 +21,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from genaffect_jax.models.consistent_attention import Sharing, random_tokens
+from genaffect_jax.models.score_bound import LARGEST_SCORE, score_bound
 
-from genaffect_jax.models import mmdit
-from genaffect_jax.models.bounded_scores import LARGEST_SCORE, score_bound
+from genaffect_jax.config import MMDiTConfig
 from genaffect_jax.models.flops import forward_flops
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.inference import Inference
+from genaffect_jax.models.mmdit.model import MMDiT
 from genaffect_jax.models.quantised import Products
-from genaffect_jax.models.sharing import Sharing, random_tokens
-from genaffect_jax.parallel.compiler import compiler_options
+from genaffect_jax.parallel.xla import compiler_options
 
-MODELS = {"sd3_medium": mmdit.sd3_medium, "sd35_medium": mmdit.sd35_medium, "sd35_large": mmdit.sd35_large}
+MODELS = {
+    "sd3_medium": MMDiTConfig.sd3_medium,
+    "sd35_medium": MMDiTConfig.sd35_medium,
+    "sd35_large": MMDiTConfig.sd35_large,
+}
 MATMUL_SIDE = 8192
 DRAWN = 1 << 22
 LATENT_PIXEL = 8
@@ -117,9 +122,9 @@ def main(
         config = dataclasses.replace(config, num_layers=layers, dual_attention_layers=dual)
     branches = branch_tokens > 0
 
-    def make(bounded: bool) -> Functional[mmdit.MMDiT]:
+    def make(bounded: bool) -> Functional[MMDiT]:
         return Functional(
-            lambda rngs: mmdit.MMDiT(
+            lambda rngs: MMDiT(
                 config, branches=branches, rngs=rngs, dtype=jnp.bfloat16, inference=Inference(bounded, products)
             )
         )

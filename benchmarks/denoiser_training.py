@@ -27,15 +27,15 @@ from denoiser import LATENT_PIXEL, MODELS, random_parameters
 
 from genaffect_jax.config import FlowConfig, MeshConfig, TrainConfig
 from genaffect_jax.diffusion import flow
-from genaffect_jax.models import mmdit
+from genaffect_jax.kernels.remat import Remat
 from genaffect_jax.models.flops import forward_flops, training_flops
 from genaffect_jax.models.functional import Functional
-from genaffect_jax.models.rematerialisation import Remat
+from genaffect_jax.models.mmdit.model import MMDiT
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import parameter_shardings
-from genaffect_jax.training.optimiser import make_optimiser
-from genaffect_jax.training.profile import STEPS as TRACED
-from genaffect_jax.training.profile import StepProfile
+from genaffect_jax.training.optimizer import make_optimiser
+from genaffect_jax.training.profiler import STEPS as TRACED
+from genaffect_jax.training.profiler import StepProfile
 from genaffect_jax.training.state import create_state
 from genaffect_jax.training.step import Batch, Terms, device_batch, make_train_step
 
@@ -43,7 +43,7 @@ from genaffect_jax.training.step import Batch, Terms, device_batch, make_train_s
 CUDNN, CUDNN_BACKWARD = 'cudnn$fmhaSoftmax"', 'cudnn$fmhaSoftmaxBackward"'
 
 
-def loss(denoiser: mmdit.MMDiT, _frozen: Mapping[str, Any], batch: Batch, keys: jax.Array) -> Terms:
+def loss(denoiser: MMDiT, _frozen: Mapping[str, Any], batch: Batch, keys: jax.Array) -> Terms:
     """Rectified flow on `latents` [B, 1, h, w, c] with `text` [B, 1, T, C] and `pooled` [B, 1, P]."""
     latents = batch["latents"]
     sigma_key, noise_key = jax.random.split(keys[0])
@@ -84,7 +84,7 @@ def main(
     if layers:
         dual = tuple(i for i in config.dual_attention_layers if i < layers)
         config = dataclasses.replace(config, num_layers=layers, dual_attention_layers=dual)
-    network = Functional(lambda rngs: mmdit.MMDiT(config, branches=False, rngs=rngs, dtype=jnp.bfloat16))
+    network = Functional(lambda rngs: MMDiT(config, branches=False, rngs=rngs, dtype=jnp.bfloat16))
     mesh, optimiser = make_mesh(MeshConfig(fsdp=fsdp)), make_optimiser(TrainConfig(learning_rate=1e-5, steps=1000))
     shardings = parameter_shardings(network.logical_axes, network.shapes, mesh)
     given = {n: jax.device_put(x.astype(jnp.float32), shardings[n]) for n, x in random_parameters(network).items()}

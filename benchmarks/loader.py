@@ -19,7 +19,7 @@ from rich.table import Table
 
 from genaffect_jax.config import DataConfig
 from genaffect_jax.data.loader import make_loader
-from genaffect_jax.data.sources import open_source
+from genaffect_jax.data.sources.open import open_source
 
 
 def main(

@@ -34,13 +34,13 @@ import tyro
 from denoiser import random_parameters
 from jax.sharding import Mesh
 
-from genaffect_jax.config import AutoencoderConfig, ConditioningConfig, ModelConfig, SamplingConfig
+from genaffect_jax.config import AutoencoderConfig, ConditioningConfig, MMDiTConfig, ModelConfig, SamplingConfig
 from genaffect_jax.diffusion.schedule import padded_sigmas
-from genaffect_jax.drawing import Pictures, SetDrawer
-from genaffect_jax.generation import PICTURES, Controls, Kind, build_networks, make_program
-from genaffect_jax.models import autoencoder, mmdit
-from genaffect_jax.models.bounded_scores import LARGEST_SCORE, score_bound
+from genaffect_jax.inference.chunking import Pictures, SetDrawer
+from genaffect_jax.inference.program import PICTURES, Controls, Kind, make_program
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.inference import Inference
+from genaffect_jax.models.mmdit.score_bound import LARGEST_SCORE, score_bound
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.parallel.memory import program_bytes
 from genaffect_jax.parallel.sharding import replicated
@@ -66,7 +66,7 @@ class Programs(dict[Any, jax.stages.Compiled]):
 
 def model_config(pixels: int, layers: int, heads: int, channels: tuple[int, ...]) -> ModelConfig:
     """SD3.5-medium for pictures of one size, with a resampler for identity tokens; 0 and () leave the sizes alone."""
-    network, pictures = mmdit.sd35_medium(), autoencoder.sd3()
+    network, pictures = MMDiTConfig.sd35_medium(), AutoencoderConfig.sd3()
     if layers:
         dual = tuple(i for i in network.dual_attention_layers if i < layers)
         network = dataclasses.replace(network, num_layers=layers, dual_attention_layers=dual)

@@ -25,6 +25,8 @@ import jax
 import numpy as np
 import tyro
 
+from genaffect_jax.checkpoints.manager import Checkpoints
+from genaffect_jax.checkpoints.run_dir import COMPLETE, INTERRUPTED
 from genaffect_jax.config import (
     AutoencoderConfig,
     ConditioningConfig,
@@ -36,12 +38,10 @@ from genaffect_jax.config import (
     TrainConfig,
     to_json,
 )
-from genaffect_jax.generation import build_networks
-from genaffect_jax.models.weights import save_weights
+from genaffect_jax.io.weight_file import save_weights
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.checkpoint import Checkpoints
-from genaffect_jax.training.optimiser import make_optimiser
-from genaffect_jax.training.run import COMPLETE, INTERRUPTED
+from genaffect_jax.training.optimizer import make_optimiser
 from genaffect_jax.training.state import TrainState, abstract_state
 
 STEPS_A_STOP = 40

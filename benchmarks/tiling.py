@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import tyro
 
 from genaffect_jax.config import DType
-from genaffect_jax.models.autoencoder import AutoencoderKL, sd3
+from genaffect_jax.models.autoencoder.model import AutoencoderKL, sd3
+from genaffect_jax.models.autoencoder.tiling import OVERLAP, TILE, decode_tiled, encode_tiled
 from genaffect_jax.models.functional import Functional
-from genaffect_jax.models.tiling import OVERLAP, TILE, decode_tiled, encode_tiled
 
 MIB = 2**20
 

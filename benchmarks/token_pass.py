@@ -1,6 +1,6 @@
 """Passes over tokens that also sum over them, one kernel against XLA: `python benchmarks/token_pass.py --help`.
 
-The gradients that use `models.token_pass`, at the shapes of one training step of SD3.5-medium at 512 px with 16
+The gradients that use `kernels.token_reduce`, at the shapes of one training step of SD3.5-medium at 512 px with 16
 pictures. For each, milliseconds and GB/s (tokens read and written once) of the kernel and of the same function on whole
 arrays as XLA compiles it, and the largest relative error of the kernel's results against the latter, which computes in
 float32 as well (tokens are rounded to bfloat16 at the end in both). Needs a Hopper GPU. One JSON line for each.
@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from genaffect_jax.models.biased import gated_gradient, heads_gradient
-from genaffect_jax.models.feed_forward import gelu_gradient
-from genaffect_jax.models.hopper_token_pass import pass_over_tiles
-from genaffect_jax.models.norms import norm_gradient
-from genaffect_jax.models.token_pass import TokenFunction, pass_over_arrays
-from genaffect_jax.parallel.compiler import is_hopper
+from genaffect_jax.kernels.fused_bias import gated_gradient, heads_gradient
+from genaffect_jax.kernels.fused_mlp import gelu_gradient
+from genaffect_jax.kernels.hopper_token_reduce import pass_over_tiles
+from genaffect_jax.kernels.norms import norm_gradient
+from genaffect_jax.kernels.token_reduce_reference import TokenFunction, pass_over_arrays
+from genaffect_jax.parallel.xla import is_hopper
 
 WIDTH, HEAD = 1536, 64
 # name: function; pictures and tokens; features; tokens, vectors, numbers read; tokens written; sums; group.

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 import tyro
 
+from genaffect_jax.cli import load_preset
 from genaffect_jax.config import Config
-from genaffect_jax.generation import build_networks
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.presets import load_preset
-from genaffect_jax.training.generator_objective import make_generator_loss
-from genaffect_jax.training.optimiser import make_optimiser
+from genaffect_jax.training.denoiser.loss import make_generator_loss
+from genaffect_jax.training.optimizer import make_optimiser
 from genaffect_jax.training.state import create_state
 from genaffect_jax.training.step import device_batch, make_train_step
 

@@ -12,14 +12,14 @@ from typing import Any
 import jax
 import tyro
 
+from genaffect_jax.cli import load_preset
 from genaffect_jax.config import Config, MeshConfig
-from genaffect_jax.generation import build_networks
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.lora import LoraNetwork
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.presets import load_preset
-from genaffect_jax.training.optimiser import make_optimiser
-from genaffect_jax.training.selection import select
+from genaffect_jax.training.optimizer import make_optimiser
 from genaffect_jax.training.state import abstract_state
+from genaffect_jax.training.trainable import select
 
 COLUMNS = ("trains", "base", "factors", "average", "moments", "gradients", "merging", "all")
 

@@ -22,12 +22,12 @@ import ml_dtypes
 import numpy as np
 import tyro
 
-from genaffect_jax.interop.component_folders import new_component
-from genaffect_jax.interop.rules import match
-from genaffect_jax.interop.tensor_files import write_tensors
-from genaffect_jax.interop.weights import TRANSFORMER, load_transformer, save_transformer
+from genaffect_jax.config import MMDiTConfig
+from genaffect_jax.interop.diffusers.folders import new_component
+from genaffect_jax.interop.diffusers.rules import match
+from genaffect_jax.interop.diffusers.tensor_files import write_tensors
+from genaffect_jax.interop.diffusers.weights import TRANSFORMER, load_transformer, save_transformer
 from genaffect_jax.models.functional import parameters_of
-from genaffect_jax.models.mmdit import sd35_medium
 
 SHARD_BYTES = 2 * 2**30
 SAMPLING_SECONDS = 0.005
@@ -49,7 +49,7 @@ def main(folder: Path = Path("/tmp")) -> None:
 
 def write_random(folder: Path) -> None:
     """A transformer folder of random weights, in shards."""
-    config = sd35_medium()
+    config = MMDiTConfig.sd35_medium()
     shapes = {name: s.shape for name, s in TRANSFORMER.network(config).shapes.items()}
     pieces = {piece.key: piece for piece in match(TRANSFORMER.rules(config), shapes, None, str(folder))}
     noise = np.random.default_rng(0).standard_normal(2**20, np.float32).astype(ml_dtypes.bfloat16)

@@ -4,8 +4,7 @@ Not trained yet. A step of 64 pictures needs some 40 GiB (compiled for a CPU, by
 machine of 16 processor cores.
 """
 
-from genaffect_jax.config import AutoencoderRun, DataConfig, TrainConfig
-from genaffect_jax.models import autoencoder
+from genaffect_jax.config import AutoencoderConfig, AutoencoderRun, DataConfig, TrainConfig
 
 
 def config() -> AutoencoderRun:
@@ -14,7 +13,7 @@ def config() -> AutoencoderRun:
             source="procedural", image_size=256, identities=20_000, expressions_per_identity=5, expressions_per_set=3,
             holdout=0.01, workers=14,
         ),
-        autoencoder=autoencoder.avatar_s(),
+        autoencoder=AutoencoderConfig.avatar_s(),
         repeats=4,
         train=TrainConfig(
             steps=30_000, batch_size=16, learning_rate=1e-3, warmup_steps=500, gradient_clip=1.0, ema_decay=0.999,

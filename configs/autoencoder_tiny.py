@@ -1,7 +1,6 @@
 """The bundled `autoencoder_tiny`: 128-px pictures to 16x16x16 latents. Made for one GPU, some ten minutes."""
 
-from genaffect_jax.config import AutoencoderRun, DataConfig, TrainConfig
-from genaffect_jax.models import autoencoder
+from genaffect_jax.config import AutoencoderConfig, AutoencoderRun, DataConfig, TrainConfig
 
 
 def config() -> AutoencoderRun:
@@ -10,7 +9,7 @@ def config() -> AutoencoderRun:
             source="procedural", identities=20_000, expressions_per_identity=5, expressions_per_set=3, holdout=0.01,
             workers=14,
         ),
-        autoencoder=autoencoder.avatar_tiny(),
+        autoencoder=AutoencoderConfig.avatar_tiny(),
         repeats=4,
         train=TrainConfig(
             steps=16_000, batch_size=32, learning_rate=2e-3, warmup_steps=200, gradient_clip=1.0, ema_decay=0.999,

@@ -15,25 +15,25 @@ from genaffect_jax.config import (
     Config,
     DataConfig,
     FlowConfig,
+    MMDiTConfig,
     ModelConfig,
     TrainConfig,
 )
-from genaffect_jax.models import autoencoder, mmdit
-from genaffect_jax.models.weights import read_config
+from genaffect_jax.io.weight_file import read_config
 
 AUTOENCODER = Path("out/autoencoder_s/autoencoder.safetensors")
 
 
 def config() -> Config:
     # The file knows the shift and scale of its latents. Without it, training stops and says which file is missing.
-    pictures = read_config(AUTOENCODER, AutoencoderConfig) if AUTOENCODER.is_file() else autoencoder.avatar_s()
+    pictures = read_config(AUTOENCODER, AutoencoderConfig) if AUTOENCODER.is_file() else AutoencoderConfig.avatar_s()
     return Config(
         data=DataConfig(
             source="procedural", image_size=256, identities=10_000, expressions_per_identity=8, expressions_per_set=4,
             holdout=0.01, workers=14, cache_latents=True,
         ),
         model=ModelConfig(
-            mmdit=mmdit.avatar_s(),
+            mmdit=MMDiTConfig.avatar_s(),
             autoencoder=pictures,
             # 64 tokens for 256 patches and one face embedding: a quarter of the keys in every block of every step.
             conditioning=ConditioningConfig(identity_layers=2, identity_tokens=64, identity_embedding=256),

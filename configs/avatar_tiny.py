@@ -4,8 +4,16 @@ What was tried to get there is in docs/performance.md. Heads stay where words pu
 at will needs a longer training.
 """
 
-from genaffect_jax.config import ConditioningConfig, Config, DataConfig, FlowConfig, ModelConfig, TrainConfig
-from genaffect_jax.models import autoencoder, mmdit
+from genaffect_jax.config import (
+    AutoencoderConfig,
+    ConditioningConfig,
+    Config,
+    DataConfig,
+    FlowConfig,
+    MMDiTConfig,
+    ModelConfig,
+    TrainConfig,
+)
 
 
 def config() -> Config:
@@ -19,8 +27,8 @@ def config() -> Config:
             cache_latents=True,
         ),
         model=ModelConfig(
-            mmdit=mmdit.avatar_tiny(),
-            autoencoder=autoencoder.avatar_tiny(),
+            mmdit=MMDiTConfig.avatar_tiny(),
+            autoencoder=AutoencoderConfig.avatar_tiny(),
             conditioning=ConditioningConfig(identity_layers=1),
             prediction="clean",
         ),

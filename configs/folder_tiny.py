@@ -2,16 +2,24 @@
 
 import tyro
 
-from genaffect_jax.config import ConditioningConfig, Config, DataConfig, FlowConfig, ModelConfig, TrainConfig
-from genaffect_jax.models import autoencoder, mmdit
+from genaffect_jax.config import (
+    AutoencoderConfig,
+    ConditioningConfig,
+    Config,
+    DataConfig,
+    FlowConfig,
+    MMDiTConfig,
+    ModelConfig,
+    TrainConfig,
+)
 
 
 def config() -> Config:
     return Config(
         data=DataConfig(source="folder", root=tyro.MISSING, expressions_per_set=3, cache_latents=True),
         model=ModelConfig(
-            mmdit=mmdit.avatar_tiny(),
-            autoencoder=autoencoder.avatar_tiny(),
+            mmdit=MMDiTConfig.avatar_tiny(),
+            autoencoder=AutoencoderConfig.avatar_tiny(),
             conditioning=ConditioningConfig(identity_layers=1),
             prediction="clean",
         ),

@@ -1,8 +1,7 @@
 """`identity_evaluator`: judges who a drawn avatar is; never a condition. Made for one GPU, some five minutes."""
 
-from genaffect_jax.config import DataConfig, TrainConfig
+from genaffect_jax.config import DataConfig, FaceEncoderConfig, TrainConfig
 from genaffect_jax.config.encoders import EncoderRun
-from genaffect_jax.models import face_encoders
 
 
 def config() -> EncoderRun:
@@ -12,7 +11,7 @@ def config() -> EncoderRun:
             source="procedural", identities=6400, expressions_per_identity=9, expressions_per_set=3, holdout=0.05,
             workers=3,
         ),
-        encoder=face_encoders.identity_evaluator(),
+        encoder=FaceEncoderConfig.identity_evaluator(),
         train=TrainConfig(
             steps=4000, batch_size=64, learning_rate=2e-3, warmup_steps=200, schedule="constant", weight_decay=0.05,
             ema_decay=0.999, compute_dtype="bfloat16", seed=21, log_every=100, checkpoint_every=2000,

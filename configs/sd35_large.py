@@ -10,15 +10,16 @@ import dataclasses
 import tyro
 
 from genaffect_jax.config import (
+    AutoencoderConfig,
     ConditioningConfig,
     Config,
     DataConfig,
     FlowConfig,
+    MMDiTConfig,
     ModelConfig,
     TextConfig,
     TrainConfig,
 )
-from genaffect_jax.models import autoencoder, mmdit
 
 
 def config() -> Config:
@@ -28,8 +29,8 @@ def config() -> Config:
         ),
         text=TextConfig(embeddings=tyro.MISSING),
         model=ModelConfig(
-            mmdit=dataclasses.replace(mmdit.sd35_large(), sample_size=64, remat="full"),
-            autoencoder=autoencoder.sd3(),
+            mmdit=dataclasses.replace(MMDiTConfig.sd35_large(), sample_size=64, remat="full"),
+            autoencoder=AutoencoderConfig.sd3(),
             conditioning=ConditioningConfig(identity_layers=2, identity_tokens=64),
             transformer_weights=tyro.MISSING,
             autoencoder_weights=tyro.MISSING,

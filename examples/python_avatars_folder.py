@@ -24,8 +24,8 @@ import python_avatars as pa
 import resvg_py
 import tyro
 
-from genaffect_jax.data.progress import progress_bar
-from genaffect_jax.faces.grammar import parse_expression
+from genaffect_jax.expressions.grammar import parse_expression
+from genaffect_jax.io.progress import progress_bar
 
 # name, brows, eyes, mouth, expression (text of the expression grammar). Words are used where the combination shows
 # what the word's vector says; L and R are the person's sides.

@@ -16,34 +16,35 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, UInt8
 
-from genaffect_jax import __version__
-from genaffect_jax.avatar_set import AvatarSet
-from genaffect_jax.config import Config, ConfigError, MeshConfig, SamplingConfig, from_json, to_json
-from genaffect_jax.controls import kind_and_controls
-from genaffect_jax.data.avatars import draw, sample_identity
-from genaffect_jax.data.photos import Align, PhotoReader
-from genaffect_jax.data.pictures import DataError
-from genaffect_jax.data.prompt_table import PromptTable
-from genaffect_jax.drawing import Pictures, Progress, SetDrawer
-from genaffect_jax.faces.action_units import WIDTH, neutral
-from genaffect_jax.faces.encoders import ExpressionEncoder
-from genaffect_jax.faces.expression_space import EncoderSpace, ExpressionError, ExpressionSpace, UnitSpace
-from genaffect_jax.faces.grammar import Expression, parse_expressions
-from genaffect_jax.faces.prompts import prompt_for
-from genaffect_jax.generation import PICTURES, build_networks, make_program
-from genaffect_jax.models.avatar_encoders import load_exemplar_encoder
-from genaffect_jax.models.bounded_scores import LARGEST_SCORE, score_bound
+from genaffect_jax.avatars import draw, sample_identity
+from genaffect_jax.checkpoints.components import FaceEncoders, read_bank, read_encoders
+from genaffect_jax.checkpoints.manager import LATEST, Checkpoints
+from genaffect_jax.checkpoints.prompts import read_prompts
+from genaffect_jax.checkpoints.run_dir import AUTOENCODER_FILE, PROMPTS_FILE
+from genaffect_jax.config import Config, MeshConfig, SamplingConfig, from_json, to_json
+from genaffect_jax.data.face_encoders import ExpressionEncoder
+from genaffect_jax.data.photos.reader import Align, PhotoReader
+from genaffect_jax.data.prompts.table import PromptTable
+from genaffect_jax.data.prompts.templates import prompt_for
+from genaffect_jax.errors import ConfigError, DataError, ExpressionError
+from genaffect_jax.expressions.action_units import WIDTH, neutral
+from genaffect_jax.expressions.grammar import Expression, parse_expressions
+from genaffect_jax.expressions.space import EncoderSpace, ExpressionSpace, UnitSpace
+from genaffect_jax.inference.avatar_set import AvatarSet
+from genaffect_jax.inference.chunking import Pictures, Progress, SetDrawer
+from genaffect_jax.inference.program import PICTURES, make_program
+from genaffect_jax.inference.settings import kind_and_controls
+from genaffect_jax.io.weight_file import checksum, load_weights
+from genaffect_jax.models.build import build_networks
+from genaffect_jax.models.face_encoders.encoder import load_exemplar_encoder
 from genaffect_jax.models.functional import Parameters
 from genaffect_jax.models.inference import Inference
+from genaffect_jax.models.mmdit.score_bound import LARGEST_SCORE, score_bound
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.models.quantised import Products, check_products
-from genaffect_jax.models.weights import checksum, load_weights
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import replicated
-from genaffect_jax.training.checkpoint import LATEST, Checkpoints
-from genaffect_jax.training.face_encoders import FaceEncoders, read_bank, read_encoders
-from genaffect_jax.training.generator import AUTOENCODER_FILE
-from genaffect_jax.training.prompts import PROMPTS_FILE, read_prompts
+from genaffect_jax.version import __version__
 
 # Reference pictures of one identity; fewer are padded to as many, so one program serves all numbers.
 MOST_REFERENCES = 4

@@ -26,18 +26,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from genaffect_jax.avatar_set import AvatarSet, check_output
-from genaffect_jax.config import ConfigError, SamplingConfig
-from genaffect_jax.data.pictures import DataError
-from genaffect_jax.faces.expression_space import ExpressionError
-from genaffect_jax.faces.grammar import check_expressions
+from genaffect_jax import cli
+from genaffect_jax.checkpoints.manager import LATEST
+from genaffect_jax.config import SamplingConfig
+from genaffect_jax.errors import INTERRUPTED, ConfigError
+from genaffect_jax.expressions.grammar import check_expressions
+from genaffect_jax.expressions.interpolation import morph_expressions
+from genaffect_jax.inference.avatar_set import AvatarSet, check_output
 from genaffect_jax.models.quantised import Products
-from genaffect_jax.models.weights import WeightsError
-from genaffect_jax.morph import morph_expressions
-from genaffect_jax.parallel.compiler import use_compilation_cache
-from genaffect_jax.parallel.memory import MemoryLimitError
+from genaffect_jax.parallel.xla import use_compilation_cache
 from genaffect_jax.pipeline import Pipeline
-from genaffect_jax.training.checkpoint import LATEST, CheckpointError
 
 # Options about what pictures share.
 SHARING = ("anchors", "anchor_expressions", "consistency_layers", "consistency_start", "consistency_end",
@@ -110,30 +108,31 @@ class Arguments(SamplingConfig):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses the command line and draws; returns the exit status (2: an argument is not allowed, 1: other errors)."""
-    console = Console(stderr=True)
-    try:
+    """Parses the command line and draws; returns the exit status."""
+
+    def work(console: Console) -> bool:
+        # Inside, because a setting that is not allowed is an error of the class that holds it.
         arguments = tyro.cli(Arguments, args=argv, use_underscores=True, prog="python -m genaffect_jax.sample")
-        arguments.check()
-        # Everything that the command line alone decides is checked before the model is loaded.
-        for text in (arguments.expressions, arguments.anchor_expressions, *(arguments.morph or ())):
-            if text:
-                check_expressions(text)
-        if arguments.out is not None:
-            check_output(arguments.out)
-        use_compilation_cache()
-        folder, avatars = _draw(arguments, console)
-    except (ExpressionError, ConfigError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except (DataError, WeightsError, CheckpointError, MemoryLimitError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
+        _sample(arguments, console)
+        return True
+
+    status = cli.run(work)
+    if status == INTERRUPTED:
         print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+    return status
+
+
+def _sample(arguments: Arguments, console: Console) -> None:
+    arguments.check()
+    # Everything that the command line alone decides is checked before the model is loaded.
+    for text in (arguments.expressions, arguments.anchor_expressions, *(arguments.morph or ())):
+        if text:
+            check_expressions(text)
+    if arguments.out is not None:
+        check_output(arguments.out)
+    use_compilation_cache()
+    folder, avatars = _draw(arguments, console)
     console.print(f"{len(avatars.images)} pictures in {folder} (see sheet.png and set.json)")
-    return 0
 
 
 def _draw(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:

@@ -1,46 +1,53 @@
-"""`python -m genaffect_jax.train`: train the generator.
+"""`python -m genaffect_jax.train`: train the denoiser, the autoencoder or a face encoder, as the preset says.
 
     python -m genaffect_jax.train --config configs/avatar_tiny.py --workdir out/avatar_tiny
 
-A working folder that holds checkpoints is continued. Ctrl-C (or SIGTERM) finishes the step, saves and exits with
-status 130; the same command goes on from there.
+A run folder that holds checkpoints is continued. Ctrl-C (or SIGTERM) finishes the step, saves and exits with status
+130; the same command goes on from there.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from genaffect_jax.config import Config, HostsConfig
-from genaffect_jax.presets import parse
-from genaffect_jax.training.generator import train_generator
-from genaffect_jax.training.run import run_reporting_errors
+from genaffect_jax import cli
+from genaffect_jax.config import AutoencoderRun, Config, EncoderRun, HostsConfig
+from genaffect_jax.training.autoencoder.task import train_autoencoder
+from genaffect_jax.training.denoiser.task import train_generator
+from genaffect_jax.training.face_encoder.task import train_encoder
+
+TRAININGS: dict[type, Callable[..., bool]] = {
+    Config: train_generator,
+    AutoencoderRun: train_autoencoder,
+    EncoderRun: train_encoder,
+}
+Run = TypeVar("Run")
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """Train the generator on sets of pictures."""
+class Arguments(Generic[Run]):
+    """Train what the preset describes."""
 
     config: Path
     """Preset: a Python file with config()."""
     workdir: Path
-    """Working folder: checkpoints, metrics.jsonl, TensorBoard events, sheets."""
-    run: Annotated[Config, tyro.conf.arg(name="")]
+    """Run folder: checkpoints, metrics.jsonl, TensorBoard events, sheets, weights."""
+    run: Annotated[Run, tyro.conf.arg(name="")]
     hosts: HostsConfig = field(default_factory=HostsConfig)
     """Other processes that train with this one; each is started with the same options (docs/training.md)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and trains; returns the exit status."""
-    arguments = parse(Arguments, Config, argv, Path("configs/avatar_tiny.py"))
-    return run_reporting_errors(
-        lambda console: train_generator(arguments.run, arguments.workdir, console), arguments.hosts
-    )
+    arguments: Any = cli.parse(Arguments, list(TRAININGS), argv, Path("configs/avatar_tiny.py"))
+    train = TRAININGS[type(arguments.run)]
+    return cli.run(lambda console: train(arguments.run, arguments.workdir, console), arguments.hosts)
 
 
 if __name__ == "__main__":

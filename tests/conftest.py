@@ -30,9 +30,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     """A 32-px model of two narrow blocks, with random autoencoder weights in a file."""
     import jax
 
-    from genaffect_jax.models.autoencoder import AutoencoderKL
+    from genaffect_jax.io.weight_file import save_weights
+    from genaffect_jax.models.autoencoder.model import AutoencoderKL
     from genaffect_jax.models.functional import Functional
-    from genaffect_jax.models.weights import save_weights
 
     autoencoder = AutoencoderConfig(latent_channels=4, block_out_channels=(8, 8, 16), norm_num_groups=4)
     path = tmp_path_factory.mktemp("weights") / "autoencoder.safetensors"
@@ -55,7 +55,7 @@ def trained_workdir(tiny_model: ModelConfig, tmp_path_factory: pytest.TempPathFa
     """The working folder of a short training of the tiny model."""
     from rich.console import Console
 
-    from genaffect_jax.training.generator import train_generator
+    from genaffect_jax.training.denoiser.task import train_generator
 
     config = Config(
         data=DataConfig(image_size=32, identities=6, expressions_per_identity=4, expressions_per_set=2, workers=0),

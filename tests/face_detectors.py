@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from genaffect_jax.faces.alignment import ARCFACE_POINTS
+from genaffect_jax.data.photos.alignment import ARCFACE_POINTS
 
 POINTS = (ARCFACE_POINTS + 0.5) / 112  # in shares of the square: it is ArcFace's
 WINDOW = 13  # pixels of the plane fit

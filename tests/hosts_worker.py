@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from genaffect_jax import cli
 from genaffect_jax.config import HostsConfig, MeshConfig, TrainConfig
 from genaffect_jax.data.loader import make_loader
-from genaffect_jax.data.pictures import Picture
+from genaffect_jax.data.sources.base import Picture
 from genaffect_jax.models.functional import Functional
 from genaffect_jax.models.layers import Linear
-from genaffect_jax.parallel.hosts import gathered
+from genaffect_jax.parallel.distributed import gathered
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import batch_share
 from genaffect_jax.training.loop import Job, fit
-from genaffect_jax.training.run import run_reporting_errors
 
 SIDE, PEOPLE, EXPRESSIONS = 4, 6, 4
 
@@ -100,4 +100,4 @@ if __name__ == "__main__":
     def work(console):
         return all(train(folder / "x".join(map(str, mesh)), console, mesh=mesh, **given) for mesh in meshes)
 
-    sys.exit(run_reporting_errors(work, hosts))
+    sys.exit(cli.run(work, hosts))

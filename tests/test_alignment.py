@@ -7,7 +7,7 @@ from insightface.utils import face_align
 from PIL import Image
 
 from genaffect_jax.config.encoders import ARCFACE_CROP
-from genaffect_jax.faces.alignment import ARCFACE_POINTS, TEMPLATE, alignment_of, warp
+from genaffect_jax.data.photos.alignment import ARCFACE_POINTS, TEMPLATE, alignment_of, warp
 
 FACES = [((120.0, 100.0), 80.0, 0.0), ((150.5, 140.25), 130.0, 25.0), ((90.0, 160.0), 50.0, -70.0)]
 

@@ -11,15 +11,16 @@ import pytest
 from arcface_models import random_state, write_onnx
 from safetensors.numpy import save_file
 
-from genaffect_jax import convert_arcface as command
-from genaffect_jax.config import AuxiliaryConfig, ConditioningConfig, ConfigError, ModelConfig
+from genaffect_jax.checkpoints.components import claim_encoders
+from genaffect_jax.config import AuxiliaryConfig, ConditioningConfig, ModelConfig
 from genaffect_jax.config.encoders import ARCFACE_CROP, WHOLE, FaceEncoderConfig
-from genaffect_jax.interop.arcface_weights import convert_arcface, read_arcface
-from genaffect_jax.models.avatar_encoders import build_encoder, load_identity_encoder
-from genaffect_jax.models.face_encoders import arcface_r50, arcface_r100, cropped
-from genaffect_jax.models.weights import WeightsError, checksum, read_metadata
-from genaffect_jax.training.auxiliary import load_auxiliary
-from genaffect_jax.training.face_encoders import claim_encoders
+from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.interop.arcface.weights import convert_arcface, read_arcface
+from genaffect_jax.io.weight_file import checksum, read_metadata
+from genaffect_jax.models.face_encoders.encoder import build_encoder, load_identity_encoder
+from genaffect_jax.models.face_encoders.networks import cropped
+from genaffect_jax.prepare import __main__ as prepare
+from genaffect_jax.training.denoiser.auxiliary import load_auxiliary
 
 SMALL = {"depths": (1, 2), "widths": (8, 16), "side": 32, "width": 12}
 
@@ -47,7 +48,9 @@ def small(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("config", "folded"), [(arcface_r50(), True), (arcface_r100(), False)])
+@pytest.mark.parametrize(
+    ("config", "folded"), [(FaceEncoderConfig.arcface_r50(), True), (FaceEncoderConfig.arcface_r100(), False)]
+)
 def test_the_published_networks_equal_onnxruntime(config, folded, tmp_path):
     write_onnx(random_state(config.depths), tmp_path / "w.onnx", folded=folded)
     read, parameters = read_arcface(tmp_path / "w.onnx")
@@ -169,8 +172,11 @@ def test_other_files_are_refused(small, tmp_path):
 
 def test_the_command_line_writes_the_file_and_names_what_it_found(small, tmp_path, capsys):
     out = tmp_path / "new" / "who.safetensors"
-    assert command.main(["--weights", str(small / "folded.onnx"), "--licence", "research", "--out", str(out)]) == 0
+    assert (
+        prepare.main(["arcface", "--weights", str(small / "folded.onnx"), "--licence", "research", "--out", str(out)])
+        == 0
+    )
     assert "folded, IResNet of 3 blocks, 12 numbers" in " ".join(capsys.readouterr().err.split())
     assert load_identity_encoder(str(out)).licence == "research"
-    assert command.main(["--weights", str(tmp_path / "no.onnx"), "--licence", "x", "--out", str(out)]) == 1
+    assert prepare.main(["arcface", "--weights", str(tmp_path / "no.onnx"), "--licence", "x", "--out", str(out)]) == 1
     assert "no.onnx: no such file" in capsys.readouterr().err

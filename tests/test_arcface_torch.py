@@ -7,9 +7,9 @@ import pytest
 from arcface_models import random_state
 
 from genaffect_jax.config.encoders import WHOLE
-from genaffect_jax.interop.arcface_weights import read_arcface
-from genaffect_jax.models.avatar_encoders import build_encoder
-from genaffect_jax.models.weights import WeightsError
+from genaffect_jax.errors import WeightsError
+from genaffect_jax.interop.arcface.weights import read_arcface
+from genaffect_jax.models.face_encoders.encoder import build_encoder
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from genaffect_jax.models.attention import QKV, KeyValue, attend, attend_shared, joint_attention
-from genaffect_jax.models.projections import KEY_SCALE, ConditionBranch, QKVProjection
+from genaffect_jax.models.mmdit.attention import QKV, KeyValue, attend, attend_shared, joint_attention
+from genaffect_jax.models.mmdit.projections import KEY_SCALE, ConditionBranch, QKVProjection
 
 N, H = 2, 8
 

@@ -12,9 +12,9 @@ import pytest
 
 from genaffect_jax.config import AutoencoderConfig
 from genaffect_jax.data.augment import random_scene
-from genaffect_jax.models.autoencoder import AutoencoderKL, Posterior, avatar_tiny, normalise, sd3, to_uint8
+from genaffect_jax.models.autoencoder.model import AutoencoderKL, Posterior, normalise, to_uint8
 from genaffect_jax.models.functional import Functional, Parameters
-from genaffect_jax.training.autoencoder_objective import autoencoder_loss, latent_statistics
+from genaffect_jax.training.autoencoder.loss import autoencoder_loss, latent_statistics
 
 CONFIG = AutoencoderConfig(
     block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, shift_factor=0.3, scaling_factor=2.5
@@ -50,11 +50,11 @@ def test_every_byte_survives_normalise_and_to_uint8() -> None:
 
 
 def test_tiny_preset_makes_16x16x16_latents_of_128_px_within_a_million_parameters() -> None:
-    network = Functional(lambda rngs: AutoencoderKL(avatar_tiny(), rngs=rngs))
+    network = Functional(lambda rngs: AutoencoderKL(AutoencoderConfig.avatar_tiny(), rngs=rngs))
     latents = jax.eval_shape(lambda p: network.merge(p).to_latents(jnp.zeros((2, 3, 128, 128, 3))), network.shapes)
     assert latents.shape == (2, 3, 16, 16, 16)
     assert network.size < 1.01e6  # 2 MB in bfloat16, small enough for the package
-    assert sd3().downsample == avatar_tiny().downsample == 8
+    assert AutoencoderConfig.sd3().downsample == AutoencoderConfig.avatar_tiny().downsample == 8
 
 
 def test_posterior_samples_have_its_mean_and_variance_and_its_divergence_is_gaussian() -> None:

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from genaffect_jax.data.echo import RepeatedBatches
 from genaffect_jax.data.loader import make_loader
-from genaffect_jax.data.procedural import ProceduralSource
-from genaffect_jax.data.repeated import RepeatedBatches
-from genaffect_jax.data.varied import VariedSource
-from genaffect_jax.training.autoencoder_objective import jitter
+from genaffect_jax.data.sources.procedural import ProceduralSource
+from genaffect_jax.data.sources.varied import VariedSource
+from genaffect_jax.training.autoencoder.loss import jitter
 
 SOURCE = ProceduralSource(image_size=32, identities=3, expressions_per_identity=4)
 PEOPLE = ["avatar000000", "avatar000001", "avatar000002"]

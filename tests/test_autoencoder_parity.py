@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from genaffect_jax.interop.weights import load_autoencoder
-from genaffect_jax.models.autoencoder import AutoencoderKL
+from genaffect_jax.interop.diffusers.weights import load_autoencoder
+from genaffect_jax.models.autoencoder.model import AutoencoderKL
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")

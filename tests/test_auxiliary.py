@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genaffect_jax.config import AuxiliaryConfig, ConfigError, FlowConfig
+from genaffect_jax.config import AuxiliaryConfig, FlowConfig
 from genaffect_jax.config.encoders import FaceEncoderConfig
 from genaffect_jax.diffusion import flow
-from genaffect_jax.generation import build_networks
-from genaffect_jax.models.avatar_encoders import build_encoder
-from genaffect_jax.models.weights import load_weights, save_weights
-from genaffect_jax.training.auxiliary import EXPRESSION_TERM, IDENTITY_TERM, load_auxiliary
-from genaffect_jax.training.generator_objective import make_generator_loss
+from genaffect_jax.errors import ConfigError
+from genaffect_jax.io.weight_file import load_weights, save_weights
+from genaffect_jax.models.build import build_networks
+from genaffect_jax.models.face_encoders.encoder import build_encoder
+from genaffect_jax.training.denoiser.auxiliary import EXPRESSION_TERM, IDENTITY_TERM, load_auxiliary
+from genaffect_jax.training.denoiser.loss import make_generator_loss
 
 SMALL = {"image_size": 16, "widths": (8, 8), "depths": (0, 0), "norm_num_groups": 4, "hidden": 8, "neck": 4}
 G, E = 4, 2

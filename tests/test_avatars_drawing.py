@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genaffect_jax.data.avatars import draw, sample_identity
-from genaffect_jax.data.avatars.canvas import GRID, Canvas, _chain_weights, _closed_weights, ellipse
-from genaffect_jax.faces.action_units import WIDTH, expression_vector, neutral
+from genaffect_jax.avatars import draw, sample_identity
+from genaffect_jax.avatars.canvas import GRID, Canvas, _chain_weights, _closed_weights, ellipse
+from genaffect_jax.expressions.action_units import WIDTH, expression_vector, neutral
 
 EXPRESSIONS = {
     "neutral": {},

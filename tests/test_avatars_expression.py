@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genaffect_jax.data.avatars import draw, rig, sample_identity
-from genaffect_jax.data.avatars.canvas import _open_weights
-from genaffect_jax.data.avatars.pose import Pose
-from genaffect_jax.faces.action_units import CHANNELS, DEGREES, INDEX, LOWEST, WIDTH, expression_vector, neutral
+from genaffect_jax.avatars import draw, rig, sample_identity
+from genaffect_jax.avatars.canvas import _open_weights
+from genaffect_jax.avatars.pose import Pose
+from genaffect_jax.expressions.action_units import CHANNELS, DEGREES, INDEX, LOWEST, WIDTH, expression_vector, neutral
 
 PERSON = dataclasses.replace(sample_identity(5), hair_style="bald", glasses="none", facial_hair="none")
 UNITS = tuple(c for c in CHANNELS if c not in DEGREES)

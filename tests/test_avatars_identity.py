@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from genaffect_jax.data.avatars import Identity, draw, palette, sample_identity
-from genaffect_jax.data.avatars import identity as identities
-from genaffect_jax.faces.action_units import neutral
+from genaffect_jax.avatars import Identity, draw, palette, sample_identity
+from genaffect_jax.avatars import identity as identities
+from genaffect_jax.expressions.action_units import neutral
 
 CHOICES = {
     "iris_colour": tuple(palette.IRIS_COLOURS),

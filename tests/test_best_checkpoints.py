@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from genaffect_jax import sample
+from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.config import MeshConfig, to_json
-from genaffect_jax.generation import build_networks
+from genaffect_jax.errors import CheckpointError
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.checkpoint import CheckpointError, Checkpoints
-from genaffect_jax.training.optimiser import make_optimiser
+from genaffect_jax.training.optimizer import make_optimiser
 from genaffect_jax.training.state import TrainState, create_state
 
 

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from test_consistent_attention import brute_force, error, random_tokens, streams
 
-from genaffect_jax.generation import build_networks
-from genaffect_jax.models import attention, attention_backends, hopper_attention
-from genaffect_jax.models.attention import QKV, anchor_pool, attend, consistent_attention
-from genaffect_jax.models.bounded_scores import LARGEST_SCORE, score_bound
+from genaffect_jax.kernels import attention as attention_backends
+from genaffect_jax.kernels import hopper_attention
+from genaffect_jax.kernels.hopper_attention import bounded_attention
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.functional import Functional
-from genaffect_jax.models.hopper_attention import bounded_attention
-from genaffect_jax.models.mmdit import MMDiT
+from genaffect_jax.models.mmdit import attention
+from genaffect_jax.models.mmdit.attention import QKV, attend
+from genaffect_jax.models.mmdit.consistent_attention import anchor_pool, consistent_attention
+from genaffect_jax.models.mmdit.model import MMDiT
+from genaffect_jax.models.mmdit.score_bound import LARGEST_SCORE, score_bound
 
 
 def plain(query: jax.Array, sources: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
@@ -98,7 +101,7 @@ def test_no_score_of_a_network_is_above_its_bound(tiny_model, monkeypatch, dual:
         return attend(query, key, value, mask, **options)
 
     monkeypatch.setattr(attention, "attend", watching)
-    monkeypatch.setattr("genaffect_jax.models.projections.attend", watching)
+    monkeypatch.setattr("genaffect_jax.models.mmdit.projections.attend", watching)
     denoiser = network.merge(parameters)
     side = config.sample_size
     latents = jax.random.normal(jax.random.key(1), (1, 2, side, side, config.in_channels))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from genaffect_jax.data.procedural import pictures_of
-from genaffect_jax.data.stored import draw_redressed
-from genaffect_jax.faces.encoders import ExpressionEncoder, IdentityEncoder
-from genaffect_jax.models.avatar_encoders import load_encoder
-from genaffect_jax.models.weights import checksum, read_metadata, resolve_weights
-from genaffect_jax.training.encoder_report import HeldOut, expression_report, identity_report
+from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
+from genaffect_jax.data.sources.procedural import pictures_of
+from genaffect_jax.data.sources.stored import draw_redressed
+from genaffect_jax.io.weight_file import checksum, read_metadata, resolve_weights
+from genaffect_jax.models.face_encoders.encoder import load_encoder
+from genaffect_jax.training.face_encoder.report import HeldOut, expression_report, identity_report
 
 NAMES = ("identity_avatar", "identity_evaluator", "expression_avatar", "expression_evaluator")
 FIRST, PEOPLE, EACH, SIDE = 1_000_000, 12, 4, 128  # people from 0 to 6,399 were drawn for the trainings

@@ -13,20 +13,24 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from genaffect_jax import compile_check
+from genaffect_jax.checkpoints.components import claim_encoders
+from genaffect_jax.compile_check import __main__ as compile_check
+from genaffect_jax.compile_check import topology
+from genaffect_jax.compile_check.collectives import Collective, collectives, totals
+from genaffect_jax.compile_check.report import Memory, compile_and_report, judge, refusal
+from genaffect_jax.compile_check.sampler import lower_sampler
+from genaffect_jax.compile_check.topology import topology_devices
+from genaffect_jax.compile_check.train_step import batch_shapes, lower_train_step
 from genaffect_jax.config import Config, MeshConfig, ModelConfig
 from genaffect_jax.data.loader import make_loader
-from genaffect_jax.data.sources import open_source
-from genaffect_jax.generation import Kind, build_networks
-from genaffect_jax.lower_sampler import lower_sampler
-from genaffect_jax.models.weights import load_weights, resolve_weights
-from genaffect_jax.parallel import topology
-from genaffect_jax.parallel.collectives import Collective, collectives, totals
+from genaffect_jax.data.sources.open import open_source
+from genaffect_jax.errors import TopologyError
+from genaffect_jax.inference.program import Kind
+from genaffect_jax.io.weight_file import load_weights, resolve_weights
+from genaffect_jax.models.build import build_networks
+from genaffect_jax.parallel.chips import CHIPS, Chip
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.parallel.program_report import Memory, compile_and_report, judge, refusal
-from genaffect_jax.parallel.topology import CHIPS, Chip, TopologyError, topology_devices
-from genaffect_jax.training.face_encoders import claim_encoders, encode_pictures
-from genaffect_jax.training.lower_step import batch_shapes, lower_train_step
+from genaffect_jax.training.denoiser.features import encode_pictures
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 needs_libtpu = pytest.mark.skipif(

@@ -13,14 +13,19 @@ from toy_pictures import E, G, Toys, toy_batch
 
 from genaffect_jax.config import FlowConfig, MeshConfig, to_json
 from genaffect_jax.data.loader import make_loader
-from genaffect_jax.data.pictures import DataError
 from genaffect_jax.diffusion.schedule import shift_sigma
-from genaffect_jax.generation import build_networks
+from genaffect_jax.errors import DataError
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.condition_gap import ConditionGap, held_out_batch, noise_levels, other_expressions
-from genaffect_jax.training.gap_report import GapReport, draw_gaps, ignored, read_gaps
-from genaffect_jax.training.generator import train_generator
-from genaffect_jax.training.generator_objective import make_generator_loss
+from genaffect_jax.training.denoiser.conditioning_probe import (
+    ConditionGap,
+    held_out_batch,
+    noise_levels,
+    other_expressions,
+)
+from genaffect_jax.training.denoiser.loss import make_generator_loss
+from genaffect_jax.training.denoiser.probe_report import GapReport, draw_gaps, ignored, read_gaps
+from genaffect_jax.training.denoiser.task import train_generator
 from genaffect_jax.training.loop import Job, fit
 
 
@@ -191,7 +196,7 @@ def test_a_real_run_measures_people_it_does_not_train_on(tiny_config, tmp_path, 
 
     for function in (make_loader, held_out_batch):
         name = function.__name__
-        monkeypatch.setattr(f"genaffect_jax.training.generator.{name}", recording(name, function))
+        monkeypatch.setattr(f"genaffect_jax.training.denoiser.task.{name}", recording(name, function))
     config = dataclasses.replace(
         tiny_config,
         data=dataclasses.replace(tiny_config.data, identities=8, holdout=0.4),

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from genaffect_jax.config import ConditioningConfig, MMDiTConfig
-from genaffect_jax.models.conditioning import ExpressionTokens, IdentityTokens
-from genaffect_jax.models.mmdit import MMDiT
+from genaffect_jax.models.mmdit.condition_projectors import ExpressionTokens, IdentityTokens
+from genaffect_jax.models.mmdit.model import MMDiT
 
 CONFIG = MMDiTConfig(
     sample_size=4, num_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32,

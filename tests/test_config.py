@@ -10,7 +10,6 @@ from genaffect_jax.config import (
     AutoencoderConfig,
     AutoencoderRun,
     Config,
-    ConfigError,
     DataConfig,
     FlowConfig,
     LoraConfig,
@@ -22,6 +21,7 @@ from genaffect_jax.config import (
     from_json,
     to_json,
 )
+from genaffect_jax.errors import ConfigError
 
 
 @pytest.mark.parametrize(

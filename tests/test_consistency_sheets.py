@@ -3,7 +3,7 @@
 import pytest
 
 from genaffect_jax.config import SamplingConfig
-from genaffect_jax.faces.grammar import parse_expressions
+from genaffect_jax.expressions.grammar import parse_expressions
 
 SIDE = 64
 

@@ -10,17 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genaffect_jax.models.attention import (
-    QKV,
-    KeyValue,
-    Tokens,
-    anchor_pool,
-    attend,
-    consistent_attention,
-    joint_attention,
-    merge,
-)
-from genaffect_jax.models.attention_backends import splash_attention, xla_attention
+from genaffect_jax.kernels.attention import splash_attention, xla_attention
+from genaffect_jax.models.mmdit.attention import QKV, KeyValue, attend, joint_attention, merge
+from genaffect_jax.models.mmdit.consistent_attention import Tokens, anchor_pool, consistent_attention
 
 N, H = 2, 8
 

@@ -11,10 +11,11 @@ import pytest
 from rich.console import Console
 from test_train_loop import Numbered, final_state, job, rows, with_train
 
+from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.config import MeshConfig
-from genaffect_jax.generation import build_networks
+from genaffect_jax.errors import CheckpointError
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.checkpoint import CheckpointError, Checkpoints
 from genaffect_jax.training.loop import fit
 
 

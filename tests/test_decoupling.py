@@ -17,10 +17,10 @@ from genaffect_jax.config import FlowConfig, MeshConfig, TrainConfig
 from genaffect_jax.diffusion.guidance import branch_drops, guided, repeat_branches
 from genaffect_jax.diffusion.sampler import sample
 from genaffect_jax.diffusion.schedule import padded_sigmas
-from genaffect_jax.generation import build_networks
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.generator_objective import make_generator_loss
-from genaffect_jax.training.optimiser import make_optimiser
+from genaffect_jax.training.denoiser.loss import make_generator_loss
+from genaffect_jax.training.optimizer import make_optimiser
 from genaffect_jax.training.state import create_state
 from genaffect_jax.training.step import device_batch, make_train_step
 

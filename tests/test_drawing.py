@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genaffect_jax import generation, sample
-from genaffect_jax.avatar_set import AvatarSet
-from genaffect_jax.config import ConfigError
-from genaffect_jax.data.pictures import DataError
-from genaffect_jax.faces.grammar import parse_expressions
-from genaffect_jax.morph import morph_expressions
+from genaffect_jax import sample
+from genaffect_jax.errors import ConfigError, DataError
+from genaffect_jax.expressions.grammar import parse_expressions
+from genaffect_jax.expressions.interpolation import morph_expressions
+from genaffect_jax.inference import program as generation
+from genaffect_jax.inference.avatar_set import AvatarSet
 from genaffect_jax.parallel import memory
 from genaffect_jax.pipeline import Pipeline
 
@@ -143,7 +143,7 @@ def test_memory_does_not_grow_with_the_set(pipeline):
 
 
 def test_too_little_memory_is_one_error_that_names_the_settings(pipeline, monkeypatch):
-    monkeypatch.setattr("genaffect_jax.drawing.device_memory", lambda: 2**20)
+    monkeypatch.setattr("genaffect_jax.inference.chunking.device_memory", lambda: 2**20)
     with pytest.raises(memory.MemoryLimitError, match=r"2 pictures at once needs .* GiB .* lower --chunk, --anchors"):
         draw(pipeline, bank="never", seed=3, share_text=True)
 

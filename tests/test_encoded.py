@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genaffect_jax.data.encoded import EncodedSource, write_encoded
-from genaffect_jax.data.folder import FolderSource, open_folder
+from genaffect_jax.data.cached_features import EncodedSource, write_encoded
 from genaffect_jax.data.loader import make_loader
-from genaffect_jax.data.pictures import DataError
+from genaffect_jax.data.sources.folder import FolderSource, open_folder
+from genaffect_jax.errors import DataError
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from genaffect_jax.faces.encoder_metrics import expression_errors, mean_cosine, spread_shares, verify
+from genaffect_jax.metrics.face_encoders import expression_errors, mean_cosine, spread_shares, verify
 
 
 def unit(x):

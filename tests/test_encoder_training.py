@@ -8,19 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genaffect_jax import train_avatar_encoders, train_encoder
+from genaffect_jax import train
+from genaffect_jax.avatars import sample_identity
+from genaffect_jax.avatars.wardrobe import WORN, redress
 from genaffect_jax.config import DataConfig, TrainConfig, to_json
 from genaffect_jax.config.encoders import DegradeConfig, EncoderRun, FaceEncoderConfig
-from genaffect_jax.data import stored
-from genaffect_jax.data.avatars import sample_identity
-from genaffect_jax.data.avatars.wardrobe import WORN, redress
-from genaffect_jax.data.pictures import DataError, Source
-from genaffect_jax.data.procedural import ProceduralSource
-from genaffect_jax.data.stored import AvatarSettings, StoredSource, draw_redressed, store_avatars
-from genaffect_jax.models.autoencoder import normalise
-from genaffect_jax.models.avatar_encoders import load_expression_encoder, load_identity_encoder
-from genaffect_jax.training.degrade import make_degrade, quantise
-from genaffect_jax.training.encoder_objective import arcface_logits, channel_deviations, expression_loss
+from genaffect_jax.data.sources import stored
+from genaffect_jax.data.sources.base import Source
+from genaffect_jax.data.sources.procedural import ProceduralSource
+from genaffect_jax.data.sources.stored import AvatarSettings, StoredSource, draw_redressed, store_avatars
+from genaffect_jax.errors import DataError
+from genaffect_jax.models.autoencoder.model import normalise
+from genaffect_jax.models.face_encoders.encoder import load_expression_encoder, load_identity_encoder
+from genaffect_jax.training.face_encoder.degrade import make_degrade, quantise
+from genaffect_jax.training.face_encoder.loss import arcface_logits, channel_deviations, expression_loss
 
 STILL = DegradeConfig(
     shift=0.0, zoom=0.0, gain=0.0, tint=0.0, blur=0.0, noise=0.0, quantise=0.0, autoencoder=None,
@@ -214,7 +215,7 @@ def test_a_short_training_writes_weights_that_load_and_a_report(target, width, t
     preset, work = tmp_path / "preset.py", tmp_path / "run"
     write_preset(preset, target, width, tiny_model.autoencoder_weights)
     argv = ["--config", str(preset), "--workdir", str(work), "--stored", str(tmp_path / "stored")]
-    assert train_encoder.main(argv) == 0
+    assert train.main(argv) == 0
     load = load_identity_encoder if target == "identity" else load_expression_encoder
     encoder = load(str(work / "toy.safetensors"))
     assert (encoder.name, encoder.licence, encoder.width) == ("toy", "Apache-2.0", width)
@@ -251,7 +252,13 @@ STAND_IN = """
 
 
 @pytest.fixture
-def four(tmp_path, monkeypatch):
+def train_avatar_encoders(load_benchmark):
+    """The script `benchmarks/train_avatar_encoders.py`."""
+    return load_benchmark("train_avatar_encoders")
+
+
+@pytest.fixture
+def four(tmp_path, monkeypatch, train_avatar_encoders):
     """Four presets, and a stand-in for the training command that logs 50 steps per second and learns nothing."""
     script = tmp_path / "stand_in.py"
     script.write_text(textwrap.dedent(STAND_IN))
@@ -263,7 +270,7 @@ def four(tmp_path, monkeypatch):
     return ["--workdir", str(tmp_path / "work"), "--configs", str(tmp_path)]
 
 
-def test_all_four_are_trained_for_the_time_given_and_gathered(four, tmp_path):
+def test_all_four_are_trained_for_the_time_given_and_gathered(four, train_avatar_encoders, tmp_path):
     assert train_avatar_encoders.main([*four, "--seconds", "2", "--out", str(tmp_path / "out")]) == 0
     found = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert len(found) == 8
@@ -273,14 +280,14 @@ def test_all_four_are_trained_for_the_time_given_and_gathered(four, tmp_path):
         assert 1 <= steps <= 200  # stopped by the clock, not after ten million steps
 
 
-def test_a_training_that_fails_ends_the_others_and_shows_its_last_words(four, capsys):
+def test_a_training_that_fails_ends_the_others_and_shows_its_last_words(four, train_avatar_encoders, capsys):
     assert train_avatar_encoders.main([*four, "--seconds", "5", "--data.pose_scale", "0.5"]) == 1
     text = capsys.readouterr().err
     assert "expression_encoder ended with status 1" in text
     assert "no expression today" in text
 
 
-def test_a_wrong_option_is_refused_before_anything_starts(four, tmp_path, capsys):
+def test_a_wrong_option_is_refused_before_anything_starts(four, train_avatar_encoders, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train_avatar_encoders.main([*four, "--train.lerning_rate", "1"])
     assert not (tmp_path / "work").exists()

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genaffect_jax.data.expression_bank import ExpressionBank
-from genaffect_jax.data.pictures import DataError
-from genaffect_jax.faces.action_units import INDEX, expression_vector
-from genaffect_jax.faces.expression_space import EncoderSpace, ExpressionError, UnitSpace
-from genaffect_jax.faces.grammar import check_expressions, parse_expression, parse_expressions
-from genaffect_jax.faces.vocabulary import vocabulary
+from genaffect_jax.errors import DataError, ExpressionError
+from genaffect_jax.expressions.action_units import INDEX, expression_vector
+from genaffect_jax.expressions.grammar import check_expressions, parse_expression, parse_expressions
+from genaffect_jax.expressions.prototypes import ExpressionBank
+from genaffect_jax.expressions.space import EncoderSpace, UnitSpace
+from genaffect_jax.expressions.vocabulary import vocabulary
 
 FACE = expression_vector({"AU12": 0.6, "AU26": 0.9, "head_yaw": -0.5})
 UNITS = UnitSpace(lambda file: FACE)

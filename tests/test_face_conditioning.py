@@ -12,35 +12,24 @@ from PIL import Image
 from rich.console import Console
 
 from genaffect_jax import sample
-from genaffect_jax.config import (
-    ConditioningConfig,
-    Config,
-    ConfigError,
-    DataConfig,
-    FlowConfig,
-    MeshConfig,
-    TrainConfig,
-)
+from genaffect_jax.checkpoints.components import claim_encoders
+from genaffect_jax.checkpoints.run_dir import BANK_FILE, EXPRESSION_FILE, IDENTITY_FILE
+from genaffect_jax.config import ConditioningConfig, Config, DataConfig, FlowConfig, MeshConfig, TrainConfig
 from genaffect_jax.config.encoders import FaceEncoderConfig
-from genaffect_jax.data.encoded import EncodedSource
-from genaffect_jax.data.expression_bank import ExpressionBank
-from genaffect_jax.data.sources import open_source
-from genaffect_jax.faces.grammar import ExpressionError
-from genaffect_jax.generation import build_networks
-from genaffect_jax.models.avatar_encoders import build_encoder, load_expression_encoder, load_identity_encoder
-from genaffect_jax.models.weights import WeightsError, save_weights
+from genaffect_jax.data.cached_features import EncodedSource
+from genaffect_jax.data.sources.open import open_source
+from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.expressions.grammar import ExpressionError
+from genaffect_jax.expressions.prototypes import ExpressionBank
+from genaffect_jax.io.weight_file import save_weights
+from genaffect_jax.models.build import build_networks
+from genaffect_jax.models.face_encoders.encoder import build_encoder, load_expression_encoder, load_identity_encoder
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.pipeline import Pipeline
-from genaffect_jax.training.condition_gap import ConditionGap
-from genaffect_jax.training.face_encoders import (
-    BANK_FILE,
-    EXPRESSION_FILE,
-    IDENTITY_FILE,
-    claim_encoders,
-    encode_pictures,
-)
-from genaffect_jax.training.generator import train_generator
-from genaffect_jax.training.generator_objective import make_generator_loss
+from genaffect_jax.training.denoiser.conditioning_probe import ConditionGap
+from genaffect_jax.training.denoiser.features import encode_pictures
+from genaffect_jax.training.denoiser.loss import make_generator_loss
+from genaffect_jax.training.denoiser.task import train_generator
 
 QUIET = Console(quiet=True)
 SMALL = {"image_size": 16, "widths": (8, 8), "depths": (1, 1), "norm_num_groups": 4, "hidden": 8, "neck": 4}

@@ -7,17 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genaffect_jax.config import ConfigError
 from genaffect_jax.config.encoders import EncoderRun, FaceEncoderConfig
-from genaffect_jax.faces.action_units import LOWEST
-from genaffect_jax.faces.encoders import ExpressionEncoder, IdentityEncoder
-from genaffect_jax.models import face_encoders
-from genaffect_jax.models.avatar_encoders import (
-    build_encoder,
-    load_expression_encoder,
-    load_identity_encoder,
-)
-from genaffect_jax.models.weights import WeightsError, checksum, save_weights
+from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
+from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.expressions.action_units import LOWEST
+from genaffect_jax.io.weight_file import checksum, save_weights
+from genaffect_jax.models.face_encoders import networks as face_encoders
+from genaffect_jax.models.face_encoders.encoder import build_encoder, load_expression_encoder, load_identity_encoder
 
 SMALL = {"image_size": 16, "widths": (8, 8), "norm_num_groups": 4, "hidden": 8, "neck": 4}
 IDENTITY = FaceEncoderConfig(target="identity", depths=(1, 1), width=12, **SMALL)

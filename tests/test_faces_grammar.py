@@ -7,9 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genaffect_jax.faces.action_units import CHANNELS, DEGREES, INDEX, SIDED_UNITS, expression_vector, neutral, validate
-from genaffect_jax.faces.grammar import ExpressionError, parse_expression, parse_expressions
-from genaffect_jax.faces.vocabulary import clusters, vocabulary
+from genaffect_jax.expressions.action_units import (
+    CHANNELS,
+    DEGREES,
+    INDEX,
+    SIDED_UNITS,
+    expression_vector,
+    neutral,
+    validate,
+)
+from genaffect_jax.expressions.grammar import ExpressionError, parse_expression, parse_expressions
+from genaffect_jax.expressions.vocabulary import clusters, vocabulary
 
 WORDS = tuple(vocabulary())
 SETTABLE = (*CHANNELS, *(f"AU{unit}" for unit in SIDED_UNITS))

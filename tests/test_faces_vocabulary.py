@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genaffect_jax.faces import derive, published
-from genaffect_jax.faces.action_units import INDEX, expression_vector, neutral, validate
-from genaffect_jax.faces.vocabulary import MINIMUM_DISTANCE, clusters, vocabulary
+from genaffect_jax.expressions import derive, published
+from genaffect_jax.expressions.action_units import INDEX, expression_vector, neutral, validate
+from genaffect_jax.expressions.vocabulary import MINIMUM_DISTANCE, clusters, vocabulary
 
 
 def channel(word: str, name: str) -> float:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from genaffect_jax.avatars import draw, sample_identity
 from genaffect_jax.config.encoders import FaceEncoderConfig
-from genaffect_jax.data.avatars import draw, sample_identity
-from genaffect_jax.faces.action_units import neutral
-from genaffect_jax.faces.grammar import parse_expressions
-from genaffect_jax.models.avatar_encoders import AvatarEncoder, build_encoder
+from genaffect_jax.expressions.action_units import neutral
+from genaffect_jax.expressions.grammar import parse_expressions
+from genaffect_jax.models.face_encoders.encoder import AvatarEncoder, build_encoder
 
 SIDE = 64
 PEOPLE = ("seed:1", "seed:2", "seed:3")

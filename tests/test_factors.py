@@ -8,7 +8,7 @@ import pytest
 
 from genaffect_jax.config.encoders import FaceEncoderConfig
 from genaffect_jax.metrics.factors import factor_figures
-from genaffect_jax.models.avatar_encoders import AvatarEncoder, build_encoder
+from genaffect_jax.models.face_encoders.encoder import AvatarEncoder, build_encoder
 
 SMALL = {"image_size": 16, "widths": (8, 8), "depths": (0, 0), "norm_num_groups": 4, "hidden": 8, "neck": 4}
 

@@ -19,15 +19,15 @@ from flax import nnx
 from test_train_loop import QUIET, Numbered, job, rows, with_train
 
 from genaffect_jax import train
+from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.config import MeshConfig
-from genaffect_jax.data.pictures import DataError
-from genaffect_jax.generation import build_networks
+from genaffect_jax.errors import CheckpointError, DataError
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.functional import Functional
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.checkpoint import CheckpointError, Checkpoints
-from genaffect_jax.training.log import TrainingLog
 from genaffect_jax.training.loop import fit
-from genaffect_jax.training.optimiser import make_optimiser
+from genaffect_jax.training.metric_log import TrainingLog
+from genaffect_jax.training.optimizer import make_optimiser
 from genaffect_jax.training.state import TrainState, abstract_state
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from genaffect_jax.config import ConditioningConfig, ModelConfig
-from genaffect_jax.generation import build_networks
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.flops import Flops, forward_flops, generator_flops, training_flops
 
 SETS, EXPRESSIONS, REFERENCES, TEXT = 2, 3, 2, 5

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from genaffect_jax.config import DataConfig
-from genaffect_jax.data.folder import FolderSource, open_folder
-from genaffect_jax.data.layouts import expression_in_name
 from genaffect_jax.data.loader import make_loader
-from genaffect_jax.data.pictures import DataError
-from genaffect_jax.data.sources import open_source
-from genaffect_jax.faces.grammar import parse_expression
+from genaffect_jax.data.sources.folder import FolderSource, open_folder
+from genaffect_jax.data.sources.layouts import expression_in_name
+from genaffect_jax.data.sources.open import open_source
+from genaffect_jax.errors import DataError
+from genaffect_jax.expressions.grammar import parse_expression
 
 WORDS = ("joy", "anger", "sadness", "surprise", "neutral")
 
@@ -229,7 +229,7 @@ def test_a_file_that_breaks_after_the_check_is_an_error_that_names_it(root: Path
 
 
 def test_only_new_and_changed_files_are_decoded_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from genaffect_jax.data import folder
+    from genaffect_jax.data.sources import folder
 
     read: list[str] = []
     real = folder.read_picture

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genaffect_jax.config import ConditioningConfig, ConfigError
+from genaffect_jax.config import ConditioningConfig
 from genaffect_jax.diffusion.sampler import sample
+from genaffect_jax.errors import ConfigError
 from genaffect_jax.models.functional import Functional
 from genaffect_jax.models.genaffect import SMALLEST_SIGMA, BranchScales, GenAffect
 

@@ -5,7 +5,7 @@ import numpy as np
 
 from genaffect_jax.config import FlowConfig
 from genaffect_jax.diffusion import flow
-from genaffect_jax.training.generator_objective import make_generator_loss
+from genaffect_jax.training.denoiser.loss import make_generator_loss
 
 G, E = 6, 3
 

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from genaffect_jax.config import ConfigError, HostsConfig, to_json
-from genaffect_jax.parallel.hosts import are_several, cluster_of
-from genaffect_jax.training.checkpoint import Checkpoints
-from genaffect_jax.training.generator import train_generator
+from genaffect_jax.checkpoints.manager import Checkpoints
+from genaffect_jax.config import HostsConfig, to_json
+from genaffect_jax.errors import ConfigError
+from genaffect_jax.parallel.distributed import are_several, cluster_of
+from genaffect_jax.training.denoiser.task import train_generator
 
 WORKER = [sys.executable, hosts_worker.__file__]
 # Of one test; a wait that is longer means that somebody waits for ever.

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genaffect_jax.data.image_files import MAX_PIXELS, read_picture
-from genaffect_jax.data.pictures import DataError
+from genaffect_jax.errors import DataError
+from genaffect_jax.io.images import MAX_PIXELS, read_picture
 
 
 def save(path: Path, image: Image.Image, **options: object) -> Path:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from genaffect_jax.interop.rules import match
-from genaffect_jax.interop.weights import (
+from genaffect_jax.config import AutoencoderConfig, MMDiTConfig
+from genaffect_jax.interop.diffusers.rules import match
+from genaffect_jax.interop.diffusers.weights import (
     AUTOENCODER,
     TRANSFORMER,
     Component,
@@ -19,7 +20,6 @@ from genaffect_jax.interop.weights import (
     save_autoencoder,
     save_transformer,
 )
-from genaffect_jax.models import autoencoder, mmdit
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -29,10 +29,10 @@ import diffusers_models  # noqa: E402 (needs torch)
 pytestmark = pytest.mark.torch
 
 FULL_SIZE = {
-    "SD3-medium": (TRANSFORMER, mmdit.sd3_medium(), diffusers_models.transformer),
-    "SD3.5-medium": (TRANSFORMER, mmdit.sd35_medium(), diffusers_models.transformer),
-    "SD3.5-large": (TRANSFORMER, mmdit.sd35_large(), diffusers_models.transformer),
-    "SD3 autoencoder": (AUTOENCODER, autoencoder.sd3(), diffusers_models.autoencoder),
+    "SD3-medium": (TRANSFORMER, MMDiTConfig.sd3_medium(), diffusers_models.transformer),
+    "SD3.5-medium": (TRANSFORMER, MMDiTConfig.sd35_medium(), diffusers_models.transformer),
+    "SD3.5-large": (TRANSFORMER, MMDiTConfig.sd35_large(), diffusers_models.transformer),
+    "SD3 autoencoder": (AUTOENCODER, AutoencoderConfig.sd3(), diffusers_models.autoencoder),
 }
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

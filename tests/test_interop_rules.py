@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from genaffect_jax.config import AutoencoderConfig, ConfigError, MMDiTConfig
-from genaffect_jax.interop.component_configs import (
+from genaffect_jax.config import AutoencoderConfig, MMDiTConfig
+from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.interop.diffusers.configs import (
     autoencoder_config,
     autoencoder_values,
     transformer_config,
     transformer_values,
 )
-from genaffect_jax.interop.rules import CONV, LINEAR, POSITIONS, SAME, Rule, match, patch_linear
+from genaffect_jax.interop.diffusers.rules import CONV, LINEAR, POSITIONS, SAME, Rule, match, patch_linear
 from genaffect_jax.models.layers import patchify
-from genaffect_jax.models.weights import WeightsError
 
 RULES = (
     Rule("out.kernel", "proj.weight", LINEAR),
@@ -120,18 +120,17 @@ SD3_VAE = {
 
 
 def test_published_configurations_are_those_of_the_named_constructors() -> None:
-    from genaffect_jax.models import autoencoder, mmdit
 
-    assert transformer_config(SD3_MEDIUM) == mmdit.sd3_medium()
+    assert transformer_config(SD3_MEDIUM) == MMDiTConfig.sd3_medium()
     assert transformer_config({**SD3_MEDIUM, "_class_name": "x", "qk_norm": None, "dual_attention_layers": None}) == (
-        mmdit.sd3_medium()
+        MMDiTConfig.sd3_medium()
     )
     medium = {"pos_embed_max_size": 384, "qk_norm": "rms_norm", "dual_attention_layers": list(range(13))}
-    assert transformer_config({**SD3_MEDIUM, **medium}) == mmdit.sd35_medium()
-    assert autoencoder_config(SD3_VAE) == autoencoder.sd3()
-    for constructor in (mmdit.sd3_medium, mmdit.sd35_medium, mmdit.sd35_large):
+    assert transformer_config({**SD3_MEDIUM, **medium}) == MMDiTConfig.sd35_medium()
+    assert autoencoder_config(SD3_VAE) == AutoencoderConfig.sd3()
+    for constructor in (MMDiTConfig.sd3_medium, MMDiTConfig.sd35_medium, MMDiTConfig.sd35_large):
         assert transformer_config(transformer_values(constructor())) == constructor()
-    assert autoencoder_config(autoencoder_values(autoencoder.sd3())) == autoencoder.sd3()
+    assert autoencoder_config(autoencoder_values(AutoencoderConfig.sd3())) == AutoencoderConfig.sd3()
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from genaffect_jax.config import AutoencoderConfig, MeshConfig, MMDiTConfig
-from genaffect_jax.interop import tensor_files
-from genaffect_jax.interop.weights import (
+from genaffect_jax.errors import WeightsError
+from genaffect_jax.interop.diffusers import tensor_files
+from genaffect_jax.interop.diffusers.weights import (
     AUTOENCODER,
     TRANSFORMER,
     load_autoencoder,
@@ -27,8 +28,7 @@ from genaffect_jax.interop.weights import (
     write_transformer,
 )
 from genaffect_jax.models.functional import Functional, Parameters, parameters_of
-from genaffect_jax.models.mmdit import MMDiT
-from genaffect_jax.models.weights import WeightsError
+from genaffect_jax.models.mmdit.model import MMDiT
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import parameter_shardings
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from genaffect_jax.compile_check.train_step import lower_train_step
 from genaffect_jax.config import Config, MeshConfig
-from genaffect_jax.models import attention_backends
-from genaffect_jax.models.attention_backends import run_backend, splash_attention, xla_attention
-from genaffect_jax.parallel.kernels import run_on_shares
+from genaffect_jax.kernels import attention as attention_backends
+from genaffect_jax.kernels.attention import run_backend, splash_attention, xla_attention
+from genaffect_jax.kernels.partition import run_on_shares
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import batch_sharding, replicated
-from genaffect_jax.training.lower_step import lower_train_step
 
 
 def inputs(batch: int = 4, heads: int = 2) -> tuple[jax.Array, ...]:

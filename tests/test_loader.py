@@ -19,10 +19,11 @@ import pytest
 from PIL import Image
 
 from genaffect_jax.data import loader as loader_module
-from genaffect_jax.data.folder import FolderSource, open_folder
 from genaffect_jax.data.loader import Batch, Loader, make_loader
-from genaffect_jax.data.pictures import DataError, Source
-from genaffect_jax.faces.grammar import parse_expression
+from genaffect_jax.data.sources.base import Source
+from genaffect_jax.data.sources.folder import FolderSource, open_folder
+from genaffect_jax.errors import DataError
+from genaffect_jax.expressions.grammar import parse_expression
 
 WORDS = ("neutral", "joy", "anger", "sadness", "surprise", "fear")
 PEOPLE = tuple(f"p{i}" for i in range(5))
@@ -233,7 +234,7 @@ SCRIPT = """
 import sys
 from multiprocessing import active_children
 from pathlib import Path
-from genaffect_jax.data.folder import open_folder
+from genaffect_jax.data.sources.folder import open_folder
 from genaffect_jax.data.loader import make_loader
 
 if __name__ == "__main__":

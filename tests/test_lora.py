@@ -8,21 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genaffect_jax import merge_lora
-from genaffect_jax.config import Config, ConfigError, DataConfig, LoraConfig, MeshConfig, TrainConfig, to_json
-from genaffect_jax.generation import build_networks
+from genaffect_jax.checkpoints.manager import Checkpoints
+from genaffect_jax.config import Config, DataConfig, LoraConfig, MeshConfig, TrainConfig, to_json
+from genaffect_jax.errors import CheckpointError, ConfigError
+from genaffect_jax.export import __main__ as export
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.functional import Functional
 from genaffect_jax.models.layers import MLP
 from genaffect_jax.models.lora import LoraNetwork
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import parameter_shardings
 from genaffect_jax.pipeline import Pipeline
-from genaffect_jax.training.checkpoint import CheckpointError, Checkpoints
-from genaffect_jax.training.generator_objective import make_generator_loss
-from genaffect_jax.training.optimiser import make_optimiser
-from genaffect_jax.training.selection import select
+from genaffect_jax.training.denoiser.loss import make_generator_loss
+from genaffect_jax.training.optimizer import make_optimiser
 from genaffect_jax.training.state import abstract_state, create_state
 from genaffect_jax.training.step import device_batch, make_train_step
+from genaffect_jax.training.trainable import select
 
 RANK, ALPHA = 2, 6.0
 TARGET = "mmdit.segments.0.layers.image_qkv.query.kernel"
@@ -112,7 +113,8 @@ def test_a_new_addition_changes_no_kernel_and_the_base_starts_as_without(network
 def test_the_addition_is_alpha_over_rank_times_the_product_in_every_layer():
     from flax import nnx
 
-    from genaffect_jax.models.layers import LayerStack, Linear
+    from genaffect_jax.models.layer_stack import LayerStack
+    from genaffect_jax.models.layers import Linear
 
     def make(rngs):
         return LayerStack(lambda rngs: Linear(3, 5, axes=("embed", "heads"), rngs=rngs), 2,
@@ -194,7 +196,7 @@ def test_merging_gives_a_folder_that_samples_the_same_without_additions_and_trai
     config, network, workdir, tmp_path
 ):
     merged = tmp_path / "merged"
-    assert merge_lora.main(["--model", str(workdir), "--out", str(merged)]) == 0
+    assert export.main(["lora", "--model", str(workdir), "--out", str(merged)]) == 0
     with_lora, without = Pipeline.load(workdir), Pipeline.load(merged)
     assert with_lora.config.model.lora.rank == RANK
     assert without.config.model.lora.rank == 0
@@ -212,6 +214,6 @@ def test_merging_gives_a_folder_that_samples_the_same_without_additions_and_trai
     base = dataclasses.replace(config, model=without.config.model)
     with pytest.raises(CheckpointError, match="does not fit"):
         restored(base, network.base, merged)
-    assert merge_lora.main(["--model", str(merged), "--out", str(tmp_path / "again")]) == 1
-    assert merge_lora.main(["--model", str(workdir), "--out", str(merged)]) == 1
+    assert export.main(["lora", "--model", str(merged), "--out", str(tmp_path / "again")]) == 1
+    assert export.main(["lora", "--model", str(workdir), "--out", str(merged)]) == 1
     assert not (tmp_path / "again").exists()

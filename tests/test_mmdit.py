@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from genaffect_jax.config import AutoencoderConfig, ConditioningConfig, ModelConfig
+from genaffect_jax.config import AutoencoderConfig, ConditioningConfig, MMDiTConfig, ModelConfig
 from genaffect_jax.models.genaffect import GenAffect
 from genaffect_jax.models.layers import patchify, unpatchify
-from genaffect_jax.models.mmdit import MMDiT, MMDiTConfig, avatar_tiny, sd3_medium, sd35_large, sd35_medium
+from genaffect_jax.models.mmdit.model import MMDiT
 
 SMALL = MMDiTConfig(
     sample_size=8, num_layers=3, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=12,
@@ -233,7 +233,10 @@ def test_gradients_reach_every_parameter() -> None:
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize(
     "config",
-    [avatar_tiny(), dataclasses.replace(SMALL, dual_attention_layers=(0,), register_tokens=0, pooled_projection_dim=8)],
+    [
+        MMDiTConfig.avatar_tiny(),
+        dataclasses.replace(SMALL, dual_attention_layers=(0,), register_tokens=0, pooled_projection_dim=8),
+    ],
 )
 def test_every_variable_names_its_axes(config: MMDiTConfig, scan: bool) -> None:
     config = dataclasses.replace(config, scan_layers=scan)
@@ -253,7 +256,7 @@ def test_every_variable_names_its_axes(config: MMDiTConfig, scan: bool) -> None:
 
 @pytest.mark.parametrize(
     ("config", "parameters"),
-    [(sd3_medium(), 2.03e9), (sd35_medium(), 2.24e9), (sd35_large(), 8.06e9)],
+    [(MMDiTConfig.sd3_medium(), 2.03e9), (MMDiTConfig.sd35_medium(), 2.24e9), (MMDiTConfig.sd35_large(), 8.06e9)],
 )
 def test_named_sizes_have_the_published_parameter_counts(config: MMDiTConfig, parameters: float) -> None:
     model = nnx.eval_shape(lambda: MMDiT(config, branches=False, rngs=nnx.Rngs(0)))

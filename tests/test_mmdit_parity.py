@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 
 from genaffect_jax.config import MMDiTConfig
-from genaffect_jax.interop.weights import TRANSFORMER, read_transformer
+from genaffect_jax.interop.diffusers.weights import TRANSFORMER, read_transformer
 from genaffect_jax.models.layers import sincos_table
-from genaffect_jax.models.mmdit_block import MMDiTBlock
+from genaffect_jax.models.mmdit.block import MMDiTBlock
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -12,25 +12,18 @@ from PIL import Image
 from rich.console import Console
 
 from genaffect_jax import sample
-from genaffect_jax.config import (
-    AuxiliaryConfig,
-    ConditioningConfig,
-    Config,
-    ConfigError,
-    DataConfig,
-    LoraConfig,
-    TrainConfig,
-)
-from genaffect_jax.data.expression_bank import ExpressionBank
-from genaffect_jax.faces.encoders import ExpressionEncoder
-from genaffect_jax.models.avatar_encoders import load_conditioning_encoder, load_exemplar_encoder
-from genaffect_jax.models.onnx_expression import OnnxExpressionEncoder
-from genaffect_jax.models.weights import WeightsError
+from genaffect_jax.checkpoints.components import claim_encoders
+from genaffect_jax.checkpoints.run_dir import BANK_FILE, ONNX_EXPRESSION_FILE
+from genaffect_jax.config import AuxiliaryConfig, ConditioningConfig, Config, DataConfig, LoraConfig, TrainConfig
+from genaffect_jax.data.face_encoders import ExpressionEncoder
+from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.export.lora import merge_working_folder
+from genaffect_jax.expressions.prototypes import ExpressionBank
+from genaffect_jax.models.face_encoders.encoder import load_conditioning_encoder, load_exemplar_encoder
+from genaffect_jax.models.face_encoders.onnx_expression import OnnxExpressionEncoder
 from genaffect_jax.pipeline import Pipeline
-from genaffect_jax.training.auxiliary import load_auxiliary
-from genaffect_jax.training.face_encoders import BANK_FILE, ONNX_EXPRESSION_FILE, claim_encoders
-from genaffect_jax.training.generator import train_generator
-from genaffect_jax.training.merging import merge_working_folder
+from genaffect_jax.training.denoiser.auxiliary import load_auxiliary
+from genaffect_jax.training.denoiser.task import train_generator
 
 SIDE, WIDTH = 16, 6
 SETTINGS = {

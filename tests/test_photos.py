@@ -8,18 +8,17 @@ from arcface_models import random_state, write_onnx
 from face_detectors import photo, points_of, write_detector
 from PIL import Image
 
-from genaffect_jax import align as command
-from genaffect_jax.config import ConfigError
 from genaffect_jax.config.encoders import ARCFACE_CROP
-from genaffect_jax.data.folder import open_folder
-from genaffect_jax.data.image_files import read_picture
-from genaffect_jax.data.photos import PhotoAligner, PhotoReader
-from genaffect_jax.data.pictures import DataError
-from genaffect_jax.faces.encoders import IdentityEncoder
-from genaffect_jax.faces.face_analysis import FaceFinder, InsightFaceEncoder
-from genaffect_jax.interop.arcface_weights import convert_arcface
-from genaffect_jax.models.avatar_encoders import load_identity_encoder
-from genaffect_jax.models.weights import checksum
+from genaffect_jax.data.face_encoders import IdentityEncoder
+from genaffect_jax.data.photos.face_analysis import FaceFinder, InsightFaceEncoder
+from genaffect_jax.data.photos.reader import PhotoAligner, PhotoReader
+from genaffect_jax.data.sources.folder import open_folder
+from genaffect_jax.errors import ConfigError, DataError
+from genaffect_jax.interop.arcface.weights import convert_arcface
+from genaffect_jax.io.images import read_picture
+from genaffect_jax.io.weight_file import checksum
+from genaffect_jax.models.face_encoders.encoder import load_identity_encoder
+from genaffect_jax.prepare import __main__ as prepare
 
 SIZE = 128
 LARGE, SMALL = ((420.0, 250.0), 200.0), ((130.0, 200.0), 120.0)
@@ -191,7 +190,7 @@ def test_a_folder_is_aligned_whole_and_stays_usable_for_training(models, tmp_pat
     saved(tmp_path / "photos" / "ben", photo(300, 300), "sadness.png")
     (tmp_path / "photos" / "ben" / "rage.png").write_bytes(b"torn")
     argv = ["--root", str(tmp_path / "photos"), "--out", str(tmp_path / "new"), "--models", str(models), "--size", "64"]
-    assert command.main(argv) == 0
+    assert prepare.main(["photos", *argv]) == 0
     assert "7 pictures (0 of photos with several faces), 2 files left out" in " ".join(capsys.readouterr().err.split())
     rejected = [json.loads(line) for line in (tmp_path / "new" / "rejected.jsonl").read_text().splitlines()]
     assert [row["file"] for row in rejected] == ["ben/rage.png", "ben/sadness.png"]
@@ -206,7 +205,7 @@ def test_a_folder_is_aligned_whole_and_stays_usable_for_training(models, tmp_pat
     ]
     for i in range(len(source.pictures)):
         assert_aligned(source.load(i))
-    assert command.main(argv) == 1
+    assert prepare.main(["photos", *argv]) == 1
     assert "exists; name a new folder" in capsys.readouterr().err
 
 
@@ -218,7 +217,7 @@ def test_a_folder_with_metadata_gets_new_metadata(models, tmp_path):
         rows.append(f"{i}.png,anna,{word}")
     (tmp_path / "photos" / "metadata.csv").write_text("\n".join(rows))
     argv = ["--root", str(tmp_path / "photos"), "--out", str(tmp_path / "new"), "--models", str(models), "--size", "64"]
-    assert command.main(argv) == 0
+    assert prepare.main(["photos", *argv]) == 0
     source = open_folder(tmp_path / "new", 64, 0.0, tmp_path / "work")
     assert [(p.identity, p.label) for p in source.pictures] == [("anna", "joy"), ("anna", "AU12=0.5"), ("anna", "fear")]
 
@@ -227,6 +226,6 @@ def test_a_folder_of_which_nothing_can_be_aligned_leaves_nothing_behind(models, 
     (tmp_path / "photos" / "anna").mkdir(parents=True)
     saved(tmp_path / "photos" / "anna", photo(100, 100), "joy.png")
     argv = ["--root", str(tmp_path / "photos"), "--out", str(tmp_path / "new"), "--models", str(models)]
-    assert command.main(argv) == 1
+    assert prepare.main(["photos", *argv]) == 1
     assert "no photo could be aligned, of 1 files (anna/joy.png: no face found" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["photos"]

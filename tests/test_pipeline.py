@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genaffect_jax.config import ConfigError, MeshConfig
-from genaffect_jax.faces.action_units import CHANNELS
-from genaffect_jax.faces.grammar import ExpressionError, parse_expressions
-from genaffect_jax.generation import build_networks
+from genaffect_jax.checkpoints.manager import Checkpoints
+from genaffect_jax.config import MeshConfig
+from genaffect_jax.errors import ConfigError
+from genaffect_jax.expressions.action_units import CHANNELS
+from genaffect_jax.expressions.grammar import ExpressionError, parse_expressions
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.pipeline import Pipeline, item_numbers
-from genaffect_jax.training.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from genaffect_jax.checkpoints.components import claim_encoders
 from genaffect_jax.config import AutoencoderRun, Config
-from genaffect_jax.generation import build_networks
-from genaffect_jax.training.face_encoders import claim_encoders
+from genaffect_jax.models.build import build_networks
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.config import (
     AutoencoderConfig,
     ConditioningConfig,
     Config,
-    ConfigError,
     DataConfig,
     MeshConfig,
     MMDiTConfig,
@@ -23,18 +23,18 @@ from genaffect_jax.config import (
     TextConfig,
     TrainConfig,
 )
-from genaffect_jax.data.prompt_table import PromptTable
-from genaffect_jax.faces.prompts import all_prompts
-from genaffect_jax.generation import build_networks
-from genaffect_jax.interop.weights import TRANSFORMER, read_transformer, write_autoencoder, write_transformer
+from genaffect_jax.data.prompts.table import PromptTable
+from genaffect_jax.data.prompts.templates import all_prompts
+from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.interop.diffusers.weights import TRANSFORMER, read_transformer, write_autoencoder, write_transformer
+from genaffect_jax.io.weight_file import load_weights
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.functional import Functional
-from genaffect_jax.models.weights import WeightsError, load_weights
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.pipeline import Pipeline
-from genaffect_jax.training.checkpoint import Checkpoints
-from genaffect_jax.training.generator import train_generator
-from genaffect_jax.training.optimiser import make_optimiser
-from genaffect_jax.training.pretrained import initial_parameters, place_autoencoder
+from genaffect_jax.training.denoiser.pretrained import initial_parameters, place_autoencoder
+from genaffect_jax.training.denoiser.task import train_generator
+from genaffect_jax.training.optimizer import make_optimiser
 from genaffect_jax.training.state import create_state
 
 # The released position table is of 16 x 16 latents; the fine-tuned model draws smaller pictures with its centre.

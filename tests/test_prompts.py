@@ -12,13 +12,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from genaffect_jax import prepare
 from genaffect_jax.config import MMDiTConfig, TextConfig
-from genaffect_jax.data.pictures import DataError
-from genaffect_jax.data.prompt_cache import PromptCache, digest_files, encode_cached
-from genaffect_jax.data.prompt_table import PromptTable
-from genaffect_jax.faces.grammar import parse_expression, parse_expressions
-from genaffect_jax.faces.prompts import all_prompts, prompt_for
+from genaffect_jax.data.prompts.cache import PromptCache, digest_files, encode_cached
+from genaffect_jax.data.prompts.table import PromptTable
+from genaffect_jax.data.prompts.templates import all_prompts, prompt_for
+from genaffect_jax.errors import DataError
+from genaffect_jax.expressions.grammar import parse_expression, parse_expressions
+from genaffect_jax.prepare import __main__ as prepare
 
 TEXT = TextConfig(template="a {word} face", plain="a face", negative="")
 
@@ -196,14 +196,14 @@ def test_the_digest_follows_content_and_names_and_reads_unchanged_files_once(tmp
 
 def test_without_pytorch_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "genaffect_jax.interop.text_encoders", raising=False)
+    monkeypatch.delitem(sys.modules, "genaffect_jax.interop.diffusers.text_encoders", raising=False)
     with pytest.raises(ImportError, match=r"install the extra: pip install -c constraints.txt -e '.\[torch\]'"):
-        importlib.import_module("genaffect_jax.interop.text_encoders")
+        importlib.import_module("genaffect_jax.interop.diffusers.text_encoders")
 
 
 def test_prepare_refuses_a_preset_without_prompts_and_a_folder_that_is_not_there(tmp_path, preset, capsys):
     argv = ["--pipeline", str(tmp_path / "sd3"), "--out", str(tmp_path / "p.safetensors")]
-    assert prepare.main(["--config", str(preset()), *argv]) == 2
+    assert prepare.main(["prompts", "--config", str(preset()), *argv]) == 2
     assert "its model has register tokens and reads no prompts" in capsys.readouterr().err
     path = tmp_path / "text.py"
     path.write_text(
@@ -211,6 +211,6 @@ def test_prepare_refuses_a_preset_without_prompts_and_a_folder_that_is_not_there
         "    model = ModelConfig(mmdit=MMDiTConfig(register_tokens=0, pooled_projection_dim=8))\n"
         "    return Config(model=model, text=TextConfig(embeddings=Path('p.safetensors')))\n"
     )
-    assert prepare.main(["--config", str(path), *argv]) == 1
+    assert prepare.main(["prompts", "--config", str(path), *argv]) == 1
     assert f"{tmp_path / 'sd3'}: no such folder" in capsys.readouterr().err
     assert not (tmp_path / "p.safetensors").exists()

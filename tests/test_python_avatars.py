@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genaffect_jax.data.folder import FolderSource, open_folder
-from genaffect_jax.data.sets import split_identities
-from genaffect_jax.faces.grammar import parse_expression
+from genaffect_jax.data.groups import split_identities
+from genaffect_jax.data.sources.folder import FolderSource, open_folder
+from genaffect_jax.expressions.grammar import parse_expression
 
 pytest.importorskip("python_avatars", reason="needs the `dev` extra")
 pytest.importorskip("resvg_py", reason="needs the `dev` extra")

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from genaffect_jax import sample
-from genaffect_jax.config import ConfigError
+from genaffect_jax.errors import ConfigError
 from genaffect_jax.models.genaffect import GenAffect
 from genaffect_jax.models.inference import PLAIN, Inference
 from genaffect_jax.models.layers import Linear, joined_product

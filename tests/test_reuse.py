@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from genaffect_jax import generation
-from genaffect_jax.config import Config, ConfigError, MMDiTConfig
-from genaffect_jax.data.photos import PhotoReader
-from genaffect_jax.faces.expression_space import UnitSpace
-from genaffect_jax.generation import PICTURES, build_networks
-from genaffect_jax.models import mmdit_block
-from genaffect_jax.models.attention import Tokens
-from genaffect_jax.models.reuse import Reuse, middle_blocks
-from genaffect_jax.models.sharing import Sharing
+from genaffect_jax.checkpoints.components import FaceEncoders
+from genaffect_jax.config import Config, MMDiTConfig
+from genaffect_jax.data.photos.reader import PhotoReader
+from genaffect_jax.errors import ConfigError
+from genaffect_jax.expressions.space import UnitSpace
+from genaffect_jax.inference import program as generation
+from genaffect_jax.inference.program import PICTURES
+from genaffect_jax.models.build import build_networks
+from genaffect_jax.models.mmdit import block as mmdit_block
+from genaffect_jax.models.mmdit.block_cache import Reuse, middle_blocks
+from genaffect_jax.models.mmdit.consistent_attention import Sharing, Tokens
 from genaffect_jax.pipeline import Pipeline
-from genaffect_jax.training.face_encoders import FaceEncoders
 
 WORDS = "joy, anger, fear, pride, sadness"
 

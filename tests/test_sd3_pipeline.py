@@ -17,10 +17,10 @@ from tiny_sd3 import tiny_pipeline  # noqa: E402
 from genaffect_jax.diffusion.guidance import guided  # noqa: E402
 from genaffect_jax.diffusion.sampler import sample  # noqa: E402
 from genaffect_jax.diffusion.schedule import euler_sigmas  # noqa: E402
-from genaffect_jax.interop.pipeline_folder import scheduler_shift  # noqa: E402
-from genaffect_jax.interop.text_encoders import TextEncoders  # noqa: E402
-from genaffect_jax.interop.weights import load_autoencoder, load_transformer  # noqa: E402
-from genaffect_jax.models.autoencoder import to_uint8  # noqa: E402
+from genaffect_jax.interop.diffusers.pipeline_folder import scheduler_shift  # noqa: E402
+from genaffect_jax.interop.diffusers.text_encoders import TextEncoders  # noqa: E402
+from genaffect_jax.interop.diffusers.weights import load_autoencoder, load_transformer  # noqa: E402
+from genaffect_jax.models.autoencoder.model import to_uint8  # noqa: E402
 
 PROMPTS = ["a portrait of a person, joy expression", "a portrait of a person, anger expression"]
 NEGATIVE = "blurry"

@@ -9,13 +9,14 @@ import jax
 import pytest
 from rich.console import Console
 
-from genaffect_jax.config import ConfigError, MeshConfig, TrainConfig
-from genaffect_jax.generation import build_networks
+from genaffect_jax.config import MeshConfig, TrainConfig
+from genaffect_jax.errors import ConfigError
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.generator import train_generator
-from genaffect_jax.training.optimiser import make_optimiser
-from genaffect_jax.training.selection import describe, select
+from genaffect_jax.training.denoiser.task import train_generator
+from genaffect_jax.training.optimizer import make_optimiser
 from genaffect_jax.training.state import abstract_state
+from genaffect_jax.training.trainable import describe, select
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_adapters_are_the_branches_and_the_token_makers_with_their_null_tokens(g
 
 
 def test_the_adapters_of_sd35_medium_are_those_parameters_that_its_released_weights_lack():
-    from genaffect_jax.interop.weights import TRANSFORMER
+    from genaffect_jax.interop.diffusers.weights import TRANSFORMER
 
     config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "sd35_medium.py"))["config"]()
     network = build_networks(config.model)[0]

@@ -7,8 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from genaffect_jax.data.pictures import DataError, Picture
-from genaffect_jax.data.sets import SetSampler, split_identities
+from genaffect_jax.data.groups import SetSampler, split_identities
+from genaffect_jax.data.sources.base import Picture
+from genaffect_jax.errors import DataError
 
 
 class Listed:

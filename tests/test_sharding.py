@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from genaffect_jax.config import ConfigError, MeshConfig
-from genaffect_jax.generation import build_networks
-from genaffect_jax.models import autoencoder
+from genaffect_jax.config import AutoencoderConfig, MeshConfig
+from genaffect_jax.errors import ConfigError
+from genaffect_jax.models.autoencoder.model import AutoencoderKL
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.functional import Functional
 from genaffect_jax.parallel import sharding
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.optimiser import make_optimiser
+from genaffect_jax.training.optimizer import make_optimiser
 from genaffect_jax.training.state import create_state
 
 
@@ -117,9 +118,11 @@ def test_a_batch_that_does_not_divide_is_refused_by_name():
         sharding.check_batch(12, 2, mesh)
 
 
-@pytest.mark.parametrize("config", [autoencoder.avatar_tiny(), autoencoder.sd3()], ids=["avatar_tiny", "sd3"])
+@pytest.mark.parametrize(
+    "config", [AutoencoderConfig.avatar_tiny(), AutoencoderConfig.sd3()], ids=["avatar_tiny", "sd3"]
+)
 def test_autoencoders_can_be_cut_over_eight_devices(config):
-    network = Functional(lambda rngs: autoencoder.AutoencoderKL(config, rngs=rngs))
+    network = Functional(lambda rngs: AutoencoderKL(config, rngs=rngs))
     places = sharding.parameter_shardings(network.logical_axes, network.shapes, make_mesh(MeshConfig(fsdp=8)))
     assert places["decoder.conv_in.kernel"].spec[-1] == "fsdp"
     assert places["decoder.conv_out.kernel"].spec[-1] is None

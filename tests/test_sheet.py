@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genaffect_jax.data.sheet import contact_sheet, write_png
+from genaffect_jax.io.image_grid import contact_sheet, write_png
 
 
 def pictures(count, side=48):

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from genaffect_jax.config import DataConfig
-from genaffect_jax.data.pictures import Source
-from genaffect_jax.data.procedural import ProceduralSource, sample_expression
-from genaffect_jax.data.sources import open_source
-from genaffect_jax.faces.action_units import CHANNELS, DEGREES, INDEX, MEDIAN_UNITS, SIDED_UNITS
-from genaffect_jax.faces.grammar import parse_expression
-from genaffect_jax.faces.vocabulary import vocabulary
+from genaffect_jax.data.sources.base import Source
+from genaffect_jax.data.sources.open import open_source
+from genaffect_jax.data.sources.procedural import ProceduralSource, sample_expression
+from genaffect_jax.expressions.action_units import CHANNELS, DEGREES, INDEX, MEDIAN_UNITS, SIDED_UNITS
+from genaffect_jax.expressions.grammar import parse_expression
+from genaffect_jax.expressions.vocabulary import vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -107,5 +107,5 @@ def test_open_source_makes_what_the_configuration_says(tmp_path: Path) -> None:
 
 def test_sources_load_without_jax() -> None:
     # Worker processes import the sources; jax there would take seconds and could claim the accelerator.
-    code = "import sys, genaffect_jax.data.sources, genaffect_jax.data.encoded; sys.exit('jax' in sys.modules)"
+    code = "import sys, genaffect_jax.data.sources.open, genaffect_jax.data.cached_features; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

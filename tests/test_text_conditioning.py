@@ -14,16 +14,17 @@ import pytest
 from rich.console import Console
 
 from genaffect_jax.config import Config, DataConfig, FlowConfig, TextConfig, TrainConfig, to_json
-from genaffect_jax.data.pictures import DataError
-from genaffect_jax.data.prompt_table import PromptTable
+from genaffect_jax.data.prompts.table import PromptTable
+from genaffect_jax.data.prompts.templates import all_prompts
 from genaffect_jax.diffusion.schedule import euler_sigmas
-from genaffect_jax.faces.grammar import parse_expressions
-from genaffect_jax.faces.prompts import all_prompts
-from genaffect_jax.generation import Controls, Kind, SetInputs, build_networks, make_program
+from genaffect_jax.errors import DataError
+from genaffect_jax.expressions.grammar import parse_expressions
+from genaffect_jax.inference.program import Controls, Kind, SetInputs, make_program
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.pipeline import Pipeline
-from genaffect_jax.training.generator import train_generator
-from genaffect_jax.training.generator_objective import make_generator_loss
+from genaffect_jax.training.denoiser.loss import make_generator_loss
+from genaffect_jax.training.denoiser.task import train_generator
 
 TEXT = TextConfig(template="{word} it is", plain="a face", negative="nothing", max_sequence_length=3)
 QUIET = Console(quiet=True)

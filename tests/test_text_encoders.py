@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from genaffect_jax.models.weights import WeightsError
+from genaffect_jax.errors import WeightsError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.torch
 from safetensors.torch import load_file, save_file  # noqa: E402
 from tiny_sd3 import T5_WIDTH, tiny_pipeline  # noqa: E402
 
-from genaffect_jax import prepare  # noqa: E402
 from genaffect_jax.config import TextConfig  # noqa: E402
-from genaffect_jax.data.prompt_table import PromptTable  # noqa: E402
-from genaffect_jax.faces.prompts import all_prompts  # noqa: E402
-from genaffect_jax.interop import text_encoders  # noqa: E402
-from genaffect_jax.interop.pipeline_folder import scheduler_shift, text_parts  # noqa: E402
-from genaffect_jax.interop.text_encoders import TextEncoders  # noqa: E402
+from genaffect_jax.data.prompts.table import PromptTable  # noqa: E402
+from genaffect_jax.data.prompts.templates import all_prompts  # noqa: E402
+from genaffect_jax.interop.diffusers import text_encoders  # noqa: E402
+from genaffect_jax.interop.diffusers.pipeline_folder import scheduler_shift, text_parts  # noqa: E402
+from genaffect_jax.interop.diffusers.text_encoders import TextEncoders  # noqa: E402
+from genaffect_jax.prepare import __main__ as prepare  # noqa: E402
 
 PROMPTS = ["a portrait of a person, joy expression", "", "Zest & eagerness!", "a portrait of a person"]
 
@@ -180,7 +180,7 @@ def test_prepare_writes_all_prompts_and_runs_no_encoder_twice(with_t5, tmp_path,
     out = tmp_path / "out" / "prompts.safetensors"
     argv = ["--config", str(tmp_path / "preset.py"), "--pipeline", str(with_t5[1]), "--out", str(out)]
     argv += ["--dtype", "float32"]
-    assert prepare.main(argv) == 0
+    assert prepare.main(["prompts", *argv]) == 0
     table = PromptTable.read(out)
     assert table.prompts == all_prompts(TextConfig())
     assert (table.tokens.shape, table.pooled.shape) == ((138, 117, T5_WIDTH), (138, 28))
@@ -193,13 +193,13 @@ def test_prepare_writes_all_prompts_and_runs_no_encoder_twice(with_t5, tmp_path,
     loaded = []
     monkeypatch.setattr(text_encoders, "TextEncoders", lambda *a, **k: loaded.append(1) or TextEncoders(*a, **k))
     out.unlink()
-    assert prepare.main(argv) == 0
+    assert prepare.main(["prompts", *argv]) == 0
     assert loaded == []
     assert PromptTable.read(out).tokens.tobytes() == table.tokens.tobytes()
     entry = sorted((tmp_path / "out" / "prompt_cache").glob("*.safetensors"))[7]
     entry.write_bytes(entry.read_bytes()[:-4])
     with pytest.warns(UserWarning, match=rf"{entry.name}: damaged.*computed again"):
-        assert prepare.main(argv) == 0
+        assert prepare.main(["prompts", *argv]) == 0
     assert loaded == [1]
     again = PromptTable.read(out)
     np.testing.assert_allclose(again.tokens, table.tokens, atol=1e-6)
@@ -209,7 +209,7 @@ def test_prepare_refuses_a_pipeline_that_does_not_fit_the_preset(with_t5, tmp_pa
     (tmp_path / "preset.py").write_text(PRESET.format(width=T5_WIDTH + 1))
     out = tmp_path / "prompts.safetensors"
     argv = ["--config", str(tmp_path / "preset.py"), "--pipeline", str(with_t5[1]), "--out", str(out)]
-    assert prepare.main(argv) == 1
+    assert prepare.main(["prompts", *argv]) == 1
     message = "token width (mmdit.joint_attention_dim) is 40, the configuration needs 41"
     assert message in capsys.readouterr().err
     assert not out.exists()

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genaffect_jax import generation
 from genaffect_jax.config import AutoencoderConfig
-from genaffect_jax.models.autoencoder import AutoencoderKL
+from genaffect_jax.inference import program as generation
+from genaffect_jax.models.autoencoder.model import AutoencoderKL
+from genaffect_jax.models.autoencoder.tiling import Tiles, decode_tiled, encode_tiled
 from genaffect_jax.models.functional import Functional, Parameters
-from genaffect_jax.models.tiling import Tiles, decode_tiled, encode_tiled
 
 CONFIG = AutoencoderConfig(block_out_channels=(4, 8), norm_num_groups=4, latent_channels=4)
 NETWORK = Functional(lambda rngs: AutoencoderKL(CONFIG, rngs=rngs))

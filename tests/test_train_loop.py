@@ -14,16 +14,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from genaffect_jax.config import Config, ConfigError, MeshConfig, from_json
-from genaffect_jax.data.pictures import DataError
-from genaffect_jax.generation import build_networks
+from genaffect_jax.checkpoints.manager import Checkpoints
+from genaffect_jax.checkpoints.run_dir import claim_workdir
+from genaffect_jax.config import Config, MeshConfig, from_json
+from genaffect_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.checkpoint import CheckpointError, Checkpoints
-from genaffect_jax.training.generator import train_generator
-from genaffect_jax.training.guard import TrainingError
+from genaffect_jax.training.denoiser.task import train_generator
 from genaffect_jax.training.loop import Job, fit, utilisation
-from genaffect_jax.training.optimiser import make_optimiser
-from genaffect_jax.training.run import claim_workdir
+from genaffect_jax.training.optimizer import make_optimiser
 from genaffect_jax.training.state import abstract_state
 
 QUIET = Console(file=open(os.devnull, "w"))  # noqa: SIM115 (lives as long as the tests)
@@ -103,7 +102,7 @@ class Numbered(Interrupting):
 
 def job(config, batches, loss=None):
     from genaffect_jax.config import to_json
-    from genaffect_jax.training.generator_objective import make_generator_loss
+    from genaffect_jax.training.denoiser.loss import make_generator_loss
 
     generator, autoencoder = build_networks(config.model)
     return Job(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from genaffect_jax.config import MeshConfig
-from genaffect_jax.generation import build_networks
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.generator_objective import make_generator_loss
-from genaffect_jax.training.optimiser import learning_rate, make_optimiser
+from genaffect_jax.training.denoiser.loss import make_generator_loss
+from genaffect_jax.training.optimizer import learning_rate, make_optimiser
 from genaffect_jax.training.state import create_state
 from genaffect_jax.training.step import device_batch, make_train_step
 

@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 
 from genaffect_jax.config import AutoencoderConfig, MMDiTConfig
-from genaffect_jax.models import weights
-from genaffect_jax.models.autoencoder import AutoencoderKL
-from genaffect_jax.models.functional import Functional, Parameters
-from genaffect_jax.models.weights import (
-    WeightsError,
+from genaffect_jax.errors import WeightsError
+from genaffect_jax.io import weight_file as weights
+from genaffect_jax.io.weight_file import (
     checksum,
     load_weights,
     read_config,
@@ -23,6 +21,8 @@ from genaffect_jax.models.weights import (
     resolve_weights,
     save_weights,
 )
+from genaffect_jax.models.autoencoder.model import AutoencoderKL
+from genaffect_jax.models.functional import Functional, Parameters
 
 CONFIG = AutoencoderConfig(block_out_channels=(4,), norm_num_groups=2, latent_channels=2, shift_factor=0.125)
 

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genaffect_jax.models import token_pass
-from genaffect_jax.models.biased import add_bias, biased_heads, gated_add
-from genaffect_jax.models.feed_forward import gelu_products
-from genaffect_jax.models.full_product import full_product
-from genaffect_jax.models.norms import layer_norm, modulated_norm, rms_norm
+from genaffect_jax.kernels import token_reduce as token_pass
+from genaffect_jax.kernels.fused_bias import add_bias, biased_heads, gated_add
+from genaffect_jax.kernels.fused_mlp import gelu_products
+from genaffect_jax.kernels.matmul import full_product
+from genaffect_jax.kernels.norms import layer_norm, modulated_norm, rms_norm
 
 
 def normal(seed, *shape):

@@ -5,8 +5,8 @@ The classes hold numbers and words only, so that one JSON file rebuilds a model 
 
 from genaffect_jax.config.as_json import from_json, to_json
 from genaffect_jax.config.auxiliary import AuxiliaryConfig
-from genaffect_jax.config.checks import ConfigError, install_command
-from genaffect_jax.config.hosts import HostsConfig
+from genaffect_jax.config.distributed import HostsConfig
+from genaffect_jax.config.encoders import EncoderRun, FaceEncoderConfig
 from genaffect_jax.config.networks import AutoencoderConfig, ConditioningConfig, LoraConfig, MMDiTConfig, ModelConfig
 from genaffect_jax.config.runs import (
     AutoencoderRun,
@@ -26,9 +26,10 @@ __all__ = [
     "AuxiliaryConfig",
     "ConditioningConfig",
     "Config",
-    "ConfigError",
     "DType",
     "DataConfig",
+    "EncoderRun",
+    "FaceEncoderConfig",
     "FlowConfig",
     "GuidanceMode",
     "HostsConfig",
@@ -41,6 +42,5 @@ __all__ = [
     "TextConfig",
     "TrainConfig",
     "from_json",
-    "install_command",
     "to_json",
 ]

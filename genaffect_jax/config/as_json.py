@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from genaffect_jax.config.checks import ConfigError, require
+from genaffect_jax.errors import ConfigError, require
 
 T = TypeVar("T")
 ADDED_LATER = {"added_later": True}

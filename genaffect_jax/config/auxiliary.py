@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from genaffect_jax.config.checks import require
+from genaffect_jax.errors import require
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from genaffect_jax.config.as_json import ADDED_LATER
-from genaffect_jax.config.checks import require
 from genaffect_jax.config.runs import DataConfig, MeshConfig, TrainConfig
+from genaffect_jax.errors import require
 
 Crop = tuple[float, float, float]
 """A square part of a square picture: left edge, top edge, side, as shares of the picture's side."""
 WHOLE: Crop = (0.0, 0.0, 1.0)
 ARCFACE_CROP: Crop = (0.125, 0.125, 0.75)
-"""Where ArcFace's 112-px square lies in an aligned picture (`faces.alignment`)."""
+"""Where ArcFace's 112-px square lies in an aligned picture (`data.photos.alignment`)."""
 
 
 def require_crop(crop: Crop, name: str) -> None:
@@ -32,7 +33,7 @@ class FaceEncoderConfig:
     """`identity`: a vector of unit length, near for pictures of one person; `expression`: an expression vector."""
     architecture: Literal["residual", "transformer", "iresnet"] = "residual"
     """`residual`: convolutions at ever lower resolution; `transformer`: attention between patches of one resolution;
-    `iresnet`: ArcFace's network (`models.iresnet`), for converted weights."""
+    `iresnet`: ArcFace's network (`models.face_encoders.iresnet`), for converted weights."""
     image_size: int = 112
     """Side of the pictures inside the network, in pixels; pictures of other sizes are resized."""
     widths: tuple[int, ...] = (24, 48, 96, 160)
@@ -82,10 +83,50 @@ class FaceEncoderConfig:
             require(not any(self.depths[:-1]), "encoder.depths", self.depths,
                      "a transformer has blocks at the last resolution only; the others must be 0")  # fmt: skip
 
+    @classmethod
+    def identity_avatar(cls) -> FaceEncoderConfig:
+        """The identity encoder for conditioning."""
+        return cls(target="identity", width=256)
+
+    @classmethod
+    def expression_avatar(cls) -> FaceEncoderConfig:
+        """The expression encoder for conditioning: sharper pictures, as lids and gaze are small."""
+        return cls(target="expression", image_size=128, width=40)
+
+    @classmethod
+    def identity_evaluator(cls) -> FaceEncoderConfig:
+        """The identity encoder that judges: smaller pictures, fewer and wider stages, a coarser neck than the other."""
+        return cls(
+            target="identity", image_size=96, widths=(32, 80, 192), depths=(1, 2, 3), norm_num_groups=16, neck=12,
+            hidden=320, width=192,
+        )  # fmt: skip
+
+    @classmethod
+    def expression_evaluator(cls) -> FaceEncoderConfig:
+        """The expression encoder that judges."""
+        return cls(
+            target="expression", architecture="transformer", image_size=128, widths=(32, 64, 128), depths=(0, 0, 6),
+            width=40,
+        )  # fmt: skip
+
+    @classmethod
+    def arcface_r50(cls) -> FaceEncoderConfig:
+        """ArcFace's IResNet-50, which reads the middle of an aligned photo (Deng et al. 2019, section 3.1)."""
+        return cls(
+            target="identity", architecture="iresnet", image_size=112, widths=(64, 128, 256, 512), depths=(3, 4, 14, 3),
+            width=512, crop=ARCFACE_CROP,
+        )  # fmt: skip
+
+    @classmethod
+    def arcface_r100(cls) -> FaceEncoderConfig:
+        """ArcFace's IResNet-100."""
+        return dataclasses.replace(cls.arcface_r50(), depths=(3, 13, 30, 3))
+
 
 @dataclass(frozen=True)
 class DegradeConfig:
-    """How training pictures are made worse without changing who and what they show (`training.degrade`)."""
+    """How training pictures are made worse without changing who and what they show
+    (`training.face_encoder.degrade`)."""
 
     shift: float = 0.06
     """Largest shift along each axis, share of the side."""

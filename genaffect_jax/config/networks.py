@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from genaffect_jax.config.checks import require
+from genaffect_jax.errors import require
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,21 @@ class MMDiTConfig:
     and what cuDNN's read (`named`); attention too (`dots`); or every block whole (least memory, a third more time)."""
 
     @property
+    def tokens_per_side(self) -> int:
+        """Rows and columns of image tokens."""
+        return self.sample_size // self.patch_size
+
+    @property
+    def image_tokens(self) -> int:
+        """Number of image tokens, L."""
+        return self.tokens_per_side**2
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether text embeddings are given from outside; else register tokens stand in for them."""
+        return self.register_tokens == 0
+
+    @property
     def width(self) -> int:
         """Width D of the residual streams."""
         return self.attention_head_dim * self.num_attention_heads
@@ -65,6 +80,58 @@ class MMDiTConfig:
                 self.pos_embed_max_size, f"must hold {self.sample_size // self.patch_size} tokens a side")  # fmt: skip
         bad = [i for i in self.dual_attention_layers if not 0 <= i < self.num_layers]
         require(not bad, "mmdit.dual_attention_layers", bad, f"must lie in 0..{self.num_layers - 1}")
+
+    @classmethod
+    def sd3_medium(cls) -> MMDiTConfig:
+        """Stable Diffusion 3 medium: 24 blocks of width 1536."""
+        return cls(
+            sample_size=128, num_layers=24, attention_head_dim=64, num_attention_heads=24, joint_attention_dim=4096,
+            caption_projection_dim=1536, pooled_projection_dim=2048, pos_embed_max_size=192, qk_norm="none",
+            register_tokens=0,
+        )  # fmt: skip
+
+    @classmethod
+    def sd35_medium(cls) -> MMDiTConfig:
+        """Stable Diffusion 3.5 medium: 24 blocks of width 1536, the first 13 with a second, image-only attention."""
+        return cls(
+            sample_size=128, num_layers=24, attention_head_dim=64, num_attention_heads=24, joint_attention_dim=4096,
+            caption_projection_dim=1536, pooled_projection_dim=2048, pos_embed_max_size=384,
+            dual_attention_layers=tuple(range(13)), qk_norm="rms_norm", register_tokens=0,
+        )  # fmt: skip
+
+    @classmethod
+    def sd35_large(cls) -> MMDiTConfig:
+        """Stable Diffusion 3.5 large: 38 blocks of width 2432."""
+        return cls(
+            sample_size=128, num_layers=38, attention_head_dim=64, num_attention_heads=38, joint_attention_dim=4096,
+            caption_projection_dim=2432, pooled_projection_dim=2048, pos_embed_max_size=192, qk_norm="rms_norm",
+            register_tokens=0,
+        )  # fmt: skip
+
+    @classmethod
+    def avatar_s(cls) -> MMDiTConfig:
+        """The default avatar model, trained from nothing on one GPU: 8 blocks of width 384 on 32x32 latents, no text.
+
+        256 px and an autoencoder of 8 make 32x32 latents; patches of 2 make 256 image tokens, so that attention is a
+        tenth of the arithmetic. Width 384 with heads of 64 is DiT-S (Peebles and Xie 2023, arXiv 2212.09748, table 1);
+        8 blocks instead of its 12, as here each carries a second stream and the two branches: 41 M parameters, 51 M
+        with branches and token makers. The 8 registers keep the joint sequence (264) a multiple of 8, as tensor cores
+        want it.
+        """
+        return cls(
+            sample_size=32, num_layers=8, attention_head_dim=64, num_attention_heads=6, joint_attention_dim=384,
+            caption_projection_dim=384, pooled_projection_dim=0, pos_embed_max_size=16, qk_norm="rms_norm",
+            register_tokens=8,
+        )  # fmt: skip
+
+    @classmethod
+    def avatar_tiny(cls) -> MMDiTConfig:
+        """The smallest avatar model: 5 blocks of width 128 on 16x16 latents, made to learn on a CPU in minutes."""
+        return cls(
+            sample_size=16, num_layers=5, attention_head_dim=64, num_attention_heads=2, joint_attention_dim=128,
+            caption_projection_dim=128, pooled_projection_dim=0, pos_embed_max_size=8, qk_norm="rms_norm",
+            register_tokens=4,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,16 +169,50 @@ class AutoencoderConfig:
             require(getattr(self, name) >= 1, f"autoencoder.{name}", getattr(self, name), "must be at least 1")
         require(self.scaling_factor > 0, "autoencoder.scaling_factor", self.scaling_factor, "must be positive")
 
+    @classmethod
+    def sd3(cls) -> AutoencoderConfig:
+        """The autoencoder of SD3 and SD3.5: 8 times smaller latents with 16 channels."""
+        return cls(
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            norm_num_groups=32,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+        )
+
+    @classmethod
+    def avatar_s(cls) -> AutoencoderConfig:
+        """The default autoencoder for avatars: 256 px pictures become 32 x 32 latents with 16 channels.
+
+        Twice the channels of `avatar_tiny` and two residual blocks per resolution: 5.3 M parameters, which in bfloat16
+        are 11 MB, small enough for a package. The flat colours and thin lines of drawn avatars need no more depth, and
+        decoding stays cheap beside denoising. Shift and scale are measured at the end of a training and stand in its
+        weight file.
+        """
+        return cls(block_out_channels=(32, 64, 128, 128), layers_per_block=2, norm_num_groups=16)
+
+    @classmethod
+    def avatar_tiny(cls) -> AutoencoderConfig:
+        """Small enough for a CPU: 128 px pictures become 16 x 16 latents with 16 channels."""
+        return cls(
+            block_out_channels=(16, 32, 64, 64),
+            layers_per_block=1,
+            norm_num_groups=16,
+            # Measured on the bundled weights (`training.autoencoder.loss.latent_statistics`).
+            scaling_factor=1.0150886689138257,
+            shift_factor=0.1888701319694519,
+        )
+
 
 @dataclass(frozen=True)
 class ConditioningConfig:
     """What the two token makers read and how many tokens they hand to every block."""
 
     expression_space: Literal["units", "encoder"] = "units"
-    """What an expression vector is: `units`, the channels of `faces.action_units`; `encoder`, whatever
+    """What an expression vector is: `units`, the channels of `expressions.action_units`; `encoder`, whatever
     `model.expression_encoder` makes of a picture; words then stand for means over the training pictures."""
     expression_width: int = 40
-    """Numbers in one expression vector (40: action units, gaze and head of `faces.action_units`)."""
+    """Numbers in one expression vector (40: action units, gaze and head of `expressions.action_units`)."""
     expression_tokens: int = 8
     """Expression tokens per picture."""
     identity_layers: int = 2

@@ -9,10 +9,12 @@ from typing import Literal
 
 from genaffect_jax.config.as_json import ADDED_LATER
 from genaffect_jax.config.auxiliary import AuxiliaryConfig
-from genaffect_jax.config.checks import require
 from genaffect_jax.config.networks import AutoencoderConfig, ModelConfig
+from genaffect_jax.errors import require
 
 DType = Literal["float32", "bfloat16"]
+# Tokens of the two CLIP encoders in every prompt; T5's come after them.
+CLIP_TOKENS = 77
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,9 @@ class DataConfig:
     root: Path | None = None
     """Folder of pictures (source `folder`): `<identity>/<expression>[_n].png`, or one with metadata.jsonl or .csv."""
     align: Literal["none", "face"] = field(default="none", metadata=ADDED_LATER)
-    """How the pictures of `root` were made: `face` by `python -m genaffect_jax.align`, `none` in any other way. It
-    changes nothing in training; pictures given to the trained model are treated the same way unless told otherwise."""
+    """How the pictures of `root` were made: `face` by `python -m genaffect_jax.prepare photos`, `none` in any other
+    way. It changes nothing in training; pictures given to the trained model are treated the same way unless told
+    otherwise."""
     image_size: int = 128
     """Side of the pictures, in pixels."""
     identities: int = 512
@@ -60,7 +63,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Prompts of models with a text stream. They are encoded beforehand by `python -m genaffect_jax.prepare`."""
+    """Prompts of models with a text stream. They are encoded beforehand by `python -m genaffect_jax.prepare
+    prompts`."""
 
     template: str = "a portrait of a person, {word} expression"
     """Prompt of a picture whose expression is one word of the vocabulary, or neutral; {word} stands for the word."""
@@ -71,7 +75,8 @@ class TextConfig:
     max_sequence_length: int = 77
     """Tokens of the T5 encoder; longer prompts are cut (the two CLIP encoders always have 77)."""
     embeddings: Path | None = None
-    """Encoded prompts: the file that `python -m genaffect_jax.prepare` wrote. Models with register tokens have none."""
+    """Encoded prompts: the file that `python -m genaffect_jax.prepare prompts` wrote. Models with register tokens have
+    none."""
 
     def __post_init__(self) -> None:
         require("{word}" in self.template, "text.template", repr(self.template), "must contain {word}")
@@ -222,6 +227,11 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """Devices."""
 
+    @property
+    def text_tokens(self) -> int | None:
+        """Text tokens T of each prompt; None for a model with register tokens, which reads no prompts."""
+        return CLIP_TOKENS + self.text.max_sequence_length if self.model.mmdit.reads_prompts else None
+
     def __post_init__(self) -> None:
         heads = self.model.mmdit.num_attention_heads
         auxiliary = self.auxiliary.identity_weight or self.auxiliary.expression_weight
@@ -239,7 +249,7 @@ class Config:
         else:
             require(self.text.embeddings is not None, "text.embeddings", None,
                     "a model without register tokens needs encoded prompts; make the file with "
-                    "python -m genaffect_jax.prepare")  # fmt: skip
+                    "python -m genaffect_jax.prepare prompts")  # fmt: skip
             require(self.model.mmdit.pooled_projection_dim >= 1, "mmdit.pooled_projection_dim", 0,
                     "must be at least 1 without register tokens")  # fmt: skip
 

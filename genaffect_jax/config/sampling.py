@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from genaffect_jax.config.as_json import ADDED_LATER
-from genaffect_jax.config.checks import ConfigError
+from genaffect_jax.errors import require
 
 Solver = Literal["euler", "heun", "dpm++"]
 GuidanceMode = Literal["none", "joint", "decoupled"]
@@ -73,25 +73,25 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         for name, low in (("steps", 1), ("seed", 0), ("consistency_start", 0), ("reuse", 1), ("chunk", 1)):
-            _require(getattr(self, name) >= low, name, getattr(self, name), f"must be at least {low}")
+            require(getattr(self, name) >= low, name, getattr(self, name), f"must be at least {low}")
         for name in ("guidance", "guidance_identity", "guidance_expression"):
             value = getattr(self, name)
-            _require(value is None or (value >= 0 and math.isfinite(value)), name, value, "must be at least 0")
-        _require(self.shift is None or 0 < self.shift < math.inf, "shift", self.shift, "must be above 0")
+            require(value is None or (value >= 0 and math.isfinite(value)), name, value, "must be at least 0")
+        require(self.shift is None or 0 < self.shift < math.inf, "shift", self.shift, "must be above 0")
         for name in ("identity_scale", "expression_scale"):
             given = getattr(self, name)
             object.__setattr__(self, name, tuple(float(x) for x in (given if isinstance(given, Sequence) else [given])))
-            _require(all(math.isfinite(x) and x >= 0 for x in getattr(self, name)), name, given,
+            require(all(math.isfinite(x) and x >= 0 for x in getattr(self, name)), name, given,
                      "must be finite and at least 0")  # fmt: skip
         for name in ("guidance_interval", "identity_interval", "expression_interval"):
             given = getattr(self, name)
-            _require(len(given) == 2 and 0.0 <= given[0] <= given[1] <= 1.0, name, given,
+            require(len(given) == 2 and 0.0 <= given[0] <= given[1] <= 1.0, name, given,
                      "must be two noise levels, 0 <= low <= high <= 1")  # fmt: skip
-        _require(0.0 <= self.consistency <= 1.0, "consistency", self.consistency, "must lie in [0, 1]")
-        _require(self.anchors is None or self.anchors >= 1, "anchors", self.anchors, "must be at least 1")
+        require(0.0 <= self.consistency <= 1.0, "consistency", self.consistency, "must lie in [0, 1]")
+        require(self.anchors is None or self.anchors >= 1, "anchors", self.anchors, "must be at least 1")
         end = self.consistency_end
-        _require(end is None or end > self.consistency_start, "consistency_end", end,
-                 f"must be above --consistency_start {self.consistency_start}")  # fmt: skip
+        require(end is None or end > self.consistency_start, "consistency_end", end,
+                 f"must be above consistency_start {self.consistency_start}")  # fmt: skip
 
     @property
     def mode(self) -> GuidanceMode:
@@ -99,8 +99,3 @@ class SamplingConfig:
         if self.guidance is None:
             return "decoupled"
         return "none" if self.guidance == 1.0 else "joint"
-
-
-def _require(condition: bool, name: str, found: object, allowed: str) -> None:
-    if not condition:
-        raise ConfigError(f"--{name} {found}: {allowed}")

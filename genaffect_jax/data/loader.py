@@ -18,9 +18,10 @@ from absl import flags
 from jaxtyping import Int
 from rich.console import Console
 
-from genaffect_jax.data.encoded import EncodedSource
-from genaffect_jax.data.pictures import DataError, Picture, Source, pictures_digest
-from genaffect_jax.data.sets import SetIndices, SetSampler
+from genaffect_jax.data.cached_features import EncodedSource
+from genaffect_jax.data.groups import SetIndices, SetSampler
+from genaffect_jax.data.sources.base import Picture, Source, pictures_digest
+from genaffect_jax.errors import DataError
 
 Batch = dict[str, np.ndarray]
 # Batches that each worker process keeps ready; more would only take memory, as training takes one at a time.
@@ -45,7 +46,7 @@ def make_loader(
 ) -> Loader:
     """The stream of training batches of one process.
 
-    Batch k of the whole run holds the sets `k * batch_size` to `(k + 1) * batch_size - 1` of `data.sets.SetSampler`;
+    Batch k of the whole run holds the sets `k * batch_size` to `(k + 1) * batch_size - 1` of `data.groups.SetSampler`;
     share s is the s-th of `shares` equal slices of it, and nothing else is loaded. The stream is a function of
     the source, `identities`, `batch_size`, `expressions_per_set` and `seed` only; `workers` and the number of
     processes do not change it.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from genaffect_jax.faces.encoder_metrics import mean_cosine
-from genaffect_jax.faces.encoders import ExpressionEncoder, IdentityEncoder
+from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
+from genaffect_jax.metrics.face_encoders import mean_cosine
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from genaffect_jax.config import MMDiTConfig, ModelConfig
+from genaffect_jax.config import Config, MMDiTConfig, ModelConfig
+from genaffect_jax.data.groups import REFERENCES_PER_GROUP
+from genaffect_jax.kernels.remat import Remat
 from genaffect_jax.models.layers import TIMESTEP_FEATURES
-from genaffect_jax.models.rematerialisation import Remat
 
 
 class Flops(NamedTuple):
@@ -142,3 +143,17 @@ def training_flops(forward: Flops, trained: float = 1.0, remat: Remat = "none") 
     """
     again = {"none": 0.0, "named": 0.0, "dots": forward.attention, "full": forward.total}[remat]
     return forward.products * (2 + trained) + forward.attention * 3 + again
+
+
+def step_flops(config: Config, trained: float, remat: bool) -> float:
+    """Operations of one step over all devices, of the generator alone: no autoencoder, no auxiliary losses.
+
+    Args:
+        config: the training.
+        trained: share of the weights that train.
+        remat: count what the backward pass computes again (`mmdit.remat`), too.
+    """
+    forward = generator_flops(
+        config.model, config.train.batch_size, config.data.expressions_per_set, REFERENCES_PER_GROUP, config.text_tokens
+    )
+    return training_flops(forward, trained, config.model.mmdit.remat if remat else "none")

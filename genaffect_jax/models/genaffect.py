@@ -12,12 +12,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from genaffect_jax.config import ConfigError, ModelConfig
-from genaffect_jax.models.conditioning import ExpressionTokens, IdentityTokens
+from genaffect_jax.config import ModelConfig
+from genaffect_jax.errors import ConfigError
 from genaffect_jax.models.inference import PLAIN, Inference
-from genaffect_jax.models.mmdit import Conditions, Left, MMDiT
-from genaffect_jax.models.reuse import Reuse
-from genaffect_jax.models.sharing import Sharing
+from genaffect_jax.models.mmdit.block_cache import Reuse
+from genaffect_jax.models.mmdit.condition_projectors import ExpressionTokens, IdentityTokens
+from genaffect_jax.models.mmdit.consistent_attention import Sharing
+from genaffect_jax.models.mmdit.model import Conditions, Left, MMDiT
 
 # Below this noise level the division that turns clean latents into a velocity would only amplify errors (Li & He 2025,
 # "Back to Basics: Let Denoising Generative Models Denoise", arXiv 2511.13720, clip at the same value).

@@ -17,7 +17,7 @@ class Inference:
 
     bounded_scores: bool = False
     """The parameters' `bounded_scores.score_bound` is within its `LARGEST_SCORE`: attention may use the kernel of
-    `models.hopper_attention`."""
+    `kernels.hopper_attention`."""
     products: Products = "full"
     """How the blocks' large matrix products are computed: in the compute type, or of factors rounded to 8 bits
     (`models.quantised`)."""

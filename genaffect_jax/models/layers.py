@@ -8,20 +8,20 @@ float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.nn.initializers import Initializer, variance_scaling, zeros
 from jaxtyping import Array, Float
 
-from genaffect_jax.models.biased import add_bias
-from genaffect_jax.models.feed_forward import gelu_products
+from genaffect_jax.kernels.fused_bias import add_bias
+from genaffect_jax.kernels.fused_mlp import gelu_products
+from genaffect_jax.kernels.norms import rms_norm
+from genaffect_jax.kernels.remat import keep_product
 from genaffect_jax.models.quantised import Products, product
-from genaffect_jax.models.rematerialisation import POLICIES, Remat, keep_product
 
 TIMESTEP_FEATURES = 256
 TIMESTEP_MAX_PERIOD = 10000.0
@@ -84,6 +84,17 @@ def joined_product(x: Float[Array, "*batch i"], layers: Sequence[Linear]) -> Flo
     dtype = layers[0].dtype
     kernel = jnp.concatenate([layer.kernel[...] for layer in layers], axis=1)
     return product(x, kernel, layers[0].products, dtype, dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation of the last axis with a learned scale (Zhang and Sennrich 2019)."""
+
+    def __init__(self, features: int, *, initial_scale: float = 1.0, dtype: Any = jnp.float32) -> None:
+        self.dtype = dtype
+        self.scale = nnx.Param(jnp.full((features,), initial_scale, jnp.float32), logical_axes=(None,))
+
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        return rms_norm(x, self.scale[...]).astype(self.dtype)
 
 
 class MLP(nnx.Module):
@@ -188,75 +199,3 @@ def unpatchify(x: Float[Array, "*batch L ppc"], patch: int, rows: int, columns: 
     c = ppc // patch**2
     x = jnp.swapaxes(x.reshape(*batch, rows, columns, patch, patch, c), -4, -3)
     return x.reshape(*batch, rows * patch, columns * patch, c)
-
-
-class LayerStack(nnx.Module):
-    """Equal layers with their parameters stacked along a leading axis (logical name `layers`).
-
-    Scanned and unrolled runs share parameters and code, so a checkpoint does not depend on the choice.
-
-    Args:
-        make: builds one layer, `make(rngs=...)`.
-        length: how many.
-        scan: run as a loop (compiles one layer), else unrolled.
-        remat: what of each layer the backward pass recomputes: nothing (`none`), all but products with weights and
-            attention kernels (`named`), all but products with weights (`dots`), or all (`full`).
-        rngs: source of the initial values; each layer has its own.
-    """
-
-    def __init__(
-        self, make: Callable[..., nnx.Module], length: int, *, scan: bool, remat: Remat, rngs: nnx.Rngs
-    ) -> None:
-        self.length, self.scan, self.remat = length, scan, remat
-
-        def initial_state(key: Array) -> nnx.State:
-            return nnx.split(make(rngs=nnx.Rngs(key)))[1]
-
-        graph = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))[0]
-        self.layers = nnx.merge(graph, jax.jit(jax.vmap(initial_state))(jax.random.split(rngs.params(), length)))
-        for _, variable in nnx.iter_graph(self.layers):
-            if isinstance(variable, nnx.Variable):
-                variable.set_metadata(logical_axes=("layers", *variable.get_metadata()["logical_axes"]))
-
-    def run(
-        self,
-        step: Callable[[Any, Any, Any], tuple[Any, Any]],
-        carry: Any,
-        per_layer: Any = None,
-        start: int = 0,
-        stop: int | None = None,
-    ) -> Any:
-        """Folds `carry, output = step(layer, carry, per_layer[i])` over the layers `start` to `stop` in order.
-
-        `per_layer` has an entry for each layer, run or not.
-
-        Returns:
-            The last carry, and the outputs of the layers that ran, stacked.
-        """
-        graph, state = nnx.split(self.layers)
-        stop = self.length if stop is None else stop
-        if (start, stop) != (0, self.length):
-            state, per_layer = jax.tree.map(lambda x: x[start:stop], (state, per_layer))
-
-        def body(carry: Any, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
-            layer_state, layer_inputs = inputs
-            return step(nnx.merge(graph, layer_state), carry, layer_inputs)
-
-        if self.remat != "none":
-            body = jax.checkpoint(body, policy=POLICIES[self.remat])
-        if self.scan:
-            return jax.lax.scan(body, carry, (state, per_layer))
-        # Layers cut out by one split, whose gradient is one concatenation; of a loop that XLA unrolls the results of
-        # every layer would still be copied into stacks.
-        leaves, structure = jax.tree.flatten((state, per_layer))
-        pieces = [[x[0] for x in jax.lax.split(leaf, (1,) * (stop - start))] for leaf in leaves]
-        outputs = []
-        for layer in zip(*pieces, strict=True):
-            carry, output = body(carry, jax.tree.unflatten(structure, layer))
-            outputs.append(output)
-        return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
-
-    def map(self, function: Callable[[Any], Any]) -> Any:
-        """`function(layer)` of every layer, stacked along a leading axis."""
-        graph, state = nnx.split(self.layers)
-        return jax.vmap(lambda layer_state: function(nnx.merge(graph, layer_state)))(state)

@@ -13,7 +13,8 @@ from fnmatch import fnmatchcase
 import jax
 import jax.numpy as jnp
 
-from genaffect_jax.config import ConfigError, LoraConfig
+from genaffect_jax.config import LoraConfig
+from genaffect_jax.errors import ConfigError
 from genaffect_jax.models.functional import Functional, Module, Parameters
 
 LORA_A, LORA_B = "lora_a", "lora_b"

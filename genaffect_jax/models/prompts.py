@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from genaffect_jax.data.prompt_table import PromptTable
+from genaffect_jax.data.prompts.table import PromptTable
 
 
 @jax.tree_util.register_dataclass

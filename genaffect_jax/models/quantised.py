@@ -21,8 +21,8 @@ from typing import Any, Literal, get_args
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from genaffect_jax.config import ConfigError, install_command
-from genaffect_jax.models.full_product import full_product
+from genaffect_jax.errors import ConfigError, install_command
+from genaffect_jax.kernels.matmul import full_product
 
 Products = Literal["full", "int8", "float8"]
 ROUNDED = {"int8": jnp.int8, "float8": jnp.float8_e4m3fn}

@@ -7,10 +7,6 @@ import os
 import jax
 
 
-class MemoryLimitError(RuntimeError):
-    """A program needs more memory than there is; the message says which settings to lower."""
-
-
 def device_memory() -> int:
     """Bytes that one device can use; on CPUs the memory of the machine."""
     stats = jax.local_devices()[0].memory_stats()

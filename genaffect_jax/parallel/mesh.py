@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from genaffect_jax.config import ConfigError, MeshConfig
+from genaffect_jax.config import MeshConfig
+from genaffect_jax.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from genaffect_jax.config import ConfigError
+from genaffect_jax.errors import ConfigError
 
 Tree = TypeVar("Tree")
 

@@ -21,19 +21,19 @@ from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.config import DType, TrainConfig
-from genaffect_jax.data.pictures import DataError
+from genaffect_jax.errors import DataError
 from genaffect_jax.models.functional import Functional, Parameters
-from genaffect_jax.parallel.hosts import is_first
-from genaffect_jax.parallel.peak import peak_flops
-from genaffect_jax.training.auxiliary import PREFIX as OPTIONAL
-from genaffect_jax.training.checkpoint import Checkpoints
-from genaffect_jax.training.condition_gap import RIGHT
-from genaffect_jax.training.gap_report import GapReport
-from genaffect_jax.training.guard import SKIPPED, NonFiniteGuard
-from genaffect_jax.training.log import TrainingLog
-from genaffect_jax.training.optimiser import learning_rate, make_optimiser
-from genaffect_jax.training.profile import StepProfile
+from genaffect_jax.parallel.chips import peak_flops
+from genaffect_jax.parallel.distributed import is_first
+from genaffect_jax.training.denoiser.auxiliary import PREFIX as OPTIONAL
+from genaffect_jax.training.denoiser.conditioning_probe import RIGHT
+from genaffect_jax.training.denoiser.probe_report import GapReport
+from genaffect_jax.training.metric_log import TrainingLog
+from genaffect_jax.training.nonfinite import SKIPPED, NonFiniteGuard
+from genaffect_jax.training.optimizer import learning_rate, make_optimiser
+from genaffect_jax.training.profiler import StepProfile
 from genaffect_jax.training.state import abstract_state, create_state
 from genaffect_jax.training.step import Batch, LossFunction, device_batch, make_train_step
 

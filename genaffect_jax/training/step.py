@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from genaffect_jax.models.functional import Functional, Parameters
-from genaffect_jax.parallel.compiler import compiler_options
 from genaffect_jax.parallel.sharding import batch_parts, batch_sharding, batch_share, replicated
-from genaffect_jax.training.guard import NORM, SKIPPED, all_finite, keep_if
+from genaffect_jax.parallel.xla import compiler_options
+from genaffect_jax.training.nonfinite import NORM, SKIPPED, all_finite, keep_if
 from genaffect_jax.training.state import TrainState, state_shardings
 
 Module = TypeVar("Module", bound=nnx.Module)

@@ -1,0 +1,393 @@
+"""Checkpoints: state, input position and configuration saved together, atomically and in the background (orbax)."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+from genaffect_jax.checkpoints.preservation import LatestAndBest
+from genaffect_jax.errors import CheckpointError
+from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.parallel.distributed import first_process_first, is_first, others_agree
+from genaffect_jax.parallel.sharding import parameter_shardings, place
+
+Found = TypeVar("Found")
+
+
+class Saved(Protocol):
+    """What a checkpoint holds of a training state, which is a dataclass (`training.state.TrainState`)."""
+
+    @property
+    def step(self) -> Any: ...
+
+    @property
+    def parameters(self) -> Parameters: ...
+
+    @property
+    def fixed(self) -> Parameters: ...
+
+    @property
+    def ema(self) -> Parameters: ...
+
+    @property
+    def optimiser(self) -> Any: ...
+
+
+State = TypeVar("State", bound=Saved)
+
+# What `Checkpoints.step` takes beside a number.
+LATEST, BEST = "latest", "best"
+# Checkpoints are compressed: float32 weights and moments to about 0.9 of their size, moments of zeros to nothing.
+SMALLEST_SHARE = 0.8
+
+
+class Checkpoints:
+    """The checkpoints of one working folder, `WORKDIR/checkpoints/<step>/`, and `WORKDIR/fixed/`.
+
+    Each checkpoint holds the items `parameters` (what trains), `ema` (its average) and `optimiser` (arrays),
+    `position` (the input iterator's state) and `config` (the resolved configuration), and `measured`, its value, if it
+    has one. What does not train, which may be nearly all of a model, is written once, before the first checkpoint, into
+    `fixed`; it is there if there is such. A sampler reads `ema`, `config` and `fixed`.
+
+    A checkpoint appears under its name only when it is complete. If the newest is damaged all the same, the one before
+    is read, with a warning. Their order is that of their steps; no clock is asked.
+
+    As a context manager it waits for the last save on the way out, also when something else has failed.
+    """
+
+    def __init__(
+        self, workdir: Path, keep: int = 1, warn: Callable[[str], None] = warnings.warn, keep_best: int = 0
+    ) -> None:
+        """Args:
+        workdir: the working folder.
+        keep: number of newest checkpoints that stay.
+        warn: is told of a damaged checkpoint.
+        keep_best: number of checkpoints with the lowest values that stay beside them.
+        """
+        self.folder = (workdir / "checkpoints").resolve()
+        self.fixed_folder = (workdir / "fixed").resolve()
+        self.damaged_folder = (workdir / "damaged").resolve()
+        self._warn = warn
+        self._unreadable: set[int] = set()
+        self._values: dict[int, float | None] = {}
+        self._saving: int | None = None
+        self._most = keep + keep_best
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=LatestAndBest(keep, keep_best, self.value), enable_async_checkpointing=True
+            ),
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is not None and jax.process_count() > 1:
+            return  # the others may be gone, and the end of a save waits for all
+        try:
+            self.close()
+        except CheckpointError as failed:
+            if error is None:
+                raise
+            if not isinstance(error, CheckpointError):
+                self._warn(str(failed))  # what ended the run comes first
+
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint, but for those that were found damaged."""
+        return max(set(self._manager.all_steps()) - self._unreadable, default=None)
+
+    def value(self, step: int) -> float | None:
+        """What was given as the value of a checkpoint when it was saved; None if it has none, or none that is read."""
+        if step not in self._values:
+            try:
+                content = (self.folder / str(step) / "measured" / "metadata").read_text()
+                self._values[step] = float(json.loads(content)["value"])
+            except (OSError, ValueError, KeyError, TypeError):
+                self._values[step] = None
+        return self._values[step]
+
+    def step(self, name: str = LATEST) -> int | None:
+        """The step that a name stands for: `best` has the lowest value; `latest` is None, the newest that can be read.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or the name is neither of these nor a number.
+        """
+        if name == LATEST:
+            return None
+        steps = sorted(self._manager.all_steps())
+        if name == BEST:
+            values = {step: value for step in steps if (value := self.value(step)) is not None}
+            if not values:
+                raise CheckpointError(f"{self.folder}: no checkpoint has a value, so none is the best (has {steps})")
+            return min(values, key=lambda step: (values[step], -step))
+        if not name.isdecimal() or int(name) not in steps:
+            raise CheckpointError(f"{self.folder}: no checkpoint {name!r}; may be {LATEST}, {BEST}, or one of {steps}")
+        return int(name)
+
+    def save(self, state: Saved, position: Any, config: str, value: float | None = None) -> None:
+        """Starts saving; returns once the state may be changed. A step that is saved already is left alone.
+
+        Args:
+            state: see there.
+            position: the input iterator's state, for JSON.
+            config: the configuration as JSON.
+            value: what the checkpoint is worth, lower is better; None or a number that is not finite is never best.
+
+        Raises:
+            CheckpointError: this save, or the one before, failed.
+        """
+        step = int(state.step)
+        self._wait()
+        if step in self._manager.all_steps():
+            return
+        items: dict[str, Any] = {
+            "parameters": ocp.args.StandardSave(state.parameters),
+            "ema": ocp.args.StandardSave(state.ema),
+            "optimiser": ocp.args.StandardSave(state.optimiser),
+            "position": ocp.args.JsonSave(position),
+            "config": ocp.args.JsonSave(json.loads(config)),
+        }
+        self._values[step] = None
+        if value is not None and math.isfinite(value):
+            self._values[step] = float(value)
+            items["measured"] = ocp.args.JsonSave({"value": float(value)})
+        self._saving = step
+        try:
+            if not self._manager.all_steps():
+                self._save_fixed(state.fixed)
+            self._manager.save(step, args=ocp.args.Composite(**items))
+        except Exception as e:
+            raise self._failed(e) from e
+
+    def check(self) -> None:
+        """Looks whether a save has failed, without waiting for one that goes on.
+
+        Raises:
+            CheckpointError: it has.
+        """
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self._wait()
+
+    def check_space(self, state: Saved) -> None:
+        """Compares what saving will need with what is free; before that, what killed runs left half written goes.
+
+        Warns if there is no room for all checkpoints that will lie there at once: those that stay, and the next.
+
+        Raises:
+            CheckpointError: there is no room for one checkpoint.
+        """
+        self._remove_partial()
+        there = len(self._manager.all_steps())
+        one = sum(leaf.nbytes for leaf in jax.tree.leaves((state.parameters, state.ema, state.optimiser)))
+        once = 0 if there else sum(leaf.nbytes for leaf in jax.tree.leaves(state.fixed))
+        free = shutil.disk_usage(self.folder).free
+        found = f"{self.folder}: {_size(free)} free, a checkpoint takes about {_size(one)}"
+        if once:
+            found += f", what does not train {_size(once)} once"
+        if free < SMALLEST_SHARE * (one + once):
+            raise CheckpointError(f"{found}; make room before training begins")
+        more = max(1, self._most + 1 - there)
+        if free < once + more * one:
+            self._warn(f"{found}, and {more} more will lie there at once; training stops when the disk is full")
+
+    def save_for_sampling(self, step: int, parameters: Parameters, fixed: Parameters, config: str) -> None:
+        """Writes a checkpoint that can be sampled from and not continued, as the first of its folder.
+
+        Args:
+            step: step that the parameters come from.
+            parameters: the averages.
+            fixed: the other parameters.
+            config: the configuration that rebuilds the model, as JSON.
+        """
+        self._save_fixed(fixed)
+        items = ocp.args.Composite(ema=ocp.args.StandardSave(parameters), config=ocp.args.JsonSave(json.loads(config)))
+        self._manager.save(step, args=items)
+
+    def restore(self, abstract: State) -> tuple[State, Any]:
+        """The newest state that can be read, placed as `abstract` says, and the input position that belongs to it.
+
+        Newer checkpoints, which could not be read, are moved to `WORKDIR/damaged/`: the run will write their steps
+        again.
+
+        Raises:
+            CheckpointError: none can be read, or none fits the configuration.
+        """
+        items = ocp.args.Composite(
+            parameters=ocp.args.StandardRestore(abstract.parameters),
+            ema=ocp.args.StandardRestore(abstract.ema),
+            optimiser=ocp.args.StandardRestore(abstract.optimiser),
+            position=ocp.args.JsonRestore(),
+        )
+        step, found = self._newest("this configuration", lambda step: self._manager.restore(step, args=items))
+        with first_process_first("damaged checkpoints"):
+            for newer in self._unreadable if is_first() else ():
+                self.damaged_folder.mkdir(exist_ok=True)
+                shutil.rmtree(self.damaged_folder / str(newer), ignore_errors=True)
+                shutil.move(self.folder / str(newer), self.damaged_folder / str(newer))
+        if self._unreadable:
+            self._manager.reload()
+            self._unreadable.clear()
+        counter = place(jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding)
+        fixed = self._restore_fixed(abstract.fixed)
+        state: Any = dataclasses.replace(
+            abstract,  # type: ignore[type-var]
+            step=counter,
+            parameters=found["parameters"],
+            fixed=fixed,
+            ema=found["ema"],
+            optimiser=found["optimiser"],
+        )
+        return state, found["position"]
+
+    def config(self, step: int | None = None) -> str:
+        """The configuration of a checkpoint, the newest if none is named, as JSON."""
+        items = ocp.args.Composite(config=ocp.args.JsonRestore())
+        return json.dumps(self._newest("any", lambda s: self._manager.restore(s, args=items), step)[1]["config"])
+
+    def averaged_parameters(
+        self, functional: Functional, mesh: jax.sharding.Mesh, step: int | None = None, *, rounded: bool = False
+    ) -> Parameters:
+        """Full parameters, averaged where they trained, read straight to their devices.
+
+        Args:
+            functional: the network.
+            mesh: where its parameters shall lie.
+            step: whose; left out, the newest that can be read.
+            rounded: kernels in the type that they are multiplied in (`Functional.rounded`).
+
+        Raises:
+            CheckpointError: it does not fit the network, or cannot be read.
+        """
+        types = functional.multiplied_in if rounded else {}
+        shardings = parameter_shardings(functional.logical_axes, functional.shapes, mesh)
+        abstract = {
+            name: jax.ShapeDtypeStruct(s.shape, types.get(name, s.dtype), sharding=shardings[name])
+            for name, s in functional.shapes.items()
+        }
+        names = self._fixed_names()
+        ema = {name: s for name, s in abstract.items() if name not in names}
+        items = ocp.args.Composite(ema=ocp.args.StandardRestore(ema))
+        missing = "" if names else f" ({self.fixed_folder}, for what did not train, is not there)"
+        found = self._newest(f"its configuration{missing}", lambda s: self._manager.restore(s, args=items), step)[1]
+        return {**found["ema"], **self._restore_fixed({name: abstract[name] for name in names if name in abstract})}
+
+    def close(self) -> None:
+        """Waits until everything is on disk.
+
+        Raises:
+            CheckpointError: the last save failed.
+        """
+        self._wait()
+        try:
+            self._manager.close()
+        except Exception as e:
+            raise self._failed(e) from e
+
+    def _wait(self) -> None:
+        try:
+            self._manager.wait_until_finished()
+        except Exception as e:
+            raise self._failed(e) from e
+        self._saving = None
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        """What to say of a save that failed; what it left behind goes, as the disk may be full."""
+        step, self._saving = self._saving, None
+        self._remove_partial()
+        free = shutil.disk_usage(self.folder).free
+        self._manager.reload()
+        kept = sorted(self._manager.all_steps())
+        return CheckpointError(
+            f"{self.folder / str(step)}: cannot be saved: {_reason(error)}. Without what was written of it, "
+            f"{_size(free)} are free. Earlier checkpoints are as they were "
+            f"({', '.join(map(str, kept)) or 'there are none'}); once the cause is gone, the same command continues"
+        )
+
+    def _remove_partial(self) -> None:
+        if not is_first():
+            return
+        for folder in (self.folder, self.fixed_folder.parent):
+            for partial in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def _save_fixed(self, fixed: Parameters) -> None:
+        # Waits: no checkpoint may be complete without it. A folder left by a run that ended before its first
+        # checkpoint is replaced.
+        if fixed:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(self.fixed_folder, fixed, force=True)
+                checkpointer.wait_until_finished()
+
+    def _fixed_names(self) -> frozenset[str]:
+        if not self.fixed_folder.is_dir():
+            return frozenset()
+        with ocp.StandardCheckpointer() as checkpointer:
+            return frozenset(checkpointer.metadata(self.fixed_folder).item_metadata.tree)
+
+    def _restore_fixed(self, abstract: Mapping[str, Any]) -> Parameters:
+        if not abstract:
+            return {}
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                return checkpointer.restore(self.fixed_folder, abstract)
+        except (ValueError, FileNotFoundError) as e:
+            raise CheckpointError(f"{self.fixed_folder}: does not fit this configuration: {e}") from e
+
+    def _newest(self, what: str, read: Callable[[int], Found], only: int | None = None) -> tuple[int, Found]:
+        """The newest step that can be read, or only the given one, and what was read.
+
+        A checkpoint that does not fit the configuration cannot be told from a damaged one, but then the ones before do
+        not fit either: the error is that of the newest.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True) if only is None else [only]
+        if not steps:
+            raise CheckpointError(f"{self.folder}: no complete checkpoint found; train first, with the same --workdir")
+        errors: list[Exception] = []
+        for step in steps:
+            try:
+                found = read(step)
+            except Exception as e:  # orbax and tensorstore raise ValueError, KeyError, OSError, or Exception itself
+                if not others_agree(f"checkpoint {step} cannot be read"):
+                    raise CheckpointError(
+                        f"{self.folder / str(step)}: cannot be read by this process, but by others ({e}); all hosts "
+                        "must share the folder. If the checkpoint is damaged, move it away and start all again"
+                    ) from e
+                errors.append(e)
+                continue
+            if errors:
+                self._unreadable.update(s for s in steps if s > step)
+                self._warn(f"{self.folder / str(steps[0])} is damaged ({errors[0]}); going back to step {step}")
+            return step, found
+        raise CheckpointError(
+            f"{self.folder / str(steps[0])}: does not fit {what}, or is damaged: {errors[0]}"
+        ) from errors[0]
+
+
+def _reason(error: BaseException) -> str:
+    """One line of an error that orbax may have wrapped in others, and tensorstore written over several lines."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{os.strerror(error.errno)} ({error.filename})" if error.filename else os.strerror(error.errno)
+    full = os.strerror(errno.ENOSPC)
+    return full if full in str(error) else " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _size(count: float) -> str:
+    """`1.50 GB`, `300 kB`."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count / 1e3:.0f} kB"

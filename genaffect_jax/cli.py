@@ -1,0 +1,183 @@
+"""Command lines: preset files with dotted overrides, and what every command ends with.
+
+Every command is `run(work)`: an error of this package is one line on stderr and its exit status in
+`errors.EXIT_STATUS`; anything else is a defect of this program and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import os
+import runpy
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import tyro
+from rich.console import Console
+
+from genaffect_jax.checkpoints.background_errors import told_once
+from genaffect_jax.config import HostsConfig
+from genaffect_jax.errors import COMPLETE, EXIT_STATUS, FAILED, INTERRUPTED, WRONG_ARGUMENT, ConfigError, GenAffectError
+from genaffect_jax.parallel.distributed import are_several, describe_process, is_first, join, lost_processes_named
+from genaffect_jax.parallel.supervisor import supervise
+
+Arguments = TypeVar("Arguments")
+Preset = TypeVar("Preset")
+
+# No defects of this program: disk full, quota used up, read-only, not allowed, disk broken.
+_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+def load_preset(path: Path, *kinds: type[Preset]) -> Preset:
+    """Runs a preset file and returns what its `config()` makes.
+
+    Args:
+        path: a Python file that defines `config()`.
+        kinds: the configuration classes that the command takes.
+
+    Raises:
+        ConfigError: the file is missing, has no `config`, or makes another kind of configuration.
+    """
+    names = " or ".join(kind.__name__ for kind in kinds)
+    if not path.is_file():
+        nearby = ", ".join(sorted(p.name for p in path.parent.glob("*.py"))) or "nothing"
+        raise ConfigError(f"no such preset ({path.parent} holds {nearby})", field="config", found=path)
+    preset = runpy.run_path(str(path)).get("config")
+    if not callable(preset):
+        raise ConfigError(f"a preset defines config(), returning a {names}", field="config", found=path)
+    run = preset()
+    if not isinstance(run, kinds):
+        raise ConfigError(
+            f"config() returned {type(run).__name__}, this command needs {names}", field="config", found=path
+        )
+    return run
+
+
+def parse(
+    arguments: Any,
+    kinds: Sequence[type],
+    argv: Sequence[str] | None,
+    default_preset: Path,
+    adapt: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Parses `--config PRESET` first and everything else as overrides of that preset.
+
+    Args:
+        arguments: frozen dataclass of the command, generic in the class of its field `run`; it has a field
+            `config: Path`, and what else has no default must be given.
+        kinds: the classes that `run` may have; the preset decides.
+        argv: command line without the program's name; `sys.argv` when left out.
+        default_preset: used when no `--config` is given.
+        adapt: changes the preset before it is overridden.
+
+    A wrong option or value ends the program with exit status 2 and a message on stderr, before any work.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path, default=default_preset)
+    try:
+        preset: Any = load_preset(first.parse_known_args(argv)[0].config, *kinds)
+        preset = preset if adapt is None else adapt(preset)
+    except ConfigError as e:
+        print(f"error: {e.on_command_line}", file=sys.stderr)
+        sys.exit(WRONG_ARGUMENT)
+    required = [f.name for f in dataclasses.fields(arguments) if f.default is f.default_factory is dataclasses.MISSING]
+    given = dict.fromkeys(required, tyro.MISSING)
+    return tyro.cli(
+        arguments[type(preset)],
+        prog=program_name(),
+        default=arguments(**{**given, "config": default_preset, "run": preset}),
+        args=argv,
+        config=(tyro.conf.FlagConversionOff,),
+        use_underscores=True,
+    )
+
+
+def program_name() -> str | None:
+    """`python -m genaffect_jax.train`: run with -m, the program's own name would be a path."""
+    module = sys.modules["__main__"].__spec__
+    return None if module is None else f"python -m {module.name.removesuffix('.__main__')}"
+
+
+def run(work: Callable[[Console], bool], hosts: HostsConfig | None = None) -> int:
+    """Runs `work(console)`, which returns True if it is complete, and turns its end into an exit status.
+
+    Errors of this package, and a full or read-only disk, are one message; anything else keeps its traceback.
+
+    Args:
+        work: the command; it may print to the console, which is stderr.
+        hosts: the processes that run it together, if there are others; each calls this. Only process 0 gets a console
+            that prints; errors come from each, with its number.
+    """
+    if hosts is None or not are_several(hosts):
+        return _status(lambda: work(Console(stderr=True)))
+    return supervise(hosts, lambda joined: _run_with_others(work, hosts, joined))
+
+
+def run_subcommand(commands: Mapping[str, Any], argv: Sequence[str] | None) -> int:
+    """Runs the command that the command line names; returns the exit status.
+
+    Args:
+        commands: names and modules, each with `Arguments` and `run(arguments, console)`.
+        argv: command line without the program's name; `sys.argv` when left out.
+    """
+    arguments = tyro.extras.subcommand_cli_from_dict(
+        {name: module.Arguments for name, module in commands.items()},
+        prog=program_name(),
+        args=argv,
+        use_underscores=True,
+    )
+    command = next(module for module in commands.values() if isinstance(arguments, module.Arguments))
+    return run(lambda console: command.run(arguments, console))
+
+
+def _run_with_others(work: Callable[[Console], bool], hosts: HostsConfig, joined: Callable[[str], None]) -> int:
+    together = False
+
+    def run() -> bool:
+        nonlocal together
+        join(hosts)
+        joined(describe_process())
+        with lost_processes_named():
+            complete = work(Console(stderr=True, quiet=not is_first()))
+            jax.distributed.shutdown()  # waits for the others
+        together = True
+        return complete
+
+    try:
+        status = _status(run)
+    except Exception:
+        traceback.print_exc()
+        status = FAILED
+    if not together:
+        # Python's way out would wait for the others, and they for this process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _status(work: Callable[[], bool]) -> int:
+    def tell(error: str) -> None:
+        where = f"{describe_process()}: " if jax.distributed.is_initialized() else ""
+        print(f"error: {where}{error}", file=sys.stderr)
+
+    try:
+        with told_once():
+            return COMPLETE if work() else INTERRUPTED
+    except GenAffectError as e:
+        tell(e.on_command_line)
+        return EXIT_STATUS[type(e)]
+    except OSError as e:
+        if e.errno not in _MACHINE:
+            raise
+        tell(f"{e.filename or 'a file'}: {e.strerror}; the checkpoints are as they were")
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED

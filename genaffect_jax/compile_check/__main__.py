@@ -1,0 +1,206 @@
+"""`python -m genaffect_jax.compile_check`: compile a preset for TPUs that are not there, and say whether it fits.
+
+    python -m genaffect_jax.compile_check --config configs/sd35_medium.py --topology v5e:4x4 --mesh.fsdp 16 \\
+        --train.trains everything --train.batch_size 64
+
+The training step and the sampler are those of training and drawing, compiled for all chips of the topology; no
+weights, pictures or prompts are read and nothing runs. Needs the extra `tpu`. Exit status: 0 if every program fits, 1
+if one does not, 2 for wrong arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
+
+import jax
+import tyro
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.table import Table
+
+from genaffect_jax import cli
+from genaffect_jax.compile_check.report import ATTAINABLE, ProgramReport, compile_and_report, in_words
+from genaffect_jax.compile_check.sampler import lower_sampler, sampler_flops
+from genaffect_jax.compile_check.topology import topology_devices
+from genaffect_jax.compile_check.train_step import lower_train_step, trained_share
+from genaffect_jax.config import Config, GuidanceMode
+from genaffect_jax.errors import COMPLETE, FAILED, ConfigError, GenAffectError
+from genaffect_jax.inference.program import Kind
+from genaffect_jax.models.flops import step_flops
+from genaffect_jax.parallel.chips import Chip
+from genaffect_jax.parallel.mesh import make_mesh
+
+Run = TypeVar("Run")
+
+
+@dataclass(frozen=True)
+class Arguments(Generic[Run]):
+    """Compile a preset's training step and sampler for TPUs that are not there."""
+
+    config: Path
+    """Preset: a Python file with config()."""
+    topology: str
+    """Kind of chip and how many along each axis: v5e:4x4, v5p:2x2x2, v6e:4x4."""
+    run: Annotated[Run, tyro.conf.arg(name="")]
+    programs: tuple[Literal["train", "sampler"], ...] = ("train", "sampler")
+    """What is compiled."""
+    pictures: int = 8
+    """Pictures that the sampler draws on each chip at once, anchors not counted."""
+    steps: int = 24
+    """Denoising steps of the sampler."""
+    guidance: GuidanceMode = "decoupled"
+    """Guidance branches of the sampler."""
+    consistency: float = 0.0
+    """Share of its tokens that every anchor shows the set."""
+    anchors: int = 8
+    """Anchors of the sampler, drawn beside the pictures on every chip; none without --consistency."""
+    reserve: float = 0.05
+    """Share of a chip's memory that must stay free, for what is on it beside the program."""
+    json: Path | None = None
+    """Also write the report to this file."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line, compiles and prints; returns the exit status."""
+    jax.config.update("jax_platforms", "cpu")  # the compiler's library would have JAX look for chips here
+    arguments = cli.parse(Arguments, [Config], argv, Path("configs/avatar_tiny.py"), adapt=without_files)
+    fits: list[bool] = []
+
+    def work(_: Console) -> bool:
+        fits.append(check_fit(arguments, Console()))
+        return True
+
+    status = cli.run(work)
+    return status or (COMPLETE if all(fits) else FAILED)
+
+
+def check_fit(arguments: Arguments, console: Console) -> bool:
+    """Compiles the programs and prints a report of each; whether all of them fit.
+
+    Raises:
+        ConfigError, TopologyError, WeightsError: the arguments, the topology or a weight file cannot be used.
+    """
+    _check(arguments)
+    devices, chip = topology_devices(arguments.topology)
+    mesh = make_mesh(arguments.run.mesh, devices)
+    axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    console.print(f"{arguments.config.stem} on {arguments.topology}: {mesh.size} {chip.name} chips, mesh {axes}")
+    reports = []
+    for name in arguments.programs:
+        console.print(f"compiling: {name} ...")
+        try:
+            reports.append(_report(name, arguments, mesh, chip))
+        except ValueError as e:  # the mesh does not divide a parameter
+            raise e if isinstance(e, GenAffectError) else ConfigError(str(e)) from e
+        console.print(_table(reports[-1], chip))
+        console.print(reports[-1].verdict, soft_wrap=True)
+    if arguments.json is not None:
+        _write(arguments, chip, mesh, reports)
+    return all(report.fits for report in reports)
+
+
+def without_files(run: Any) -> Any:
+    """A preset whose files the user would have to name, of which a compile check reads none, with names for them.
+
+    Raises:
+        ConfigError: something else than a file or folder is left to the user.
+    """
+    hints, given = get_type_hints(type(run)), {}
+    for field in dataclasses.fields(run):
+        value = getattr(run, field.name)
+        if dataclasses.is_dataclass(value):
+            given[field.name] = without_files(value)
+        elif value is tyro.MISSING:
+            kinds = {str: "not-read", Path: Path("not-read"), Path | None: Path("not-read")}
+            if hints[field.name] not in kinds:
+                raise ConfigError(f"{field.name}: the preset leaves it to the user; give a preset that says it")
+            given[field.name] = kinds[hints[field.name]]
+    return dataclasses.replace(run, **given)
+
+
+def _check(arguments: Arguments) -> None:
+    for name, value, low, high in (
+        ("pictures", arguments.pictures, 1, None), ("steps", arguments.steps, 1, None),
+        ("anchors", arguments.anchors, 1, None), ("consistency", arguments.consistency, 0, 1),
+        ("reserve", arguments.reserve, 0, 0.99),
+    ):  # fmt: skip
+        if value < low or (high is not None and value > high):
+            allowed = f"at least {low}" if high is None else f"within {low} and {high}"
+            raise ConfigError(f"--{name} {value}: must be {allowed}")
+    if not arguments.programs:
+        raise ConfigError("--programs: name train, sampler or both")
+    if arguments.json is not None and not arguments.json.parent.is_dir():
+        raise ConfigError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
+
+
+def _report(name: str, arguments: Arguments, mesh: Mesh, chip: Chip) -> ProgramReport:
+    run = arguments.run
+    if name == "train":
+        flops = step_flops(run, trained_share(run), remat=True) / mesh.size
+        return compile_and_report(name, lower_train_step(run, mesh), chip, flops, arguments.reserve)
+    tokens = (run.model.mmdit.sample_size // run.model.mmdit.patch_size) ** 2
+    anchors = arguments.anchors if arguments.consistency else 0
+    kind = Kind(
+        mode=arguments.guidance, shared=round(arguments.consistency * tokens), anchors=anchors, pictures_from=anchors
+    )
+    pictures = arguments.pictures + anchors
+    return compile_and_report(
+        name, lower_sampler(run, mesh, kind, pictures, steps=arguments.steps), chip,
+        sampler_flops(run, kind, pictures, arguments.steps), arguments.reserve,
+    )  # fmt: skip
+
+
+def _table(report: ProgramReport, chip: Chip) -> Table:
+    table = Table("", "each chip", title=report.name, title_justify="left")
+    table.add_row("compilation", f"{report.compile_seconds:.0f} s")
+    memory = report.memory
+    if memory is not None:
+        for name, size in dataclasses.asdict(memory).items():
+            table.add_row(name, in_words(size))
+        table.add_row(
+            "total", f"{in_words(memory.total)} of {in_words(chip.memory)} ({memory.total / chip.memory:.0%})"
+        )
+    part = "generator" if report.name == "train" else "denoising"
+    table.add_row(f"operations, {part}", f"{report.flops / 1e12:.3g} TFLOP")
+    table.add_row("Pallas kernels", str(report.kernels))
+    for kind, total in report.collectives.items():
+        loops = ", one turn of loops of unknown length" if total.loop else ""
+        table.add_row(kind, f"{total.count} of {in_words(total.size)} in all, {in_words(total.sent)} sent{loops}")
+    estimate = report.estimate
+    if estimate is not None:
+        parts = (
+            f"products {_time(estimate.compute)} at {ATTAINABLE:.0%} of the peak",
+            f"memory {_time(estimate.memory)} at the least",
+            f"links {_time(estimate.links)} at full rate",
+        )
+        what = "estimated step" if report.name == "train" else "estimated chunk"
+        table.add_row(f"{what}, not measured", f"{_time(estimate.step)}, the largest of: {'; '.join(parts)}")
+    return table
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def _write(arguments: Arguments, chip: Chip, mesh: Mesh, reports: Sequence[ProgramReport]) -> None:
+    assert arguments.json is not None
+    report = {
+        "preset": arguments.config.stem, "topology": arguments.topology, "chip": dataclasses.asdict(chip),
+        "chips": mesh.size, "mesh": dict(mesh.shape), "batch_size": arguments.run.train.batch_size,
+        "expressions_per_set": arguments.run.data.expressions_per_set, "reserve": arguments.reserve,
+        "jax": jax.__version__, "programs": [dataclasses.asdict(r) for r in reports],
+    }  # fmt: skip
+    temporary = arguments.json.with_name(f".{arguments.json.name}")
+    temporary.write_text(json.dumps(report, indent=2))
+    os.replace(temporary, arguments.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

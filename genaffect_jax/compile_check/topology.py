@@ -1,0 +1,48 @@
+"""TPU topologies that need not be there: their chips as devices to compile for, and what one chip has."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from genaffect_jax.errors import TopologyError, install_command
+from genaffect_jax.parallel.chips import CHIPS, Chip
+
+EXAMPLES = "v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x2, v5p:4x4x4, v6e:4x4"
+
+
+def topology_devices(topology: str) -> tuple[list[jax.Device], Chip]:
+    """The chips of a topology, in the order of its coordinates, and what one of them has.
+
+    They can be put into a mesh and compiled for; nothing can be placed on them. JAX itself should run on the CPU
+    (`jax_platforms`), or it looks for chips of this machine once the TPU compiler is installed.
+
+    Args:
+        topology: kind of chip and how many along each axis of its network, in libtpu's words: `v5e:4x4`.
+
+    Raises:
+        TopologyError: libtpu is not installed, refuses the topology, or the chip is not one of `CHIPS`.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise TopologyError(f"no TPU compiler here (libtpu is not installed): {install_command('tpu')}")
+    # The compiler asks nobody about its host, and needs no chip of its own.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    try:
+        devices: list[Any] = list(topologies.get_topology_desc(topology, platform="tpu").devices)
+    except (RuntimeError, ValueError) as e:  # JaxRuntimeError is a RuntimeError
+        reason = str(e).splitlines()[0]
+        raise TopologyError(f"--topology {topology}: {reason} (known are {EXAMPLES} and the like)") from e
+    kind = devices[0].device_kind
+    if kind not in CHIPS:
+        names = ", ".join(chip.name for chip in CHIPS.values())
+        raise TopologyError(
+            f"--topology {topology}: nothing is known of {kind!r} (known are chips {names}: {EXAMPLES})"
+        )
+    return devices, CHIPS[kind]

@@ -1,0 +1,130 @@
+"""Which people are trained on, and how a training set is put together: a reference and E targets of one person.
+
+Both are functions of names, seeds and numbers alone: nothing depends on the order of files, on worker processes or
+on how often anything was asked before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from genaffect_jax.data.sources.base import Picture, Source
+from genaffect_jax.errors import DataError
+
+# References of one training group.
+REFERENCES_PER_GROUP = 1
+# Purposes folded into the seed, so that the two kinds of draws share no random numbers.
+_ORDER, _COMPOSITION = 1, 2
+
+
+def split_identities(source: Source, holdout: float, seed: int) -> tuple[list[str], list[str]]:
+    """Splits the people of a source into those to train on and those held out, both sorted by name.
+
+    A person is held out if a hash of (seed, name) falls below `holdout`, so the share is met on average and a
+    person keeps their side when others are added or removed. The exceptions: if nobody falls below, the person with
+    the smallest hash is held out; if everybody does, the one with the largest hash is trained on. A source of one
+    person has nobody held out.
+
+    Args:
+        source: the pictures.
+        holdout: share in [0, 1); 0 holds nobody out.
+        seed: another seed makes another split.
+
+    Raises:
+        ValueError: `holdout` lies outside [0, 1).
+    """
+    if not 0.0 <= holdout < 1.0:
+        raise ValueError(f"holdout={holdout}: must lie in [0, 1)")
+    place = {identity: _unit_hash(seed, identity) for identity in {p.identity for p in source.pictures}}
+    names = sorted(place)
+    if holdout == 0.0 or len(names) < 2:
+        return names, []
+    held = {name for name in names if place[name] < holdout} or {min(names, key=place.__getitem__)}
+    if len(held) == len(names):
+        held.remove(max(names, key=place.__getitem__))
+    return [n for n in names if n not in held], [n for n in names if n in held]
+
+
+@dataclass(frozen=True)
+class SetIndices:
+    """The pictures of one training set, as indices into the source."""
+
+    identity: int
+    """Place of the person in the loader's list of people."""
+    reference: int
+    targets: tuple[int, ...]
+
+
+class SetSampler:
+    """The endless sequence of training sets, by number: `sampler[n]` is the same set whenever it is asked for.
+
+    Set n belongs to epoch `n // people`. Every epoch visits every person once, in an order of its own. Reference and
+    targets show different expressions (expression vectors) of one person, drawn by a key folded from
+    (seed, epoch, index in the epoch). A person with fewer than E + 1 different expressions has all of those that the
+    reference does not show among the targets, some repeated; never the reference's. Of several pictures with the
+    same expression one is drawn.
+
+    Args:
+        pictures: the source's pictures.
+        identities: the people to draw from; their order is the numbering of `SetIndices.identity`.
+        expressions_per_set: targets E of a set.
+        seed: at least 0.
+
+    Raises:
+        DataError: no people, a name twice, a name without pictures, or a person with only one expression.
+        ValueError: `expressions_per_set` below 1 or a negative seed.
+    """
+
+    def __init__(
+        self, pictures: Sequence[Picture], identities: Sequence[str], expressions_per_set: int, seed: int
+    ) -> None:
+        if expressions_per_set < 1:
+            raise ValueError(f"expressions_per_set={expressions_per_set}: must be at least 1")
+        if seed < 0:
+            raise ValueError(f"seed={seed}: must be at least 0")
+        if not identities or len(set(identities)) != len(identities):
+            raise DataError(f"{len(identities)} people, {len(set(identities))} different: need at least one, each once")
+        self._expressions_per_set = expressions_per_set
+        self._seed = seed
+        wanted = set(identities)
+        grouped: dict[str, dict[bytes, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for index, picture in enumerate(pictures):
+            if picture.identity in wanted:
+                grouped[picture.identity][picture.expression_key].append(index)
+        few = [name for name in identities if len(grouped[name]) < 2]
+        if few:
+            raise DataError(
+                f"people with fewer than 2 different expressions: {', '.join(few[:5])}"
+                f"{f' and {len(few) - 5} more' if len(few) > 5 else ''}; reference and target must differ"
+            )
+        # [person][expression] -> picture indices
+        self._groups = [list(grouped[name].values()) for name in identities]
+        self._last_order: tuple[int, np.ndarray] | None = None
+
+    def __getitem__(self, number: int) -> SetIndices:
+        epoch, index = divmod(number, len(self._groups))
+        person = int(self._order(epoch)[index])
+        rng = np.random.default_rng([self._seed, _COMPOSITION, epoch, index])
+        groups = self._groups[person]
+        order = rng.permutation(len(groups))
+        # np.resize repeats the other expressions in turn if there are fewer than E of them.
+        chosen = [groups[i] for i in (order[0], *np.resize(order[1:], self._expressions_per_set))]
+        reference, *targets = (group[rng.integers(len(group))] for group in chosen)
+        return SetIndices(person, reference, tuple(targets))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        # The last epoch's order is kept: sets are asked for in sequence, and a large source takes milliseconds.
+        if self._last_order is None or self._last_order[0] != epoch:
+            rng = np.random.default_rng([self._seed, _ORDER, epoch])
+            self._last_order = (epoch, rng.permutation(len(self._groups)))
+        return self._last_order[1]
+
+
+def _unit_hash(seed: int, name: str) -> float:
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

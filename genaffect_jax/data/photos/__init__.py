@@ -1,0 +1,1 @@
+"""Photos of people: face analysis, alignment, reading."""

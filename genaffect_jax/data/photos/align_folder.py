@@ -1,0 +1,116 @@
+"""A folder of photos as a folder of aligned pictures, with the same people and expressions."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from genaffect_jax.data.photos.reader import AlignedPhoto
+from genaffect_jax.data.sources.layouts import METADATA, LabelledFile, Row, expression_in_name, list_folder
+from genaffect_jax.errors import ConfigError, DataError, require
+from genaffect_jax.io.image_grid import write_png
+from genaffect_jax.io.progress import progress_bar
+
+ALIGNED = "aligned.jsonl"
+REJECTED = "rejected.jsonl"
+_NAMED = 5  # files listed in an error message
+
+
+@dataclass(frozen=True)
+class FolderReport:
+    """What became of a folder's files."""
+
+    aligned: int
+    """Pictures written."""
+    rejected: int
+    """Files left out; `rejected.jsonl` has each with its reason."""
+    several: int
+    """Pictures whose photo shows more than one face."""
+
+
+def align_folder(root: Path, out: Path, align: Callable[[Path, int], AlignedPhoto], size: int) -> FolderReport:
+    """Aligns all photos of a picture folder into a new one, which appears complete or not at all.
+
+    Pictures keep their place, `<identity>/<expression>[_n].png`. A folder with metadata gets a `metadata.jsonl` of
+    file, identity and expression. `aligned.jsonl` says for each picture from which file, box (left, top, right,
+    bottom), score and size of face it was made, of how many, and how much of it lies inside the photo;
+    `rejected.jsonl` has every file that was left out.
+
+    Args:
+        root: the photos, in a layout of `data.sources.layouts`.
+        out: the new folder.
+        align: gives the aligned picture of a file (see `data.photos.reader.PhotoAligner`).
+        size: side of the pictures, in pixels.
+
+    Raises:
+        DataError: no such folder, malformed metadata, or not one photo could be aligned.
+        ConfigError: `out` exists, or lies in `root`, or the size is not positive.
+    """
+    require(size >= 1, "size", size, "must be at least 1 pixel")
+    if out.exists():
+        raise ConfigError(f"--out {out}: exists; name a new folder")
+    if root.resolve() in out.resolve().parents:
+        raise ConfigError(f"--out {out}: lies in {root}, whose pictures it would become part of")
+    listing = list_folder(root)
+    by_metadata = listing.layout in METADATA
+    rejected = [*listing.rejected]
+    rows: list[dict[str, object]] = []
+    labels: list[dict[str, str]] = []
+    taken: set[str] = set()
+    several = 0
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch,
+        progress_bar("aligning photos", len(listing.labelled)) as step,
+    ):
+        new = Path(scratch) / "new"
+        new.mkdir()
+        for labelled in listing.labelled:
+            step(1)
+            try:
+                photo = align(root / labelled.file, size)
+            except DataError as e:
+                rejected.append(Row(labelled.file, str(e)))
+                continue
+            name = _free_name(labelled, taken)
+            write_png(photo.picture, new / name)
+            several += photo.faces > 1
+            rows.append(
+                {"file": name, "source": labelled.file, "faces": photo.faces, "score": round(photo.face.score, 4),
+                 "box": [round(edge, 1) for edge in photo.face.box], "face_side": round(photo.face_side, 1),
+                 "inside": round(photo.inside, 4)}
+            )  # fmt: skip
+            labels.append({"file": name, "identity": labelled.identity, "expression": labelled.expression})
+        if not rows:
+            examples = "; ".join(f"{row.file}: {row.reason}" for row in rejected[:_NAMED])
+            raise DataError(f"{root}: no photo could be aligned, of {len(rejected)} files ({examples or 'none'})")
+        _write_rows(new / ALIGNED, rows)
+        _write_rows(new / REJECTED, [{"file": r.file, "reason": r.reason} for r in sorted(rejected, key=_file)])
+        if by_metadata:
+            _write_rows(new / METADATA[0], labels)
+        os.replace(new, out)
+    return FolderReport(len(rows), len(rejected), several)
+
+
+def _free_name(labelled: LabelledFile, taken: set[str]) -> str:
+    """The file's name as a PNG's; where `joy.jpg` stands beside `joy.png`, one becomes `joy_<n>.png`."""
+    path = Path(labelled.file)
+    name = path.with_name(f"{path.stem}.png").as_posix()
+    number = 1
+    while name in taken:
+        number += 1
+        name = path.with_name(f"{expression_in_name(path.name)}_{number}.png").as_posix()
+    taken.add(name)
+    return name
+
+
+def _file(row: Row) -> str:
+    return row.file
+
+
+def _write_rows(path: Path, rows: list) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")

@@ -1,0 +1,131 @@
+"""Photo files to the square pictures that a model reads: as they are, or with the face in its fixed place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from genaffect_jax.data.photos.alignment import alignment_of, warp
+from genaffect_jax.data.photos.face_analysis import Face, FaceFinder
+from genaffect_jax.errors import DataError, require
+from genaffect_jax.io.images import read_photo, read_picture
+
+Align = Literal["none", "face"]
+# Side of ArcFace's 112-px square in the photo. At a quarter of it a face has some 8 pixels from eye to eye.
+MIN_FACE = 28.0
+_LISTED = 8  # faces named in an error message
+
+
+@dataclass(frozen=True)
+class AlignedPhoto:
+    """An aligned picture and where it comes from."""
+
+    picture: UInt8[np.ndarray, "S S 3"]
+    """The picture, RGB."""
+    face: Face
+    """The face, in the photo's pixels (after its EXIF orientation)."""
+    faces: int
+    """Faces found in the photo."""
+    face_side: float
+    """Side of ArcFace's square in the photo, in pixels."""
+    inside: float
+    """Share of the picture that the photo fills; the rest repeats the photo's edge."""
+
+
+class PhotoAligner:
+    """Reads photo files and brings one face of each into its place."""
+
+    def __init__(self, models: Path, face_index: int = 0, min_face: float = MIN_FACE) -> None:
+        """Loads the detector.
+
+        Args:
+            models: folder of the insightface models, as for `FaceFinder`.
+            face_index: which face, counted from the largest, 0.
+            min_face: least side of ArcFace's square in the photo, in pixels.
+
+        Raises:
+            ConfigError: as `FaceFinder`, or a number is not allowed.
+        """
+        require(face_index >= 0, "face_index", face_index, "must be at least 0 (0: the largest face)")
+        require(min_face >= 0, "min_face", min_face, "must be at least 0 pixels")
+        self.face_index, self.min_face = face_index, min_face
+        self._find = FaceFinder(models)
+
+    def __call__(self, path: Path | str, image_size: int, face_index: int | None = None) -> AlignedPhoto:
+        """The aligned picture of a photo file.
+
+        Args:
+            path: the file; EXIF orientation, transparency, grey and 16-bit pictures are read as by `read_picture`.
+            image_size: side S of the result, in pixels.
+            face_index: another face than the aligner's own.
+
+        Raises:
+            DataError: the file cannot be read, shows no face, not that many, or too small a one; the message says
+                which, without the file's name (callers know it as the user wrote it).
+        """
+        index = self.face_index if face_index is None else face_index
+        photo = read_photo(path)
+        faces = self._find(photo)
+        height, width = photo.shape[:2]
+        if not faces:
+            raise DataError(
+                f"no face found in {width} x {height} pixels (drawn characters and other pictures that a detector of "
+                "photos does not know: --align none)"
+            )
+        if index >= len(faces):
+            listed = "; ".join(f"{i}: {face}" for i, face in enumerate(faces[:_LISTED]))
+            raise DataError(f"face_index {index}: {len(faces)} found, the largest first ({listed})")
+        face = faces[index]
+        try:
+            alignment = alignment_of(face.points)
+        except ValueError as e:
+            raise DataError(f"the face {face} cannot be aligned: {e}") from e
+        if alignment.face_side < self.min_face:
+            raise DataError(
+                f"the face {face} is too small: its square of eyes, nose and mouth is {alignment.face_side:.0f} px "
+                f"wide, must be at least {self.min_face:g}"
+            )
+        picture = warp(photo, alignment, image_size)
+        return AlignedPhoto(picture, face, len(faces), alignment.face_side, alignment.inside(height, width))
+
+
+class PhotoReader:
+    """How one model's pictures are read from files: the reference's chosen face, an exemplar's largest."""
+
+    def __init__(self, align: Align, models: Path | None = None, face_index: int = 0) -> None:
+        """Loads the detector if one is needed.
+
+        Args:
+            align: `none` cuts out the middle square, `face` aligns.
+            models: folder of the insightface models, as for `FaceFinder`; needed to align.
+            face_index: which face of a reference, counted from the largest, 0.
+
+        Raises:
+            ConfigError: the models are missing or not needed, or as `PhotoAligner`.
+        """
+        if align == "none":
+            require(models is None, "--face_models", models, "not used with --align none; leave it out")
+            require(face_index == 0, "--face_index", face_index, "needs --align face")
+            self._aligner = None
+        else:
+            require(models is not None, "--face_models", models, "--align face needs the folder of an insightface "
+                    "model pack (with .onnx files); pictures that are aligned already: --align none")  # fmt: skip
+            assert models is not None
+            self._aligner = PhotoAligner(models, face_index)
+        self.align = align
+
+    def __call__(self, path: Path | str, image_size: int) -> UInt8[np.ndarray, "S S 3"]:
+        """A reference; raises DataError as `read_picture` or `PhotoAligner`."""
+        if self._aligner is None:
+            return read_picture(path, image_size)
+        return self._aligner(path, image_size).picture
+
+    def largest(self, path: Path | str, image_size: int) -> UInt8[np.ndarray, "S S 3"]:
+        """An exemplar; raises DataError as `read_picture` or `PhotoAligner`."""
+        if self._aligner is None:
+            return read_picture(path, image_size)
+        return self._aligner(path, image_size, face_index=0).picture

@@ -1,0 +1,1 @@
+"""Prompts and the table of their embeddings."""

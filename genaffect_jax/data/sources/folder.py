@@ -1,0 +1,234 @@
+"""Source `folder`: picture files of people, checked once before training and decoded when they are needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from rich.console import Console
+
+from genaffect_jax.data.sources.base import Picture, count_text
+from genaffect_jax.data.sources.layouts import Listing, Row, list_folder
+from genaffect_jax.errors import DataError
+from genaffect_jax.expressions.action_units import WIDTH
+from genaffect_jax.expressions.grammar import ExpressionError, parse_expression
+from genaffect_jax.io.images import FORMATS, MAX_PIXELS, read_picture
+from genaffect_jax.io.progress import progress_bar
+
+REJECTED = "rejected.jsonl"
+CHECKED = "checked.json"
+_NAMED = 5  # names listed in an error message before "and n more"
+
+
+class FolderSource:
+    """Picture files below one folder. Make it with `open_folder`, which checks the files."""
+
+    def __init__(self, root: Path, files: Sequence[str], pictures: Sequence[Picture], image_size: int, digest: str):
+        self.root = root
+        self.files = tuple(files)
+        self.image_size = image_size
+        self._pictures = tuple(pictures)
+        self._digest = digest
+
+    @property
+    def pictures(self) -> Sequence[Picture]:
+        """All usable pictures, sorted by file."""
+        return self._pictures
+
+    @property
+    def width(self) -> int:
+        """Numbers in one expression vector, W."""
+        return WIDTH
+
+    def load(self, index: int) -> UInt8[np.ndarray, "S S 3"]:
+        """Decodes one file.
+
+        Raises:
+            DataError: the file was changed or deleted after it was checked and can no longer be read.
+        """
+        path = self.root / self.files[index]
+        try:
+            return read_picture(path, self.image_size)
+        except DataError as e:
+            raise DataError(f"{path}: was readable when the folder was checked, but is no longer: {e}") from e
+
+    def describe(self) -> str:
+        """One line for people."""
+        return f"folder {self.root}: {count_text(self.pictures)}, {self.image_size} x {self.image_size} pixels"
+
+    def fingerprint(self) -> str:
+        """Digest of every file's path, size, time of change, person and expression, and of the picture size."""
+        return self._digest
+
+
+def open_folder(root: Path, image_size: int, max_rejected: float, workdir: Path) -> FolderSource:
+    """Lists a picture folder, decodes every file once and keeps the good ones.
+
+    `workdir/rejected.jsonl` is written before anything can fail: one row for every file that is not used, with
+    `file`, `status` (`rejected`, or `ignored` for hidden, text and system files) and `reason`. What was decoded is
+    remembered in `workdir/checked.json` by path, size and time of change, so that a second start is quick.
+
+    Args:
+        root: the folder; its layouts are those of `data.sources.layouts`.
+        image_size: side S of the pictures that `load` returns, in pixels.
+        max_rejected: largest tolerated share of rejected files among all files that are not ignored.
+        workdir: folder of the run; it is made if missing.
+
+    Raises:
+        DataError: no such folder, malformed metadata, no usable picture, a larger share than `max_rejected` was
+            rejected, or a person is left with fewer than two different expressions.
+    """
+    listing = list_folder(root)
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not listing.labelled and not listing.rejected:
+        raise DataError(f"{root}: no pictures found (looked for {listing.layout})")
+    reasons = _check(root, [f.file for f in listing.labelled], image_size, workdir)
+    files: list[str] = []
+    pictures: list[Picture] = []
+    rejected = list(listing.rejected)
+    for labelled in listing.labelled:
+        if reason := reasons[labelled.file]:
+            rejected.append(Row(labelled.file, reason))
+            continue
+        try:
+            expression = parse_expression(labelled.expression)
+        except ExpressionError as e:
+            rejected.append(Row(labelled.file, f"unlabelled: {e}"))
+            continue
+        files.append(labelled.file)
+        pictures.append(Picture(labelled.identity, expression.name, expression.vector))
+    rejected.sort(key=lambda row: row.file)
+    _write_rejected(workdir / REJECTED, rejected, listing.ignored)
+    _report(root, len(pictures), rejected, listing, workdir)
+    _refuse_bad_folder(root, pictures, rejected, listing, max_rejected, workdir)
+    return FolderSource(root, files, pictures, image_size, _digest(root, files, pictures, image_size))
+
+
+def _refuse_bad_folder(
+    root: Path, pictures: list[Picture], rejected: list[Row], listing: Listing, max_rejected: float, workdir: Path
+) -> None:
+    see = f"every file and its reason: {workdir / REJECTED}"
+    examples = "; ".join(f"{row.file}: {row.reason}" for row in rejected[:_NAMED])
+    if not pictures:
+        raise DataError(f"{root}: no usable picture among {len(rejected)} files ({examples}); {see}")
+    share = len(rejected) / (len(rejected) + len(pictures))
+    if share > max_rejected:
+        raise DataError(
+            f"{root}: {len(rejected)} of {len(rejected) + len(pictures)} files ({share:.0%}) are unusable, "
+            f"data.max_rejected={max_rejected:g} allows {max_rejected:.0%} ({examples}); {see}"
+        )
+    expressions: dict[str, set[bytes]] = {f.identity: set() for f in listing.labelled}
+    for picture in pictures:
+        expressions[picture.identity].add(picture.expression_key)
+    alone = sorted(identity for identity, different in expressions.items() if len(different) < 2)
+    if alone:
+        names = _names([f"{identity} ({len(expressions[identity])})" for identity in alone])
+        raise DataError(
+            f"{root}: people with fewer than 2 different expressions: {names}. Reference and target must differ: "
+            f"add pictures of these people or take their files out; {see}"
+        )
+
+
+def _check(root: Path, files: list[str], image_size: int, workdir: Path) -> dict[str, str | None]:
+    """Why each file cannot be decoded, None for good ones; decodes only what is new or changed since last time."""
+    # The rules are part of the key: other formats, limits or a reader change make old verdicts worthless.
+    rules = {"reader": 1, "formats": list(FORMATS), "max_pixels": MAX_PIXELS}
+    stored = workdir / CHECKED
+    known: dict[str, list] = {}
+    try:
+        content = json.loads(stored.read_text("utf-8"))
+        if content["rules"] == rules and content["root"] == str(root.resolve()):
+            known = content["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        known = {}  # no memory of earlier checks, or an unreadable one: everything is checked again
+    stamps = {file: _stamp(root / file) for file in files}
+    verdicts = {file: known[file] for file in files if file in known and known[file][:2] == stamps[file]}
+    new = [file for file in files if file not in verdicts]
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    with progress_bar("checking pictures", len(new)) as step, warnings.catch_warnings():
+        # Pillow warns of large pictures below its own limit; the limit here is stricter and gives a reason.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            for file, reason in zip(new, pool.map(lambda file: _fault(root / file, image_size), new), strict=True):
+                verdicts[file] = [*stamps[file], reason]
+                step(1)
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for the rest of the folder
+    _write_atomically(stored, json.dumps({"rules": rules, "root": str(root.resolve()), "files": verdicts}))
+    return {file: verdict[2] for file, verdict in verdicts.items()}
+
+
+def _fault(path: Path, image_size: int) -> str | None:
+    try:
+        read_picture(path, image_size)
+    except DataError as e:
+        return str(e)
+    return None
+
+
+def _stamp(path: Path) -> list[int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return [-1, -1]  # a broken link; opening it gives the reason
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _digest(root: Path, files: list[str], pictures: list[Picture], image_size: int) -> str:
+    digest = hashlib.sha256(f"folder {image_size}".encode())
+    for file, picture in zip(files, pictures, strict=True):
+        digest.update(json.dumps([file, *_stamp(root / file), picture.identity, picture.label]).encode())
+        digest.update(picture.expression_key)
+    return digest.hexdigest()
+
+
+def _write_rejected(path: Path, rejected: list[Row], ignored: list[Row]) -> None:
+    rows = [("rejected", row) for row in rejected] + [("ignored", row) for row in ignored]
+    lines = [
+        json.dumps({"file": row.file, "status": status, "reason": row.reason}, ensure_ascii=False)
+        for status, row in rows
+    ]
+    _write_atomically(path, "".join(line + "\n" for line in lines))
+
+
+def _report(root: Path, usable: int, rejected: list[Row], listing: Listing, workdir: Path) -> None:
+    if not rejected:
+        return
+    kinds: dict[str, int] = defaultdict(int)
+    for row in rejected:
+        kinds[row.reason.split(":")[0].split(" (")[0]] += 1
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    Console(stderr=True).print(
+        f"{root}: {usable} pictures used, {len(rejected)} rejected ({counts}), {len(listing.ignored)} other files "
+        f"ignored; see {workdir / REJECTED}",
+        style="yellow",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Writes a text file so that a reader sees the old or the whole new one, also when several processes write.
+
+    A file that holds the text already is left alone.
+    """
+    if path.exists() and path.read_text("utf-8", errors="replace") == text:
+        return
+    temporary = path.with_name(f".{path.name}-{uuid4().hex}")
+    temporary.write_text(text, "utf-8")
+    os.replace(temporary, path)

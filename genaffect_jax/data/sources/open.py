@@ -1,0 +1,43 @@
+"""From a configuration to a source of pictures. A new kind of source is one class (see docs/data.md) and one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from genaffect_jax.config import DataConfig
+from genaffect_jax.data.sources.base import Source
+from genaffect_jax.data.sources.folder import open_folder
+from genaffect_jax.data.sources.layouts import require_folder
+from genaffect_jax.data.sources.procedural import ProceduralSource
+from genaffect_jax.errors import DataError
+
+
+def check_source(config: DataConfig) -> None:
+    """Refuses a folder that is not there, before a run writes anything.
+
+    Raises:
+        DataError: it is missing, or no folder.
+    """
+    if config.source == "folder":
+        if config.root is None:
+            raise DataError("data.root: source 'folder' needs a folder of pictures")
+        require_folder(Path(config.root))
+
+
+def open_source(config: DataConfig, workdir: Path) -> Source:
+    """Opens the pictures that `config` names; a folder's files are all checked once.
+
+    Args:
+        config: see `DataConfig`.
+        workdir: folder of the run; source `folder` writes `rejected.jsonl` and `checked.json` there.
+
+    Raises:
+        DataError: the folder cannot be used; see `data.sources.folder.open_folder`.
+    """
+    if config.source == "procedural":
+        return ProceduralSource(
+            config.image_size, config.identities, config.expressions_per_identity, config.pose_scale
+        )
+    check_source(config)
+    assert config.root is not None
+    return open_folder(Path(config.root), config.image_size, config.max_rejected, workdir)

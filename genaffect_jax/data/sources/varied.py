@@ -1,0 +1,60 @@
+"""Pictures made more various, for networks that must also serve pictures of other styles."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+from genaffect_jax.data.augment import augment, random_scene
+from genaffect_jax.data.sources.base import Picture, Source
+
+# The rest are no faces at all.
+_PLAIN, _AUGMENTED = 0.5, 0.25
+
+
+class VariedSource:
+    """A source whose pictures are kept (half), augmented (a quarter) or replaced by random vector scenes (a quarter).
+
+    Which and how is a function of (seed, index). Labels stay those of the inner source, so they do not describe the
+    replaced pictures: for training autoencoders, which do not read them.
+
+    Args:
+        inner: the pictures.
+        image_size: their side, in pixels.
+        seed: at least 0.
+    """
+
+    def __init__(self, inner: Source, image_size: int, seed: int) -> None:
+        self._inner = inner
+        self._image_size = image_size
+        self._seed = seed
+
+    @property
+    def pictures(self) -> Sequence[Picture]:
+        """The inner source's."""
+        return self._inner.pictures
+
+    @property
+    def width(self) -> int:
+        """Numbers in one expression vector, W."""
+        return self._inner.width
+
+    def load(self, index: int) -> UInt8[np.ndarray, "S S 3"]:
+        """One picture, kept, augmented or replaced."""
+        rng = np.random.default_rng((self._seed, index))
+        kind = rng.random()
+        if kind >= _PLAIN + _AUGMENTED:
+            return random_scene(rng, self._image_size)
+        picture = self._inner.load(index)
+        return picture if kind < _PLAIN else augment(picture, rng)
+
+    def describe(self) -> str:
+        """One line for people."""
+        return f"{self._inner.describe()}, varied"
+
+    def fingerprint(self) -> str:
+        """Digest of the inner source and the seed."""
+        return hashlib.sha256(f"varied {self._seed} {self._inner.fingerprint()}".encode()).hexdigest()

@@ -1,0 +1,92 @@
+"""All errors that this package raises on purpose, and the exit status that each has in every command.
+
+An error names the thing, what was found and what is allowed. Errors about a setting name its field (`chunk`), as a
+notebook user knows it; the command line writes it as the option that it is (`--chunk`).
+"""
+
+from __future__ import annotations
+
+# What a command ends with. LOST is EX_TEMPFAIL of sysexits.h: nothing is wrong here, the same command may well succeed.
+COMPLETE, FAILED, WRONG_ARGUMENT, LOST, INTERRUPTED = 0, 1, 2, 75, 130
+
+
+class GenAffectError(Exception):
+    """Base class of the errors of this package.
+
+    Args:
+        reason: what is wrong and what is allowed; the whole message if there is no field.
+        field: the setting that the error is about.
+        found: the value that it had.
+    """
+
+    def __init__(self, reason: str, *, field: str | None = None, found: object = None) -> None:
+        self.reason, self.field, self.found = reason, field, found
+        super().__init__(reason if field is None else f"{field}{'' if found is None else f'={found}'}: {reason}")
+
+    @property
+    def on_command_line(self) -> str:
+        """The message in the words of a command line: `--chunk 0: must be at least 1`."""
+        if self.field is None:
+            return self.reason
+        return f"--{self.field}{'' if self.found is None else f' {self.found}'}: {self.reason}"
+
+
+class ConfigError(GenAffectError, ValueError):
+    """A setting has a value that is not allowed, or does not go with another."""
+
+
+class ExpressionError(GenAffectError, ValueError):
+    """A text is no expression; the message names the token, what was found and what is allowed."""
+
+
+class DataError(GenAffectError, ValueError):
+    """Images, labels or tables cannot be used; the message names the file."""
+
+
+class WeightsError(GenAffectError, ValueError):
+    """A weight file is missing, is damaged or does not fit the network; the message names file and keys."""
+
+
+class TopologyError(GenAffectError, ValueError):
+    """There is no such topology, its chip is not known, or there is no TPU compiler; the message says which."""
+
+
+class CheckpointError(GenAffectError, RuntimeError):
+    """A checkpoint is missing, does not fit, or cannot be written."""
+
+
+class TrainingError(GenAffectError, RuntimeError):
+    """Training cannot go on; the message says why and what to change."""
+
+
+class MemoryLimitError(GenAffectError, RuntimeError):
+    """A program needs more memory than there is; the message says which settings to lower."""
+
+
+class LostProcessError(GenAffectError, RuntimeError):
+    """Another process of the job is gone, or cannot be reached."""
+
+
+EXIT_STATUS: dict[type[GenAffectError], int] = {
+    ConfigError: WRONG_ARGUMENT,
+    ExpressionError: WRONG_ARGUMENT,
+    TopologyError: WRONG_ARGUMENT,
+    DataError: FAILED,
+    WeightsError: FAILED,
+    CheckpointError: FAILED,
+    TrainingError: FAILED,
+    MemoryLimitError: FAILED,
+    LostProcessError: LOST,
+}
+"""The exit status of every command that ends with such an error."""
+
+
+def require(condition: bool, field: str, found: object, allowed: str) -> None:
+    """Raises ConfigError `field=found: allowed` unless the condition holds."""
+    if not condition:
+        raise ConfigError(allowed, field=field, found=str(found))
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an optional dependency, in the project's folder."""
+    return f"pip install -c constraints.txt -e '.[{extra}]'"

@@ -1,0 +1,21 @@
+"""`python -m genaffect_jax.export COMMAND`: a trained model for other programs.
+
+python -m genaffect_jax.export lora --model W --out MERGED
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from genaffect_jax import cli
+from genaffect_jax.export import lora
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and runs the command; returns the exit status."""
+    return cli.run_subcommand({"lora": lora}, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,1 +1,0 @@
-"""Facial expressions: action units, the emotion vocabulary and the expression grammar."""

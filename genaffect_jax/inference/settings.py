@@ -1,0 +1,88 @@
+"""From the settings of a set to what the program takes: what it is compiled for, and its arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool
+
+from genaffect_jax.config import ModelConfig, SamplingConfig
+from genaffect_jax.diffusion.schedule import euler_sigmas, padded_sigmas
+from genaffect_jax.errors import ConfigError, DataError
+from genaffect_jax.inference.program import Controls, Kind
+from genaffect_jax.io.images import read_picture
+from genaffect_jax.models.genaffect import BranchScales
+from genaffect_jax.models.mmdit.block_cache import FEWEST_BLOCKS
+
+
+def kind_and_controls(model: ModelConfig, trained_shift: float, settings: SamplingConfig) -> tuple[Kind, Controls]:
+    """What the settings mean for a model.
+
+    Args:
+        model: sizes.
+        trained_shift: resolution shift of the noise schedule that it was trained with.
+        settings: how to draw.
+
+    Raises:
+        ConfigError: scales or layers that the model does not have, a start of sharing after the last step, a mask
+            without bright parts.
+    """
+    network = model.mmdit
+    layers, side = network.num_layers, network.sample_size // network.patch_size
+    scales = BranchScales.of(
+        layers, settings.identity_scale, settings.expression_scale, settings.identity_interval,
+        settings.expression_interval,
+    )  # fmt: skip
+    shift = settings.shift or trained_shift
+    sigmas = euler_sigmas(settings.steps, shift)
+    start, end, unknown = (
+        settings.consistency_start, settings.consistency_end,
+        [n for n in settings.consistency_layers if not 0 <= n < layers],
+    )  # fmt: skip
+    if unknown:
+        raise ConfigError(f"--consistency_layers {unknown}: the model has layers 0 to {layers - 1}")
+    if start >= settings.steps:
+        raise ConfigError(f"--consistency_start {start}: must be below --steps {settings.steps}")
+    if settings.reuse > 1 and settings.guidance_interval != (0.0, 1.0):
+        raise ConfigError("--reuse: not together with --guidance_interval, whose steps differ in branches")
+    if settings.reuse > 1 and layers < FEWEST_BLOCKS:
+        raise ConfigError(f"--reuse: the model has {layers} blocks, needs at least {FEWEST_BLOCKS}")
+    candidates = None if settings.shared_mask is None else _mask(settings.shared_mask, side)
+    shared = round(settings.consistency * (side * side if candidates is None else int(candidates.sum())))
+    joint = settings.guidance is not None
+    kind = Kind(
+        mode=settings.mode, solver=settings.solver, shared=shared,
+        share_text=settings.share_text and settings.consistency > 0, tokens=settings.shared_tokens,
+        guidance_limited=settings.guidance_interval != (0.0, 1.0),
+        sharing_limited=bool(settings.consistency_layers or start or end is not None), reuses=settings.reuse > 1,
+    )  # fmt: skip
+    among = np.isin(np.arange(layers), settings.consistency_layers or np.arange(layers))
+    controls = Controls(
+        seed=jnp.int32(settings.seed),
+        sigmas=jnp.asarray(padded_sigmas(settings.steps, shift)), steps=jnp.int32(settings.steps),
+        guidance_identity=jnp.float32(settings.guidance_identity),
+        guidance_expression=jnp.float32(settings.guidance if joint else settings.guidance_expression),
+        guidance_interval=jnp.asarray(settings.guidance_interval, jnp.float32), scales=scales,
+        sharing_layers=jnp.asarray(among),
+        sharing_interval=jnp.asarray([sigmas[min(end or settings.steps, settings.steps)], sigmas[start]]),
+        reuse=jnp.int32(settings.reuse), candidates=None if candidates is None else jnp.asarray(candidates),
+    )  # fmt: skip
+    return kind, controls
+
+
+def _mask(file: Path, side: int) -> Bool[np.ndarray, " L"]:
+    """Tokens that are at least half bright in a picture.
+
+    Raises:
+        ConfigError: there are none, or the file is no picture.
+    """
+    try:
+        grey = read_picture(file, side).mean(-1)  # a pixel is the mean of its token's place
+    except DataError as e:
+        raise ConfigError(f"--shared_mask {file}: {e}") from e
+    bright = (grey >= 127.5).ravel()
+    if not bright.any():
+        raise ConfigError(f"--shared_mask {file}: no part is bright, so no token may be shared")
+    return bright

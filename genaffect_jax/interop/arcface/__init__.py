@@ -1,0 +1,1 @@
+"""ArcFace weights."""

@@ -1,0 +1,1 @@
+"""Weights, configurations and text encoders in the layout of diffusers."""

@@ -1,0 +1,86 @@
+"""Component folders of the diffusers layout: `config.json` beside tensors, alone or inside a pipeline folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from genaffect_jax.errors import WeightsError
+from genaffect_jax.interop.diffusers.tensor_files import WRITTEN_NAMES, read_json
+
+CONFIG_FILE = "config.json"
+PIPELINE_FILE = "model_index.json"
+_CLASS = "_class_name"
+
+
+def component_folder(folder: Path, name: str) -> Path:
+    """The component's own folder: `folder`, or `folder/name` if `folder` is a whole pipeline.
+
+    Raises:
+        WeightsError: there is no such folder.
+    """
+    own = folder / name if (folder / PIPELINE_FILE).is_file() else folder
+    if not own.is_dir():
+        raise WeightsError(f"{own}: no such folder")
+    return own
+
+
+def read_config(folder: Path, class_name: str) -> dict[str, Any]:
+    """The entries of a component's `config.json`.
+
+    Raises:
+        WeightsError: the file is missing, is damaged or describes another class.
+    """
+    values = read_json(folder / CONFIG_FILE)
+    if values.get(_CLASS) != class_name:
+        raise WeightsError(f"{folder / CONFIG_FILE}: {_CLASS} is {values.get(_CLASS)!r}, must be {class_name!r}")
+    return values
+
+
+@contextmanager
+def new_component(folder: Path, class_name: str, config: dict[str, Any]) -> Iterator[Path]:
+    """A temporary folder with a `config.json`; when the block ends without an error it becomes `folder`.
+
+    An earlier folder of the same class is replaced. After an error it is as it was, and nothing new is left.
+
+    Raises:
+        WeightsError: `folder` is there and holds anything but such a component.
+    """
+    folder = folder.resolve()  # behind a link, the folder itself is replaced
+    _refuse_foreign(folder, class_name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # One hidden folder beside the destination (renaming needs the same disk) holds the new and, for a moment, the old.
+    workspace = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    new, old = workspace / "new", workspace / "old"
+    try:
+        new.mkdir()
+        (new / CONFIG_FILE).write_text(json.dumps({_CLASS: class_name, **config}, indent=2) + "\n", encoding="utf-8")
+        yield new
+        if folder.exists():
+            os.rename(folder, old)
+        try:
+            os.rename(new, folder)
+        except BaseException:
+            if old.exists():
+                os.rename(old, folder)
+            raise
+    finally:
+        shutil.rmtree(workspace)
+
+
+def _refuse_foreign(folder: Path, class_name: str) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise WeightsError(f"{folder}: is no folder; weights are not written over it")
+    foreign = sorted(p.name for p in folder.iterdir() if p.name != CONFIG_FILE and not WRITTEN_NAMES.fullmatch(p.name))
+    if foreign:
+        raise WeightsError(f"{folder}: holds other files ({', '.join(foreign)}); weights are not written over them")
+    if any(folder.iterdir()):
+        read_config(folder, class_name)

@@ -1,0 +1,1 @@
+"""Files: images, arrays, weights, animations; atomic writes; progress bars."""

@@ -1,0 +1,176 @@
+"""Weight files: the flat parameters of one network and its configuration in one safetensors file.
+
+Names in the file are those of `models.functional`, such as `encoder.mid_block.resnets.0.conv1.kernel`; the header's
+`config` entry is the JSON of the network's configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.flax import save
+
+from genaffect_jax.config import from_json, to_json
+from genaffect_jax.errors import ConfigError, WeightsError
+
+WeightDType = Literal["float32", "bfloat16", "float16"]
+PACKAGE_PREFIX = "package:"
+_CONFIG = "config"
+C = TypeVar("C")
+
+
+class Shaped(Protocol):
+    """A network, of which only the names, shapes and types of its parameters count (`models.functional.Functional`)."""
+
+    @property
+    def shapes(self) -> Mapping[str, jax.ShapeDtypeStruct]: ...
+
+
+def save_weights(
+    parameters: Mapping[str, jax.Array], path: Path, dtype: WeightDType, config: object,
+    metadata: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """Writes parameters to a safetensors file, which appears complete or not at all.
+
+    Args:
+        parameters: flat names to floating-point arrays.
+        path: the file; its folder is made if need be, an old file is replaced.
+        dtype: type the numbers are stored in, rounded to nearest.
+        config: configuration dataclass of the network; goes into the header.
+        metadata: more header entries.
+
+    Raises:
+        WeightsError: a parameter holds a number that is not finite in `dtype`, or `metadata` has a `config` entry.
+    """
+    metadata = dict(metadata or {})
+    if _CONFIG in metadata:
+        raise WeightsError(f"{path}: the header entry {_CONFIG!r} is written from the configuration")
+    stored = {name: jnp.asarray(np.asarray(value)).astype(dtype) for name, value in sorted(parameters.items())}
+    bad = [name for name, value in stored.items() if not bool(jnp.isfinite(value).all())]
+    if bad:
+        raise WeightsError(f"{path}: not written: numbers that are not finite as {dtype} in {bad}")
+    content = save(stored, {**metadata, _CONFIG: to_json(config)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep others from reading the file
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_weights(network: Shaped, path: Path, config: object | None = None) -> dict[str, jax.Array]:
+    """The parameters of a network, in the network's own types, from a file of `save_weights`.
+
+    Args:
+        network: says which names, shapes and types there must be.
+        path: the file.
+        config: configuration the network was made from; if given, it must equal the one in the file.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or its keys, shapes or configuration differ; all are named.
+    """
+    if config is not None:
+        stored = read_config(path, type(config))
+        if stored != config:
+            raise WeightsError(f"{path}: the weights are of {stored}, not of {config}")
+    with _open(path) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        expected = {name: tuple(s.shape) for name, s in network.shapes.items()}
+        problems = misfits(shapes, expected)
+        if problems:
+            raise WeightsError(f"{path}: does not fit the network: " + "; ".join(problems))
+        return {name: jnp.asarray(file.get_tensor(name), s.dtype) for name, s in network.shapes.items()}
+
+
+def misfits(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Says of every name that is missing, unknown or of another shape what is wrong with it."""
+    problems = [f"missing {name} {expected[name]}" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"unknown {name} {found[name]}" for name in sorted(found.keys() - expected.keys())]
+    problems += [
+        f"{name} has shape {found[name]}, must be {expected[name]}"
+        for name in sorted(found.keys() & expected.keys())
+        if found[name] != expected[name]
+    ]
+    return problems
+
+
+def read_config(path: Path, kind: type[C]) -> C:
+    """The configuration of class `kind` in a weight file's header.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or its header holds no valid configuration of this class.
+    """
+    header = read_metadata(path)
+    if _CONFIG not in header:
+        raise WeightsError(f"{path}: the header has no entry {_CONFIG!r} (has {sorted(header)})")
+    try:
+        return from_json(kind, header[_CONFIG])
+    except ConfigError as e:
+        raise WeightsError(f"{path}: header entry {_CONFIG!r}: {e}") from e
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The header's text entries.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    with _open(path) as file:
+        return dict(file.metadata() or {})
+
+
+def resolve_weights(source: str) -> Path:
+    """The file that `package:NAME` (weights inside this package) or a path stands for.
+
+    Raises:
+        WeightsError: there is no such file; the message says which there are.
+    """
+    if not source.startswith(PACKAGE_PREFIX):
+        path = Path(source)
+        if not path.is_file():
+            raise WeightsError(f"weights {source!r}: no such file (weights inside the package: {PACKAGE_PREFIX}NAME)")
+        return path
+    folder = Path(str(importlib.resources.files("genaffect_jax"))) / "assets"
+    path = folder / f"{source.removeprefix(PACKAGE_PREFIX)}.safetensors"
+    if path.parent != folder or not path.is_file():
+        names = sorted(f"{PACKAGE_PREFIX}{p.stem}" for p in folder.glob("*.safetensors"))
+        raise WeightsError(f"weights {source!r}: not in this package (has {', '.join(names) or 'none'})")
+    return path
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits.
+
+    Raises:
+        WeightsError: the file is missing.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as e:
+        raise WeightsError(f"{path}: no such file") from e
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="flax")
+    except FileNotFoundError as e:
+        raise WeightsError(f"{path}: no such file") from e
+    except SafetensorError as e:
+        raise WeightsError(f"{path}: damaged, or no safetensors file ({e})") from e

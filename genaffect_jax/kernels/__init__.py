@@ -1,0 +1,1 @@
+"""Kernels and fused operations with written-out gradients. They know arrays and meshes, no networks."""

@@ -1,0 +1,179 @@
+"""The kernels behind `attend`: XLA everywhere, cuDNN's flash attention on NVIDIA GPUs, splash attention on TPUs.
+
+All take `[B, length, N, H]` and give the result and, when asked, the log-sum-exp of every query's scores in float32,
+which is what merging two attentions needs.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Float32
+
+from genaffect_jax.kernels.partition import run_on_shares
+from genaffect_jax.kernels.remat import ATTENTION
+from genaffect_jax.parallel.xla import is_hopper, platform
+
+Backend = Literal["xla", "cudnn", "splash"]
+Result = tuple[Float[Array, "B Q N H"], Float32[Array, "B Q N"] | None]
+
+# TPU tiles have 128 lanes; the kernel takes blocks of whole tiles, and larger blocks reuse keys more often.
+_LANES = 128
+_SPLASH_BLOCKS = (512, 256, 128)
+# One array of keys: from so many queries on `hopper_attention` is faster than cuDNN, if its tiles of 64 are nearly full
+# (docs/performance.md).
+BOUNDED_FROM, BOUNDED_TILE, BOUNDED_WASTE = 1024, 64, 0.02
+
+
+def choose_backend(dtype: Any, masked: bool) -> Backend:
+    """The backend for the platform that programs are compiled for (`parallel.xla.platform`).
+
+    cuDNN takes half precision only, and is used without a mask only.
+    """
+    if platform() == "tpu":
+        return "splash"
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    return "cudnn" if platform() == "gpu" and half and not masked else "xla"
+
+
+def has_bounded_attention(dtype: Any, head_size: int) -> bool:
+    """Whether `kernels.hopper_attention` serves what programs are compiled for: it uses Hopper's own instructions."""
+    return is_hopper() and dtype in (jnp.bfloat16, jnp.float16) and head_size == 64
+
+
+def prefers_bounded_attention(length: int, dtype: Any, head_size: int) -> bool:
+    """Whether `kernels.hopper_attention` is there, and faster than cuDNN for so many queries and one array of keys."""
+    waste = -length % BOUNDED_TILE
+    return length >= BOUNDED_FROM and waste <= BOUNDED_WASTE * length and has_bounded_attention(dtype, head_size)
+
+
+def run_backend(
+    backend: Backend,
+    query: Float[Array, "B Q N H"],
+    key: Float[Array, "B K N H"],
+    value: Float[Array, "B K N H"],
+    mask: Bool[Array, "B K"] | None,
+    return_lse: bool,
+) -> Result:
+    """Softmax attention through one backend; the log-sum-exp is None unless asked for.
+
+    Raises:
+        ValueError: a mask for cuDNN.
+    """
+    if backend == "splash":
+        return _splash_on_shares(query, key, value, mask, return_lse)
+    if backend == "xla":
+        return xla_attention(query, key, value, mask, return_lse)
+    if mask is not None:
+        raise ValueError("cuDNN attention: takes no mask here")
+    if return_lse:
+        return _cudnn_with_lse(query, key, value)
+    return _cudnn(query, key, value), None
+
+
+def xla_attention(query: Array, key: Array, value: Array, mask: Array | None, return_lse: bool) -> Result:
+    """XLA's own operations; the scores of all queries exist at once."""
+    # The mask gets an axis for heads and one for queries.
+    wide = None if mask is None else mask[:, None, None, :]
+    if not return_lse:
+        return jax.nn.dot_product_attention(query, key, value, mask=wide), None
+    # `jax.nn.dot_product_attention(return_residual=True)` rounds the log-sum-exp to the type of the keys: in bfloat16
+    # an error of some per cent in every merged weight. Hence written out.
+    scores = jnp.einsum("bqnh,bknh->bnqk", query, key, preferred_element_type=jnp.float32)
+    scores = scores / np.sqrt(query.shape[-1])
+    if wide is not None:
+        scores = jnp.where(wide, scores, -jnp.inf)
+    lse = jax.nn.logsumexp(scores, axis=-1)
+    weights = jnp.exp(scores - lse[..., None]).astype(value.dtype)
+    return jnp.einsum("bnqk,bknh->bqnh", weights, value), jnp.swapaxes(lse, 1, 2)
+
+
+@jax.custom_vjp
+def _cudnn(query: Array, key: Array, value: Array) -> Array:
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+def _cudnn_forward(query: Array, key: Array, value: Array) -> tuple[Array, Any]:
+    return jax.vjp(_cudnn_of_even_length, query, key, value)
+
+
+def _cudnn_of_even_length(query: Array, key: Array, value: Array) -> Array:
+    """The same with lengths made even: the backward pass refuses odd ones, forward alone is faster without padding."""
+    length, seen = query.shape[1], key.shape[1]
+    even = [checkpoint_name(_pad_length(x, 2), ATTENTION) for x in (query, key, value)]
+    lengths = jnp.full(key.shape[0], seen, jnp.int32) if seen % 2 else None
+    out = jax.nn.dot_product_attention(*even, key_value_seq_lengths=lengths, implementation="cudnn")
+    return out[:, :length]
+
+
+_cudnn.defvjp(_cudnn_forward, lambda backward, gradient: backward(gradient))
+
+
+def _cudnn_with_lse(query: Array, key: Array, value: Array) -> Result:
+    # The function behind `jax.nn.dot_product_attention`, which would round the log-sum-exp to half precision.
+    from jax._src.cudnn.fused_attention_stablehlo import dot_product_attention
+
+    out, lse = dot_product_attention(query, key, value, scale=1.0 / np.sqrt(query.shape[-1]), return_residual=True)
+    return out, jnp.swapaxes(lse.astype(jnp.float32), 1, 2)  # cuDNN gives [B, N, Q]
+
+
+def _splash_on_shares(query: Array, key: Array, value: Array, mask: Array | None, return_lse: bool) -> Result:
+    """`splash_attention` of each device's pictures and heads."""
+    split, one_per_key, statistics = ("batch", None, "heads", None), ("batch", None), ("batch", None, "heads")
+    return run_on_shares(
+        partial(splash_attention, return_lse=return_lse), (query, key, value, mask),
+        axes=(split, split, split, one_per_key), out=(split, statistics if return_lse else None),
+    )  # fmt: skip
+
+
+def splash_attention(
+    query: Float[Array, "B Q N H"],
+    key: Float[Array, "B K N H"],
+    value: Float[Array, "B K N H"],
+    mask: Bool[Array, "B K"] | None,
+    return_lse: bool,
+    interpret: bool = False,
+) -> Result:
+    """JAX's Pallas kernel for TPUs. Lengths are padded to whole tiles; padding and mask are segment numbers.
+
+    Args:
+        query, key, value, mask, return_lse: see `run_backend`.
+        interpret: run the kernel in plain JAX, on any platform; for tests.
+    """
+    # Imported here: the modules bring Pallas with them, which nothing else needs.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    (_, length, heads, size), seen = query.shape, key.shape[1]
+    q, k, v = (jnp.swapaxes(_pad_length(x, _LANES), 1, 2) for x in (query, key, value))
+    rows, columns = q.shape[2], k.shape[2]
+    block_q, block_k = (next(b for b in _SPLASH_BLOCKS if n % b == 0) for n in (rows, columns))
+    sizes = kernels.BlockSizes(
+        block_q=block_q, block_kv=block_k, block_kv_compute=block_k, block_q_dkv=block_q, block_kv_dkv=block_k,
+        block_kv_dkv_compute=block_k, block_q_dq=block_q, block_kv_dq=block_k,
+    )  # fmt: skip
+    kernel = kernels.make_splash_mha(
+        masks.MultiHeadMask([masks.FullMask((rows, columns))] * heads), block_sizes=sizes, head_shards=1,
+        q_seq_shards=1, save_residuals=return_lse, residual_checkpoint_name=ATTENTION, interpret=interpret,
+    )  # fmt: skip
+    segments = None
+    if mask is not None or columns != seen:  # queries are of segment 0, hidden keys of segment 1
+        shown = jnp.ones(key.shape[:2], bool) if mask is None else mask
+        hidden = jnp.pad(~shown, [(0, 0), (0, columns - seen)], constant_values=True).astype(jnp.int32)
+        segments = kernels.SegmentIds(q=jnp.zeros((q.shape[0], rows), jnp.int32), kv=hidden)
+    # The kernel multiplies by no scale of its own.
+    out = jax.vmap(kernel)((q.astype(jnp.float32) / np.sqrt(size)).astype(q.dtype), k, v, segments)
+    lse = None
+    if return_lse:
+        out, (scores,) = out
+        lse = jnp.swapaxes(scores, 1, 2)[:, :length].astype(jnp.float32)
+    return jnp.swapaxes(out, 1, 2)[:, :length], lse
+
+
+def _pad_length(x: Float[Array, "B S N H"], multiple: int) -> Float[Array, "B S+p N H"]:
+    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple), (0, 0), (0, 0)])

@@ -1,0 +1,62 @@
+"""One pass over tokens that gives new tokens and, at the same time, sums over the tokens of each picture.
+
+Gradients of biases, of learned scales, of shifts and gates are sums over tokens of what other gradients read or write
+anyway. XLA makes them in passes of their own, at a quarter of a GPU's memory rate (docs/performance.md). On NVIDIA
+Hopper GPUs, in half precision, one kernel does both (`kernels.hopper_token_reduce`). Elsewhere the same function runs
+on whole arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
+
+from genaffect_jax.kernels.token_reduce_reference import STRIP, TokenFunction, pass_over_arrays
+from genaffect_jax.parallel.xla import is_hopper
+
+
+def token_pass(
+    function: TokenFunction,
+    tokens: Sequence[Float[Array, "P L C"]],
+    vectors: Sequence[Float[Array, "P C"]] = (),
+    numbers: Sequence[Float[Array, "P L"]] = (),
+    *,
+    outputs: int,
+    sums: int,
+    group: int | None = None,
+    sections: int = 1,
+) -> tuple[list[Float[Array, "P L C"]], list[Float32[Array, "P C"]]]:
+    """Applies a function to every token, and sums over the tokens of each picture.
+
+    Args:
+        function: what becomes of the tokens; where all tokens are 0, what it has summed must be 0.
+        tokens: arrays of one shape and type.
+        vectors: one number per feature, for all tokens of a picture.
+        numbers: one number per token.
+        outputs: how many arrays of new tokens the function makes.
+        sums: how many arrays it wants summed.
+        group: features that the function may sum over (`over_group`), a divisor of C; None: features do not meet.
+        sections: parts of the features that plain JAX computes one after the other, in less memory.
+
+    Returns:
+        The new tokens, in the type of the tokens, and the sums.
+    """
+    width = tokens[0].shape[-1]
+    half = all(x.dtype in (jnp.bfloat16, jnp.float16) for x in tokens)
+    if is_hopper() and half and group in (None, STRIP) and width % STRIP == 0:
+        from genaffect_jax.kernels.hopper_token_reduce import pass_over_tiles
+
+        return pass_over_tiles(function, tokens, vectors, numbers, outputs, sums)
+
+    def section(arrays: Sequence[Array], i: int) -> list[Array]:
+        return [jnp.split(x, sections, axis=-1)[i] for x in arrays]
+
+    parts = [
+        pass_over_arrays(function, section(tokens, i), section(vectors, i), numbers, group) for i in range(sections)
+    ]
+    made, summed = (
+        [jnp.concatenate(x, axis=-1) for x in zip(*arrays, strict=True)] for arrays in zip(*parts, strict=True)
+    )
+    return made, summed

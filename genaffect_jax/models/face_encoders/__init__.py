@@ -1,0 +1,1 @@
+"""Networks from the image of a face to one vector."""

@@ -1,0 +1,166 @@
+"""The avatar encoders as the protocols of `data.face_encoders`: weight files of this package, run through JAX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from genaffect_jax.config import DType
+from genaffect_jax.config.encoders import FaceEncoderConfig
+from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.expressions.action_units import LOWEST, WIDTH
+from genaffect_jax.io.weight_file import checksum, load_weights, read_config, read_metadata, resolve_weights
+from genaffect_jax.models.autoencoder.model import normalise
+from genaffect_jax.models.face_encoders.networks import FaceEncoder
+from genaffect_jax.models.face_encoders.onnx_expression import ONNX_SUFFIX, OnnxExpressionEncoder
+from genaffect_jax.models.functional import Functional, Parameters
+
+EVALUATOR_SUFFIX = "_evaluator"  # encoders of such a name measure and never condition
+CALL_SIZES = (1, 8, 64)  # pictures in one call of the compiled program; others are filled up to the next
+
+
+class AvatarEncoder:
+    """One face encoder with its weights; follows `IdentityEncoder` or `ExpressionEncoder`.
+
+    Calling it takes and gives numpy arrays. As a part of a jitted function use `network` and `parameters`:
+    `network.merge(parameters)(pictures)` is pure and differentiable, with pictures in [-1, 1].
+
+    Attributes:
+        name: name of the encoder.
+        licence: licence of the weights.
+        checksum: SHA-256 of the weight file.
+        config: what the network was built from.
+        network: the network as a pure function.
+        parameters: its weights, float32.
+    """
+
+    def __init__(
+        self, *, name: str, licence: str, checksum: str, config: FaceEncoderConfig,
+        network: Functional[FaceEncoder], parameters: Parameters,
+    ) -> None:  # fmt: skip
+        self.name, self.licence, self.checksum = name, licence, checksum
+        self.config, self.network, self.parameters = config, network, parameters
+        self._program = jax.jit(lambda parameters, pictures: network.merge(parameters)(normalise(pictures)))
+
+    @property
+    def width(self) -> int:
+        """Numbers in one vector, W."""
+        return self.config.width
+
+    def __call__(self, pictures: UInt8[np.ndarray, "B S S 3"]) -> Float32[np.ndarray, "B W"]:
+        """Vectors of square pictures of any size; expression vectors are clipped to their channels' ranges.
+
+        Raises:
+            TypeError: the pictures are not uint8.
+            ValueError: they have another shape.
+        """
+        pictures = np.asarray(pictures)
+        if pictures.dtype != np.uint8:
+            raise TypeError(f"{self.name}: pictures have dtype {pictures.dtype}, must be uint8")
+        if pictures.ndim != 4 or pictures.shape[1] != pictures.shape[2] or pictures.shape[3] != 3:
+            raise ValueError(f"{self.name}: pictures have shape {pictures.shape}, must be (count, side, side, 3)")
+        parts = [np.zeros((0, self.width), np.float32)]
+        for first in range(0, len(pictures), CALL_SIZES[-1]):
+            part = pictures[first : first + CALL_SIZES[-1]]
+            filled = np.zeros((next(n for n in CALL_SIZES if n >= len(part)), *part.shape[1:]), np.uint8)
+            filled[: len(part)] = part
+            parts.append(np.asarray(self._program(self.parameters, filled))[: len(part)])
+        vectors = np.concatenate(parts)
+        return vectors if self.config.target == "identity" else np.clip(vectors, LOWEST, 1.0)
+
+
+def build_encoder(config: FaceEncoderConfig, dtype: DType = "float32") -> Functional[FaceEncoder]:
+    """The network of a configuration as a pure function; see `FaceEncoder` for what it takes and gives.
+
+    Raises:
+        ConfigError: an expression encoder whose width is not that of `expressions.action_units`.
+    """
+    if config.target == "expression" and config.width != WIDTH:
+        raise ConfigError(f"encoder.width={config.width}: must be {WIDTH}, the channels of an expression vector")
+    return Functional(lambda rngs: FaceEncoder(config, dtype=jnp.dtype(dtype), rngs=rngs))
+
+
+def load_identity_encoder(source: str, dtype: DType = "float32") -> AvatarEncoder:
+    """The identity encoder of `package:NAME` or of a weight file; an `IdentityEncoder`.
+
+    Raises:
+        WeightsError: as `load_encoder`, or the file holds an expression encoder.
+    """
+    return _require_target(load_encoder(source, dtype), source, "identity")
+
+
+def load_expression_encoder(source: str, dtype: DType = "float32") -> AvatarEncoder:
+    """The expression encoder of `package:NAME` or of a weight file; an `ExpressionEncoder`.
+
+    Raises:
+        WeightsError: as `load_encoder`, or the file holds an identity encoder.
+    """
+    return _require_target(load_encoder(source, dtype), source, "expression")
+
+
+def load_exemplar_encoder(source: str) -> AvatarEncoder | OnnxExpressionEncoder:
+    """An expression encoder that reads pictures for a generator: a weight file, or the .json of an ONNX file.
+
+    Raises:
+        WeightsError: as `load_conditioning_encoder` or `OnnxExpressionEncoder`, or the name is an evaluator's.
+    """
+    if not source.endswith(ONNX_SUFFIX):
+        return load_conditioning_encoder(source, "expression")
+    encoder = OnnxExpressionEncoder(Path(source))
+    _refuse_evaluator(encoder.name, source, "expression")
+    return encoder
+
+
+def load_conditioning_encoder(source: str, target: Literal["identity", "expression"]) -> AvatarEncoder:
+    """An encoder that a generator may be conditioned on.
+
+    Raises:
+        WeightsError: as `load_identity_encoder` and `load_expression_encoder`, or it is an evaluator. Measurements with
+            an encoder that the generator has seen would say nothing.
+    """
+    encoder = _require_target(load_encoder(source), source, target)
+    _refuse_evaluator(encoder.name, source, target)
+    return encoder
+
+
+def _refuse_evaluator(name: str, source: str, target: str) -> None:
+    if name.endswith(EVALUATOR_SUFFIX):
+        raise WeightsError(
+            f"weights {source!r}: {name} is an evaluator, which only measures what was drawn and never "
+            f"conditions it; use package:{target}_avatar or another encoder"
+        )
+
+
+def load_encoder(source: str, dtype: DType = "float32") -> AvatarEncoder:
+    """The encoder of `package:NAME` or of a weight file, whichever kind it is.
+
+    Raises:
+        WeightsError: there is no such file, it is damaged, holds no encoder, or lacks a name or licence.
+    """
+    if source.endswith(ONNX_SUFFIX):
+        raise WeightsError(
+            f"weights {source!r}: an ONNX encoder, which has no gradients and runs outside the compiled programs; here "
+            "a weight file of this package is needed (ArcFace: python -m genaffect_jax.prepare arcface)"
+        )
+    path: Path = resolve_weights(source)
+    config = read_config(path, FaceEncoderConfig)
+    metadata = read_metadata(path)
+    absent = [name for name in ("name", "licence") if not metadata.get(name)]
+    if absent:
+        raise WeightsError(f"{path}: the header has no entry {' and '.join(absent)} (has {sorted(metadata)})")
+    network = build_encoder(config, dtype)
+    return AvatarEncoder(
+        name=metadata["name"], licence=metadata["licence"], checksum=checksum(path), config=config, network=network,
+        parameters=load_weights(network, path, config),
+    )  # fmt: skip
+
+
+def _require_target(encoder: AvatarEncoder, source: str, target: str) -> AvatarEncoder:
+    if encoder.config.target != target:
+        raise WeightsError(f"weights {source!r}: an encoder of {encoder.config.target}; one of {target} is needed")
+    return encoder

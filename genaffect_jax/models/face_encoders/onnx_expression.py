@@ -1,0 +1,248 @@
+"""An expression encoder in an ONNX file, run by onnxruntime: any network with a picture in and a vector out.
+
+A small JSON file says how pictures enter it; it takes the place of a weight file wherever pictures are read:
+
+    {"onnx": "enet_b0_8_va_mtl.onnx", "name": "hsemotion_b0", "licence": "Apache-2.0", "image_size": 224,
+     "output": "output", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
+
+Needs the extra `photo`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from genaffect_jax.config.encoders import WHOLE, Crop, require_crop
+from genaffect_jax.errors import ConfigError, WeightsError, install_command
+
+ONNX_SUFFIX = ".json"
+BATCH = 32  # pictures in one run of a network that takes any number
+
+
+@dataclass(frozen=True)
+class OnnxSettings:
+    """How pictures enter an ONNX network: `(pixel - mean) * scale`, with pixels from 0 to 255."""
+
+    onnx: str
+    """Name of the .onnx file, which lies in the same folder."""
+    name: str
+    """Name of the encoder."""
+    licence: str
+    """Licence of the weights."""
+    image_size: int
+    """Side of the pictures that the network takes, in pixels."""
+    output: str
+    """Name of the output that is the vector."""
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """What is taken from each channel, in the order of `channels`; in the file one number may stand for all three."""
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """What each channel is then multiplied by; in the file `std`, which divides, may take its place."""
+    channels: Literal["rgb", "bgr"] = "rgb"
+    """Order of the channels."""
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    """Order of the axes."""
+    crop: Crop = WHOLE
+    """Part of the picture that is read: left edge, top edge, side, as shares of the picture's side."""
+
+
+class OnnxExpressionEncoder:
+    """An ONNX network as `data.face_encoders.ExpressionEncoder`.
+
+    It has no gradients and no action units: words become vectors through the expression bank
+    (`conditioning.expression_space="encoder"`).
+
+    Attributes:
+        settings: how pictures enter the network.
+        checksum: SHA-256 over the ONNX file and the settings (without the file's name), as both decide the vectors.
+        width: numbers in one vector, W.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Reads the settings in a JSON file and the network beside it.
+
+        Raises:
+            WeightsError: a file is missing or damaged, a setting is unknown, missing or not allowed, the network has no
+                such output or not one picture as its input, or onnxruntime is not installed.
+        """
+        self.settings = read_settings(path)
+        self._file = path.with_name(self.settings.onnx)
+        try:
+            content = self._file.read_bytes()
+        except OSError as e:
+            raise WeightsError(f"{path}: onnx={self.settings.onnx!r}: no such file beside it") from e
+        decisive = dataclasses.asdict(dataclasses.replace(self.settings, onnx=""))
+        digest = hashlib.sha256(content)
+        digest.update(json.dumps(decisive, sort_keys=True).encode())
+        self.checksum = digest.hexdigest()
+        self._session = _open_session(content, self._file)
+        self._input, self._single = self._check_input()
+        self.width = self._run(np.zeros((1, self.settings.image_size, self.settings.image_size, 3), np.uint8)).shape[1]
+
+    @property
+    def name(self) -> str:
+        """Name of the encoder."""
+        return self.settings.name
+
+    @property
+    def licence(self) -> str:
+        """Licence of the weights."""
+        return self.settings.licence
+
+    def __call__(self, pictures: UInt8[np.ndarray, "B S S 3"]) -> Float32[np.ndarray, "B W"]:
+        """The vectors of square RGB pictures of any size, as the network gives them.
+
+        Raises:
+            TypeError: the pictures are not uint8.
+            ValueError: they have another shape.
+        """
+        pictures = np.asarray(pictures)
+        if pictures.dtype != np.uint8:
+            raise TypeError(f"{self.name}: pictures have dtype {pictures.dtype}, must be uint8")
+        if pictures.ndim != 4 or pictures.shape[1] != pictures.shape[2] or pictures.shape[3] != 3:
+            raise ValueError(f"{self.name}: pictures have shape {pictures.shape}, must be (count, side, side, 3)")
+        resized = [self._resize(picture) for picture in pictures]
+        step = 1 if self._single else BATCH
+        parts = [self._run(np.stack(resized[i : i + step])) for i in range(0, len(resized), step)]
+        return np.concatenate([np.zeros((0, self.width), np.float32), *parts])
+
+    def write(self, path: Path) -> None:
+        """Copies settings and network; the settings, written last, say that the copy is complete.
+
+        Args:
+            path: the JSON file; the network is written beside it, with the suffix .onnx.
+        """
+        onnx = path.with_suffix(".onnx")
+        temporary = path.with_name(f".{onnx.name}")
+        shutil.copyfile(self._file, temporary)
+        os.replace(temporary, onnx)
+        temporary = path.with_name(f".{path.name}")
+        settings = dataclasses.replace(self.settings, onnx=onnx.name)
+        temporary.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n", "utf-8")
+        os.replace(temporary, path)
+
+    def _resize(self, picture: UInt8[np.ndarray, "S S 3"]) -> UInt8[np.ndarray, "s s 3"]:
+        size, (left, top, share) = self.settings.image_size, self.settings.crop
+        side = len(picture)
+        if self.settings.crop == WHOLE and side == size:
+            return picture
+        box = (left * side, top * side, (left + share) * side, (top + share) * side)
+        image = Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR, box)
+        return np.asarray(image)
+
+    def _run(self, pictures: UInt8[np.ndarray, "B s s 3"]) -> Float32[np.ndarray, "B W"]:
+        x = pictures[..., ::-1] if self.settings.channels == "bgr" else pictures
+        mean, scale = (np.array(three, np.float32) for three in (self.settings.mean, self.settings.scale))
+        x = (x.astype(np.float32) - mean) * scale
+        x = x.transpose(0, 3, 1, 2) if self.settings.layout == "nchw" else x
+        try:
+            (vectors,) = self._session.run([self.settings.output], {self._input: np.ascontiguousarray(x)})
+        except Exception as e:  # onnxruntime raises kinds of its own
+            raise WeightsError(f"{self._file}: cannot be run on pictures {x.shape}: {e}") from e
+        return np.asarray(vectors, np.float32).reshape(len(pictures), -1)
+
+    def _check_input(self) -> tuple[str, bool]:
+        """Name of the input, and whether it takes one picture only."""
+        inputs = self._session.get_inputs()
+        outputs = [output.name for output in self._session.get_outputs()]
+        size = self.settings.image_size
+        wanted = [3, size, size] if self.settings.layout == "nchw" else [size, size, 3]
+        problems = []
+        if self.settings.output not in outputs:
+            problems.append(f"no output {self.settings.output!r} (has {', '.join(outputs)})")
+        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
+            found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+            problems.append(f"inputs {found}: must be one of float pictures")
+        elif any(isinstance(n, int) and n != w for n, w in zip(inputs[0].shape[1:], wanted, strict=True)):
+            problems.append(f"input {inputs[0].name} has shape {inputs[0].shape}, settings say (B, *{wanted})")
+        if problems:
+            raise WeightsError(f"{self._file}: {'; '.join(problems)}")
+        return inputs[0].name, inputs[0].shape[0] == 1
+
+
+def read_settings(path: Path) -> OnnxSettings:
+    """The settings in a JSON file.
+
+    Raises:
+        WeightsError: the file is missing or no JSON object, or its entries are not those of `OnnxSettings`; all
+            problems are named.
+    """
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except OSError as e:
+        raise WeightsError(f"{path}: no such file") from e
+    except ValueError as e:
+        raise WeightsError(f"{path}: not JSON ({e})") from e
+    if not isinstance(values, Mapping):
+        raise WeightsError(f"{path}: holds a {type(values).__name__}, must be an object")
+    values = dict(values)
+    problems = _unknown_or_missing(values)
+    for field, kind in (("onnx", str), ("name", str), ("licence", str), ("image_size", int), ("output", str)):
+        if field in values and (not isinstance(values[field], kind) or not values[field] or values[field] is True):
+            problems.append(f"{field}={values[field]!r}: must be a {'text' if kind is str else 'positive number'}")
+    if isinstance(values.get("onnx"), str) and Path(values["onnx"]).name != values["onnx"]:
+        problems.append(f"onnx={values['onnx']!r}: must be the name of a file in the same folder")
+    for field, allowed in (("channels", ("rgb", "bgr")), ("layout", ("nchw", "nhwc"))):
+        if field in values and values[field] not in allowed:
+            problems.append(f"{field}={values[field]!r}: must be {' or '.join(allowed)}")
+    for field in ("mean", "scale", "std", "crop"):
+        if field in values:
+            values[field] = _three(values[field], field, problems)
+    if "std" in values and not problems:
+        std = values.pop("std")
+        if 0.0 in std:
+            problems.append(f"std={std}: must not be 0")
+        else:
+            values["scale"] = tuple(1.0 / s for s in std)
+    if not problems and "crop" in values:
+        try:
+            require_crop(values["crop"], "crop")
+        except ConfigError as e:
+            problems.append(str(e))
+    if problems:
+        raise WeightsError(f"{path}: {'; '.join(problems)}")
+    return OnnxSettings(**values)
+
+
+def _unknown_or_missing(values: Mapping[str, Any]) -> list[str]:
+    fields = {f.name: f.default is dataclasses.MISSING for f in dataclasses.fields(OnnxSettings)}
+    problems = [f"unknown entry {key!r}" for key in sorted(values.keys() - fields.keys() - {"std"})]
+    problems += [f"missing entry {key!r}" for key, required in fields.items() if required and key not in values]
+    if "std" in values and "scale" in values:
+        problems.append("both 'scale' and 'std': keep one")
+    return problems
+
+
+def _three(value: object, field: str, problems: list[str]) -> tuple[float, ...]:
+    """One or three numbers as three."""
+    numbers = [value] * 3 if isinstance(value, (int, float)) and field != "crop" else value
+    good = isinstance(numbers, list) and len(numbers) == 3 and all(
+        isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers
+    )  # fmt: skip
+    if not good or not isinstance(numbers, list):
+        problems.append(f"{field}={value!r}: must be {'' if field == 'crop' else 'one number or '}three numbers")
+        return (0.0, 0.0, 1.0)
+    return tuple(float(n) for n in numbers)
+
+
+def _open_session(content: bytes, file: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise WeightsError(f"{file}: an ONNX file needs onnxruntime ({install_command('photo')})") from e
+    try:  # from memory, so that a file whose weights lie in other files is refused: a copy would lack them
+        return onnxruntime.InferenceSession(content, providers=onnxruntime.get_available_providers())
+    except Exception as e:  # onnxruntime raises kinds of its own
+        raise WeightsError(f"{file}: damaged, no ONNX file, or its weights lie in other files ({e})") from e

@@ -1,0 +1,1 @@
+"""The multimodal diffusion transformer of the SD3 family with decoupled condition branches."""

@@ -1,0 +1,109 @@
+"""Projections around attention: queries, keys and values of a stream, and those of the decoupled branches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import Initializer, zeros
+from jaxtyping import Array, Bool, Float
+
+from genaffect_jax.kernels.fused_bias import add_bias, biased_heads
+from genaffect_jax.kernels.remat import keep_product
+from genaffect_jax.models.layers import Linear, RMSNorm, joined_product, xavier_uniform
+from genaffect_jax.models.mmdit.attention import QKV, KeyValue, attend
+from genaffect_jax.models.quantised import Products
+
+# Initial scale of a branch's normalised keys. With 1 the first attention to a reference is nearly even over its places.
+KEY_SCALE = 3.0
+
+
+class QKVProjection(nnx.Module):
+    """Queries, keys and values of one stream, with RMS norm over each head's queries and keys if asked for."""
+
+    def __init__(
+        self, width: int, heads: int, head_dim: int, *, qk_norm: bool, rngs: nnx.Rngs, dtype: Any = jnp.float32,
+        products: Products = "full",
+    ) -> None:  # fmt: skip
+        self.heads, self.head_dim = heads, head_dim
+
+        def project() -> Linear:
+            return Linear(width, heads * head_dim, axes=("embed", "heads"), rngs=rngs, dtype=dtype, products=products)
+
+        self.query, self.key, self.value = project(), project(), project()
+        self.query_norm = RMSNorm(head_dim, dtype=dtype) if qk_norm else None
+        self.key_norm = RMSNorm(head_dim, dtype=dtype) if qk_norm else None
+
+    def __call__(self, x: Float[Array, "*batch S D"]) -> QKV:
+        # One product for all three reads `x` once.
+        layers = (self.query, self.key, self.value)
+        product = joined_product(x, layers)
+        bias = jnp.concatenate([layer.bias[...] for layer in layers if layer.bias is not None])
+        if self.query_norm is not None and self.key_norm is not None:
+            return QKV(*biased_heads(product, bias, self.query_norm.scale[...], self.key_norm.scale[...]))
+        joined = keep_product(add_bias(product, bias))
+        return QKV(*(y.reshape(*x.shape[:-1], self.heads, self.head_dim) for y in jnp.split(joined, 3, axis=-1)))
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head attention of one stream to itself; `bounded` is that of `attention.attend`."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        head_dim: int,
+        *,
+        qk_norm: bool,
+        out_init: Initializer = xavier_uniform,
+        bounded: bool = False,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        products: Products = "full",
+    ) -> None:
+        self.bounded = bounded
+        common: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "products": products}
+        self.qkv = QKVProjection(width, heads, head_dim, qk_norm=qk_norm, **common)
+        self.out = Linear(heads * head_dim, width, axes=("heads", "embed"), kernel_init=out_init, **common)
+
+    def __call__(
+        self, x: Float[Array, "*batch S D"], mask: Bool[Array, "*batch S"] | None = None
+    ) -> Float[Array, "*batch S D"]:
+        return self.out.biased(self.product(x, mask))
+
+    def product(
+        self, x: Float[Array, "*batch S D"], mask: Bool[Array, "*batch S"] | None = None
+    ) -> Float[Array, "*batch S D"]:
+        """The result without its bias."""
+        qkv = self.qkv(x)
+        return self.out.product(attend(qkv.query, qkv.key, qkv.value, mask, bounded=self.bounded))
+
+
+class ConditionBranch(nnx.Module):
+    """Key and value projections of one decoupled cross-attention branch (IP-Adapter, Ye et al. 2023, arXiv 2308.06721).
+
+    The image queries of the joint attention look at these keys. Values start at zero, so that a new branch adds
+    exactly nothing. Keys start as a copy of the query projection `queries`: image tokens then look at the condition
+    tokens most like themselves, which for a reference picture are those at the same place, before anything is
+    learned.
+    """
+
+    def __init__(self, queries: QKVProjection, width: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
+        self.heads, self.head_dim = queries.heads, queries.head_dim
+        features = self.heads * self.head_dim
+        axes = ("embed", "heads")
+
+        def like_queries(key: Any, shape: Any, dtype: Any = None, out_sharding: Any = None) -> Array:
+            return jnp.array(queries.query.kernel[...], dtype, copy=True)
+
+        self.key = Linear(width, features, axes=axes, use_bias=False, kernel_init=like_queries, rngs=rngs, dtype=dtype)
+        self.value = Linear(width, features, axes=axes, use_bias=False, kernel_init=zeros, rngs=rngs, dtype=dtype)
+        self.key_norm = (
+            None if queries.key_norm is None else RMSNorm(self.head_dim, initial_scale=KEY_SCALE, dtype=dtype)
+        )
+
+    def __call__(self, tokens: Float[Array, "*batch K D"]) -> KeyValue:
+        shape = (*tokens.shape[:-1], self.heads, self.head_dim)
+        key, value = self.key(tokens).reshape(shape), self.value(tokens).reshape(shape)
+        return KeyValue(key if self.key_norm is None else self.key_norm(key), value)

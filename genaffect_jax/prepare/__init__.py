@@ -1,0 +1,1 @@
+"""What is done to data and weights before training."""

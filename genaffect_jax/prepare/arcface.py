@@ -1,0 +1,55 @@
+"""`python -m genaffect_jax.prepare arcface`: ArcFace weights as an identity encoder of this package.
+
+python -m genaffect_jax.prepare arcface --weights w600k_r50.onnx --licence "..." --out arcface_r50.safetensors
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from genaffect_jax.config.encoders import ARCFACE_CROP
+from genaffect_jax.interop.arcface.weights import convert_arcface
+from genaffect_jax.io.weight_file import WeightDType
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Write ArcFace weights as an identity encoder of this package."""
+
+    weights: Path
+    """IResNet weights: .onnx, .safetensors, .pt or .pth."""
+    licence: str
+    """Licence of the weights; stands in the file and in every report made with it."""
+    out: Path
+    """The .safetensors file to write."""
+    name: str | None = None
+    """Name of the encoder; the name of the weights without suffix if left out."""
+    crop: tuple[float, float, float] = ARCFACE_CROP
+    """Part of a picture that the network looks at: left edge, top edge, side, as shares of the picture's side. The
+    default suits pictures of python -m genaffect_jax.prepare photos; 0 0 1 is the whole picture."""
+    dtype: WeightDType = "float32"
+    """Type the numbers are stored in."""
+
+
+def run(arguments: Arguments, console: Console) -> bool:
+    """Converts the weights and says what they are.
+
+    Raises:
+        ConfigError, WeightsError: see `interop.arcface.weights.convert_arcface`.
+    """
+    name = arguments.weights.stem if arguments.name is None else arguments.name
+    config = convert_arcface(
+        arguments.weights,
+        arguments.out,
+        name=name,
+        licence=arguments.licence,
+        crop=arguments.crop,
+        dtype=arguments.dtype,
+    )
+    console.print(
+        f"{arguments.out}: {name}, IResNet of {sum(config.depths)} blocks, {config.width} numbers", markup=False
+    )
+    return True

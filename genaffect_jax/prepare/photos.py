@@ -1,0 +1,49 @@
+"""`python -m genaffect_jax.prepare photos`: a folder of photos as aligned pictures, ready for training.
+
+python -m genaffect_jax.prepare photos --root PHOTOS --out ALIGNED --models MODELS
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from genaffect_jax.data.photos.align_folder import REJECTED, align_folder
+from genaffect_jax.data.photos.reader import MIN_FACE, PhotoAligner
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Find the face in every photo of a folder and write square pictures in which it has a fixed place."""
+
+    root: Path
+    """Photos: <identity>/<expression>[_n].<suffix>, or a folder with metadata.jsonl or metadata.csv."""
+    out: Path
+    """Folder to write; it must not exist. It has the same layout, of PNG files."""
+    models: Path
+    """Folder of an insightface model pack (.onnx files), or an insightface root with one; nothing is downloaded."""
+    face_index: int = 0
+    """Which face of each photo, counted from the largest, 0."""
+    size: int = 512
+    """Side of the pictures, in pixels."""
+    min_face: float = MIN_FACE
+    """Photos are left out whose square of eyes, nose and mouth is narrower than this, in pixels of the photo."""
+
+
+def run(arguments: Arguments, console: Console) -> bool:
+    """Aligns the photos and says how many.
+
+    Raises:
+        ConfigError, DataError: see `data.photos.align_folder.align_folder`.
+    """
+    aligner = PhotoAligner(arguments.models, arguments.face_index, arguments.min_face)
+    report = align_folder(arguments.root, arguments.out, aligner, arguments.size)
+    console.print(
+        f"{arguments.out}: {report.aligned} pictures ({report.several} of photos with several faces), "
+        f"{report.rejected} files left out, see {arguments.out / REJECTED}",
+        markup=False,
+        highlight=False,
+    )
+    return True

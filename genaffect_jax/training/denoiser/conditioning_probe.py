@@ -1,0 +1,181 @@
+"""Does the generator listen? The held-out loss with the right conditions, with those of others, and the two gaps.
+
+Adapters on diffusion transformers are known to learn to ignore their condition: the noisy picture alone explains most
+of the velocity, and pictures of a fixed style come out whatever is asked for. The training loss does not show it. What
+does: the loss on people who are not trained on, once as it is, once with another person's references, once with
+another expression. A model that uses a condition gets worse without it; the difference is the gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from genaffect_jax.config import FlowConfig
+from genaffect_jax.data.loader import make_loader
+from genaffect_jax.data.sources.base import Source
+from genaffect_jax.diffusion import flow
+from genaffect_jax.errors import DataError
+from genaffect_jax.models.autoencoder.model import AutoencoderKL
+from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.models.genaffect import GenAffect
+from genaffect_jax.parallel.sharding import batch_parts, batch_sharding, place, replicated
+from genaffect_jax.parallel.xla import compiler_options
+from genaffect_jax.training.denoiser.loss import batch_conditions, to_latents
+from genaffect_jax.training.step import Batch
+
+NOISE_LEVELS = 4
+LARGEST_SETS = 8
+CONDITIONS = ("identity", "expression")
+RIGHT = "gap/right_loss"
+_VARIANTS = (RIGHT, *CONDITIONS)
+
+
+def noise_levels(config: FlowConfig, count: int) -> Float[Array, " count"]:
+    """Noise levels in (0, 1) that share training's distribution: the middles of `count` equally likely parts."""
+    return flow.sigma_quantile((jnp.arange(count) + 0.5) / count, config)
+
+
+def other_expressions(vectors: Float[np.ndarray, "G E W"]) -> Float[np.ndarray, "G E W"]:
+    """For each picture the expression vector of another one, and a different vector: of the next picture of the same
+    person that has one, or of the next person's.
+
+    Raises:
+        DataError: all vectors are equal.
+    """
+    groups, expressions = vectors.shape[:2]
+    others = np.empty_like(vectors)
+    for g, e in np.ndindex(groups, expressions):
+        candidates = (
+            vectors[(g + i) % groups, (e + j) % expressions] for i in range(groups) for j in range(expressions)
+        )
+        different = next((v for v in candidates if not np.array_equal(v, vectors[g, e])), None)
+        if different is None:
+            raise DataError(f"all {groups * expressions} held-out pictures show the same expression; two are needed")
+        others[g, e] = different
+    return others
+
+
+class ConditionGap:
+    """Measures the gaps of any parameters on one fixed batch, with fixed noise; compiled once.
+
+    The loss is training's (with `change_weight`), without dropout, over `NOISE_LEVELS` levels. The weight always
+    follows from the right reference. A prompt stays the right one: the expression gap is what the expression tokens
+    add to it.
+
+    Args:
+        config: objective.
+        generator: the network.
+        autoencoder: encodes pictures, if the batch holds pictures.
+        frozen: as for the training loss.
+        batch: as for the training loss; every set shows another person. At least two sets.
+        mesh: the batch is cut over the devices if it divides, or else lies whole on each.
+        seed: seed of the noise.
+
+    Raises:
+        ValueError: fewer than two sets.
+        DataError: all expressions are equal.
+    """
+
+    def __init__(
+        self, config: FlowConfig, generator: Functional[GenAffect], autoencoder: Functional[AutoencoderKL],
+        frozen: Mapping[str, Any], batch: Batch, mesh: Mesh, seed: int = 0,
+    ) -> None:  # fmt: skip
+        sets = len(batch["target"])
+        if sets < 2:
+            raise ValueError(f"condition gap: a batch of {sets} set(s); another person's references need two")
+        names = ("reference", "embedding", "target", "expression", "prompt")
+        entries = {name: batch[name] for name in names if name in batch}
+        entries["other_expression"] = other_expressions(np.asarray(batch["expression"]))
+        cut = batch_sharding(mesh) if sets % batch_parts(mesh) == 0 else replicated(mesh)
+        self._batch = place(entries, cut)
+        self._frozen = frozen
+        self.program = jax.jit(
+            _losses(config, generator, autoencoder, seed), out_shardings=replicated(mesh),
+            compiler_options=compiler_options(),
+        )  # fmt: skip
+
+    def __call__(self, parameters: Parameters) -> dict[str, float]:
+        """The loss with the right conditions and, by condition, how much larger it is with another's.
+
+        Returns:
+            `gap/right_loss`; `gap/identity` and `gap/expression` in units of the loss; `gap/identity_relative` and
+            `gap/expression_relative` as shares of the right loss.
+        """
+        losses = dict(
+            zip(_VARIANTS, jax.device_get(self.program(parameters, self._frozen, self._batch)).tolist(), strict=True)
+        )
+        gaps = {name: losses[name] - losses[RIGHT] for name in CONDITIONS}
+        return {
+            RIGHT: losses[RIGHT],
+            **{f"gap/{name}": gap for name, gap in gaps.items()},
+            **{f"gap/{name}_relative": gap / max(losses[RIGHT], 1e-12) for name, gap in gaps.items()},
+        }
+
+
+def _losses(
+    config: FlowConfig, generator: Functional[GenAffect], autoencoder: Functional[AutoencoderKL], seed: int
+) -> Callable[[Parameters, Mapping[str, Any], Batch], Float[Array, " variants"]]:
+    def losses(parameters: Parameters, frozen: Mapping[str, Any], batch: Batch) -> Float[Array, " variants"]:
+        model = generator.merge(parameters)
+        reference = to_latents(autoencoder, frozen, batch["reference"])
+        target = to_latents(autoencoder, frozen, batch["target"])
+        weight = flow.change_weight(target, reference[:, 0], config.change_weight)
+        sigmas = noise_levels(config, NOISE_LEVELS)
+
+        def variant(given: Batch) -> Float[Array, ""]:
+            conditions = batch_conditions(model, frozen, {**batch, **given}, given["reference"])
+
+            def level(number: Int[Array, ""]) -> tuple[Array, Array]:
+                noise = jax.random.normal(jax.random.fold_in(jax.random.key(seed), number), target.shape)
+                sigma = jnp.full(target.shape[:2], sigmas[number])
+                velocity = model(flow.interpolate(target, noise, sigma), sigma, conditions)
+                return flow.flow_loss(velocity, flow.velocity_target(target, noise), weight)
+
+            # One level, and one variant, after the other: no more memory than a forward pass of one batch.
+            totals, counts = jax.lax.map(level, jnp.arange(NOISE_LEVELS))
+            return jnp.sum(totals) / jnp.sum(counts)
+
+        right = {"reference": reference, "expression": batch["expression"]}
+        if "embedding" in batch:
+            right["embedding"] = batch["embedding"]
+        rolled = {name: jnp.roll(value, 1, axis=0) for name, value in right.items() if name != "expression"}
+        variants = right, {**right, **rolled}, {**right, "expression": batch["other_expression"]}
+        return jax.lax.map(variant, jax.tree.map(lambda *values: jnp.stack(values), *variants))
+
+    return losses
+
+
+def held_out_batch(
+    source: Source, people: Sequence[str], *, expressions_per_set: int, seed: int, devices: int = 1,
+    prompts: Int[np.ndarray, " pictures"] | None = None,
+) -> Batch:  # fmt: skip
+    """One fixed batch of up to `LARGEST_SETS` people, one set each.
+
+    There are as many sets as divide over the devices if enough people do. People who show one expression only are left
+    out.
+
+    Raises:
+        DataError: fewer than two people are left.
+    """
+    shown: dict[str, set[bytes]] = {name: set() for name in people}
+    for picture in source.pictures:
+        if picture.identity in shown:
+            shown[picture.identity].add(picture.expression_key)
+    usable = [name for name in people if len(shown[name]) >= 2]
+    if len(usable) < 2:
+        raise DataError(f"{len(usable)} people with two expressions; comparing them needs at least two")
+    sets = min(len(usable), max(LARGEST_SETS, devices))
+    sets = sets // devices * devices or sets
+    loader = make_loader(
+        source, usable, batch_size=sets, expressions_per_set=expressions_per_set, seed=seed, workers=0, prompts=prompts
+    )
+    with closing(loader):
+        return next(loader)

@@ -1,0 +1,99 @@
+"""The generator's objective: rectified flow on the targets of a set, given its reference and the expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from genaffect_jax.config import FlowConfig
+from genaffect_jax.diffusion import flow
+from genaffect_jax.models.autoencoder.model import AutoencoderKL, normalise
+from genaffect_jax.models.functional import Functional
+from genaffect_jax.models.genaffect import GenAffect
+from genaffect_jax.models.mmdit.model import Conditions
+from genaffect_jax.training.denoiser.auxiliary import AuxiliaryLosses
+from genaffect_jax.training.step import Batch, Terms
+
+
+def make_generator_loss(
+    config: FlowConfig, autoencoder: Functional[AutoencoderKL], auxiliary: AuxiliaryLosses | None = None
+) -> Callable[[GenAffect, Mapping[str, Any], Batch, Key[Array, " G"]], Terms]:
+    """Builds the loss `(model, frozen, batch, keys) -> Terms`; what each set draws depends on its own key alone.
+
+    The batch holds `reference` [G, R, ...], `target` [G, E, ...] and `expression` [G, E, W]. Pictures are uint8
+    [S, S, 3] and are encoded here with `frozen["autoencoder"]`, its parameters; cached latents are floating point
+    [h, w, c]. For models with face embeddings the batch holds `embedding` [G, R, F], those of the references; for
+    models with a text stream `frozen["prompts"]` holds `models.prompts.Prompts`, and the batch `prompt` [G, E], their
+    rows. With `auxiliary` its terms are added to the loss and logged beside it; `frozen["auxiliary"]` holds what
+    `auxiliary.frozen()` gave.
+    """
+
+    def loss(model: GenAffect, frozen: Mapping[str, Any], batch: Batch, keys: Key[Array, " G"]) -> Terms:
+        reference = to_latents(autoencoder, frozen, batch["reference"])
+        target = to_latents(autoencoder, frozen, batch["target"])
+
+        def draw(key: Key[Array, ""]) -> Any:
+            sigma_key, noise_key, drop_key = jax.random.split(key, 3)
+            expressions, *latents = target.shape[1:]
+            return (
+                flow.sample_sigma(sigma_key, (expressions,), config),
+                jax.random.normal(noise_key, (expressions, *latents)),
+                [x[0] for x in flow.sample_drops(drop_key, 1, expressions, config)],
+            )
+
+        sigma, noise, (drop_identity, drop_expression, drop_text) = jax.vmap(draw)(keys)
+        conditions = batch_conditions(model, frozen, batch, reference, drop_identity, drop_expression, drop_text)
+        noisy = flow.interpolate(target, noise, sigma)
+        velocity = model(noisy, sigma, conditions)
+        weight = flow.change_weight(target, reference[:, 0], config.change_weight)
+        true_velocity = flow.velocity_target(target, noise)
+        terms = {
+            "loss": flow.flow_loss(velocity, true_velocity, weight),
+            "flow_loss": flow.flow_loss(velocity, true_velocity),
+        }
+        if auxiliary is not None:
+            distances = auxiliary.terms(
+                autoencoder.merge(frozen["autoencoder"]), frozen["auxiliary"],
+                flow.predicted_clean(noisy, velocity, sigma), sigma, batch["reference"], batch["expression"],
+                drop_identity, drop_expression,
+            )  # fmt: skip
+            terms = {**terms, "loss": auxiliary.add(terms["loss"], distances), **distances}
+        return terms
+
+    return loss
+
+
+def to_latents(autoencoder: Functional[AutoencoderKL], frozen: Mapping[str, Any], pictures: Array) -> Array:
+    """Latents (float32) of uint8 pictures [..., S, S, 3]; what is floating point is latents already."""
+    if pictures.dtype == jnp.uint8:
+        return autoencoder.merge(frozen["autoencoder"]).to_latents(normalise(pictures))
+    return pictures.astype(jnp.float32)
+
+
+def batch_conditions(
+    model: GenAffect,
+    frozen: Mapping[str, Any],
+    batch: Batch,
+    reference: Float[Array, "G R h w c"],
+    drop_identity: Bool[Array, " G"] | None = None,
+    drop_expression: Bool[Array, "G E"] | None = None,
+    drop_text: Bool[Array, "G E"] | None = None,
+) -> Conditions:
+    """The conditions of a batch, whose references' latents are given; see `GenAffect.conditions`."""
+    text = pooled = None
+    if "prompts" in frozen:
+        text, pooled = frozen["prompts"].lookup(batch["prompt"], drop_text)
+    return model.conditions(
+        reference,
+        jnp.ones(reference.shape[:2], bool),
+        batch["expression"],
+        drop_identity=drop_identity,
+        drop_expression=drop_expression,
+        embedding=batch.get("embedding"),
+        text=text,
+        pooled=pooled,
+    )

@@ -1,0 +1,188 @@
+"""Training of a face encoder, put together: pictures, objective, preview, and weight file and report at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from rich.console import Console
+
+from genaffect_jax.checkpoints.manager import Checkpoints
+from genaffect_jax.checkpoints.run_dir import REPORT_FILE, claim_workdir
+from genaffect_jax.config import AutoencoderConfig
+from genaffect_jax.config.encoders import EncoderRun
+from genaffect_jax.data.groups import split_identities
+from genaffect_jax.data.loader import make_loader
+from genaffect_jax.data.sources.base import Source
+from genaffect_jax.data.sources.open import open_source
+from genaffect_jax.data.sources.stored import AvatarSettings, StoredSource, store_avatars
+from genaffect_jax.errors import DataError
+from genaffect_jax.io.image_grid import contact_sheet
+from genaffect_jax.io.weight_file import load_weights, read_config, resolve_weights, save_weights
+from genaffect_jax.models.autoencoder.model import AutoencoderKL
+from genaffect_jax.models.face_encoders.encoder import AvatarEncoder, build_encoder, load_encoder
+from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.parallel.distributed import first_process_first, gathered, is_first
+from genaffect_jax.parallel.mesh import describe_devices, make_mesh
+from genaffect_jax.parallel.sharding import batch_share, check_batch, place, replicated
+from genaffect_jax.training.autoencoder.task import reconstruct
+from genaffect_jax.training.face_encoder.degrade import make_degrade
+from genaffect_jax.training.face_encoder.loss import (
+    EncoderInTraining,
+    channel_deviations,
+    encoder_parameters,
+    make_encoder_loss,
+)
+from genaffect_jax.training.face_encoder.report import HeldOut, expression_report, identity_report, write_report
+from genaffect_jax.training.loop import Job, fit
+from genaffect_jax.training.trainable import describe, select
+
+_PREVIEW_PEOPLE, _PREVIEW_EACH = 4, 6
+_SOFTEN_CALL = 64
+
+
+def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
+    """Trains a face encoder into a working folder; writes `<name>.safetensors` and `report.json` when it is done.
+
+    Returns:
+        True if all steps are done, False if a signal ended the run.
+
+    Raises:
+        ConfigError, DataError, WeightsError, CheckpointError, TrainingError: see their classes.
+    """
+    network = build_encoder(config.encoder, config.train.compute_dtype)
+    mesh = make_mesh(config.mesh)
+    check_batch(config.train.batch_size, config.train.accumulate, mesh)
+    share, shares = batch_share(mesh)
+    with first_process_first("working folder"):
+        resolved = claim_workdir(workdir, config)
+        source = open_encoder_source(config, workdir)
+    people, held_out = split_identities(source, config.data.holdout, config.split_seed)
+    in_training = Functional(
+        lambda rngs: EncoderInTraining(config.encoder, len(people), dtype=config.train.compute_dtype, rngs=rngs)
+    )
+    in_training = select(in_training, config.train)
+    console.print(f"{config.name}: {describe(in_training)} on {describe_devices(mesh)}")
+    console.print(f"{source.describe()}: {len(people)} people to train on, {len(held_out)} held out")
+    if len(held_out) < 4:
+        raise DataError(f"{len(held_out)} people held out, the report needs 4: raise data.holdout or data.identities")
+    autoencoder, frozen = _degrading_autoencoder(config)
+    trained_on = set(people)
+    vectors = np.stack([p.expression for p in source.pictures if p.identity in trained_on])
+    loader = make_loader(
+        source, people,
+        batch_size=config.train.batch_size,
+        expressions_per_set=config.data.expressions_per_set,
+        seed=config.train.seed,
+        workers=config.data.workers,
+        share=share,
+        shares=shares,
+    )  # fmt: skip
+    job = Job(
+        functional=in_training,
+        loss=make_encoder_loss(config, make_degrade(config.degrade, autoencoder), channel_deviations(vectors)),
+        frozen=place(frozen, replicated(mesh)),
+        batches=loader,
+        pictures_per_step=config.train.batch_size * config.data.expressions_per_set,
+        preview=_make_preview(config, network, source, held_out),
+        config=resolved,
+    )
+    if not fit(job, config.train, mesh, workdir, console):
+        return False
+    checkpoints = Checkpoints(workdir)
+    trained = encoder_parameters(gathered(checkpoints.averaged_parameters(in_training, mesh)))
+    if not is_first():
+        return True
+    summary = {
+        "data": source.describe(), "held_out_people": len(held_out), "split_seed": config.split_seed,
+        "seed": config.train.seed, "steps": checkpoints.latest_step(), "batch_size": config.train.batch_size,
+    }  # fmt: skip
+    metadata = {"name": config.name, "licence": config.licence, "training": json.dumps(summary)}
+    weights = workdir / f"{config.name}.safetensors"
+    save_weights(trained, weights, "bfloat16", config.encoder, metadata)
+
+    # The report is of the file as others will load it: rounded to bfloat16, computed in float32.
+    encoder = load_encoder(str(weights))
+    shown = HeldOut(source, held_out, _softener(autoencoder, frozen), drawn_from=_numbers(config, held_out))
+    if config.encoder.target == "identity":
+        report = identity_report(encoder, shown)
+    else:
+        report = expression_report(encoder, shown, vectors.mean(0))
+    write_report(
+        {"name": encoder.name, "checksum": encoder.checksum, "training": summary, **report}, workdir / REPORT_FILE
+    )
+    console.print_json(json.dumps({k: v for k, v in report.items() if k != "channels"}))
+    console.print(f"{weights}, {workdir / REPORT_FILE}: written")
+    return True
+
+
+def open_encoder_source(config: EncoderRun, workdir: Path) -> Source:
+    """The pictures of a run; procedural ones are drawn once, by all processors, and kept.
+
+    Raises:
+        DataError: see `data.sources.open.open_source` and `data.sources.stored.StoredSource`.
+    """
+    if config.data.source != "procedural":
+        return open_source(config.data, workdir)
+    data = config.data
+    settings = AvatarSettings(data.image_size, data.identities, data.expressions_per_identity, data.pose_scale)
+    workers = 0 if data.workers == 0 else len(os.sched_getaffinity(0))
+    return StoredSource(store_avatars(settings, config.stored or workdir, workers))
+
+
+def _degrading_autoencoder(config: EncoderRun) -> tuple[Functional[AutoencoderKL] | None, Parameters]:
+    if config.degrade.autoencoder is None:
+        return None, {}
+    path = resolve_weights(config.degrade.autoencoder)
+    found = read_config(path, AutoencoderConfig)
+    network = Functional(lambda rngs: AutoencoderKL(found, dtype=config.train.compute_dtype, rngs=rngs))
+    return network, load_weights(network, path)
+
+
+def _softener(autoencoder: Functional[AutoencoderKL] | None, parameters: Parameters) -> Any:
+    if autoencoder is None:
+        return None
+
+    def soften(pictures: UInt8[np.ndarray, "B S S 3"]) -> UInt8[np.ndarray, "B S S 3"]:
+        parts = [pictures[i : i + _SOFTEN_CALL] for i in range(0, len(pictures), _SOFTEN_CALL)]
+        return np.concatenate([reconstruct(autoencoder, parameters, part) for part in parts])
+
+    return soften
+
+
+def _numbers(config: EncoderRun, names: Sequence[str]) -> list[int]:
+    """Numbers of procedural people, by their names."""
+    return [int(n.removeprefix("avatar")) for n in names] if config.data.source == "procedural" else []
+
+
+def _make_preview(
+    config: EncoderRun, network: Functional, source: Source, people: Sequence[str]
+) -> Callable[[Parameters], UInt8[np.ndarray, "H W 3"]]:
+    """Held-out people, a row each: the cosine to the first picture, or the error of the expression vector."""
+    rows = [
+        [i for i, p in enumerate(source.pictures) if p.identity == name][:_PREVIEW_EACH]
+        for name in people[:_PREVIEW_PEOPLE]
+    ]
+    columns = min(len(row) for row in rows)
+    places = [i for row in rows for i in row[:columns]]
+    pictures = np.stack([source.load(i) for i in places])
+    true = np.stack([source.pictures[i].expression for i in places])
+
+    def preview(parameters: Parameters) -> UInt8[np.ndarray, "H W 3"]:
+        encoder = AvatarEncoder(
+            name=config.name, licence=config.licence, checksum="", config=config.encoder, network=network,
+            parameters=encoder_parameters(gathered(parameters)),
+        )  # fmt: skip
+        vectors = encoder(pictures)
+        if config.encoder.target == "identity":
+            labels = [f"cosine {v:.2f}" for v in vectors @ vectors[0]]
+        else:
+            labels = [f"error {e:.3f}" for e in np.abs(vectors - true).mean(-1)]
+        return contact_sheet(list(pictures), labels, columns=columns)
+
+    return preview

@@ -1,0 +1,70 @@
+"""What trains: patterns over the names of a network's parameters."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TypeVar
+
+from genaffect_jax.config import TrainConfig
+from genaffect_jax.errors import ConfigError
+from genaffect_jax.models.functional import Functional
+
+Network = TypeVar("Network", bound=Functional)
+
+FIXED = "!"
+"""In front of a pattern: what matches does not train."""
+PRESETS: dict[str, tuple[str, ...]] = {
+    "everything": ("*",),
+    # What Gen-AFFECT adds to the base model: token makers with their null tokens, and the branches of every block.
+    "adapters": (
+        "identity_tokens.*",
+        "expression_tokens.*",
+        "mmdit.segments.*.identity.*",
+        "mmdit.segments.*.expression.*",
+        "!*",
+    ),
+}
+_NAMED = 8
+
+
+def select(network: Network, config: TrainConfig) -> Network:
+    """The network of which only what `config.trains` chooses trains.
+
+    An entry of `trains` is a name in `PRESETS` or a pattern (`fnmatch`: `*` also matches dots), and the first pattern
+    that matches a parameter decides it. What never trains (position tables, kernels with a low-rank addition) is not
+    looked at; factors of low-rank additions always train.
+
+    Raises:
+        ConfigError: a pattern decides no parameter, no pattern decides a parameter, or nothing trains.
+    """
+    rules = [pattern for entry in config.trains for pattern in PRESETS.get(entry, (entry,))]
+    undecided = sorted(network.trainable - network.added)
+    chosen = set(network.added)
+    for rule in rules:
+        pattern = rule.removeprefix(FIXED)
+        matching = {name for name in undecided if fnmatchcase(name, pattern)}
+        if not matching:
+            earlier = any(fnmatchcase(name, pattern) for name in network.trainable - network.added)
+            reason = "the patterns before it decide all that it matches" if earlier else "it matches no parameter"
+            raise ConfigError(f"train.trains: {rule!r} decides nothing: {reason}{_like(network, undecided)}")
+        if not rule.startswith(FIXED):
+            chosen |= matching
+        undecided = [name for name in undecided if name not in matching]
+    if undecided:
+        names = ", ".join(undecided[:_NAMED]) + (", ..." if len(undecided) > _NAMED else "")
+        raise ConfigError(f"train.trains: no pattern decides {len(undecided)} parameters ({names}); "
+                          f"'{FIXED}*' at the end keeps them fixed, '*' trains them")  # fmt: skip
+    if not chosen:
+        raise ConfigError(f"train.trains={config.trains}: nothing trains")
+    return network.training(chosen)
+
+
+def _like(network: Functional, undecided: list[str]) -> str:
+    return f" (presets are {', '.join(PRESETS)}; names are like {(undecided or sorted(network.trainable))[0]})"
+
+
+def describe(network: Functional) -> str:
+    """How many parameters there are and how many of them train, in words."""
+    if network.trainable_size == network.size:
+        return f"{network.size / 1e6:.2f} M parameters, all train,"
+    return f"{network.trainable_size / 1e6:.2f} M of {network.size / 1e6:.2f} M parameters train,"
