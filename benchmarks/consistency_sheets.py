@@ -45,7 +45,6 @@ def settings_of(steps: int, layers: int) -> dict[str, dict[str, Any]]:
         "0": {"consistency": 0.0},
         "0.3": {"consistency": 0.3},
         "1": {"consistency": 1.0},
-        "0.5 grid": {**HALF, "shared_tokens": "grid"},
         "0, one noise": {"consistency": 0.0, **SHARED_NOISE},
         "0.5, one noise": {**HALF, **SHARED_NOISE},
         "1, one noise": {"consistency": 1.0, **SHARED_NOISE},

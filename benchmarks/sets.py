@@ -40,7 +40,6 @@ from genaffect_jax.drawing import Pictures, SetDrawer
 from genaffect_jax.generation import PICTURES, Controls, Kind, build_networks, make_program
 from genaffect_jax.models import autoencoder, mmdit
 from genaffect_jax.models.bounded_scores import LARGEST_SCORE, score_bound
-from genaffect_jax.models.inference import Inference
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.parallel.memory import program_bytes
 from genaffect_jax.parallel.sharding import replicated
@@ -82,11 +81,11 @@ def model_config(pixels: int, layers: int, heads: int, channels: tuple[int, ...]
     )
 
 
-def make_drawer(config: ModelConfig, prompts: int, bounded: bool) -> tuple[SetDrawer, bool]:
+def make_drawer(config: ModelConfig, prompts: int, max_free: bool) -> tuple[SetDrawer, bool]:
     """A drawer with random weights and random text embeddings on one device, and whether scores have a known bound."""
     weights = random_parameters(build_networks(config)[0])
-    bounded = bounded and score_bound(weights) <= LARGEST_SCORE
-    generator, pictures = build_networks(config, "bfloat16", Inference(bounded))
+    max_free = max_free and score_bound(weights) <= LARGEST_SCORE
+    generator, pictures = build_networks(config, "bfloat16", max_free)
     mesh = Mesh(np.array(jax.local_devices()[:1]), (PICTURES,))
     keys = jax.random.split(jax.random.key(1))
     table = Prompts(
@@ -99,7 +98,7 @@ def make_drawer(config: ModelConfig, prompts: int, bounded: bool) -> tuple[SetDr
     )
     drawer = SetDrawer(config, make_program(config, generator, pictures, mesh=mesh), weights, frozen, "bfloat16", 1)
     drawer.compiled = Programs()
-    return drawer, bounded
+    return drawer, max_free
 
 
 def draw(drawer: SetDrawer, config: ModelConfig, size: int, references: np.ndarray, settings: SamplingConfig) -> Any:
@@ -237,7 +236,7 @@ def main(
     references: int = 4,
     reuse: int = 1,
     repeats: int = 2,
-    bounded: bool = True,
+    max_free: bool = True,
     results: Path | None = None,
     plot_file: Path | None = None,
     layers: int = 0,
@@ -257,7 +256,7 @@ def main(
         references: pictures of the person that the program encodes; `Pipeline` always gives it 4, some of them padding.
         reuse: evaluations that share one computation of the middle blocks.
         repeats: sets that are timed.
-        bounded: let attention use that its scores have a bound, as `Pipeline` does, if these weights give one.
+        max_free: let attention use that its scores have a bound, as `Pipeline` does, if these weights give one.
         results: file that the JSON lines are appended to.
         plot_file: draw the results file into this file and measure nothing.
         layers: use only this many blocks, for a try on a small machine; 0: all.
@@ -277,11 +276,11 @@ def main(
                 file.write(line + "\n")
 
     config = model_config(pixels, layers, heads, autoencoder_channels)
-    drawer, bounded = make_drawer(config, max(sizes) + 1, bounded)
+    drawer, max_free = make_drawer(config, max(sizes) + 1, max_free)
     say({
         "device": jax.devices()[0].device_kind, "jax": jax.__version__, "bank": bank, "consistency": consistency,
         "anchors": anchors, "chunk": chunk, "references": references, "reuse": reuse,
-        "bounded": bounded, "layers": config.mmdit.num_layers, "width": config.mmdit.width,
+        "max_free": max_free, "layers": config.mmdit.num_layers, "width": config.mmdit.width,
         "weights_gib": memory("bytes_in_use"), "peak_gib": memory("peak_bytes_in_use"),
     })  # fmt: skip
     people = np.random.default_rng(1).integers(0, 256, (references, pixels, pixels, 3), np.uint8)

@@ -54,7 +54,6 @@ def kind_and_controls(model: ModelConfig, trained_shift: float, settings: Sampli
     joint = settings.guidance is not None
     kind = Kind(
         mode=settings.mode, solver=settings.solver, shared=shared,
-        share_text=settings.share_text and settings.consistency > 0, tokens=settings.shared_tokens,
         guidance_limited=settings.guidance_interval != (0.0, 1.0),
         sharing_limited=bool(settings.consistency_layers or start or end is not None), reuses=settings.reuse > 1,
     )  # fmt: skip

@@ -16,16 +16,15 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from genaffect_jax.config import DType, GuidanceMode, ModelConfig, Solver
 from genaffect_jax.diffusion.guidance import BRANCHES, branch_drops, guided, repeat_branches
 from genaffect_jax.diffusion.sampler import evaluations, item_noise, sample
-from genaffect_jax.models.attention import KeyValue, Tokens
+from genaffect_jax.models.attention import KeyValue
 from genaffect_jax.models.autoencoder import AutoencoderKL, normalise, to_uint8
 from genaffect_jax.models.face_encoders import FaceEncoder
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.genaffect import BranchScales, GenAffect
-from genaffect_jax.models.inference import PLAIN, Inference
 from genaffect_jax.models.lora import LoraNetwork
 from genaffect_jax.models.mmdit import Conditions
 from genaffect_jax.models.reuse import Added, Reuse
-from genaffect_jax.models.sharing import Sharing, grid_tokens, random_tokens
+from genaffect_jax.models.sharing import Sharing, random_tokens
 from genaffect_jax.models.tiling import decode_tiled
 from genaffect_jax.parallel.compiler import compiler_options
 
@@ -50,10 +49,6 @@ class Kind:
     """S, image tokens that every anchor shares."""
     anchors: int = 0
     """Pictures, the first of each group, that form the pool; 0: none, or the pool is given."""
-    share_text: bool = False
-    """Whether anchors share their text tokens."""
-    tokens: Literal["random", "grid"] = "random"
-    """Which tokens are shared."""
     pool: Literal["made", "kept", "given"] = "made"
     """Whether the anchors' keys and values of every evaluation are also a result, or an argument."""
     guidance_limited: bool = False
@@ -68,7 +63,7 @@ class Kind:
     @property
     def shares(self) -> bool:
         """Whether the pictures of a group see each other at all."""
-        return (self.anchors > 0 or self.pool == "given") and (self.shared > 0 or self.share_text)
+        return (self.anchors > 0 or self.pool == "given") and self.shared > 0
 
 
 @jax.tree_util.register_dataclass
@@ -146,16 +141,17 @@ Program = Callable[..., tuple[UInt8[Array, "G E S S 3"], Bank | None]]
 
 
 def build_networks(
-    config: ModelConfig, dtype: DType = "float32", inference: Inference = PLAIN
+    config: ModelConfig, dtype: DType = "float32", max_free: bool = False
 ) -> tuple[Functional[GenAffect], Functional[AutoencoderKL]]:
     """The generator and the autoencoder of a model, without parameters; `dtype` is the type of activations.
 
-    `inference` is for networks that only draw.
+    `max_free` is for networks that only draw with parameters whose `bounded_scores.score_bound` is at most its
+    `LARGEST_SCORE` (see `MMDiT`).
 
     Raises:
         ConfigError: `config.lora` does not fit the generator (see `models.lora.LoraNetwork`).
     """
-    generator = Functional(lambda rngs: GenAffect(config, rngs=rngs, dtype=dtype, inference=inference))
+    generator = Functional(lambda rngs: GenAffect(config, rngs=rngs, dtype=dtype, max_free=max_free))
     return (
         LoraNetwork(generator, config.lora) if config.lora.rank else generator,
         Functional(lambda rngs: AutoencoderKL(config.autoencoder, rngs=rngs, dtype=dtype)),
@@ -221,12 +217,11 @@ def make_program(
     return spread
 
 
-def bank_bytes(config: ModelConfig, kind: Kind, steps: int, text_tokens: int, item_bytes: int) -> int:
+def bank_bytes(config: ModelConfig, kind: Kind, steps: int, item_bytes: int) -> int:
     """Size of the bank of one group's anchors, in bytes, for models whose activations have `item_bytes`."""
     network = config.mmdit
-    tokens = kind.anchors * (kind.shared + (text_tokens if kind.share_text else 0))
     rows = evaluations(kind.solver, steps) * network.num_layers * len(BRANCHES[kind.mode])
-    return 2 * rows * tokens * network.width * item_bytes
+    return 2 * rows * kind.anchors * kind.shared * network.width * item_bytes
 
 
 def _encode(
@@ -271,14 +266,9 @@ def _denoise(
 ) -> tuple[Float[Array, "G E h w c"], Bank | None]:
     """From the pictures' noise to clean latents, and the bank, if it is kept."""
 
-    fixed = None
-    if kind.tokens == "grid":
-        places = config.mmdit.sample_size // config.mmdit.patch_size
-        fixed = grid_tokens(config.mmdit.num_layers, places, places, kind.shared, controls.candidates)
-
     def make_velocity(conditions: Conditions) -> Callable:
         def velocity(noisy: Array, sigma: Array, evaluation: Array, memory: Memory) -> tuple[Array, Memory]:
-            sharing = _sharing(config, controls, kind, bank, sigma, evaluation, fixed)
+            sharing = _sharing(config, controls, kind, bank, sigma, evaluation)
             reuse = Reuse(evaluation % controls.reuse != 0, memory.added) if kind.reuses else None
             found, left = model.consistent(
                 noisy, jnp.full(noisy.shape[:2], sigma), conditions, *controls.scales.at(sigma), sharing, reuse
@@ -303,7 +293,7 @@ def _denoise(
                 noisy, jnp.zeros(noisy.shape[:2]), conditions, 1.0, 1.0, sharing, Reuse() if kind.reuses else None
             )[1],
             repeat_branches(noise, kind.mode),
-            _sharing(config, controls, kind, bank, jnp.ones(()), jnp.zeros((), int), fixed),
+            _sharing(config, controls, kind, bank, jnp.ones(()), jnp.zeros((), int)),
         )  # fmt: skip
         rows = evaluations(kind.solver, controls.sigmas.shape[0] - 1)
         empty = Memory(jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), left.pool), left.added)
@@ -327,19 +317,14 @@ def _sharing(
     bank: Bank | None,
     sigma: Array,
     evaluation: Array,
-    fixed: Tokens | None,
 ) -> Sharing | None:
-    """What the pictures share in one evaluation: the tokens `fixed`, or others each time."""
+    """What the pictures share in one evaluation, other tokens each time."""
     if not kind.shares:
         return None
     network = config.mmdit
     layers, side = network.num_layers, network.sample_size // network.patch_size
-    tokens = fixed
-    if tokens is None:
-        key = jax.random.fold_in(jax.random.key(controls.seed), TOKENS_PURPOSE)
-        tokens = random_tokens(
-            jax.random.fold_in(key, evaluation), layers, side * side, kind.shared, controls.candidates
-        )
+    key = jax.random.fold_in(jax.random.key(controls.seed), TOKENS_PURPOSE)
+    tokens = random_tokens(jax.random.fold_in(key, evaluation), layers, side * side, kind.shared, controls.candidates)
     active = None
     if kind.sharing_limited:
         low, high = controls.sharing_interval
@@ -347,4 +332,4 @@ def _sharing(
     pool = None
     if kind.pool == "given":
         pool = jax.tree.map(lambda rows: jax.lax.dynamic_index_in_dim(rows, evaluation, 0, keepdims=False), bank)
-    return Sharing(tokens, active, pool, kind.anchors, kind.share_text, keep_pool=kind.pool == "kept")
+    return Sharing(tokens, active, pool, kind.anchors, keep_pool=kind.pool == "kept")

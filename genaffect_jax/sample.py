@@ -31,7 +31,6 @@ from genaffect_jax.config import ConfigError, SamplingConfig
 from genaffect_jax.data.pictures import DataError
 from genaffect_jax.faces.expression_space import ExpressionError
 from genaffect_jax.faces.grammar import check_expressions
-from genaffect_jax.models.quantised import Products
 from genaffect_jax.models.weights import WeightsError
 from genaffect_jax.morph import morph_expressions
 from genaffect_jax.parallel.compiler import use_compilation_cache
@@ -41,7 +40,7 @@ from genaffect_jax.training.checkpoint import LATEST, CheckpointError
 
 # Options about what pictures share.
 SHARING = ("anchors", "anchor_expressions", "consistency_layers", "consistency_start", "consistency_end",
-           "shared_tokens", "shared_mask", "share_text", "bank")  # fmt: skip
+           "shared_mask", "bank")  # fmt: skip
 DEFAULT_EXPRESSIONS = "joy,sadness,anger,fear,surprise,disgust,neutral"
 
 
@@ -70,9 +69,6 @@ class Arguments(SamplingConfig):
     """Folder of an insightface model pack (.onnx files), or an insightface root with one pack, for --align face."""
     face_index: int = 0
     """Which face of an identity's pictures, counted from the largest, 0; expressions' pictures show their largest."""
-    products: Products = "full"
-    """How the large matrix products are computed: full, or int8 or float8, of factors rounded to 8 bits; the pictures
-    change a little. Needs the extra quantised. With --add_to, what the set was drawn with."""
     anchor_expressions: str = ""
     """Expressions that all pictures look at, in the set or not; left out: the first --anchors of the set. Needs
     --consistency above 0, as all options about sharing do."""
@@ -141,8 +137,7 @@ def _draw(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
     earlier = None if arguments.add_to is None else AvatarSet.load(arguments.add_to)
     pipeline = Pipeline.load(
         arguments.model, arguments.expression_encoder, align=arguments.align, face_models=arguments.face_models,
-        face_index=arguments.face_index, products=arguments.products,
-        checkpoint=arguments.checkpoint,
+        face_index=arguments.face_index, checkpoint=arguments.checkpoint,
     )  # fmt: skip
     console.print(f"model {pipeline.name}", soft_wrap=True, highlight=False)
     # Pictures come in chunks; the spinner shows that one is on its way.

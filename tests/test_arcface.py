@@ -158,6 +158,10 @@ def test_other_files_are_refused(small, tmp_path):
     (tmp_path / "weights.bin").write_bytes(b"")
     with pytest.raises(WeightsError, match=r"suffix '.bin', must be"):
         read_arcface(tmp_path / "weights.bin")
+    for name in ("weights.pt", "weights.pth"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(WeightsError, match=rf"{name}: pickle files are not read.* convert it to safetensors"):
+            read_arcface(tmp_path / name)
     with pytest.raises(ConfigError, match="must not be empty"):
         convert_arcface(small / "folded.onnx", tmp_path / "x.safetensors", name="x", licence=" ")
     with pytest.raises(ConfigError, match=r"encoder.crop=\(0.5, 0.0, 0.6\)"):

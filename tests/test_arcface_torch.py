@@ -1,15 +1,15 @@
-"""ArcFace weights from torch itself: a randomly initialised IResNet, exported to ONNX and saved as a state dict."""
+"""ArcFace weights from torch itself: a randomly initialised IResNet, exported to ONNX and saved in safetensors."""
 
 import jax
 import numpy as np
 import onnxruntime
 import pytest
 from arcface_models import random_state
+from safetensors.numpy import save_file
 
 from genaffect_jax.config.encoders import WHOLE
 from genaffect_jax.interop.arcface_weights import read_arcface
 from genaffect_jax.models.avatar_encoders import build_encoder
-from genaffect_jax.models.weights import WeightsError
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -96,16 +96,8 @@ def test_torchs_own_export_equals_onnxruntime(network, batch, tmp_path, fold):
 
 
 def test_a_state_dict_of_a_parallel_training_equals_torch(network, batch, tmp_path):
-    torch.save({f"module.{key}": value for key, value in network.state_dict().items()}, tmp_path / "w.pth")
+    state = {f"module.{key}": value.numpy() for key, value in network.state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors")
     with torch.no_grad():
         expected = torch.nn.functional.normalize(network(torch.from_numpy(batch).permute(0, 3, 1, 2))).numpy()
-    np.testing.assert_allclose(ours(tmp_path / "w.pth", batch), expected, atol=1e-4)
-
-
-def test_a_pickle_that_could_run_code_is_refused(network, tmp_path):
-    torch.save(network, tmp_path / "module.pt")
-    with pytest.raises(WeightsError, match="no plain state dict"):
-        read_arcface(tmp_path / "module.pt")
-    torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(WeightsError, match="holds no state dict"):
-        read_arcface(tmp_path / "list.pt")
+    np.testing.assert_allclose(ours(tmp_path / "w.safetensors", batch), expected, atol=1e-4)

@@ -56,12 +56,8 @@ class SamplingConfig:
     """First step, from 0, in which pictures share."""
     consistency_end: int | None = None
     """First step in which they no longer share; left out: they share to the end."""
-    shared_tokens: Literal["random", "grid"] = "random"
-    """Which tokens are shared: drawn anew in every step and layer, or always the same even grid."""
     shared_mask: Path | None = None
     """Picture whose bright parts (a face, the foreground) hold all tokens that may be shared; left out: all may."""
-    share_text: bool = False
-    """Share the text tokens of anchors as well."""
     reuse: int = field(default=1, metadata=ADDED_LATER)
     """Evaluations in a row that share one computation of the middle blocks, at least 1; 1 computes all blocks in each.
     Larger is faster and an approximation (docs/consistency.md)."""

@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from genaffect_jax.models.attention_backends import (
     choose_backend,
-    has_bounded_attention,
-    prefers_bounded_attention,
+    has_max_free_attention,
+    prefers_max_free_attention,
     run_backend,
 )
 
@@ -48,7 +48,7 @@ class Tokens(NamedTuple):
 @overload
 def attend(
     query: Array, key: Array, value: Array, mask: Array | None = None, *, return_lse: Literal[False] = False,
-    bounded: bool = False,
+    max_free: bool = False,
 ) -> Array: ...  # fmt: skip
 @overload
 def attend(
@@ -61,23 +61,24 @@ def attend(
     mask: Bool[Array, "*batch K"] | None = None,
     *,
     return_lse: bool = False,
-    bounded: bool = False,
+    max_free: bool = False,
 ) -> Float[Array, "*batch Q N*H"] | tuple[Float[Array, "*batch Q N*H"], Float32[Array, "*batch Q N"]]:
     """Scaled dot-product attention, softmax in float32; heads are joined again.
 
     Half precision without a mask runs on an NVIDIA GPU in cuDNN's flash attention, everything on a TPU in splash
-    attention; neither writes the scores to memory. Long sequences with bounded scores go to `models.hopper_attention`
-    on a Hopper GPU. The rest runs in XLA's own operations.
+    attention; neither writes the scores to memory. With `max_free`, long sequences go to `models.hopper_attention` on a
+    Hopper GPU. The rest runs in XLA's own operations.
 
     Args:
         query, key, value: split into heads; any lengths.
         mask: keys where it is False are unseen; at least one key of each batch entry must be seen.
         return_lse: also give the log-sum-exp of every query's scores, float32, for `merge`.
-        bounded: all scores are known to lie within `bounded_scores.LARGEST_SCORE`.
+        max_free: whether the kernel without a running maximum may be used: all scores are known to lie within
+            `bounded_scores.LARGEST_SCORE`.
     """
     *batch, length, heads, size = query.shape
     plain = mask is None and not return_lse
-    if bounded and plain and prefers_bounded_attention(length, query.dtype, size):
+    if max_free and plain and prefers_max_free_attention(length, query.dtype, size):
         return attend_all(query, [KeyValue(key, value)])
     q, k, v = (x.reshape(-1, *x.shape[len(batch) :]) for x in (query, key, value))
     flat = None if mask is None else mask.reshape(-1, mask.shape[-1])
@@ -87,21 +88,21 @@ def attend(
 
 
 def attend_all(query: Float[Array, "*batch Q N H"], sources: Sequence[KeyValue]) -> Float[Array, "*batch Q N*H"]:
-    """Attention with bounded scores to the keys of all sources as if they were one sequence, without joining them.
+    """Max-free attention to the keys of all sources as if they were one sequence, without joining them.
+
+    All scores must lie within `bounded_scores.LARGEST_SCORE`.
 
     Args:
         query: split into heads.
         sources: keys and values; those with fewer axes, [*first batch axes, K, N, H], serve all entries of the axes
             that they lack.
     """
-    from genaffect_jax.models.hopper_attention import bounded_attention
+    from genaffect_jax.models.hopper_attention import max_free_attention
 
     def flat(x: Array) -> Array:
         return x.reshape(-1, *x.shape[-3:])
 
-    # Of an anchor that shares everything nothing is left.
-    arrays = [(flat(source.key), flat(source.value)) for source in sources if source.key.shape[-3]]
-    out = bounded_attention(flat(query), arrays)
+    out = max_free_attention(flat(query), [(flat(source.key), flat(source.value)) for source in sources])
     return out.reshape(*query.shape[:-2], -1)
 
 
@@ -150,23 +151,15 @@ def join(image: Float[Array, "*batch L N H"], text: Float[Array, "*batch T N H"]
 
 
 def joint_attention(
-    image: QKV, text: QKV, *, bounded: bool = False
+    image: QKV, text: QKV, *, max_free: bool = False
 ) -> tuple[Float[Array, "*batch L N*H"], Float[Array, "*batch T N*H"]]:
     """Attention over the joined image and text sequences of each picture, cut into the two streams again."""
-    return _cut(attend(*(join(*pair) for pair in zip(image, text, strict=True)), bounded=bounded), image)
+    return _cut(attend(*(join(*pair) for pair in zip(image, text, strict=True)), max_free=max_free), image)
 
 
-def anchor_pool(image: QKV, text: QKV, tokens: Tokens, anchors: int, share_text: bool) -> KeyValue:
-    """What the first `anchors` pictures of a group show the whole group: keys and values [G, A*S, N, H].
-
-    With `share_text` their text tokens too: [G, A*(S+T), N, H].
-    """
-
-    def pool(image: Array, text: Array) -> Array:
-        seen = jnp.take(image[:, :anchors], tokens.shared, axis=2)
-        return fold(join(seen, text[:, :anchors]) if share_text else seen)
-
-    return KeyValue(pool(image.key, text.key), pool(image.value, text.value))
+def anchor_pool(image: QKV, tokens: Tokens, anchors: int) -> KeyValue:
+    """What the first `anchors` pictures of a group show the whole group: keys and values [G, A*S, N, H]."""
+    return KeyValue(*(fold(jnp.take(x[:, :anchors], tokens.shared, axis=2)) for x in (image.key, image.value)))
 
 
 def consistent_attention(
@@ -176,8 +169,7 @@ def consistent_attention(
     pool: KeyValue,
     *,
     anchors: int,
-    share_text: bool = False,
-    bounded: bool = False,
+    max_free: bool = False,
 ) -> tuple[Float[Array, "G E L N*H"], Float[Array, "G E T N*H"]]:
     """Joint attention in which the pictures of a group also see the tokens I of its anchors.
 
@@ -192,39 +184,28 @@ def consistent_attention(
         tokens: which image tokens are shared, the same for the whole set.
         pool: what `anchor_pool` made of the same layer and tokens, of these pictures or of an earlier pass.
         anchors: the first so many pictures contribute to `pool`; 0 if the pool is that of other pictures.
-        share_text: whether `pool` holds the anchors' text as well.
-        bounded: see `attend`. Where a kernel reads own keys and pool in one pass, nothing is merged.
+        max_free: see `attend`. Where a kernel reads own keys and pool in one pass, nothing is merged.
 
     Returns:
         The image and the text stream.
     """
     query = join(image.query, text.query)
+    pairs = (image.key, text.key), (image.value, text.value)
     # Each part of the group with its own keys and values.
     parts: list[tuple[Array, KeyValue]] = []
     if anchors:
         # The own part of an anchor holds what of it is not in the pool.
-        own = [jnp.take(x[:, :anchors], tokens.own, axis=2) for x in (image.key, image.value)]
-        if not share_text:
-            own = [join(x, y[:, :anchors]) for x, y in zip(own, (text.key, text.value), strict=True)]
+        own = (join(jnp.take(x[:, :anchors], tokens.own, axis=2), y[:, :anchors]) for x, y in pairs)
         parts.append((query[:, :anchors], KeyValue(*own)))
     if anchors < query.shape[1]:
-        pairs = (image.key, text.key), (image.value, text.value)
         parts.append((query[:, anchors:], KeyValue(*(join(x[:, anchors:], y[:, anchors:]) for x, y in pairs))))
-    if bounded and has_bounded_attention(query.dtype, query.shape[-1]):
+    if max_free and has_max_free_attention(query.dtype, query.shape[-1]):
         return _cut(jnp.concatenate([attend_all(q, [own, pool]) for q, own in parts], axis=1), image)
-    outs, sums = zip(*(_attend_own(q, own) for q, own in parts), strict=True)
+    outs, sums = zip(*(attend(q, *own, return_lse=True) for q, own in parts), strict=True)
     own_part = (jnp.concatenate(outs, axis=1), jnp.concatenate(sums, axis=1))
     out, lse = attend(fold(query), pool.key, pool.value, return_lse=True)
     pool_part = (out.reshape(own_part[0].shape), lse.reshape(own_part[1].shape))
     return _cut(merge(own_part, pool_part), image)
-
-
-def _attend_own(query: Float[Array, "G E Q N H"], own: KeyValue) -> tuple[Array, Array]:
-    if own.key.shape[2]:
-        return attend(query, own.key, own.value, return_lse=True)
-    # Everything is shared.
-    nothing = jnp.full(query.shape[:-1], -jnp.inf, jnp.float32)
-    return jnp.zeros((*query.shape[:-2], query.shape[-2] * query.shape[-1]), query.dtype), nothing
 
 
 def _cut(mixed: Float[Array, "*batch L+T D"], image: QKV) -> tuple[Array, Array]:

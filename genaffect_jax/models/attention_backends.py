@@ -27,7 +27,7 @@ _LANES = 128
 _SPLASH_BLOCKS = (512, 256, 128)
 # One array of keys: from so many queries on `hopper_attention` is faster than cuDNN, if its tiles of 64 are nearly full
 # (docs/performance.md).
-BOUNDED_FROM, BOUNDED_TILE, BOUNDED_WASTE = 1024, 64, 0.02
+MAX_FREE_FROM, MAX_FREE_TILE, MAX_FREE_WASTE = 1024, 64, 0.02
 
 
 def choose_backend(dtype: Any, masked: bool) -> Backend:
@@ -41,15 +41,15 @@ def choose_backend(dtype: Any, masked: bool) -> Backend:
     return "cudnn" if platform() == "gpu" and half and not masked else "xla"
 
 
-def has_bounded_attention(dtype: Any, head_size: int) -> bool:
+def has_max_free_attention(dtype: Any, head_size: int) -> bool:
     """Whether `models.hopper_attention` serves what programs are compiled for: it uses Hopper's own instructions."""
     return is_hopper() and dtype in (jnp.bfloat16, jnp.float16) and head_size == 64
 
 
-def prefers_bounded_attention(length: int, dtype: Any, head_size: int) -> bool:
+def prefers_max_free_attention(length: int, dtype: Any, head_size: int) -> bool:
     """Whether `models.hopper_attention` is there, and faster than cuDNN for so many queries and one array of keys."""
-    waste = -length % BOUNDED_TILE
-    return length >= BOUNDED_FROM and waste <= BOUNDED_WASTE * length and has_bounded_attention(dtype, head_size)
+    waste = -length % MAX_FREE_TILE
+    return length >= MAX_FREE_FROM and waste <= MAX_FREE_WASTE * length and has_max_free_attention(dtype, head_size)
 
 
 def run_backend(

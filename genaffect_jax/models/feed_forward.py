@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from genaffect_jax.models.full_product import input_gradient, kernel_gradient
-from genaffect_jax.models.quantised import Products, product
+from genaffect_jax.models.full_product import full_product, input_gradient, kernel_gradient
 from genaffect_jax.models.rematerialisation import keep_product
 from genaffect_jax.models.token_pass import token_pass
 from genaffect_jax.parallel.kernels import run_on_shares
@@ -21,40 +20,36 @@ from genaffect_jax.parallel.kernels import run_on_shares
 GELU_SCALE, GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def gelu_products(
     x: Float[Array, "G *batch i"],
     up: Float[Array, "i h"],
     bias: Float[Array, " h"],
     down: Float[Array, "h o"],
-    products: Products,
     dtype: Any,
 ) -> Float[Array, "G *batch o"]:
     """`gelu(x @ up + bias) @ down`, with GELU in its tanh form.
 
-    The gradients are written out, those of full products whatever `products` are. What they read is `x @ up + bias`,
-    which is named to be kept; GELU of it is made again in the same pass over the tokens as its gradient and that of the
-    bias (`models.token_pass`).
+    The gradients are written out. What they read is `x @ up + bias`, which is named to be kept; GELU of it is made
+    again in the same pass over the tokens as its gradient and that of the bias (`models.token_pass`).
 
     Args:
         x: tokens.
         up, bias, down: parameters.
-        products, dtype: see `quantised.product`.
+        dtype: type of what is multiplied, of the sums and of the result.
     """
-    return _forward(x, up, bias, down, products, dtype)[0]
+    return _forward(x, up, bias, down, dtype)[0]
 
 
-def _forward(
-    x: Array, up: Array, bias: Array, down: Array, products: Products, dtype: Any
-) -> tuple[Array, tuple[Array, ...]]:
-    before = product(x, up, products, dtype, dtype) + bias.astype(dtype)
-    y = product(jax.nn.gelu(before), down, products, dtype, dtype)
+def _forward(x: Array, up: Array, bias: Array, down: Array, dtype: Any) -> tuple[Array, tuple[Array, ...]]:
+    before = full_product(x.astype(dtype), up.astype(dtype), dtype) + bias.astype(dtype)
+    y = full_product(jax.nn.gelu(before), down.astype(dtype), dtype)
     # Only the copy that is kept has the name: where what is named is also used, JAX rounds it first, and cuBLAS could
     # not make GELU within the product.
     return y, (x, keep_product(before), up, bias, down)
 
 
-def _backward(_products: Products, dtype: Any, kept: tuple[Array, ...], gradient: Array) -> tuple[Array, ...]:
+def _backward(dtype: Any, kept: tuple[Array, ...], gradient: Array) -> tuple[Array, ...]:
     x, before, up, bias, down = kept
     tokens = ("batch", *(None,) * (before.ndim - 2), "mlp")
 

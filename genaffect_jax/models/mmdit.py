@@ -19,7 +19,6 @@ from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.config import MMDiTConfig
 from genaffect_jax.models.attention import KeyValue
-from genaffect_jax.models.inference import PLAIN, Inference
 from genaffect_jax.models.layers import (
     TIMESTEP_FEATURES,
     Embedder,
@@ -139,12 +138,13 @@ class MMDiT(nnx.Module):
         branches: whether every block has the identity and expression branches.
         rngs: source of the initial values.
         dtype: compute type (float32 or bfloat16); parameters are float32.
-        inference: how to compute where no gradient is taken.
+        max_free: attention may use the kernel without a running maximum (`models.hopper_attention`), which takes no
+            gradient: all scores are known to lie within `bounded_scores.LARGEST_SCORE`.
     """
 
     def __init__(
         self, config: MMDiTConfig, *, branches: bool, rngs: nnx.Rngs, dtype: Any = jnp.float32,
-        inference: Inference = PLAIN,
+        max_free: bool = False,
     ) -> None:  # fmt: skip
         self.config, self.branches, self.dtype = config, branches, dtype
         width, patch_width = config.width, config.patch_size**2
@@ -177,7 +177,7 @@ class MMDiT(nnx.Module):
                     dual=dual,
                     last=last,
                     branches=branches,
-                    inference=inference,
+                    max_free=max_free,
                     dtype=dtype,
                 ),
                 len(list(run)),

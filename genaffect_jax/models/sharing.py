@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from genaffect_jax.models.attention import (
     QKV,
@@ -38,35 +37,31 @@ class Sharing:
     `anchors` pictures."""
     anchors: int = field(default=0, metadata={"static": True})
     """Pictures, the first of each group, whose tokens everybody sees; 0 with an earlier pool."""
-    share_text: bool = field(default=False, metadata={"static": True})
-    """Whether the text tokens of anchors are shared too."""
     keep_pool: bool = field(default=False, metadata={"static": True})
     """Whether the network returns the pool of every layer, for pictures that are drawn later."""
 
 
-def mix(image: QKV, text: QKV, sharing: Sharing | None, bounded: bool = False) -> tuple[Streams, KeyValue | None]:
+def mix(image: QKV, text: QKV, sharing: Sharing | None, max_free: bool = False) -> tuple[Streams, KeyValue | None]:
     """The attention of one block: joint, or consistent with one layer's `sharing` (its arrays without the first axis).
 
-    `bounded` is that of `attention.attend`.
+    `max_free` is that of `attention.attend`.
 
     Returns:
         The image and the text stream, and the pool if it is to be kept.
     """
     if sharing is None:
-        return joint_attention(image, text, bounded=bounded), None
+        return joint_attention(image, text, max_free=max_free), None
     pool = sharing.pool
     if pool is None:
-        pool = anchor_pool(image, text, sharing.tokens, sharing.anchors, sharing.share_text)
+        pool = anchor_pool(image, sharing.tokens, sharing.anchors)
 
     def consistent() -> Streams:
-        return consistent_attention(
-            image, text, sharing.tokens, pool, anchors=sharing.anchors, share_text=sharing.share_text, bounded=bounded
-        )
+        return consistent_attention(image, text, sharing.tokens, pool, anchors=sharing.anchors, max_free=max_free)
 
     kept = pool if sharing.keep_pool else None
     if sharing.active is None:
         return consistent(), kept
-    return jax.lax.cond(sharing.active, consistent, lambda: joint_attention(image, text, bounded=bounded)), kept
+    return jax.lax.cond(sharing.active, consistent, lambda: joint_attention(image, text, max_free=max_free)), kept
 
 
 def random_tokens(
@@ -79,32 +74,8 @@ def random_tokens(
         layers, length, count: sizes; `count` is S.
         candidates: draw among these only; there must be at least `count` of them.
     """
-    return _lowest(jax.random.uniform(key, (layers, length)), count, candidates)
-
-
-def grid_tokens(
-    layers: int, rows: int, columns: int, count: int, candidates: Bool[Array, " L"] | None = None
-) -> Tokens:
-    """The same evenly spread tokens in every layer: the first of an ordered dither.
-
-    A half is a checkerboard, a quarter every second token of every second row (Bayer 1973).
-    """
-    ranks = bayer_ranks(rows, columns).ravel().astype(np.float32)
-    return _lowest(jnp.broadcast_to(ranks / (ranks.max() + 1.0), (layers, rows * columns)), count, candidates)
-
-
-def _lowest(scores: Float[Array, "layers L"], count: int, candidates: Bool[Array, " L"] | None) -> Tokens:
-    """The tokens of the lowest scores, which lie in [0, 1), and the rest."""
-    if candidates is not None:
+    scores = jax.random.uniform(key, (layers, length))
+    if candidates is not None:  # scores lie in [0, 1), so that all candidates come first
         scores = jnp.where(candidates, scores, scores + 1.0)
     order = jnp.argsort(scores, axis=1).astype(jnp.int32)
     return Tokens(order[:, :count], order[:, count:])
-
-
-def bayer_ranks(rows: int, columns: int) -> Int[np.ndarray, "rows columns"]:
-    """The threshold matrix of ordered dithering: bits of `x ^ y` and `y`, interleaved from the lowest on top."""
-    y, x = np.indices((rows, columns))
-    rank = np.zeros((rows, columns), np.int64)
-    for bit in range(max(rows, columns).bit_length()):
-        rank = (rank << 2) | ((((x ^ y) >> bit) & 1) << 1) | ((y >> bit) & 1)
-    return rank
