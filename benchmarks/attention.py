@@ -22,9 +22,14 @@ HEADS, HEAD_SIZE = 24, 64
 GROUPS, EXPRESSIONS = 2, 8
 # Queries, own keys, keys of the pool (0: none).
 CASES = {
-    "set, 512 px": (1357, 845, 4096), "set, 1024 px": (4429, 2381, 16384), "image only, 512 px": (1024, 1024, 0),
-    "image only, 1024 px": (4096, 4096, 0), "joint, 512 px": (1357, 1357, 0), "odd": (77, 5, 131), "few": (33, 7, 0),
-}  # fmt: skip
+    "set, 512 px": (1357, 845, 4096),
+    "set, 1024 px": (4429, 2381, 16384),
+    "image only, 512 px": (1024, 1024, 0),
+    "image only, 1024 px": (4096, 4096, 0),
+    "joint, 512 px": (1357, 1357, 0),
+    "odd": (77, 5, 131),
+    "few": (33, 7, 0),
+}
 CHECKED = 40
 
 
@@ -79,10 +84,12 @@ def main(cases: tuple[str, ...] = tuple(CASES), scale: float = 1.5, repeats: int
             spent = milliseconds(call, repeats)
             operations = 4 * GROUPS * EXPRESSIONS * length * (own + pool) * HEADS * HEAD_SIZE
             row = {
-                "case": case, "attention": name, "milliseconds": round(spent, 3),
+                "case": case,
+                "attention": name,
+                "milliseconds": round(spent, 3),
                 "tflops": round(operations / spent / 1e9),
                 "relative_error": float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted)),
-            }  # fmt: skip
+            }
             print(json.dumps(row), flush=True)
 
 

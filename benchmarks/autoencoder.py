@@ -58,16 +58,22 @@ def measure(name: str, function: Callable[..., object], *arguments: object, repe
 
 def main(options: Benchmark) -> None:
     """Times encoding, decoding and, if asked, a training step of one configuration."""
-    config = replace(AutoencoderConfig.avatar_tiny(), block_out_channels=options.channels, layers_per_block=options.layers,
-                     norm_num_groups=options.groups)  # fmt: skip
+    config = replace(
+        AutoencoderConfig.avatar_tiny(),
+        block_out_channels=options.channels,
+        layers_per_block=options.layers,
+        norm_num_groups=options.groups,
+    )
     network = Functional(lambda rngs: AutoencoderKL(config, dtype=jnp.dtype(options.dtype), rngs=rngs))
     parameters = jax.jit(network.init)(jax.random.key(0))
     pictures = jax.random.uniform(jax.random.key(1), (options.batch, options.size, options.size, 3), minval=-1)
     encode = jax.jit(lambda parameters, x: network.merge(parameters).to_latents(x))
     decode = jax.jit(lambda parameters, z: network.merge(parameters).from_latents(z))
     latents = encode(parameters, pictures)
-    print(f"channels {options.channels}, layers {options.layers}, groups {options.groups}, {options.dtype}: "
-          f"{network.size / 1e6:.2f} M parameters; {options.batch} pictures of {options.size} px")  # fmt: skip
+    print(
+        f"channels {options.channels}, layers {options.layers}, groups {options.groups}, {options.dtype}: "
+        f"{network.size / 1e6:.2f} M parameters; {options.batch} pictures of {options.size} px"
+    )
     counts = {"repeats": options.repeats, "pictures": options.batch}
     measure("encode", encode, parameters, pictures, **counts)
     measure("decode", decode, parameters, latents, **counts)
@@ -83,8 +89,9 @@ def main(options: Benchmark) -> None:
             updates, moments = optimiser.update(gradient, moments, parameters)
             return optax.apply_updates(parameters, updates), moments
 
-        measure("train step", step, parameters, optimiser.init(parameters), to_uint8(pictures), jax.random.key(2),
-                **counts)  # fmt: skip
+        measure(
+            "train step", step, parameters, optimiser.init(parameters), to_uint8(pictures), jax.random.key(2), **counts
+        )
 
 
 if __name__ == "__main__":

@@ -118,9 +118,13 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, make in {
-        "identities": identities, "hair": hair, "expressions": expressions, "units": units, "extremes": extremes,
+        "identities": identities,
+        "hair": hair,
+        "expressions": expressions,
+        "units": units,
+        "extremes": extremes,
         "words": words,
-    }.items():  # fmt: skip
+    }.items():
         path = arguments.out / f"avatars_{name}.png"
         make().save(path, optimize=True)
         print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")

@@ -45,7 +45,6 @@ def settings_of(steps: int, layers: int) -> dict[str, dict[str, Any]]:
         "0": {"consistency": 0.0},
         "0.3": {"consistency": 0.3},
         "1": {"consistency": 1.0},
-        "0.5 grid": {**HALF, "shared_tokens": "grid"},
         "0, one noise": {"consistency": 0.0, **SHARED_NOISE},
         "0.5, one noise": {**HALF, **SHARED_NOISE},
         "1, one noise": {"consistency": 1.0, **SHARED_NOISE},
@@ -199,9 +198,14 @@ def main(
     assert first is not None
     figures["true drawings"] = dataclasses.asdict(measure(encoders, references, wanted, truth, truth, first))
     report = {
-        "model": pipeline.name, "people": list(people), "expressions": [e.name for e in wanted], "steps": steps,
-        "seed": seed, "measured_by": [e.name for e in encoders], "figures": figures,
-    }  # fmt: skip
+        "model": pipeline.name,
+        "people": list(people),
+        "expressions": [e.name for e in wanted],
+        "steps": steps,
+        "seed": seed,
+        "measured_by": [e.name for e in encoders],
+        "figures": figures,
+    }
     rows = {SHOWN.get(name, name): drawn[name] for name in only or SHOWN}
     write_png(sheet(references[0], wanted, {"true drawings": truth[0], **rows}), out / "consistency.png")
     for name, text in (("consistency.json", json.dumps(report, indent=2) + "\n"), ("consistency.md", table(figures))):

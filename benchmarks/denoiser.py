@@ -3,8 +3,7 @@
 SD3.5-medium, bfloat16, 8 expressions with guidance (a batch of 16 pictures), 333 text tokens: 77 of CLIP and 256 of T5.
 The weights are random numbers, not the zeros of a new model: products of zeros run faster than those of real numbers.
 `--branch_tokens 16 --consistency 0.5` adds both decoupled branches and lets the pictures of each guidance branch share
-half of their image tokens. `--products int8` multiplies 8-bit factors in the blocks' large products; shares and floor
-stay those of the bfloat16 product.
+half of their image tokens.
 """
 
 from __future__ import annotations
@@ -21,15 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from genaffect_jax.models.consistent_attention import Sharing, random_tokens
-from genaffect_jax.models.score_bound import LARGEST_SCORE, score_bound
 
 from genaffect_jax.config import MMDiTConfig
 from genaffect_jax.models.flops import forward_flops
 from genaffect_jax.models.functional import Functional, Parameters
-from genaffect_jax.models.inference import Inference
+from genaffect_jax.models.mmdit.consistent_attention import Sharing, random_tokens
 from genaffect_jax.models.mmdit.model import MMDiT
-from genaffect_jax.models.quantised import Products
+from genaffect_jax.models.mmdit.score_bound import LARGEST_SCORE, score_bound
 from genaffect_jax.parallel.xla import compiler_options
 
 MODELS = {
@@ -97,8 +94,7 @@ def main(
     layers: int = 0,
     branch_tokens: int = 0,
     consistency: float = 0.0,
-    bounded: bool = True,
-    products: Products = "full",
+    max_free: bool = True,
     scan: bool = True,
 ) -> None:
     """Times the denoiser.
@@ -112,8 +108,7 @@ def main(
         layers: run only this many blocks, for a first try on a small machine; 0 runs all.
         branch_tokens: identity tokens, and as many expression tokens; 0: a model without decoupled branches.
         consistency: share of its image tokens that every picture shows the others of its guidance branch.
-        bounded: use the kernel for scores of known bound where there is one, as the sampler does.
-        products: how the blocks' large matrix products are computed; int8 and float8 need the extra `quantised`.
+        max_free: use the kernel for scores of known bound where there is one, as the sampler does.
         scan: equal blocks as a loop, or unrolled.
     """
     config = dataclasses.replace(MODELS[model](), scan_layers=scan)
@@ -122,11 +117,9 @@ def main(
         config = dataclasses.replace(config, num_layers=layers, dual_attention_layers=dual)
     branches = branch_tokens > 0
 
-    def make(bounded: bool) -> Functional[MMDiT]:
+    def make(max_free: bool) -> Functional[MMDiT]:
         return Functional(
-            lambda rngs: MMDiT(
-                config, branches=branches, rngs=rngs, dtype=jnp.bfloat16, inference=Inference(bounded, products)
-            )
+            lambda rngs: MMDiT(config, branches=branches, rngs=rngs, dtype=jnp.bfloat16, max_free=max_free)
         )
 
     @partial(jax.jit, compiler_options=compiler_options())
@@ -143,7 +136,7 @@ def main(
     device = jax.devices()[0].device_kind
     print(json.dumps({"device": device, "jax": jax.__version__, "matmul_tflops": round(peak, 1)}), flush=True)
     parameters = random_parameters(make(False))
-    network = make(bounded and score_bound(parameters) <= LARGEST_SCORE)
+    network = make(max_free and score_bound(parameters) <= LARGEST_SCORE)
     keys = iter(jax.random.split(jax.random.key(1), 4 + len(sizes)))
     shapes: dict[str, tuple[int, ...]] = {
         "text": (2, batch // 2, text_tokens, config.joint_attention_dim),
@@ -166,19 +159,29 @@ def main(
         spent = milliseconds(lambda: compiled(*arguments), repeats)  # noqa: B023 (used at once)
         shared = round(consistency * (side // config.patch_size) ** 2)
         flops = forward_flops(
-            config, batch, side, text_tokens, identity_tokens=branch_tokens, expression_tokens=branch_tokens,
+            config,
+            batch,
+            side,
+            text_tokens,
+            identity_tokens=branch_tokens,
+            expression_tokens=branch_tokens,
             others=(batch // 2 - 1) * shared,
-        ).total  # fmt: skip
+        ).total
         rate = flops / spent / 1e9
         row = {
-            "model": model, "pixels": size, "batch": batch, "branch_tokens": branch_tokens, "consistency": consistency,
-            "bounded": bounded, "products": products,
+            "model": model,
+            "pixels": size,
+            "batch": batch,
+            "branch_tokens": branch_tokens,
+            "consistency": consistency,
+            "max_free": max_free,
             "milliseconds": round(spent, 2),
-            "tflops": round(rate, 1), "share_of_matmul_peak": round(rate / peak, 3),
+            "tflops": round(rate, 1),
+            "share_of_matmul_peak": round(rate / peak, 3),
             "floor_milliseconds": round(flops / peak / 1e9, 1),
             "temporary_gib": round(compiled.memory_analysis().temp_size_in_bytes / 2**30, 2),
             "compile_seconds": round(compilation, 1),
-        }  # fmt: skip
+        }
         print(json.dumps(row), flush=True)
 
 

@@ -128,15 +128,26 @@ def main(
     kinds = ("argument", "output", "alias", "temp")
     gib = {kind: round(getattr(memory, f"{kind}_size_in_bytes") / 2**30, 2) for kind in kinds}
     row = {
-        "device": jax.devices()[0].device_kind, "devices": mesh.size, "fsdp": fsdp, "jax": jax.__version__,
-        "model": model, "layers": config.num_layers, "pixels": pixels, "batch": batch, "remat": remat, "scan": scan,
-        "milliseconds": round(spent, 1), "tflops_a_device": round(flops / mesh.size / spent / 1e9, 1),
-        "compile_seconds": round(compilation, 1), **{f"{name}_gib": value for name, value in gib.items()},
+        "device": jax.devices()[0].device_kind,
+        "devices": mesh.size,
+        "fsdp": fsdp,
+        "jax": jax.__version__,
+        "model": model,
+        "layers": config.num_layers,
+        "pixels": pixels,
+        "batch": batch,
+        "remat": remat,
+        "scan": scan,
+        "milliseconds": round(spent, 1),
+        "tflops_a_device": round(flops / mesh.size / spent / 1e9, 1),
+        "compile_seconds": round(compilation, 1),
+        **{f"{name}_gib": value for name, value in gib.items()},
         "program_gib": round(gib["argument"] + gib["output"] - gib["alias"] + gib["temp"], 2),
         "peak_gib": round(stats["peak_bytes_in_use"] / 2**30, 2) if stats else None,
-        "attention_forward": text.count(CUDNN), "attention_backward": text.count(CUDNN_BACKWARD),
+        "attention_forward": text.count(CUDNN),
+        "attention_backward": text.count(CUDNN_BACKWARD),
         "losses": [round(float(value["loss"]), 4) for value in values[:3]],
-    }  # fmt: skip
+    }
     print(json.dumps(row), flush=True)
 
 

@@ -59,11 +59,15 @@ def sweep(
     """One set per scale of one branch, the other branch at 1; guidance 1 leaves the scale alone at work."""
     return [
         pipeline(
-            identity, expressions, guidance_identity=1.0, guidance_expression=1.0,
-            **{**dict.fromkeys(BRANCHES, 1.0), branch: scale}, **settings,
+            identity,
+            expressions,
+            guidance_identity=1.0,
+            guidance_expression=1.0,
+            **{**dict.fromkeys(BRANCHES, 1.0), branch: scale},
+            **settings,
         )
         for scale in SCALES
-    ]  # fmt: skip
+    ]
 
 
 def sweep_sheet(branch: str, sets: Sequence[AvatarSet]) -> UInt8[np.ndarray, "H W 3"]:
@@ -81,12 +85,14 @@ def true_drawings(identities: Sequence[str], sets: Sequence[AvatarSet]) -> list[
         dataclasses.replace(
             s,
             images=np.stack(
-                [draw(sample_identity(int(name.removeprefix("seed:"))), e.vector, len(s.reference))
-                 for e in s.expressions]
+                [
+                    draw(sample_identity(int(name.removeprefix("seed:"))), e.vector, len(s.reference))
+                    for e in s.expressions
+                ]
             ),
         )
         for name, s in zip(identities, sets, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def figures(encoders: Encoders, sets: Sequence[AvatarSet], people: Sequence[AvatarSet]) -> dict[str, Any]:
@@ -103,16 +109,24 @@ def figures(encoders: Encoders, sets: Sequence[AvatarSet], people: Sequence[Avat
 
 
 def make_sheets(
-    pipeline: Pipeline, out: Path, identities: Sequence[str], expressions: Sequence[Expression],
-    swept: Sequence[Expression], encoders: Encoders | None, **settings: Any,
-) -> dict[str, Any]:  # fmt: skip
+    pipeline: Pipeline,
+    out: Path,
+    identities: Sequence[str],
+    expressions: Sequence[Expression],
+    swept: Sequence[Expression],
+    encoders: Encoders | None,
+    **settings: Any,
+) -> dict[str, Any]:
     """Draws and measures everything into `out`; returns what `factors.json` holds."""
     sets = grid(pipeline, identities, expressions, **settings)
     write_png(grid_sheet(identities, sets), out / "factors.png")
     report: dict[str, Any] = {
-        "model": pipeline.name, "identities": list(identities), "expressions": [e.name for e in expressions],
-        "swept_expressions": [e.name for e in swept], **settings,
-    }  # fmt: skip
+        "model": pipeline.name,
+        "identities": list(identities),
+        "expressions": [e.name for e in expressions],
+        "swept_expressions": [e.name for e in swept],
+        **settings,
+    }
     if encoders:
         report["measured_by"] = "the avatar evaluators, which no generator is trained on"
         report["grid"] = figures(encoders, sets, sets)
@@ -162,9 +176,15 @@ def main(
     if measure:
         encoders = (load_identity_encoder(identity_evaluator), load_expression_encoder(expression_evaluator))
     report = make_sheets(
-        Pipeline.load(model), out, identities, parse_expressions(expressions), parse_expressions(swept), encoders,
-        steps=steps, seed=seed,
-    )  # fmt: skip
+        Pipeline.load(model),
+        out,
+        identities,
+        parse_expressions(expressions),
+        parse_expressions(swept),
+        encoders,
+        steps=steps,
+        seed=seed,
+    )
     for name in ("grid", *BRANCHES) if measure else ():
         print(name, json.dumps(report[name]))
     print(f"{out}: factors.png, identity_scale.png, expression_scale.png, factors.json")

@@ -48,9 +48,13 @@ def main(
         per_batch = batch_size * (1 + config.expressions_per_set)
         for count in workers:
             stream = make_loader(
-                pictures, people, batch_size=batch_size, expressions_per_set=config.expressions_per_set, seed=0,
+                pictures,
+                people,
+                batch_size=batch_size,
+                expressions_per_set=config.expressions_per_set,
+                seed=0,
                 workers=count,
-            )  # fmt: skip
+            )
             start = time.perf_counter()
             next(stream)
             first = time.perf_counter() - start

@@ -32,9 +32,14 @@ SHIFT = 3.0
 GUIDANCE = 4.0
 # The autoencoder of SD3 and SD3.5.
 AUTOENCODER = {
-    "latent_channels": 16, "layers_per_block": 2, "norm_num_groups": 32, "scaling_factor": 1.5305,
-    "shift_factor": 0.0609, "use_quant_conv": False, "use_post_quant_conv": False,
-}  # fmt: skip
+    "latent_channels": 16,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "scaling_factor": 1.5305,
+    "shift_factor": 0.0609,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
 
 
 class SharedAttention(torch.nn.Module):
@@ -54,9 +59,12 @@ class SharedAttention(torch.nn.Module):
         self.values = torch.nn.ModuleList(torch.nn.Linear(width, width, bias=False) for _ in tokens)
 
     def __call__(
-        self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None,
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Image tokens [B, L, D] and text tokens [B, T, D], as diffusers calls it."""
         assert encoder_hidden_states is not None
         length = hidden_states.shape[1]
@@ -138,17 +146,28 @@ def main(
     tokens = [normal(batch, BRANCH_TOKENS, width) for _ in range(2)]
     with device:
         transformer = SD3Transformer2DModel(
-            sample_size=128, patch_size=2, in_channels=16, num_layers=layers, attention_head_dim=HEAD,
-            num_attention_heads=attention_heads, joint_attention_dim=4096, caption_projection_dim=width,
-            pooled_projection_dim=2048, out_channels=16, pos_embed_max_size=384,
-            dual_attention_layers=tuple(range(min(13, layers))), qk_norm="rms_norm",
-        )  # fmt: skip
+            sample_size=128,
+            patch_size=2,
+            in_channels=16,
+            num_layers=layers,
+            attention_head_dim=HEAD,
+            num_attention_heads=attention_heads,
+            joint_attention_dim=4096,
+            caption_projection_dim=width,
+            pooled_projection_dim=2048,
+            out_channels=16,
+            pos_embed_max_size=384,
+            dual_attention_layers=tuple(range(min(13, layers))),
+            qk_norm="rms_norm",
+        )
         for layer, block in enumerate(transformer.transformer_blocks):
             block.attn.set_processor(SharedAttention(width, pictures, shown[layer], tokens))
         vae = AutoencoderKL(
-            block_out_channels=autoencoder_channels, **AUTOENCODER,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        )  # fmt: skip
+            block_out_channels=autoencoder_channels,
+            **AUTOENCODER,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        )
     transformer = transformer.to(torch.bfloat16).eval()
     vae = vae.to(torch.bfloat16).eval().to(memory_format=torch.channels_last)
     denoiser, encoder, decoder = transformer, vae.encoder, vae.decoder
@@ -173,10 +192,12 @@ def main(
         for level, following in pairwise(levels):
             shown.copy_(torch.rand(layers, length, device=device).argsort(dim=1)[:, : shown.shape[1]])
             velocity = denoiser(
-                hidden_states=latents.to(torch.bfloat16).repeat(2, 1, 1, 1), encoder_hidden_states=text,
-                pooled_projections=pooled, timestep=torch.full((batch,), 1000 * level, device=device),
+                hidden_states=latents.to(torch.bfloat16).repeat(2, 1, 1, 1),
+                encoder_hidden_states=text,
+                pooled_projections=pooled,
+                timestep=torch.full((batch,), 1000 * level, device=device),
                 return_dict=False,
-            )[0].float()  # fmt: skip
+            )[0].float()
             without, given = velocity.chunk(2)
             latents = latents + (following - level) * (without + GUIDANCE * (given - without))
         denoised = now()
@@ -201,17 +222,25 @@ def main(
     parts = [draw()[0] for _ in range(repeats)]
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
     row = {
-        "peer": "diffusers", "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "torch": torch.__version__, "compile_mode": compile_mode, "layers": layers, "width": width,
-        "pictures": pictures, "steps": steps, "pixels": pixels, "consistency": consistency,
+        "peer": "diffusers",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "compile_mode": compile_mode,
+        "layers": layers,
+        "width": width,
+        "pictures": pictures,
+        "steps": steps,
+        "pixels": pixels,
+        "consistency": consistency,
         "seconds": round(median(map(sum, parts)), 3),
         "encoding_seconds": round(median(p[0] for p in parts), 3),
         "denoising_seconds": round(median(p[1] for p in parts), 3),
         "decoding_seconds": round(median(p[2] for p in parts), 3),
-        "first_seconds": round(first[0], 1), "second_seconds": round(first[1], 2),
+        "first_seconds": round(first[0], 1),
+        "second_seconds": round(first[1], 2),
         "peak_gib": None if peak is None else round(peak, 2),
         "all_seconds": [round(sum(p), 3) for p in parts],
-    }  # fmt: skip
+    }
     print(json.dumps(row), flush=True)
 
 

@@ -39,7 +39,6 @@ from genaffect_jax.diffusion.schedule import padded_sigmas
 from genaffect_jax.inference.chunking import Pictures, SetDrawer
 from genaffect_jax.inference.program import PICTURES, Controls, Kind, make_program
 from genaffect_jax.models.build import build_networks
-from genaffect_jax.models.inference import Inference
 from genaffect_jax.models.mmdit.score_bound import LARGEST_SCORE, score_bound
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.parallel.memory import program_bytes
@@ -82,11 +81,11 @@ def model_config(pixels: int, layers: int, heads: int, channels: tuple[int, ...]
     )
 
 
-def make_drawer(config: ModelConfig, prompts: int, bounded: bool) -> tuple[SetDrawer, bool]:
+def make_drawer(config: ModelConfig, prompts: int, max_free: bool) -> tuple[SetDrawer, bool]:
     """A drawer with random weights and random text embeddings on one device, and whether scores have a known bound."""
     weights = random_parameters(build_networks(config)[0])
-    bounded = bounded and score_bound(weights) <= LARGEST_SCORE
-    generator, pictures = build_networks(config, "bfloat16", Inference(bounded))
+    max_free = max_free and score_bound(weights) <= LARGEST_SCORE
+    generator, pictures = build_networks(config, "bfloat16", max_free)
     mesh = Mesh(np.array(jax.local_devices()[:1]), (PICTURES,))
     keys = jax.random.split(jax.random.key(1))
     table = Prompts(
@@ -99,7 +98,7 @@ def make_drawer(config: ModelConfig, prompts: int, bounded: bool) -> tuple[SetDr
     )
     drawer = SetDrawer(config, make_program(config, generator, pictures, mesh=mesh), weights, frozen, "bfloat16", 1)
     drawer.compiled = Programs()
-    return drawer, bounded
+    return drawer, max_free
 
 
 def draw(drawer: SetDrawer, config: ModelConfig, size: int, references: np.ndarray, settings: SamplingConfig) -> Any:
@@ -116,12 +115,15 @@ def draw(drawer: SetDrawer, config: ModelConfig, size: int, references: np.ndarr
     anchors = min(size, settings.anchors or 0) if shared else 0
     controls = Controls.plain(network.num_layers, padded_sigmas(settings.steps, SHIFT), settings.steps)
     return drawer.draw(
-        references, np.ones(len(references), bool),
-        pictures.take(np.arange(anchors, dtype=np.int32)), pictures.take(np.arange(anchors, size, dtype=np.int32)),
+        references,
+        np.ones(len(references), bool),
+        pictures.take(np.arange(anchors, dtype=np.int32)),
+        pictures.take(np.arange(anchors, size, dtype=np.int32)),
         Kind(mode=settings.mode, shared=shared, reuses=settings.reuse > 1),
         dataclasses.replace(controls, guidance_expression=jnp.float32(GUIDANCE), reuse=jnp.int32(settings.reuse)),
-        settings, draw_anchors=anchors > 0,
-    )  # fmt: skip
+        settings,
+        draw_anchors=anchors > 0,
+    )
 
 
 def memory(entry: str) -> float | None:
@@ -153,14 +155,20 @@ def measure(
     compiled = len(programs) - before
     seconds = median(times[1:] if compiled else times)
     return {
-        "pictures": size, "steps": settings.steps, "pixels": config.image_size,
-        "bank": settings.bank, "bank_kept": any(kind.pool == "given" for kind, *_ in programs.used),
-        "seconds": round(seconds, 3), "seconds_a_picture": round(seconds / size, 3),
-        "compiled": compiled, "compile_seconds": round(times[0] - seconds, 1) if compiled else 0.0,
+        "pictures": size,
+        "steps": settings.steps,
+        "pixels": config.image_size,
+        "bank": settings.bank,
+        "bank_kept": any(kind.pool == "given" for kind, *_ in programs.used),
+        "seconds": round(seconds, 3),
+        "seconds_a_picture": round(seconds / size, 3),
+        "compiled": compiled,
+        "compile_seconds": round(times[0] - seconds, 1) if compiled else 0.0,
         "program_gib": round(max(program_bytes(programs[key]) for key in set(programs.used)) / 2**30, 2),
-        "peak_gib": memory("peak_bytes_in_use"), "in_use_gib": memory("bytes_in_use"),
+        "peak_gib": memory("peak_bytes_in_use"),
+        "in_use_gib": memory("bytes_in_use"),
         "all_seconds": [round(x, 3) for x in times],
-    }  # fmt: skip
+    }
 
 
 def plot(results: Path, file: Path) -> None:
@@ -193,8 +201,15 @@ def plot(results: Path, file: Path) -> None:
     slope = 1.5 * seconds / most
     time_axes.plot([ticks[0], most], [slope * ticks[0], slope * most], color="0.75", linewidth=1, zorder=0)
     place = (ticks[0] * most**3) ** 0.25
-    time_axes.annotate("in proportion to the pictures", (place, slope * place), (-8, 4), textcoords="offset points",
-                       color="0.5", fontsize=9, ha="right")  # fmt: skip
+    time_axes.annotate(
+        "in proportion to the pictures",
+        (place, slope * place),
+        (-8, 4),
+        textcoords="offset points",
+        color="0.5",
+        fontsize=9,
+        ha="right",
+    )
     for axes, unit in ((time_axes, "time of the set, s"), (memory_axes, "device memory, GiB")):
         axes.set(xscale="log", yscale="log", xlabel="pictures in the set", ylabel=unit)
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -220,9 +235,15 @@ def place_labels(axes: Any, ends: list[tuple[float, float, str, str]]) -> None:
         height = axes.transData.transform((size, value))[1] * 72 / axes.figure.dpi
         place = max(height, below + LABEL_GAP)
         axes.annotate(
-            label, (size, value), (8, place - height), textcoords="offset points", color=colour, va="center",
-            fontsize=9, annotation_clip=False,
-        )  # fmt: skip
+            label,
+            (size, value),
+            (8, place - height),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            fontsize=9,
+            annotation_clip=False,
+        )
         below = place
 
 
@@ -237,7 +258,7 @@ def main(
     references: int = 4,
     reuse: int = 1,
     repeats: int = 2,
-    bounded: bool = True,
+    max_free: bool = True,
     results: Path | None = None,
     plot_file: Path | None = None,
     layers: int = 0,
@@ -257,7 +278,7 @@ def main(
         references: pictures of the person that the program encodes; `Pipeline` always gives it 4, some of them padding.
         reuse: evaluations that share one computation of the middle blocks.
         repeats: sets that are timed.
-        bounded: let attention use that its scores have a bound, as `Pipeline` does, if these weights give one.
+        max_free: let attention use that its scores have a bound, as `Pipeline` does, if these weights give one.
         results: file that the JSON lines are appended to.
         plot_file: draw the results file into this file and measure nothing.
         layers: use only this many blocks, for a try on a small machine; 0: all.
@@ -277,13 +298,24 @@ def main(
                 file.write(line + "\n")
 
     config = model_config(pixels, layers, heads, autoencoder_channels)
-    drawer, bounded = make_drawer(config, max(sizes) + 1, bounded)
-    say({
-        "device": jax.devices()[0].device_kind, "jax": jax.__version__, "bank": bank, "consistency": consistency,
-        "anchors": anchors, "chunk": chunk, "references": references, "reuse": reuse,
-        "bounded": bounded, "layers": config.mmdit.num_layers, "width": config.mmdit.width,
-        "weights_gib": memory("bytes_in_use"), "peak_gib": memory("peak_bytes_in_use"),
-    })  # fmt: skip
+    drawer, max_free = make_drawer(config, max(sizes) + 1, max_free)
+    say(
+        {
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
+            "bank": bank,
+            "consistency": consistency,
+            "anchors": anchors,
+            "chunk": chunk,
+            "references": references,
+            "reuse": reuse,
+            "max_free": max_free,
+            "layers": config.mmdit.num_layers,
+            "width": config.mmdit.width,
+            "weights_gib": memory("bytes_in_use"),
+            "peak_gib": memory("peak_bytes_in_use"),
+        }
+    )
     people = np.random.default_rng(1).integers(0, 256, (references, pixels, pixels, 3), np.uint8)
     for size in sorted(sizes):
         for count in steps:

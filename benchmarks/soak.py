@@ -81,14 +81,23 @@ def tiny_config(folder: Path, steps: int) -> Config:
     autoencoder = AutoencoderConfig(latent_channels=4, block_out_channels=(8, 8, 16), norm_num_groups=4)
     model = ModelConfig(
         mmdit=MMDiTConfig(
-            sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=16,
-            num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=0,
-            pos_embed_max_size=4, register_tokens=2,
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=32,
+            pooled_projection_dim=0,
+            pos_embed_max_size=4,
+            register_tokens=2,
         ),
         autoencoder=autoencoder,
         conditioning=ConditioningConfig(expression_tokens=2, identity_layers=1),
         autoencoder_weights=str(folder / "autoencoder.safetensors"),
-    )  # fmt: skip
+    )
     _, network = build_networks(model)
     save_weights(network.init(jax.random.key(1)), folder / "autoencoder.safetensors", "float32", autoencoder)
     return Config(
@@ -129,8 +138,11 @@ def stop_and_continue(folder: Path, stops: int, kill: bool, chance: random.Rando
         # The first step of a process compiles and is not logged.
         status, said = train(folder, "stopped", number, step + 1 + chance.randint(1, LONGEST_LEG))
         before, step = step, Checkpoints(folder / "stopped").latest_step() or 0
-        print(f"stop {stop}: {number.name}, status {status}, steps {before} to {step}, "
-              f"{time.perf_counter() - began:.0f} s", flush=True)  # fmt: skip
+        print(
+            f"stop {stop}: {number.name}, status {status}, steps {before} to {step}, "
+            f"{time.perf_counter() - began:.0f} s",
+            flush=True,
+        )
         if status != (-signal.SIGKILL if kill else INTERRUPTED):
             wrong.append(f"stop {stop}: status {status}: {said[-500:]}")
         if before and f"continuing at step {before} of" not in said:
@@ -149,8 +161,11 @@ def differences(config: Config, whole: Path, stopped: Path, starts: int) -> list
         if not all(np.array_equal(a, b) for a, b in pairs):
             wrong.append(f"{field} differs")
     rows, stopped_rows = (losses(workdir) for workdir in (whole, stopped))
-    wrong += [f"loss of step {step}: {loss}, expected {rows[step]}"
-              for step, loss in stopped_rows.items() if step > 1 and loss != rows[step]]  # fmt: skip
+    wrong += [
+        f"loss of step {step}: {loss}, expected {rows[step]}"
+        for step, loss in stopped_rows.items()
+        if step > 1 and loss != rows[step]
+    ]
     if len(stopped_rows) < config.train.steps - starts:  # each process logs all steps but its first
         wrong.append(f"{len(stopped_rows)} steps logged, expected {config.train.steps - starts}")
     return wrong

@@ -55,8 +55,11 @@ def main(options: Benchmark) -> None:
             lowered = jax.jit(program).lower(network.shapes, jax.ShapeDtypeStruct((1, side, side, channels), "float32"))
             quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
             memory = lowered.compile(compiler_options=quick).memory_analysis()
-            print(f"{name:13} {size:5} px: scratch {memory.temp_size_in_bytes / MIB:9.1f}, "
-                  f"result {memory.output_size_in_bytes / MIB:6.1f}", flush=True)  # fmt: skip
+            print(
+                f"{name:13} {size:5} px: scratch {memory.temp_size_in_bytes / MIB:9.1f}, "
+                f"result {memory.output_size_in_bytes / MIB:6.1f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -69,16 +69,19 @@ def main(calls: int = 20) -> None:
         whole = jax.jit(lambda *a, f=function, g=group: pass_over_arrays(f, *a, g))
         errors = jax.tree.map(
             lambda a, b: float(jnp.linalg.norm((a - b).astype(jnp.float32)) / jnp.linalg.norm(b.astype(jnp.float32))),
-            kernel(*arguments), whole(*arguments),
-        )  # fmt: skip
+            kernel(*arguments),
+            whole(*arguments),
+        )
         size = (tokens + outputs) * pictures * length * width * 2
         times = {"kernel": milliseconds(kernel, arguments, calls), "xla": milliseconds(whole, arguments, calls)}
         row = {
-            "device": jax.devices()[0].device_kind, "jax": jax.__version__, "case": name,
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
+            "case": name,
             **{f"{way}_milliseconds": round(spent, 3) for way, spent in times.items()},
             **{f"{way}_gb_per_second": round(size / spent / 1e6) for way, spent in times.items()},
             "largest_relative_error": float(f"{max(jax.tree.leaves(errors)):.1e}"),
-        }  # fmt: skip
+        }
         print(json.dumps(row), flush=True)
 
 

@@ -58,8 +58,17 @@ class _Training:
     process: subprocess.Popen[bytes] | None = None
 
     def start(self, steps: int, environment: dict[str, str]) -> None:
-        command = [sys.executable, *TRAINING, "--config", str(self.preset),
-                   "--workdir", str(self.workdir), *self.options, "--train.steps", str(steps)]  # fmt: skip
+        command = [
+            sys.executable,
+            *TRAINING,
+            "--config",
+            str(self.preset),
+            "--workdir",
+            str(self.workdir),
+            *self.options,
+            "--train.steps",
+            str(steps),
+        ]
         self.workdir.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             # In a session of its own, so that Ctrl-C reaches it once, through this process.
@@ -80,8 +89,9 @@ class _Training:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains all presets; returns 0, 1 if one of them failed, or 130 after Ctrl-C (each then has a checkpoint)."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--workdir", type=Path, required=True, help="working folder")
     parser.add_argument("--out", type=Path, help="folder for weights and reports; WORKDIR/encoders if left out")
     parser.add_argument("--seconds", type=float, default=480.0, help="time for everything, from start to reports")

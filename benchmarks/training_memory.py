@@ -35,8 +35,10 @@ def main(config: Path = Path("configs/sd35_medium.py"), rank: int = 16) -> None:
     print(f"| {config.stem} | parameters that train | " + " | ".join(COLUMNS[1:]) + " |")
     print("|" + "---|" * (len(COLUMNS) + 1))
     for name, trains, lora in (
-        ("everything", "everything", 0), ("adapters", "adapters", 0), (f"adapters, LoRA {rank}", "adapters", rank),
-    ):  # fmt: skip
+        ("everything", "everything", 0),
+        ("adapters", "adapters", 0),
+        (f"adapters, LoRA {rank}", "adapters", rank),
+    ):
         model = dataclasses.replace(run.model, lora=dataclasses.replace(run.model.lora, rank=lora))
         row = count(dataclasses.replace(run, model=model, train=dataclasses.replace(run.train, trains=(trains,))))
         print(

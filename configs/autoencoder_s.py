@@ -10,13 +10,26 @@ from genaffect_jax.config import AutoencoderConfig, AutoencoderRun, DataConfig, 
 def config() -> AutoencoderRun:
     return AutoencoderRun(
         data=DataConfig(
-            source="procedural", image_size=256, identities=20_000, expressions_per_identity=5, expressions_per_set=3,
-            holdout=0.01, workers=14,
+            source="procedural",
+            image_size=256,
+            identities=20_000,
+            expressions_per_identity=5,
+            expressions_per_set=3,
+            holdout=0.01,
+            workers=14,
         ),
         autoencoder=AutoencoderConfig.avatar_s(),
         repeats=4,
         train=TrainConfig(
-            steps=30_000, batch_size=16, learning_rate=1e-3, warmup_steps=500, gradient_clip=1.0, ema_decay=0.999,
-            compute_dtype="bfloat16", log_every=100, checkpoint_every=2000, sheet_every=2000,
+            steps=30_000,
+            batch_size=16,
+            learning_rate=1e-3,
+            warmup_steps=500,
+            gradient_clip=1.0,
+            ema_decay=0.999,
+            compute_dtype="bfloat16",
+            log_every=100,
+            checkpoint_every=2000,
+            sheet_every=2000,
         ),
-    )  # fmt: skip
+    )

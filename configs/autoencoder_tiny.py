@@ -6,13 +6,24 @@ from genaffect_jax.config import AutoencoderConfig, AutoencoderRun, DataConfig, 
 def config() -> AutoencoderRun:
     return AutoencoderRun(
         data=DataConfig(
-            source="procedural", identities=20_000, expressions_per_identity=5, expressions_per_set=3, holdout=0.01,
+            source="procedural",
+            identities=20_000,
+            expressions_per_identity=5,
+            expressions_per_set=3,
+            holdout=0.01,
             workers=14,
         ),
         autoencoder=AutoencoderConfig.avatar_tiny(),
         repeats=4,
         train=TrainConfig(
-            steps=16_000, batch_size=32, learning_rate=2e-3, warmup_steps=200, gradient_clip=1.0, ema_decay=0.999,
-            log_every=100, checkpoint_every=2000, sheet_every=2000,
+            steps=16_000,
+            batch_size=32,
+            learning_rate=2e-3,
+            warmup_steps=200,
+            gradient_clip=1.0,
+            ema_decay=0.999,
+            log_every=100,
+            checkpoint_every=2000,
+            sheet_every=2000,
         ),
-    )  # fmt: skip
+    )

@@ -29,8 +29,14 @@ def config() -> Config:
     pictures = read_config(AUTOENCODER, AutoencoderConfig) if AUTOENCODER.is_file() else AutoencoderConfig.avatar_s()
     return Config(
         data=DataConfig(
-            source="procedural", image_size=256, identities=10_000, expressions_per_identity=8, expressions_per_set=4,
-            holdout=0.01, workers=14, cache_latents=True,
+            source="procedural",
+            image_size=256,
+            identities=10_000,
+            expressions_per_identity=8,
+            expressions_per_set=4,
+            holdout=0.01,
+            workers=14,
+            cache_latents=True,
         ),
         model=ModelConfig(
             mmdit=MMDiTConfig.avatar_s(),
@@ -44,7 +50,14 @@ def config() -> Config:
         ),
         flow=FlowConfig(shift=3.0, change_weight=4.0),
         train=TrainConfig(
-            steps=40_000, batch_size=32, learning_rate=4e-4, warmup_steps=1000, ema_decay=0.9995,
-            compute_dtype="bfloat16", log_every=100, checkpoint_every=5000, sheet_every=5000,
+            steps=40_000,
+            batch_size=32,
+            learning_rate=4e-4,
+            warmup_steps=1000,
+            ema_decay=0.9995,
+            compute_dtype="bfloat16",
+            log_every=100,
+            checkpoint_every=5000,
+            sheet_every=5000,
         ),
-    )  # fmt: skip
+    )

@@ -8,12 +8,25 @@ def config() -> EncoderRun:
     return EncoderRun(
         name="expression_evaluator",
         data=DataConfig(
-            source="procedural", identities=6400, expressions_per_identity=9, expressions_per_set=3, holdout=0.05,
+            source="procedural",
+            identities=6400,
+            expressions_per_identity=9,
+            expressions_per_set=3,
+            holdout=0.05,
             workers=3,
         ),
         encoder=FaceEncoderConfig.expression_evaluator(),
         train=TrainConfig(
-            steps=4000, batch_size=64, learning_rate=1e-3, warmup_steps=200, schedule="constant", weight_decay=0.05,
-            ema_decay=0.999, compute_dtype="bfloat16", seed=22, log_every=100, checkpoint_every=2000,
+            steps=4000,
+            batch_size=64,
+            learning_rate=1e-3,
+            warmup_steps=200,
+            schedule="constant",
+            weight_decay=0.05,
+            ema_decay=0.999,
+            compute_dtype="bfloat16",
+            seed=22,
+            log_every=100,
+            checkpoint_every=2000,
         ),
-    )  # fmt: skip
+    )

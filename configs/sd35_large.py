@@ -37,7 +37,16 @@ def config() -> Config:
         ),
         flow=FlowConfig(shift=3.0),
         train=TrainConfig(
-            steps=10_000, trains=("adapters",), batch_size=8, learning_rate=1e-4, warmup_steps=500, weight_decay=0.01,
-            ema_decay=0.999, compute_dtype="bfloat16", log_every=20, checkpoint_every=1000, sheet_every=1000,
+            steps=10_000,
+            trains=("adapters",),
+            batch_size=8,
+            learning_rate=1e-4,
+            warmup_steps=500,
+            weight_decay=0.01,
+            ema_decay=0.999,
+            compute_dtype="bfloat16",
+            log_every=20,
+            checkpoint_every=1000,
+            sheet_every=1000,
         ),
-    )  # fmt: skip
+    )

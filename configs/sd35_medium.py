@@ -42,7 +42,16 @@ def config() -> Config:
         # takes three times the memory, and adapters can be taken away again. They start at zero and bear a higher rate
         # than released weights (IP-Adapter, arXiv 2308.06721, section 4.1, trains with 1e-4 and this weight decay).
         train=TrainConfig(
-            steps=10_000, trains=("adapters",), batch_size=8, learning_rate=1e-4, warmup_steps=500, weight_decay=0.01,
-            ema_decay=0.999, compute_dtype="bfloat16", log_every=20, checkpoint_every=1000, sheet_every=1000,
+            steps=10_000,
+            trains=("adapters",),
+            batch_size=8,
+            learning_rate=1e-4,
+            warmup_steps=500,
+            weight_decay=0.01,
+            ema_decay=0.999,
+            compute_dtype="bfloat16",
+            log_every=20,
+            checkpoint_every=1000,
+            sheet_every=1000,
         ),
-    )  # fmt: skip
+    )

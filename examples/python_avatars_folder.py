@@ -46,23 +46,63 @@ EXPRESSIONS: tuple[tuple[str, str, str, str, str], ...] = (
 
 # What people choose from. Left out: hair and hats over the brows or eyes, dark glasses, moustaches over the mouth.
 TOPS = (
-    *(pa.HairType[name] for name in (
-        "BUN", "CAESAR", "CAESAR_SIDE_PART", "CURLY", "CURVY", "DREADS", "FRIZZLE", "FRO",
-        "FRO_BAND", "LONG_NOT_TOO_LONG", "MIA_WALLACE", "SHAGGY_MULLET", "SHAVED_SIDES", "SHORT_CURLY",
-        "SHORT_DREADS_1", "SHORT_DREADS_2", "SHORT_FLAT", "SHORT_ROUND", "SHORT_WAVED", "SIDES", "STRAIGHT_1",
-        "STRAIGHT_2", "STRAIGHT_STRAND", "BUZZCUT", "CORNROWS", "DREADLOCKS", "ELVIS", "MOHAWK", "PIXIE", "POMPADOUR",
-        "QUIFF", "TWIST_LONG_HAIR",
-    )),
-    pa.HatType.HIJAB, pa.HatType.TURBAN, pa.HatType.WINTER_HAT_3,
-)  # fmt: skip
+    *(
+        pa.HairType[name]
+        for name in (
+            "BUN",
+            "CAESAR",
+            "CAESAR_SIDE_PART",
+            "CURLY",
+            "CURVY",
+            "DREADS",
+            "FRIZZLE",
+            "FRO",
+            "FRO_BAND",
+            "LONG_NOT_TOO_LONG",
+            "MIA_WALLACE",
+            "SHAGGY_MULLET",
+            "SHAVED_SIDES",
+            "SHORT_CURLY",
+            "SHORT_DREADS_1",
+            "SHORT_DREADS_2",
+            "SHORT_FLAT",
+            "SHORT_ROUND",
+            "SHORT_WAVED",
+            "SIDES",
+            "STRAIGHT_1",
+            "STRAIGHT_2",
+            "STRAIGHT_STRAND",
+            "BUZZCUT",
+            "CORNROWS",
+            "DREADLOCKS",
+            "ELVIS",
+            "MOHAWK",
+            "PIXIE",
+            "POMPADOUR",
+            "QUIFF",
+            "TWIST_LONG_HAIR",
+        )
+    ),
+    pa.HatType.HIJAB,
+    pa.HatType.TURBAN,
+    pa.HatType.WINTER_HAT_3,
+)
 SKINS = tuple(pa.SkinColor[n] for n in ("PALE", "LIGHT", "BROWN", "DARK_BROWN", "BLACK"))
 ACCESSORIES = tuple(pa.AccessoryType[n] for n in ("NONE", "NONE", "NONE", "PRESCRIPTION_1", "PRESCRIPTION_2", "ROUND"))
 BEARDS = tuple(pa.FacialHairType[n] for n in ("NONE", "NONE", "NONE", "BEARD_LIGHT", "BEARD_MEDIUM", "WICK_BEARD"))
 CLOTHES = tuple(
     pa.ClothingType[n]
-    for n in ("BLAZER_SHIRT", "BLAZER_SWEATER", "COLLAR_SWEATER", "HOODIE", "OVERALL", "SHIRT_CREW_NECK",
-              "SHIRT_SCOOP_NECK", "SHIRT_V_NECK")
-)  # fmt: skip
+    for n in (
+        "BLAZER_SHIRT",
+        "BLAZER_SWEATER",
+        "COLLAR_SWEATER",
+        "HOODIE",
+        "OVERALL",
+        "SHIRT_CREW_NECK",
+        "SHIRT_SCOOP_NECK",
+        "SHIRT_V_NECK",
+    )
+)
 BACKGROUNDS = ("#f6d6c9", "#cfe3f2", "#d9ead3", "#f4e3b2", "#e2d6ee", "#d5dbe1")
 
 # The package draws 264 x 280 units with a small face; this square shows head and collar.

@@ -38,10 +38,8 @@ from genaffect_jax.io.weight_file import checksum, load_weights
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.face_encoders.encoder import load_exemplar_encoder
 from genaffect_jax.models.functional import Parameters
-from genaffect_jax.models.inference import Inference
 from genaffect_jax.models.mmdit.score_bound import LARGEST_SCORE, score_bound
 from genaffect_jax.models.prompts import Prompts
-from genaffect_jax.models.quantised import Products, check_products
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import replicated
 from genaffect_jax.version import __version__
@@ -62,13 +60,20 @@ class Pipeline:
     """
 
     def __init__(
-        self, config: Config, generator: Parameters, autoencoder: Parameters, name: str, prompts: PromptTable | None,
-        faces: FaceEncoders, space: ExpressionSpace, photos: PhotoReader, mesh: Mesh, products: Products = "full",
-    ):  # fmt: skip
-        """Use `Pipeline.load`; `name` says in `set.json` which model drew the pictures, and by which products."""
+        self,
+        config: Config,
+        generator: Parameters,
+        autoencoder: Parameters,
+        name: str,
+        prompts: PromptTable | None,
+        faces: FaceEncoders,
+        space: ExpressionSpace,
+        photos: PhotoReader,
+        mesh: Mesh,
+    ):
+        """Use `Pipeline.load`; `name` says in `set.json` which model drew the pictures."""
         self.config = config
-        self.name = name if products == "full" else f"{name}, {products} products"
-        self.products = products
+        self.name = name
         self.space = space
         self.photos = photos
         frozen: dict[str, Any] = {"autoencoder": autoencoder}
@@ -78,10 +83,10 @@ class Pipeline:
         if faces.identity is not None:
             frozen["identity_encoder"] = faces.identity.parameters
         generator, frozen = jax.device_put((generator, frozen), replicated(mesh))
-        inference = Inference(score_bound(generator) <= LARGEST_SCORE, products)
+        max_free = score_bound(generator) <= LARGEST_SCORE
         program = make_program(
             config.model,
-            *build_networks(config.model, config.train.compute_dtype, inference),
+            *build_networks(config.model, config.train.compute_dtype, max_free),
             identity_encoder=None if faces.identity is None else faces.identity.network,
             mesh=mesh,
         )
@@ -97,7 +102,6 @@ class Pipeline:
         align: Align | None = None,
         face_models: Path | None = None,
         face_index: int = 0,
-        products: Products = "full",
         checkpoint: str = LATEST,
     ) -> Pipeline:
         """Loads the averaged weights of a checkpoint in a training's working folder.
@@ -115,17 +119,14 @@ class Pipeline:
                 place. Left out, what the model's training pictures went through (`data.align`).
             face_models: folder of an insightface model pack, to align with.
             face_index: which face of a reference, counted from the largest, 0; of exemplars the largest counts.
-            products: how the denoiser's large matrix products are computed: in full, or of factors rounded to 8 bits
-                (`models.quantised`), which changes the pictures a little.
             checkpoint: `latest`, `best` on held-out people, or the number of a step.
 
         Raises:
-            ConfigError: the folder is no working folder, the encoder's vectors are not those of the model, the face
-                models are missing, or the products are unknown or need what is not installed.
+            ConfigError: the folder is no working folder, the encoder's vectors are not those of the model, or the
+                face models are missing.
             CheckpointError: it has no complete checkpoint, or not the one asked for.
             DataError, WeightsError: a prompt table, bank, autoencoder or face encoder is missing or damaged.
         """
-        check_products(products)
         workdir = Path(model)
         if not (workdir / "checkpoints").is_dir():
             raise ConfigError(f"--model {workdir}: no working folder of a training (it has no checkpoints/)")
@@ -133,7 +134,7 @@ class Pipeline:
         step = checkpoints.step(checkpoint)
         config = from_json(Config, checkpoints.config(step))
         photos = PhotoReader(align or config.data.align, face_models, face_index)
-        generator, autoencoder = build_networks(config.model, config.train.compute_dtype, Inference(products=products))
+        generator, autoencoder = build_networks(config.model, config.train.compute_dtype)
         mesh = Mesh(np.array(jax.local_devices() if devices is None else devices), (PICTURES,))
         one_axis = make_mesh(MeshConfig(), mesh.devices.tolist())
         parameters = checkpoints.averaged_parameters(generator, one_axis, step, rounded=True)
@@ -148,7 +149,7 @@ class Pipeline:
             name += f", {faces.identity.name} {faces.identity.checksum[:12]}"
         space = _expression_space(config, workdir, faces, expression_encoder, photos)
         frozen = load_weights(autoencoder, weights, config.model.autoencoder)
-        return cls(config, parameters, frozen, name, prompts, faces, space, photos, mesh, products)
+        return cls(config, parameters, frozen, name, prompts, faces, space, photos, mesh)
 
     def __call__(
         self,
@@ -190,12 +191,13 @@ class Pipeline:
         references = np.stack([self.reference(one) for one in identities])
         return self._draw(references, names, wanted, item_numbers(wanted), tuple(chosen), settings, progress)
 
-    def add(self, avatars: AvatarSet, expressions: str | Sequence[Expression], progress: Progress | None = None
-    ) -> AvatarSet:  # fmt: skip
+    def add(
+        self, avatars: AvatarSet, expressions: str | Sequence[Expression], progress: Progress | None = None
+    ) -> AvatarSet:
         """The set with more expressions, drawn as if they had been part of it: same person, settings and anchors.
 
         Raises:
-            ConfigError: another model drew the set, or this one with other products.
+            ConfigError: another model drew the set.
             ExpressionError, DataError, MemoryLimitError: see `__call__`.
         """
         if avatars.settings["model"] != self.name:
@@ -206,21 +208,33 @@ class Pipeline:
         items = item_numbers([*avatars.expressions, *more])[len(avatars.expressions) :]
         names = avatars.settings["identity"]
         drawn = self._draw(
-            avatars.references, [names] if isinstance(names, str) else names, more, items, avatars.anchors, settings,
+            avatars.references,
+            [names] if isinstance(names, str) else names,
+            more,
+            items,
+            avatars.anchors,
+            settings,
             progress,
-        )  # fmt: skip
+        )
         return dataclasses.replace(
-            drawn, images=np.concatenate([avatars.images, drawn.images]), expressions=(*avatars.expressions, *more),
+            drawn,
+            images=np.concatenate([avatars.images, drawn.images]),
+            expressions=(*avatars.expressions, *more),
             settings=avatars.settings,
-        )  # fmt: skip
+        )
 
     def _draw(
-        self, references: UInt8[np.ndarray, "R S S 3"], names: list[str], wanted: tuple[Expression, ...],
-        items: np.ndarray, anchors: tuple[Expression, ...], settings: SamplingConfig, progress: Progress | None,
-    ) -> AvatarSet:  # fmt: skip
+        self,
+        references: UInt8[np.ndarray, "R S S 3"],
+        names: list[str],
+        wanted: tuple[Expression, ...],
+        items: np.ndarray,
+        anchors: tuple[Expression, ...],
+        settings: SamplingConfig,
+        progress: Progress | None,
+    ) -> AvatarSet:
         kind, controls = kind_and_controls(self.config.model, self.config.flow.shift, settings)
-        shares = kind.shared > 0 or kind.share_text
-        anchors = (anchors or _first_anchors(wanted, settings)) if shares else ()
+        anchors = (anchors or _first_anchors(wanted, settings)) if kind.shared > 0 else ()
         numbers = item_numbers(anchors)
         # A picture that is an anchor is drawn once, as one.
         places = {(number, e.vector.tobytes()): i for i, (number, e) in enumerate(zip(numbers, anchors, strict=True))}
@@ -228,14 +242,18 @@ class Pipeline:
         rest = [i for i, key in enumerate(keys) if key not in places]
         if len(anchors) == 1 and not rest:  # it would only look at itself
             places, rest = {}, list(range(len(wanted)))
-            kind = dataclasses.replace(kind, shared=0, share_text=False)
+            kind = dataclasses.replace(kind, shared=0)
         drawn = self.drawer.draw(
             np.resize(references, (MOST_REFERENCES, *references.shape[1:])),
             np.arange(MOST_REFERENCES) < len(references),
             self._pictures(anchors if places else (), numbers if places else items[:0], settings),
             self._pictures([wanted[i] for i in rest], items[rest], settings),
-            kind, controls, settings, draw_anchors=len(rest) < len(wanted), progress=progress,
-        )  # fmt: skip
+            kind,
+            controls,
+            settings,
+            draw_anchors=len(rest) < len(wanted),
+            progress=progress,
+        )
         first = len(anchors) if len(rest) < len(wanted) else 0
         order = {i: first + place for place, i in enumerate(rest)}
         images = np.stack([drawn[order[i] if i in order else places[keys[i]]] for i in range(len(wanted))])
@@ -243,7 +261,6 @@ class Pipeline:
             "model": self.name,
             "identity": names[0] if len(names) == 1 else names,
             "align": self.photos.align,
-            "products": self.products,
             **json.loads(to_json(settings)),
             **({} if self._table is None else {"prompts": [prompt_for(e, self.config.text) for e in wanted]}),
             "config": json.loads(to_json(self.config.model)),
@@ -317,20 +334,24 @@ def _expression_space(
 
     if config.model.conditioning.expression_space == "units":
         if encoder is not None and encoder.width != WIDTH:
-            raise ConfigError(f"--expression_encoder {encoder.name}: gives {encoder.width} numbers, this model's "
-                              f"expressions are {WIDTH} action units")  # fmt: skip
+            raise ConfigError(
+                f"--expression_encoder {encoder.name}: gives {encoder.width} numbers, this model's "
+                f"expressions are {WIDTH} action units"
+            )
         return UnitSpace(read)
     if own is None or encoder is None or encoder.checksum != own.checksum:
-        raise ConfigError("--expression_encoder: this model's expressions are the vectors of its own encoder; "
-                          "leave the option out")  # fmt: skip
+        raise ConfigError(
+            "--expression_encoder: this model's expressions are the vectors of its own encoder; leave the option out"
+        )
     bank = read_bank(workdir, own)
     return EncoderSpace(bank.encoder, bank.vectors, read)
 
 
 def _first_anchors(wanted: tuple[Expression, ...], settings: SamplingConfig) -> tuple[Expression, ...]:
     if settings.anchors is not None and settings.anchors > len(wanted):
-        raise ConfigError(f"--anchors {settings.anchors}: the set has {len(wanted)} expressions; there cannot be more "
-                          "anchors")  # fmt: skip
+        raise ConfigError(
+            f"--anchors {settings.anchors}: the set has {len(wanted)} expressions; there cannot be more anchors"
+        )
     return wanted[: settings.anchors or DEFAULT_ANCHORS]
 
 

@@ -33,13 +33,19 @@ from genaffect_jax.errors import INTERRUPTED, ConfigError
 from genaffect_jax.expressions.grammar import check_expressions
 from genaffect_jax.expressions.interpolation import morph_expressions
 from genaffect_jax.inference.avatar_set import AvatarSet, check_output
-from genaffect_jax.models.quantised import Products
 from genaffect_jax.parallel.xla import use_compilation_cache
 from genaffect_jax.pipeline import Pipeline
 
 # Options about what pictures share.
-SHARING = ("anchors", "anchor_expressions", "consistency_layers", "consistency_start", "consistency_end",
-           "shared_tokens", "shared_mask", "share_text", "bank")  # fmt: skip
+SHARING = (
+    "anchors",
+    "anchor_expressions",
+    "consistency_layers",
+    "consistency_start",
+    "consistency_end",
+    "shared_mask",
+    "bank",
+)
 DEFAULT_EXPRESSIONS = "joy,sadness,anger,fear,surprise,disgust,neutral"
 
 
@@ -68,9 +74,6 @@ class Arguments(SamplingConfig):
     """Folder of an insightface model pack (.onnx files), or an insightface root with one pack, for --align face."""
     face_index: int = 0
     """Which face of an identity's pictures, counted from the largest, 0; expressions' pictures show their largest."""
-    products: Products = "full"
-    """How the large matrix products are computed: full, or int8 or float8, of factors rounded to 8 bits; the pictures
-    change a little. Needs the extra quantised. With --add_to, what the set was drawn with."""
     anchor_expressions: str = ""
     """Expressions that all pictures look at, in the set or not; left out: the first --anchors of the set. Needs
     --consistency above 0, as all options about sharing do."""
@@ -97,8 +100,9 @@ class Arguments(SamplingConfig):
             if not getattr(self, name):
                 raise ConfigError(f"--{name}: missing (only --add_to does without)")
         if self.morph is not None and (self.expressions or self.anchor_expressions):
-            raise ConfigError("--morph: gives all expressions of the set; leave --expressions and "
-                              "--anchor_expressions out")  # fmt: skip
+            raise ConfigError(
+                "--morph: gives all expressions of the set; leave --expressions and --anchor_expressions out"
+            )
         if self.consistency == 0:
             idle = [n for n in SHARING if getattr(self, n) != getattr(type(self), n)]
             if idle:
@@ -139,14 +143,23 @@ def _draw(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
     """Draws what is asked for and saves it; the folder and the set."""
     earlier = None if arguments.add_to is None else AvatarSet.load(arguments.add_to)
     pipeline = Pipeline.load(
-        arguments.model, arguments.expression_encoder, align=arguments.align, face_models=arguments.face_models,
-        face_index=arguments.face_index, products=arguments.products,
+        arguments.model,
+        arguments.expression_encoder,
+        align=arguments.align,
+        face_models=arguments.face_models,
+        face_index=arguments.face_index,
         checkpoint=arguments.checkpoint,
-    )  # fmt: skip
+    )
     console.print(f"model {pipeline.name}", soft_wrap=True, highlight=False)
     # Pictures come in chunks; the spinner shows that one is on its way.
-    columns = (SpinnerColumn(), TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())  # fmt: skip
+    columns = (
+        SpinnerColumn(),
+        TextColumn("drawing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     settings = SamplingConfig(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplingConfig)})
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=None)
@@ -162,14 +175,20 @@ def _draw(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
             first, last = (pipeline.parse(text) for text in arguments.morph)
             expressions = morph_expressions(first, last, arguments.frames)
             avatars = pipeline(
-                arguments.identity, expressions, anchor_expressions=(expressions[0], expressions[-1]),
-                settings=dataclasses.replace(settings, set_seed_noise="shared"), progress=progress,
-            )  # fmt: skip
+                arguments.identity,
+                expressions,
+                anchor_expressions=(expressions[0], expressions[-1]),
+                settings=dataclasses.replace(settings, set_seed_noise="shared"),
+                progress=progress,
+            )
         else:
             avatars = pipeline(
-                arguments.identity, arguments.expressions or DEFAULT_EXPRESSIONS, settings=settings,
-                anchor_expressions=arguments.anchor_expressions or (), progress=progress,
-            )  # fmt: skip
+                arguments.identity,
+                arguments.expressions or DEFAULT_EXPRESSIONS,
+                settings=settings,
+                anchor_expressions=arguments.anchor_expressions or (),
+                progress=progress,
+            )
     folder = arguments.add_to or arguments.out
     assert folder is not None
     avatars.save(folder, None if arguments.morph is None else arguments.animation)

@@ -92,8 +92,9 @@ def write_onnx(state, path: Path, *, folded: bool, side: int = 112) -> None:
         return node("PRelu", [x, constant(state[f"{name}.weight"].reshape(-1, 1, 1), f"{name}.weight")])
 
     x = prelu(conv("input.1", "conv1", "bn1"), "prelu")
-    blocks = sorted({tuple(key.split(".")[:2]) for key in state if key.startswith("layer")},
-                    key=lambda b: (b[0], int(b[1])))  # fmt: skip
+    blocks = sorted(
+        {tuple(key.split(".")[:2]) for key in state if key.startswith("layer")}, key=lambda b: (b[0], int(b[1]))
+    )
     for stage, block in blocks:
         name = f"{stage}.{block}"
         y = conv(norm(x, f"{name}.bn1"), f"{name}.conv1", f"{name}.bn2")
@@ -110,10 +111,11 @@ def write_onnx(state, path: Path, *, folded: bool, side: int = 112) -> None:
     x = norm(x, "features")
     nodes[-1].output[0] = "output"
     graph = helper.make_graph(
-        nodes, "iresnet",
+        nodes,
+        "iresnet",
         [helper.make_tensor_value_info("input.1", TensorProto.FLOAT, ["batch", 3, side, side])],
         [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", len(state["fc.bias"])])],
         constants,
-    )  # fmt: skip
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     path.write_bytes(model.SerializeToString())

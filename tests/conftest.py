@@ -40,14 +40,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     save_weights(network.init(jax.random.key(1)), path, "float32", autoencoder)
     return ModelConfig(
         mmdit=MMDiTConfig(
-            sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=16,
-            num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=0,
-            pos_embed_max_size=4, register_tokens=2,
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=32,
+            pooled_projection_dim=0,
+            pos_embed_max_size=4,
+            register_tokens=2,
         ),
         autoencoder=autoencoder,
         conditioning=ConditioningConfig(expression_tokens=2, identity_layers=1),
         autoencoder_weights=str(path),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="session")

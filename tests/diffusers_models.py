@@ -10,10 +10,18 @@ import torch
 from genaffect_jax.config import AutoencoderConfig, MMDiTConfig
 
 SMALL = MMDiTConfig(
-    sample_size=8, num_layers=4, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=24,
-    caption_projection_dim=32, pooled_projection_dim=20, in_channels=4, out_channels=4, pos_embed_max_size=7,
+    sample_size=8,
+    num_layers=4,
+    attention_head_dim=16,
+    num_attention_heads=2,
+    joint_attention_dim=24,
+    caption_projection_dim=32,
+    pooled_projection_dim=20,
+    in_channels=4,
+    out_channels=4,
+    pos_embed_max_size=7,
     register_tokens=0,
-)  # fmt: skip
+)
 TRANSFORMERS = {
     "sd3": dataclasses.replace(SMALL, qk_norm="none"),
     "sd35_large": SMALL,
@@ -27,10 +35,14 @@ AUTOENCODERS = {
         block_out_channels=(8, 16, 24), layers_per_block=2, norm_num_groups=4, latent_channels=5
     ),
     "one_layer": AutoencoderConfig(
-        block_out_channels=(16, 16), layers_per_block=1, norm_num_groups=16, latent_channels=5, scaling_factor=1.5,
+        block_out_channels=(16, 16),
+        layers_per_block=1,
+        norm_num_groups=16,
+        latent_channels=5,
+        scaling_factor=1.5,
         shift_factor=0.25,
     ),
-}  # fmt: skip
+}
 
 
 def transformer(config: MMDiTConfig) -> diffusers.SD3Transformer2DModel:

@@ -90,16 +90,28 @@ def write_detector(path: Path, *, whole_picture: bool = False) -> None:
 
     side = op("Reciprocal", op("Sqrt", determinant))
     x, y = offset((0.5, 0.5))
-    box = op("Concat", combine((0.5, side), (-1.0, x)), combine((0.5, side), (-1.0, y)),
-             combine((0.5, side), (1.0, x)), combine((0.5, side), (1.0, y)), axis=1)  # fmt: skip
+    box = op(
+        "Concat",
+        combine((0.5, side), (-1.0, x)),
+        combine((0.5, side), (-1.0, y)),
+        combine((0.5, side), (1.0, x)),
+        combine((0.5, side), (1.0, y)),
+        axis=1,
+    )
     points = op("Concat", *[xy for target in POINTS for xy in offset(target)], axis=1)
     away = op("Max", *[op("Abs", op("Sub", w, const(0.5))) for w in (u, v)])
     central = op("And", op("Less", away, const(0.15)), op("Greater", flag, const(0.98)))
     score = op("Mul", op("Cast", central, to=TensorProto.FLOAT), op("Sub", const(0.95), away))
 
     def output(x, stride, name, width):
-        x = op("Slice", x, const([0, 0], np.int64), const([2**30] * 2, np.int64), const([2, 3], np.int64),
-               const([stride] * 2, np.int64))  # fmt: skip
+        x = op(
+            "Slice",
+            x,
+            const([0, 0], np.int64),
+            const([2**30] * 2, np.int64),
+            const([2, 3], np.int64),
+            const([stride] * 2, np.int64),
+        )
         x = op("Transpose", x, perm=[0, 2, 3, 1])
         x = op("Concat", x, x, axis=3)  # two anchors at each place
         nodes.append(helper.make_node("Reshape", [x, const([-1, width], np.int64)], [name]))
@@ -110,9 +122,12 @@ def write_detector(path: Path, *, whole_picture: bool = False) -> None:
             factor = const(0.0 if kind == "score" and stride > 8 else 1.0 if kind == "score" else 1 / stride)
             output(op("Mul", map_, factor), stride, f"{kind}_{stride}", width)
     graph = helper.make_graph(
-        nodes, "detector", [helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [1, 3, "h", "w"])], outputs,
+        nodes,
+        "detector",
+        [helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [1, 3, "h", "w"])],
+        outputs,
         constants,
-    )  # fmt: skip
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.SerializeToString())

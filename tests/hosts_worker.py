@@ -69,16 +69,27 @@ def loss(model, frozen, batch, key):
 def train(workdir, console, steps, mesh=(), pause=0.0, checkpoint_every=5):
     """Trains into a working folder and returns whether all steps are done."""
     config = TrainConfig(
-        steps=steps, batch_size=8, warmup_steps=1, schedule="constant", log_every=1, sheet_every=3,
+        steps=steps,
+        batch_size=8,
+        warmup_steps=1,
+        schedule="constant",
+        log_every=1,
+        sheet_every=3,
         checkpoint_every=checkpoint_every,
-    )  # fmt: skip
+    )
     mesh = make_mesh(MeshConfig(*mesh))
     share, shares = batch_share(mesh)
     source = Noise()
     loader = make_loader(
-        source, [f"p{person}" for person in range(PEOPLE)], batch_size=8, expressions_per_set=2, seed=0, workers=0,
-        share=share, shares=shares,
-    )  # fmt: skip
+        source,
+        [f"p{person}" for person in range(PEOPLE)],
+        batch_size=8,
+        expressions_per_set=2,
+        seed=0,
+        workers=0,
+        share=share,
+        shares=shares,
+    )
     workdir.mkdir(parents=True, exist_ok=True)
 
     def preview(parameters):
@@ -86,9 +97,14 @@ def train(workdir, console, steps, mesh=(), pause=0.0, checkpoint_every=5):
         return np.full((8, 8, 3), shade, np.uint8)
 
     job = Job(
-        functional=Functional(Network), loss=loss, frozen={}, batches=Slowly(loader, pause), pictures_per_step=16,
-        preview=preview, config="{}",
-    )  # fmt: skip
+        functional=Functional(Network),
+        loss=loss,
+        frozen={},
+        batches=Slowly(loader, pause),
+        pictures_per_step=16,
+        preview=preview,
+        config="{}",
+    )
     return fit(job, config, mesh, workdir, console)
 
 

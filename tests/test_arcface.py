@@ -121,8 +121,11 @@ def test_what_does_not_fit_is_named_at_once(small, tmp_path):
     save_file(wrong, tmp_path / "wrong.safetensors")
     with pytest.raises(WeightsError, match=r"missing layer1.0.bn2.bias; unknown extra.weight \(3,\)"):
         read_arcface(tmp_path / "wrong.safetensors")
-    wrong = {**state, "layer2.1.conv1.weight": np.zeros((16, 8, 3, 3), np.float32),
-             "layer1.0.prelu.weight": np.zeros(5, np.float32)}  # fmt: skip
+    wrong = {
+        **state,
+        "layer2.1.conv1.weight": np.zeros((16, 8, 3, 3), np.float32),
+        "layer1.0.prelu.weight": np.zeros(5, np.float32),
+    }
     save_file(wrong, tmp_path / "wrong.safetensors")
     with pytest.raises(WeightsError) as error:
         read_arcface(tmp_path / "wrong.safetensors")
@@ -161,6 +164,10 @@ def test_other_files_are_refused(small, tmp_path):
     (tmp_path / "weights.bin").write_bytes(b"")
     with pytest.raises(WeightsError, match=r"suffix '.bin', must be"):
         read_arcface(tmp_path / "weights.bin")
+    for name in ("weights.pt", "weights.pth"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(WeightsError, match=rf"{name}: pickle files are not read.* convert it to safetensors"):
+            read_arcface(tmp_path / name)
     with pytest.raises(ConfigError, match="must not be empty"):
         convert_arcface(small / "folded.onnx", tmp_path / "x.safetensors", name="x", licence=" ")
     with pytest.raises(ConfigError, match=r"encoder.crop=\(0.5, 0.0, 0.6\)"):

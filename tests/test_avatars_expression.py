@@ -17,13 +17,34 @@ PERSON = dataclasses.replace(sample_identity(5), hair_style="bald", glasses="non
 UNITS = tuple(c for c in CHANNELS if c not in DEGREES)
 # Parts that a unit may move; every other part must stay exactly where it is.
 MOVES = {
-    "AU1": {"brow"}, "AU2": {"brow"}, "AU4": {"brow"}, "AU5": {"eye"}, "AU6": {"eye", "cheek"}, "AU7": {"eye"},
-    "AU9": {"nose", "brow", "mouth"}, "AU10": {"mouth", "nose"}, "AU12": {"mouth", "cheek"}, "AU14": {"mouth"},
-    "AU15": {"mouth"}, "AU16": {"mouth"}, "AU17": {"mouth", "outline"}, "AU18": {"mouth"}, "AU19": {"mouth"},
-    "AU20": {"mouth"}, "AU23": {"mouth"}, "AU24": {"mouth"}, "AU25": {"mouth"}, "AU26": {"mouth", "outline"},
-    "AU27": {"mouth", "outline"}, "AU43": {"eye"}, "gaze_yaw": {"eye"}, "gaze_pitch": {"eye"},
-    "head_yaw": set(), "head_pitch": set(), "head_roll": set(),
-}  # fmt: skip
+    "AU1": {"brow"},
+    "AU2": {"brow"},
+    "AU4": {"brow"},
+    "AU5": {"eye"},
+    "AU6": {"eye", "cheek"},
+    "AU7": {"eye"},
+    "AU9": {"nose", "brow", "mouth"},
+    "AU10": {"mouth", "nose"},
+    "AU12": {"mouth", "cheek"},
+    "AU14": {"mouth"},
+    "AU15": {"mouth"},
+    "AU16": {"mouth"},
+    "AU17": {"mouth", "outline"},
+    "AU18": {"mouth"},
+    "AU19": {"mouth"},
+    "AU20": {"mouth"},
+    "AU23": {"mouth"},
+    "AU24": {"mouth"},
+    "AU25": {"mouth"},
+    "AU26": {"mouth", "outline"},
+    "AU27": {"mouth", "outline"},
+    "AU43": {"eye"},
+    "gaze_yaw": {"eye"},
+    "gaze_pitch": {"eye"},
+    "head_yaw": set(),
+    "head_pitch": set(),
+    "head_roll": set(),
+}
 SIDED = tuple(c for c in UNITS if c.endswith("L"))
 
 

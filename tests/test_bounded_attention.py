@@ -13,7 +13,7 @@ from test_consistent_attention import brute_force, error, random_tokens, streams
 
 from genaffect_jax.kernels import attention as attention_backends
 from genaffect_jax.kernels import hopper_attention
-from genaffect_jax.kernels.hopper_attention import bounded_attention
+from genaffect_jax.kernels.hopper_attention import max_free_attention
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.functional import Functional
 from genaffect_jax.models.mmdit import attention
@@ -41,9 +41,9 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         seen.append(tuple(key.shape[1] for key, _ in sources))
         return plain(query, sources)
 
-    monkeypatch.setattr(hopper_attention, "bounded_attention", stand_in)
+    monkeypatch.setattr(hopper_attention, "max_free_attention", stand_in)
     for module in (attention, attention_backends):
-        monkeypatch.setattr(module, "has_bounded_attention", lambda dtype, size: True)
+        monkeypatch.setattr(module, "has_max_free_attention", lambda dtype, size: True)
     return seen
 
 
@@ -52,20 +52,11 @@ def test_own_keys_and_pool_in_one_pass_are_consistent_attention(without_gpu, anc
     image, text = (QKV(*map(jnp.asarray, s)) for s in streams(1, 2, 5, 13, 3))
     tokens = random_tokens(0, 13, fraction)
     shared = len(tokens.shared)
-    pool = anchor_pool(image, text, tokens, anchors, False)
-    found = consistent_attention(image, text, tokens, pool, anchors=anchors, bounded=True)
+    pool = anchor_pool(image, tokens, anchors)
+    found = consistent_attention(image, text, tokens, pool, anchors=anchors, max_free=True)
     assert error(list(map(np.asarray, found)), brute_force(image, text, tokens, anchors)) < 1e-6
     expected = [(13 - shared + 3, anchors * shared), (13 + 3, anchors * shared)]
     assert without_gpu == expected[: 1 if anchors == 5 else 2]
-
-
-def test_everything_shared_leaves_only_the_pool(without_gpu) -> None:
-    image, text = (QKV(*map(jnp.asarray, s)) for s in streams(2, 1, 3, 5, 2))
-    tokens = random_tokens(0, 5, 1.0)
-    pool = anchor_pool(image, text, tokens, 3, True)
-    found = consistent_attention(image, text, tokens, pool, anchors=3, share_text=True, bounded=True)
-    assert error(list(map(np.asarray, found)), brute_force(image, text, tokens, 3, True)) < 1e-6
-    assert without_gpu == [(21,)]
 
 
 def test_only_long_plain_attention_of_full_tiles_takes_the_kernel(without_gpu) -> None:
@@ -73,14 +64,14 @@ def test_only_long_plain_attention_of_full_tiles_takes_the_kernel(without_gpu) -
         query = jnp.ones((1, length, 1, 8))
         attend(query, query[:, :4], query[:, :4], **options)
 
-    call(1024 - 64, bounded=True)
-    call(1357, bounded=True)
+    call(1024 - 64, max_free=True)
+    call(1357, max_free=True)
     call(1024)
-    call(1024, bounded=True, return_lse=True)
-    call(1024, mask=jnp.ones((1, 4), bool), bounded=True)
+    call(1024, max_free=True, return_lse=True)
+    call(1024, mask=jnp.ones((1, 4), bool), max_free=True)
     assert without_gpu == []
     for length in (1024, 4096, 4429):
-        call(length, bounded=True)
+        call(length, max_free=True)
     assert without_gpu == [(4,)] * 3
 
 
@@ -121,6 +112,12 @@ def test_the_bound_of_new_networks_is_that_of_their_heads_and_without_norms_ther
     assert score_bound(build_networks(free)[0].init(jax.random.key(0))) == float("inf")
 
 
+@pytest.mark.parametrize("names", [[], ["segments.0.layers.qkv.query.kernel", "image_qkv.query.bias"]])
+def test_parameters_of_another_network_have_no_bound(names: list[str]) -> None:
+    with pytest.raises(ValueError, match=rf"none of {len(names)} parameters is called \*image_qkv"):
+        score_bound({name: jnp.zeros((8, 8)) for name in names})
+
+
 def test_weights_within_the_largest_score_stay_in_the_range_of_float32() -> None:
     most = np.float32(np.exp(np.float64(LARGEST_SCORE)))
     assert np.isfinite(most * np.float32(2**15) * np.float32(2**10))
@@ -133,16 +130,20 @@ def test_the_kernel_lowers_for_a_gpu(sources: list[tuple[int, int]]) -> None:
         return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
 
     arrays = [(array(batch, keys, 2, 64),) * 2 for batch, keys in sources]
-    lowered = jax.jit(bounded_attention).trace(array(4, 77, 2, 64), arrays).lower(lowering_platforms=("cuda",))
+    lowered = jax.jit(max_free_attention).trace(array(4, 77, 2, 64), arrays).lower(lowering_platforms=("cuda",))
     assert "mosaic_gpu" in lowered.as_text()
 
 
 @pytest.mark.parametrize(
     ("query", "keys", "dtype", "message"),
-    [((4, 8, 2, 32), 4, "bfloat16", "heads of 32"), ((4, 8, 2, 64), 4, "float32", "float32"),
-     ((4, 8, 2, 64), 3, "bfloat16", "for a batch of 4"), ((4, 8, 2, 64), 0, "bfloat16", "for a batch of 4")],
-)  # fmt: skip
+    [
+        ((4, 8, 2, 32), 4, "bfloat16", "heads of 32"),
+        ((4, 8, 2, 64), 4, "float32", "float32"),
+        ((4, 8, 2, 64), 3, "bfloat16", "for a batch of 4"),
+        ((4, 8, 2, 64), 0, "bfloat16", "for a batch of 4"),
+    ],
+)
 def test_what_the_kernel_does_not_take_is_named(query: tuple[int, ...], keys: int, dtype: str, message: str) -> None:
     key = jnp.zeros((max(keys, 1), 5 if keys else 0, *query[2:]), dtype)
     with pytest.raises(ValueError, match=message):
-        bounded_attention(jnp.zeros(query, dtype), [(key, key)])
+        max_free_attention(jnp.zeros(query, dtype), [(key, key)])

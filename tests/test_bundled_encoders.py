@@ -79,5 +79,7 @@ def test_the_evaluators_share_neither_network_nor_seed_with_the_conditioning_pai
     for target in ("identity", "expression"):
         judge, conditioning = (encoders[f"{target}_{role}"].config for role in ("evaluator", "avatar"))
         assert (judge.architecture, judge.widths, judge.depths) != (
-            conditioning.architecture, conditioning.widths, conditioning.depths,
-        )  # fmt: skip
+            conditioning.architecture,
+            conditioning.widths,
+            conditioning.depths,
+        )

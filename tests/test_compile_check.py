@@ -74,13 +74,19 @@ def test_a_batch_has_the_shapes_that_the_loader_gives(changes: dict, encoder: st
     text = dataclasses.replace(config.model.mmdit, register_tokens=0, pooled_projection_dim=8)
     for network, rows in ((config.model.mmdit, None), (text, np.zeros(len(stored.pictures), np.int32))):
         run = dataclasses.replace(
-            config, model=dataclasses.replace(config.model, mmdit=network),
+            config,
+            model=dataclasses.replace(config.model, mmdit=network),
             text=dataclasses.replace(config.text, embeddings=Path("none") if rows is not None else None),
-        )  # fmt: skip
+        )
         batches = make_loader(
-            stored, sorted({p.identity for p in stored.pictures}), batch_size=config.train.batch_size,
-            expressions_per_set=config.data.expressions_per_set, seed=0, workers=0, prompts=rows,
-        )  # fmt: skip
+            stored,
+            sorted({p.identity for p in stored.pictures}),
+            batch_size=config.train.batch_size,
+            expressions_per_set=config.data.expressions_per_set,
+            seed=0,
+            workers=0,
+            prompts=rows,
+        )
         found = {name: (array.shape, array.dtype) for name, array in next(batches).items()}
         batches.close()
         shapes = batch_shapes(run, make_mesh(MeshConfig(), jax.devices()[:2]))
@@ -173,13 +179,18 @@ def test_a_program_fits_if_it_leaves_the_reserve_free() -> None:
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (26.86G) exceeds "
-         "available HBM (15.75G).", "26.86 GiB do not go into 15.75 GiB"),
-        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 512.00M of 256.00M hbm. Exceeded",
-         "0.50 GiB do not go into 0.25 GiB"),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (26.86G) "
+            "exceeds available HBM (15.75G).",
+            "26.86 GiB do not go into 15.75 GiB",
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 512.00M of 256.00M hbm. Exceeded",
+            "0.50 GiB do not go into 0.25 GiB",
+        ),
         ("RESOURCE_EXHAUSTED: something else\nmore", "RESOURCE_EXHAUSTED: something else"),
     ],
-)  # fmt: skip
+)
 def test_a_program_that_the_compiler_refuses_does_not_fit(message: str, words: str) -> None:
     class Refused:
         def as_text(self) -> str:
@@ -208,8 +219,18 @@ def test_other_failures_of_the_compiler_are_not_taken_for_a_lack_of_memory() -> 
 
 
 def test_the_command_tells_what_fits_from_what_does_not(preset, small_chips, tmp_path, capsys) -> None:
-    argv = ["--config", str(preset()), "--topology", "toy:2x2", "--mesh.fsdp", "2", "--programs", "train",
-            "--json", str(tmp_path / "report.json")]  # fmt: skip
+    argv = [
+        "--config",
+        str(preset()),
+        "--topology",
+        "toy:2x2",
+        "--mesh.fsdp",
+        "2",
+        "--programs",
+        "train",
+        "--json",
+        str(tmp_path / "report.json"),
+    ]
     small_chips(1 << 30)
     assert compile_check.main(argv) == 0
     assert "train: fits" in capsys.readouterr().out
@@ -261,9 +282,10 @@ def test_files_that_a_preset_asks_for_need_not_be_given(name: str) -> None:
 def test_the_sampler_of_a_text_model_draws_its_own_pictures_on_every_chip(tiny_config: Config) -> None:
     network = dataclasses.replace(tiny_config.model.mmdit, register_tokens=0, pooled_projection_dim=8)
     config = dataclasses.replace(
-        tiny_config, model=dataclasses.replace(tiny_config.model, mmdit=network),
+        tiny_config,
+        model=dataclasses.replace(tiny_config.model, mmdit=network),
         text=dataclasses.replace(tiny_config.text, embeddings=Path("not-read")),
-    )  # fmt: skip
+    )
     mesh = make_mesh(MeshConfig(fsdp=2), jax.devices()[:4])
     pictures, bank = lower_sampler(config, mesh, Kind(mode="joint", shared=4, anchors=1), 3, steps=2).out_info
     assert (pictures.shape, pictures.dtype, bank) == ((1, 4 * 3, 32, 32, 3), jnp.uint8, None)
@@ -280,9 +302,14 @@ def test_a_topology_that_is_not_known_is_named_beside_some_that_are(name: str) -
 def odd_model(tiny_model: ModelConfig) -> ModelConfig:
     """Odd text lengths, a block with a second attention, heads of 64 as in SD3.5: whatever a kernel could refuse."""
     network = dataclasses.replace(
-        tiny_model.mmdit, attention_head_dim=64, joint_attention_dim=128, caption_projection_dim=128,
-        register_tokens=5, dual_attention_layers=(0,), remat="full",
-    )  # fmt: skip
+        tiny_model.mmdit,
+        attention_head_dim=64,
+        joint_attention_dim=128,
+        caption_projection_dim=128,
+        register_tokens=5,
+        dual_attention_layers=(0,),
+        remat="full",
+    )
     return dataclasses.replace(tiny_model, mmdit=network)
 
 

@@ -43,14 +43,25 @@ def learn(tiny_config, networks, gap, workdir, steps):
     """Trains on toys; returns what was printed."""
     flow = FlowConfig()
     train = dataclasses.replace(
-        tiny_config.train, steps=steps, gap_every=10, log_every=15, learning_rate=0.01, schedule="constant",
+        tiny_config.train,
+        steps=steps,
+        gap_every=10,
+        log_every=15,
+        learning_rate=0.01,
+        schedule="constant",
         ema_decay=0.8,
-    )  # fmt: skip
+    )
     text = io.StringIO()
     job = Job(
-        functional=networks[0], loss=make_generator_loss(flow, networks[1]), frozen={}, batches=Toys(),
-        pictures_per_step=G * E, preview=lambda _: np.zeros((8, 8, 3), np.uint8), config=to_json(tiny_config), gap=gap,
-    )  # fmt: skip
+        functional=networks[0],
+        loss=make_generator_loss(flow, networks[1]),
+        frozen={},
+        batches=Toys(),
+        pictures_per_step=G * E,
+        preview=lambda _: np.zeros((8, 8, 3), np.uint8),
+        config=to_json(tiny_config),
+        gap=gap,
+    )
     fit(job, train, make_mesh(MeshConfig(), jax.devices()[:1]), workdir, Console(file=text, width=200))
     return text.getvalue()
 

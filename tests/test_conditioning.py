@@ -14,10 +14,18 @@ from genaffect_jax.models.mmdit.condition_projectors import ExpressionTokens, Id
 from genaffect_jax.models.mmdit.model import MMDiT
 
 CONFIG = MMDiTConfig(
-    sample_size=4, num_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32,
-    caption_projection_dim=32, pooled_projection_dim=0, in_channels=4, out_channels=4, pos_embed_max_size=2,
+    sample_size=4,
+    num_layers=2,
+    attention_head_dim=16,
+    num_attention_heads=2,
+    joint_attention_dim=32,
+    caption_projection_dim=32,
+    pooled_projection_dim=0,
+    in_channels=4,
+    out_channels=4,
+    pos_embed_max_size=2,
     register_tokens=1,
-)  # fmt: skip
+)
 CONDITIONING = ConditioningConfig(expression_width=6, expression_tokens=3, identity_layers=2)
 RESAMPLER = ConditioningConfig(identity_tokens=3, identity_embedding=5, identity_layers=2)
 L, D = 4, 32
@@ -108,9 +116,11 @@ def test_padded_references_change_nothing_in_the_resampler_whatever_they_hold() 
 
     def padded(seed: int) -> jax.Array:
         return resampler()(
-            jnp.concatenate([reference, 100.0 * references(seed, count=1)], axis=1), mask, positions(),
+            jnp.concatenate([reference, 100.0 * references(seed, count=1)], axis=1),
+            mask,
+            positions(),
             embedding=jnp.concatenate([faces, embeddings(seed, count=1)], axis=1),
-        )[0]  # fmt: skip
+        )[0]
 
     np.testing.assert_array_equal(padded(1), padded(2))
     tokens, _ = resampler()(reference, jnp.ones((2, 2), bool), positions(), embedding=faces)

@@ -31,7 +31,7 @@ def random_tokens(seed: int, length: int, fraction: float) -> Tokens:
     return Tokens(order[:count], order[count:])
 
 
-def brute_force(image: QKV, text: QKV, tokens: Tokens, anchors: int, share_text: bool = False) -> list[np.ndarray]:
+def brute_force(image: QKV, text: QKV, tokens: Tokens, anchors: int) -> list[np.ndarray]:
     """One dense mask over all tokens of all pictures of a group, written out in float64."""
     groups, pictures, length = image.query.shape[:3]
     extra = text.query.shape[2]
@@ -41,7 +41,7 @@ def brute_force(image: QKV, text: QKV, tokens: Tokens, anchors: int, share_text:
     )
     picture = np.repeat(np.arange(pictures), length + extra)
     token = np.tile(np.arange(length + extra), pictures)
-    offered = (picture < anchors) & (np.isin(token, np.asarray(tokens.shared)) | (share_text & (token >= length)))
+    offered = (picture < anchors) & np.isin(token, np.asarray(tokens.shared))
     mask = (picture[:, None] == picture[None]) | offered[None]
     scores = np.einsum("gqnh,gknh->gnqk", query, key) / np.sqrt(query.shape[-1])
     scores = np.where(mask, scores, -np.inf)
@@ -51,14 +51,13 @@ def brute_force(image: QKV, text: QKV, tokens: Tokens, anchors: int, share_text:
     return [mixed[:, :, :length], mixed[:, :, length:]]
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def program(image: QKV, text: QKV, tokens: Tokens, anchors: int, share_text: bool) -> tuple[jax.Array, jax.Array]:
-    pool = anchor_pool(image, text, tokens, anchors, share_text)
-    return consistent_attention(image, text, tokens, pool, anchors=anchors, share_text=share_text)
+@partial(jax.jit, static_argnums=3)
+def program(image: QKV, text: QKV, tokens: Tokens, anchors: int) -> tuple[jax.Array, jax.Array]:
+    return consistent_attention(image, text, tokens, anchor_pool(image, tokens, anchors), anchors=anchors)
 
 
-def shared(image: QKV, text: QKV, tokens: Tokens, anchors: int, share_text: bool = False) -> list[np.ndarray]:
-    return [np.asarray(x) for x in program(image, text, tokens, anchors, share_text)]
+def shared(image: QKV, text: QKV, tokens: Tokens, anchors: int) -> list[np.ndarray]:
+    return [np.asarray(x) for x in program(image, text, tokens, anchors)]
 
 
 def error(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
@@ -77,19 +76,6 @@ def test_it_equals_a_dense_mask_in_float64(pictures: int, fraction: float) -> No
         assert error(found, brute_force(image, words, tokens, anchors)) < 1e-5
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
-def test_text_of_others_can_be_shared_too(fraction: float) -> None:
-    image, words = streams(3, 2, 5, 9, 3)
-    tokens = random_tokens(0, 9, fraction)
-    for anchors in (1, 3, 5):
-        expected = brute_force(image, words, tokens, anchors, share_text=True)
-        assert error(shared(image, words, tokens, anchors, share_text=True), expected) < 1e-5
-        assert (
-            error(shared(image, words, tokens, anchors, share_text=True), brute_force(image, words, tokens, anchors))
-            > 1e-2
-        )
-
-
 def test_large_scores_do_not_overflow_the_merge() -> None:
     image, words = streams(4, 1, 3, 9, 3)
     image = QKV(10.0 * image.query, 10.0 * image.key, image.value)
@@ -102,7 +88,7 @@ def test_pictures_beside_an_earlier_pool_equal_those_beside_their_anchors() -> N
     image, words = streams(5, 2, 6, 9, 3)
     tokens = random_tokens(1, 9, 0.5)
     together = shared(image, words, tokens, 2)
-    pool = anchor_pool(image, words, tokens, 2, False)
+    pool = anchor_pool(image, tokens, 2)
     rest = [QKV(*(x[:, 2:] for x in stream)) for stream in (image, words)]
     alone = consistent_attention(*rest, tokens, pool, anchors=0)
     for found, expected in zip(alone, together, strict=True):
@@ -185,9 +171,7 @@ def test_no_array_of_a_set_grows_with_the_square_of_its_size() -> None:
         image, words = streams(0, 1, pictures, 16, 2, 1, 4)
         tokens = random_tokens(0, 16, 0.5)
         jaxpr = jax.make_jaxpr(
-            lambda image, text: consistent_attention(
-                image, text, tokens, anchor_pool(image, text, tokens, 2, False), anchors=2
-            )
+            lambda image, text: consistent_attention(image, text, tokens, anchor_pool(image, tokens, 2), anchors=2)
         )(image, words)
         return max(v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars)
 
@@ -196,9 +180,9 @@ def test_no_array_of_a_set_grows_with_the_square_of_its_size() -> None:
 
 
 def test_the_pool_is_the_anchors_tokens_once() -> None:
-    image, words = streams(6, 2, 4, 9, 3)
+    image, _ = streams(6, 2, 4, 9, 3)
     tokens = random_tokens(5, 9, 0.5)
-    pool = anchor_pool(image, words, tokens, 3, False)
+    pool = anchor_pool(image, tokens, 3)
     assert isinstance(pool, KeyValue)
     assert pool.key.shape == (2, 3 * len(tokens.shared), N, H)
 

@@ -61,7 +61,7 @@ def test_a_picture_depends_on_its_anchors_only(floats):
 
 def test_a_kept_bank_gives_the_pictures_of_recomputed_anchors(floats):
     pipeline = floats()
-    for settings in ({}, {"solver": "heun", "share_text": True, "consistency_start": 1, "guidance": 3.0}):
+    for settings in ({}, {"solver": "heun", "consistency_start": 1, "guidance": 3.0}):
         kept, recomputed = (draw(pipeline, bank=bank, **settings) for bank in ("always", "never"))
         assert difference(kept, recomputed) < 1e-5, settings
 
@@ -78,8 +78,8 @@ def test_no_sharing_and_a_set_of_one_are_plain_attention_to_the_bit(floats):
     apart = draw(pipeline, "joy, anger", consistency=0.0)
     np.testing.assert_array_equal(draw(pipeline, "joy, anger", consistency=0.001), apart)  # rounds to no token
     alone = draw(pipeline, "joy", anchors=None, consistency=0.0)
-    for settings in ({"consistency": 0.5}, {"consistency": 1.0, "share_text": True}):
-        np.testing.assert_array_equal(draw(pipeline, "joy", anchors=None, **settings), alone)
+    for consistency in (0.5, 1.0):
+        np.testing.assert_array_equal(draw(pipeline, "joy", anchors=None, consistency=consistency), alone)
     assert difference(draw(pipeline, "joy, anger"), apart) > 1e-3
 
 
@@ -89,8 +89,11 @@ def test_sharing_can_be_limited_to_layers_and_steps(floats):
     everywhere, apart = draw(pipeline, words), draw(pipeline, words, consistency=0.0)
     assert difference(draw(pipeline, words, consistency_layers=(0, 1)), everywhere) < 1e-5
     assert difference(draw(pipeline, words, consistency_end=3), everywhere) < 1e-5
-    partial = [draw(pipeline, words, consistency_layers=(1,)), draw(pipeline, words, consistency_start=1),
-               draw(pipeline, words, consistency_end=1)]  # fmt: skip
+    partial = [
+        draw(pipeline, words, consistency_layers=(1,)),
+        draw(pipeline, words, consistency_start=1),
+        draw(pipeline, words, consistency_end=1),
+    ]
     programs = len(pipeline.drawer.compiled)
     for limited in partial:
         assert min(difference(limited, everywhere), difference(limited, apart)) > 1e-4
@@ -104,10 +107,14 @@ def test_which_tokens_are_shared_can_be_chosen(floats, tmp_path):
     mask[8:24, 8:24] = 255
     Image.fromarray(mask).save(tmp_path / "face.png")
     Image.fromarray(0 * mask).save(tmp_path / "dark.png")
-    drawn = [draw(pipeline, **settings) for settings in (
-        {}, {"shared_tokens": "grid"}, {"seed": 1}, {"shared_mask": tmp_path / "face.png"},
-        {"shared_mask": tmp_path / "face.png", "shared_tokens": "grid"},
-    )]  # fmt: skip
+    drawn = [
+        draw(pipeline, **settings)
+        for settings in (
+            {},
+            {"seed": 1},
+            {"shared_mask": tmp_path / "face.png"},
+        )
+    ]
     for i, one in enumerate(drawn):
         for other in drawn[:i]:
             assert difference(one, other) > 1e-4
@@ -145,7 +152,7 @@ def test_memory_does_not_grow_with_the_set(pipeline):
 def test_too_little_memory_is_one_error_that_names_the_settings(pipeline, monkeypatch):
     monkeypatch.setattr("genaffect_jax.inference.chunking.device_memory", lambda: 2**20)
     with pytest.raises(memory.MemoryLimitError, match=r"2 pictures at once needs .* GiB .* lower --chunk, --anchors"):
-        draw(pipeline, bank="never", seed=3, share_text=True)
+        draw(pipeline, bank="never", seed=3, consistency=0.4)
 
 
 def test_an_added_picture_equals_the_one_of_a_larger_set(pipeline, tmp_path):
@@ -193,15 +200,17 @@ def test_the_command_draws_adds_and_morphs(trained_workdir, tmp_path, capsys):
     [
         (["--add_to", "set", "--expressions", "joy", "--seed", "3"], "--seed: the set of --add_to decides this"),
         (["--add_to", "set"], "--add_to: needs --expressions"),
-        (["--identity", "seed:1", "--out", "x", "--consistency", "0.5", "--anchors", "9", "--expressions", "joy"],
-         "--anchors 9: the set has"),
+        (
+            ["--identity", "seed:1", "--out", "x", "--consistency", "0.5", "--anchors", "9", "--expressions", "joy"],
+            "--anchors 9: the set has",
+        ),
         (["--identity", "seed:1", "--out", "x", "--anchors", "2"], "--anchors: means nothing unless pictures share"),
         (["--identity", "seed:1", "--out", "x", "--anchor_expressions", "joy"], "give --consistency above 0"),
         (["--out", "x"], "--identity: missing"),
         (["--identity", "seed:1", "--out", "x", "--frames", "1"], "--frames 1: must be at least 2"),
         (["--identity", "seed:1", "--out", "x", "--morph", "joy", "joyy"], "did you mean 'joy'"),
     ],
-)  # fmt: skip
+)
 def test_the_command_refuses_what_does_not_go_together(options, words, trained_workdir, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert sample.main(["--model", str(trained_workdir), *options]) == 2

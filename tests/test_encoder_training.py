@@ -24,8 +24,15 @@ from genaffect_jax.training.face_encoder.degrade import make_degrade, quantise
 from genaffect_jax.training.face_encoder.loss import arcface_logits, channel_deviations, expression_loss
 
 STILL = DegradeConfig(
-    shift=0.0, zoom=0.0, gain=0.0, tint=0.0, blur=0.0, noise=0.0, quantise=0.0, autoencoder=None,
-)  # fmt: skip
+    shift=0.0,
+    zoom=0.0,
+    gain=0.0,
+    tint=0.0,
+    blur=0.0,
+    noise=0.0,
+    quantise=0.0,
+    autoencoder=None,
+)
 
 
 # Objective

@@ -130,8 +130,10 @@ def fitted(labels: str, vectors: list) -> ExpressionBank:
 
 
 def test_a_words_vector_is_the_mean_of_its_pictures():
-    bank = fitted("joy; joy + head_yaw=0.3; fear; joy + AU12=1; 0.5*joy + 0.5*fear; AU1=1",
-                  [[1, 0], [3, 1], [9, 9], [50, 50], [50, 50], [50, 50]])  # fmt: skip
+    bank = fitted(
+        "joy; joy + head_yaw=0.3; fear; joy + AU12=1; 0.5*joy + 0.5*fear; AU1=1",
+        [[1, 0], [3, 1], [9, 9], [50, 50], [50, 50], [50, 50]],
+    )
     assert bank.pictures == {"fear": 1, "joy": 2}
     np.testing.assert_array_equal(bank.vectors["joy"], [2, 0.5])
 

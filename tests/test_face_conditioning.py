@@ -57,13 +57,20 @@ def encoders(tmp_path_factory):
 def config(tiny_model, encoders) -> Config:
     return Config(
         data=DataConfig(
-            image_size=32, identities=6, expressions_per_identity=4, expressions_per_set=2, workers=0,
+            image_size=32,
+            identities=6,
+            expressions_per_identity=4,
+            expressions_per_set=2,
+            workers=0,
             cache_latents=True,
         ),
         model=dataclasses.replace(
             tiny_model,
             conditioning=ConditioningConfig(
-                expression_space="encoder", expression_tokens=2, identity_layers=1, identity_tokens=3,
+                expression_space="encoder",
+                expression_tokens=2,
+                identity_layers=1,
+                identity_tokens=3,
                 identity_embedding=12,
             ),
             identity_encoder=str(encoders / "identity_avatar.safetensors"),
@@ -71,7 +78,7 @@ def config(tiny_model, encoders) -> Config:
         ),
         # A high rate: the zero-initialised branches must have moved for conditions to show in the pictures.
         train=TrainConfig(steps=4, batch_size=8, warmup_steps=0, learning_rate=0.03, checkpoint_every=100),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")

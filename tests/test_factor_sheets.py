@@ -35,9 +35,13 @@ def encoder(target, width):
         for name, s in network.shapes.items()
     }
     return AvatarEncoder(
-        name=f"{target}_judge", licence="Apache-2.0", checksum="0" * 64, config=config, network=network,
+        name=f"{target}_judge",
+        licence="Apache-2.0",
+        checksum="0" * 64,
+        config=config,
+        network=network,
         parameters=parameters,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +67,17 @@ class Artist:
         self.asked = []
 
     def __call__(
-        self, identity, expressions, *, steps=24, seed=0, guidance_identity=1.0, guidance_expression=1.5,
-        identity_scale=1.0, expression_scale=1.0,
-    ):  # fmt: skip
+        self,
+        identity,
+        expressions,
+        *,
+        steps=24,
+        seed=0,
+        guidance_identity=1.0,
+        guidance_expression=1.5,
+        identity_scale=1.0,
+        expression_scale=1.0,
+    ):
         self.asked.append((identity, identity_scale, expression_scale, guidance_identity, guidance_expression, seed))
         person = sample_identity(int(identity.removeprefix("seed:")))
         images = [draw(person, np.clip(expression_scale * e.vector, -1, 1), SIDE) for e in expressions]
@@ -101,9 +113,15 @@ def test_a_sweep_changes_one_scale_and_nothing_else(sheets):
 
 def test_everything_is_written_and_measured_by_the_encoders_given(sheets, encoders, tmp_path):
     report = sheets.make_sheets(
-        Artist(), tmp_path, PEOPLE, parse_expressions("joy; anger"), parse_expressions("joy; fear"), encoders,
-        steps=2, seed=0,
-    )  # fmt: skip
+        Artist(),
+        tmp_path,
+        PEOPLE,
+        parse_expressions("joy; anger"),
+        parse_expressions("joy; fear"),
+        encoders,
+        steps=2,
+        seed=0,
+    )
     assert json.loads((tmp_path / "factors.json").read_text()) == report
     for name in ("factors", "identity_scale", "expression_scale"):
         with Image.open(tmp_path / f"{name}.png") as sheet:

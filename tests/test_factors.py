@@ -23,9 +23,13 @@ def encoder(target, width):
         for name, s in network.shapes.items()
     }
     return AvatarEncoder(
-        name=f"{target}_judge", licence="Apache-2.0", checksum="0" * 64, config=config, network=network,
+        name=f"{target}_judge",
+        licence="Apache-2.0",
+        checksum="0" * 64,
+        config=config,
+        network=network,
         parameters=parameters,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")

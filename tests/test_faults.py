@@ -190,8 +190,11 @@ def test_too_little_room_is_said_before_training(tmp_path, monkeypatch):
         checkpoints.check_space(state)
         assert [words in line for line in said] == ([True] if words else [])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
-    with pytest.raises(CheckpointError, match=r"1\.00 MB free, a checkpoint takes about 3\.00 MB, what does not train "
-                       r"1\.00 MB once; make room"):  # fmt: skip
+    with pytest.raises(
+        CheckpointError,
+        match=r"1\.00 MB free, a checkpoint takes about 3\.00 MB, what does not train "
+        r"1\.00 MB once; make room",
+    ):
         checkpoints.check_space(state)
 
 

@@ -47,9 +47,14 @@ def counted(config: ModelConfig, gradient: bool = False) -> float:
 def wide(tiny_model: ModelConfig) -> ModelConfig:
     """Unrolled, and so wide that what is elementwise is little."""
     network = dataclasses.replace(
-        tiny_model.mmdit, attention_head_dim=128, num_attention_heads=4, caption_projection_dim=512,
-        joint_attention_dim=512, scan_layers=False, dual_attention_layers=(0,),
-    )  # fmt: skip
+        tiny_model.mmdit,
+        attention_head_dim=128,
+        num_attention_heads=4,
+        caption_projection_dim=512,
+        joint_attention_dim=512,
+        scan_layers=False,
+        dual_attention_layers=(0,),
+    )
     return dataclasses.replace(tiny_model, mmdit=network)
 
 

@@ -197,9 +197,12 @@ def test_outside_the_guidance_interval_one_branch_is_evaluated_and_leads(mode) -
         return found(latents, sigma, jnp.int32(0), jnp.int32(0))
 
     for sigma, reference, count in (
-        (0.19, nowhere, 2), (0.2, everywhere, 2 * branches), (0.5, everywhere, 2 * branches),
-        (0.8, everywhere, 2 * branches), (0.81, nowhere, 2),
-    ):  # fmt: skip
+        (0.19, nowhere, 2),
+        (0.2, everywhere, 2 * branches),
+        (0.5, everywhere, 2 * branches),
+        (0.8, everywhere, 2 * branches),
+        (0.81, nowhere, 2),
+    ):
         sigma = jnp.float32(sigma)
         found, evaluated = limited(sigma, jnp.float32(0.2), jnp.float32(0.8))
         expected, counted = reference(latents, sigma, jnp.int32(0), jnp.int32(0))

@@ -115,8 +115,11 @@ def test_no_file_is_dropped_silently(root: Path) -> None:
     source = opened(root)
     found = rows(root)
     assert {f for f, row in found.items() if row["status"] == "ignored"} == {
-        ".DS_Store", "README.md", "p0/notes.txt", "p0/.joy.png.swp",
-    }  # fmt: skip
+        ".DS_Store",
+        "README.md",
+        "p0/notes.txt",
+        "p0/.joy.png.swp",
+    }
     assert {f for f, row in found.items() if row["status"] == "rejected"} == {"p0/more/joy.png", "p0/back"}
     assert len(source.pictures) == 20
 

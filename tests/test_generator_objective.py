@@ -15,9 +15,11 @@ class Recorder:
 
     def conditions(self, reference, mask, expression, *, drop_identity, drop_expression, **_):
         self.given = {
-            "reference": reference, "expression": expression, "drop_identity": drop_identity,
+            "reference": reference,
+            "expression": expression,
+            "drop_identity": drop_identity,
             "drop_expression": drop_expression,
-        }  # fmt: skip
+        }
         assert mask.all()
 
     def __call__(self, noisy, sigma, conditions):

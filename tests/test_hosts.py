@@ -52,9 +52,13 @@ class Pair:
             hosts = {"heartbeat_timeout": HEARTBEAT}
             if slurm:
                 environment |= {
-                    "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2",
-                    "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index), "JAX_COORDINATOR_PORT": str(port),
-                }  # fmt: skip
+                    "SLURM_JOB_ID": "7",
+                    "SLURM_STEP_NODELIST": "127.0.0.1",
+                    "SLURM_NTASKS": "2",
+                    "SLURM_PROCID": str(index),
+                    "SLURM_LOCALID": str(index),
+                    "JAX_COORDINATOR_PORT": str(port),
+                }
             else:
                 hosts |= {"coordinator": f"127.0.0.1:{port}", "processes": 2, "index": index}
             with log.open("w") as out:
@@ -188,8 +192,10 @@ def test_a_missing_process_ends_the_others_with_the_address_and_what_to_check(tm
     began = time.monotonic()
     ended = subprocess.run(
         [*WORKER, json.dumps({"workdir": str(tmp_path / "run"), "hosts": hosts, "steps": 1})],
-        stderr=subprocess.PIPE, text=True, timeout=PATIENCE,
-    )  # fmt: skip
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+    )
     assert time.monotonic() - began < 2 + 30
     assert ended.returncode == 75
     assert ended.stderr.splitlines()[-1].startswith(
@@ -229,9 +235,15 @@ def test_the_train_command_in_two_processes_equals_one_and_its_folder_is_written
     def command(hosts):
         options = [text for name, value in hosts.items() for text in (f"--hosts.{name}", str(value))]
         return [
-            sys.executable, "-m", "genaffect_jax.train", "--config", str(preset), "--workdir", str(tmp_path / "two"),
+            sys.executable,
+            "-m",
+            "genaffect_jax.train",
+            "--config",
+            str(preset),
+            "--workdir",
+            str(tmp_path / "two"),
             *options,
-        ]  # fmt: skip
+        ]
 
     with Pair(tmp_path / "logs", command) as pair:
         codes, said = pair.ends(400)

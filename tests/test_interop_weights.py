@@ -33,10 +33,19 @@ from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import parameter_shardings
 
 CONFIG = MMDiTConfig(
-    sample_size=4, num_layers=4, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=6,
-    caption_projection_dim=16, pooled_projection_dim=5, in_channels=4, out_channels=4, pos_embed_max_size=3,
-    dual_attention_layers=(0, 1), register_tokens=0,
-)  # fmt: skip
+    sample_size=4,
+    num_layers=4,
+    attention_head_dim=8,
+    num_attention_heads=2,
+    joint_attention_dim=6,
+    caption_projection_dim=16,
+    pooled_projection_dim=5,
+    in_channels=4,
+    out_channels=4,
+    pos_embed_max_size=3,
+    dual_attention_layers=(0, 1),
+    register_tokens=0,
+)
 WHOLE = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WHOLE}.index.json"
 
@@ -183,15 +192,17 @@ BROKEN_WHOLE = {
     "extra key": (edit_tensors(lambda t: t.update(new=np.ones(1, np.float32))), "key new: unmapped"),
     "missing key": (edit_tensors(lambda t: t.pop("proj_out.bias")), r"key proj_out\.bias: missing"),
     "wrong shape": (
-        edit_tensors(lambda t: t.update({"proj_out.bias": np.ones(3, np.float32)})), r"shape \(3,\), must be \(16,\)"
+        edit_tensors(lambda t: t.update({"proj_out.bias": np.ones(3, np.float32)})),
+        r"shape \(3,\), must be \(16,\)",
     ),
     "wrong type": (edit_tensors(lambda t: t.update({"proj_out.bias": np.ones(16)})), r"proj_out\.bias has type F64"),
     "mixed types in one stack": (edit_tensors(mixed_types), r"image_mlp\.down\.bias are stored as .*float16"),
     "whole and index": (lambda f: (f / INDEX).write_text("{}"), "has both"),
     "more blocks than weights": (
-        edit_json("config.json", lambda c: c.update(num_layers=5)), r"transformer_blocks\.4\.attn\.to_q\.bias: missing"
+        edit_json("config.json", lambda c: c.update(num_layers=5)),
+        r"transformer_blocks\.4\.attn\.to_q\.bias: missing",
     ),
-}  # fmt: skip
+}
 BROKEN_SHARDS = {
     "missing shard": (lambda f: next(f.glob("*-00002-of-*")).unlink(), r"shard .*-00002-of-.* is missing"),
     "damaged index": (lambda f: (f / INDEX).write_text("[]"), rf"{INDEX}: must hold a JSON object"),
@@ -201,12 +212,14 @@ BROKEN_SHARDS = {
         r"proj_out\.bias is not in",
     ),
     "not listed": (
-        edit_json(INDEX, lambda i: i["weight_map"].pop("proj_out.bias")), r"proj_out\.bias in .* is not listed"
+        edit_json(INDEX, lambda i: i["weight_map"].pop("proj_out.bias")),
+        r"proj_out\.bias in .* is not listed",
     ),
     "outside the folder": (
-        edit_json(INDEX, lambda i: i["weight_map"].update({"proj_out.bias": "../secret"})), "is no plain file name"
+        edit_json(INDEX, lambda i: i["weight_map"].update({"proj_out.bias": "../secret"})),
+        "is no plain file name",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", [*BROKEN_WHOLE, *BROKEN_SHARDS])

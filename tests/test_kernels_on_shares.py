@@ -81,9 +81,12 @@ def test_what_the_mesh_does_not_divide_is_computed_whole_on_every_device() -> No
 @pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 8}])
 def test_the_training_step_with_the_tpu_kernel_lowers_for_several_tpus(tiny_config: Config, axes: dict) -> None:
     network = dataclasses.replace(
-        tiny_config.model.mmdit, attention_head_dim=64, joint_attention_dim=128, caption_projection_dim=128,
+        tiny_config.model.mmdit,
+        attention_head_dim=64,
+        joint_attention_dim=128,
+        caption_projection_dim=128,
         remat="named",
-    )  # fmt: skip
+    )
     config = dataclasses.replace(tiny_config, model=dataclasses.replace(tiny_config.model, mmdit=network))
     # JAX refuses a kernel that nothing cuts over the devices; needs no TPU compiler.
     lowered = lower_train_step(config, make_mesh(MeshConfig(**axes)), target="tpu")

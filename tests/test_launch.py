@@ -39,7 +39,7 @@ LINES = [
     ["container.sh", "build", "--tag", "g:cuda", "--platform", "cuda", "--uid", "0"],
     ["container.sh", "run", "--tag", "g:cuda", "--platform", "cuda", "--mount", "/shared", "--", *TRAINING],
     ["container.sh", "push", "--tag", "g:cuda"],
-]  # fmt: skip
+]
 
 
 def executable(path, text):
@@ -94,13 +94,36 @@ def test_tpu_vm_commands(path):
     gcloud = ["gcloud", "compute", "tpus"]
     create, spot, packed, cloned, run = (dry(path, *line) for line in LINES[:5])
     assert create == [
-        [*gcloud, "tpu-vm", "create", "pod", "--accelerator-type", "v5litepod-16", "--version", "v2-alpha-tpuv5-lite",
-         *at, "--project", "p"]
-    ]  # fmt: skip
+        [
+            *gcloud,
+            "tpu-vm",
+            "create",
+            "pod",
+            "--accelerator-type",
+            "v5litepod-16",
+            "--version",
+            "v2-alpha-tpuv5-lite",
+            *at,
+            "--project",
+            "p",
+        ]
+    ]
     assert spot == [
-        [*gcloud, "queued-resources", "create", "pod", "--node-id", "pod", "--accelerator-type", "v5litepod-16",
-         "--runtime-version", "v2-alpha-tpuv5-lite", "--spot", *at]
-    ]  # fmt: skip
+        [
+            *gcloud,
+            "queued-resources",
+            "create",
+            "pod",
+            "--node-id",
+            "pod",
+            "--accelerator-type",
+            "v5litepod-16",
+            "--runtime-version",
+            "v2-alpha-tpuv5-lite",
+            "--spot",
+            *at,
+        ]
+    ]
     copy = [*gcloud, "tpu-vm", "scp"]
     script = [*copy, str(LAUNCH / "tpu_worker.sh"), "pod:genaffect_jax_worker.sh", *at, "--worker", "all"]
     ssh = [*gcloud, "tpu-vm", "ssh", "pod", *at, "--worker", "all", "--command"]
@@ -109,9 +132,12 @@ def test_tpu_vm_commands(path):
         ["git", "-C", str(ROOT), "archive", "--format", "tar.gz", "--output", tar, "v1"],
         script,
         [*copy, tar, "pod:genaffect_jax.tar.gz", *at, "--worker", "all"],
-        [*ssh, "bash genaffect_jax_worker.sh setup --folder genaffect_jax --archive genaffect_jax.tar.gz "
-               "--python '/opt/py thon'"],
-    ]  # fmt: skip
+        [
+            *ssh,
+            "bash genaffect_jax_worker.sh setup --folder genaffect_jax --archive genaffect_jax.tar.gz "
+            "--python '/opt/py thon'",
+        ],
+    ]
     assert cloned == [
         script,
         [
@@ -122,50 +148,126 @@ def test_tpu_vm_commands(path):
     *head, command = run[0]
     assert head == [*gcloud, "tpu-vm", "ssh", "pod", *at, "--internal-ip", "--worker", "all", "--command"]
     assert shlex.split(command) == [
-        "bash", "genaffect_jax_worker.sh", "start", "--folder", "genaffect_jax", "--max-restarts", "3",
-        "--restart-on", "130,75", "--", *TRAINING, "--hosts.cluster", "gcetpu",
-    ]  # fmt: skip
+        "bash",
+        "genaffect_jax_worker.sh",
+        "start",
+        "--folder",
+        "genaffect_jax",
+        "--max-restarts",
+        "3",
+        "--restart-on",
+        "130,75",
+        "--",
+        *TRAINING,
+        "--hosts.cluster",
+        "gcetpu",
+    ]
     own = dry(path, "tpu_vm.sh", "run", *TPU, "--", *TRAINING, "--hosts.cluster", "none")
     assert shlex.split(own[0][-1])[-3:] == [TRAINING[-1], "--hosts.cluster", "none"]
 
 
 def test_xpk_command(path):
-    (*head, command), = dry(path, *LINES[10])  # fmt: skip
+    ((*head, command),) = dry(path, *LINES[10])
     assert head == [
-        "xpk", "workload", "create", "--cluster", "c", "--workload", "w", "--tpu-type", "v5litepod-16",
-        "--num-slices", "2", "--docker-image", "r/g:tpu", "--storage", "one", "--storage", "two",
-        "--max-restarts", "20", "--restart-on-exit-codes", "75", "--termination-grace-period-seconds", "120", "--spot",
+        "xpk",
+        "workload",
+        "create",
+        "--cluster",
+        "c",
+        "--workload",
+        "w",
+        "--tpu-type",
+        "v5litepod-16",
+        "--num-slices",
+        "2",
+        "--docker-image",
+        "r/g:tpu",
+        "--storage",
+        "one",
+        "--storage",
+        "two",
+        "--max-restarts",
+        "20",
+        "--restart-on-exit-codes",
+        "75",
+        "--termination-grace-period-seconds",
+        "120",
+        "--spot",
         "--command",
-    ]  # fmt: skip
+    ]
     assert shlex.split(command) == ["exec", "python", "-m", "genaffect_jax.train", *TRAINING]
 
 
 def test_slurm_command(path):
     module = ["-m", "genaffect_jax.train", *TRAINING]
     assert dry(path, *LINES[13]) == [
-        ["sbatch", "--job-name", "genaffect_jax", "--nodes", "2", "--ntasks-per-node", "4", "--gpus-per-node", "4",
-         "--time", "1:00:00", "--account=a b", str(LAUNCH / "slurm.sbatch"), "20", ".venv/bin/python", *module]
-    ]  # fmt: skip
+        [
+            "sbatch",
+            "--job-name",
+            "genaffect_jax",
+            "--nodes",
+            "2",
+            "--ntasks-per-node",
+            "4",
+            "--gpus-per-node",
+            "4",
+            "--time",
+            "1:00:00",
+            "--account=a b",
+            str(LAUNCH / "slurm.sbatch"),
+            "20",
+            ".venv/bin/python",
+            *module,
+        ]
+    ]
     contained = dry(path, "slurm.sh", "--apptainer", "g.sif", "--bind", "/da ta", "--", *TRAINING)[0]
     after = contained.index("20")
     assert contained[after + 1 :] == [
-        "apptainer", "exec", "--nv", "--bind", "/shared/it's here", "--bind", "/da ta", "g.sif", "python", *module
-    ]  # fmt: skip
+        "apptainer",
+        "exec",
+        "--nv",
+        "--bind",
+        "/shared/it's here",
+        "--bind",
+        "/da ta",
+        "g.sif",
+        "python",
+        *module,
+    ]
 
 
 def test_container_commands(path, recorded):
     assert dry(path, *LINES[14]) == [
-        ["docker", "build", "--file", str(LAUNCH / "Containerfile"), "--build-arg", "EXTRA=cuda", "--build-arg",
-         "USER_ID=0", "--tag", "g:cuda", str(ROOT)]
-    ]  # fmt: skip
+        [
+            "docker",
+            "build",
+            "--file",
+            str(LAUNCH / "Containerfile"),
+            "--build-arg",
+            "EXTRA=cuda",
+            "--build-arg",
+            "USER_ID=0",
+            "--tag",
+            "g:cuda",
+            str(ROOT),
+        ]
+    ]
     run = dry(path, *LINES[15])[0]
     assert run[:2] == ["docker", "run"]
     assert " ".join(run[2:]).startswith(
         f"--rm --init --stop-timeout 120 --shm-size 8g --user {os.getuid()}:{os.getgid()}"
     )
     assert run[run.index("--volume") :] == [
-        "--volume", "/shared:/shared", "--gpus", "all", "g:cuda", "python", "-m", "genaffect_jax.train", *TRAINING
-    ]  # fmt: skip
+        "--volume",
+        "/shared:/shared",
+        "--gpus",
+        "all",
+        "g:cuda",
+        "python",
+        "-m",
+        "genaffect_jax.train",
+        *TRAINING,
+    ]
     (path / "docker").rename(path / "podman")
     assert dry(path, "container.sh", "push", "--tag", "g") == [["podman", "push", "g"]]
 
@@ -195,7 +297,7 @@ def test_container_commands(path, recorded):
         (["container.sh", "run", "--tag", "g", "--mount", "/share", "--", *TRAINING], "lies in no --mount"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
-)  # fmt: skip
+)
 def test_bad_options_are_named_and_nothing_runs(line, words, path, recorded):
     done = launch(path, *line)
     assert done.returncode == 2
@@ -380,8 +482,10 @@ def slurm_job(folder, srun, restarts=None):
         note = f"{{ printf '%s\\0' {name} \"$@\"; printf '\\1'; }} >>'{record}'"
         executable(folder / "bin" / name, f"#!/bin/bash\n{note}\n{does}\n")
     environment = os.environ | {
-        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "17", "SLURM_CPUS_PER_TASK": "6"
-    }  # fmt: skip
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "17",
+        "SLURM_CPUS_PER_TASK": "6",
+    }
     if restarts is not None:
         environment["SLURM_RESTART_COUNT"] = str(restarts)
     line = ["bash", LAUNCH / "slurm.sbatch", "5", "python", "-m", "genaffect_jax.train", *TRAINING]
@@ -425,6 +529,8 @@ def test_shellcheck_has_nothing_to_say():
     assert len(files) == 7
     done = subprocess.run(
         [Path(sys.executable).with_name("shellcheck"), "--external-sources", *files],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout

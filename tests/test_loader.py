@@ -149,9 +149,7 @@ class Recorded:
 def test_the_shares_of_two_processes_are_disjoint_and_together_the_whole(source: FolderSource) -> None:
     whole = list(islice(loader(source), 5))
     recorded = [Recorded(source), Recorded(source)]
-    shares = [
-        list(islice(loader(r, share=i, shares=2), 5)) for i, r in enumerate(recorded)
-    ]  # fmt: skip
+    shares = [list(islice(loader(r, share=i, shares=2), 5)) for i, r in enumerate(recorded)]
     joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*shares, strict=True)]
     assert_same(joined, whole)
     # Each process loads the four pictures of its own two sets in every batch, and no others.
@@ -258,8 +256,11 @@ def program(source: FolderSource, tmp_path: Path) -> Iterator[subprocess.Popen[s
     (tmp_path / "program.py").write_text(SCRIPT)
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "program.py"), str(source.root), str(tmp_path)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     assert process.stdout
     assert process.stdout.readline() == "starting\n"
     yield process

@@ -117,8 +117,9 @@ def test_the_addition_is_alpha_over_rank_times_the_product_in_every_layer():
     from genaffect_jax.models.layers import Linear
 
     def make(rngs):
-        return LayerStack(lambda rngs: Linear(3, 5, axes=("embed", "heads"), rngs=rngs), 2,
-                          scan=True, remat="none", rngs=rngs)  # fmt: skip
+        return LayerStack(
+            lambda rngs: Linear(3, 5, axes=("embed", "heads"), rngs=rngs), 2, scan=True, remat="none", rngs=rngs
+        )
 
     network = LoraNetwork(Functional(make), LoraConfig(rank=4, alpha=8.0, targets=("layers.kernel",)))
     assert network.logical_axes["layers.kernel.lora_a"] == ("layers", "embed", None)
@@ -136,8 +137,11 @@ def test_kernels_can_be_rounded_before_they_are_multiplied_but_not_those_that_ge
     base = Functional(lambda rngs: MLP(4, 8, 4, rngs=rngs, dtype=jnp.bfloat16))
     types = {name: x.dtype for name, x in base.rounded(base.init(jax.random.key(0))).items()}
     assert types == {
-        "up.kernel": jnp.bfloat16, "up.bias": jnp.float32, "down.kernel": jnp.bfloat16, "down.bias": jnp.float32
-    }  # fmt: skip
+        "up.kernel": jnp.bfloat16,
+        "up.bias": jnp.float32,
+        "down.kernel": jnp.bfloat16,
+        "down.bias": jnp.float32,
+    }
     network = LoraNetwork(base, LoraConfig(rank=1, targets=("up.kernel",)))
     rounded = network.rounded(network.init(jax.random.key(0)))
     assert {name for name, x in rounded.items() if x.dtype == jnp.bfloat16} == {"down.kernel"}
@@ -171,8 +175,13 @@ def test_training_moves_factors_and_adapters_and_leaves_every_bit_of_the_base(co
     for name, value in state.fixed.items():
         np.testing.assert_array_equal(value, start[name], err_msg=name)
     assert state.parameters.keys() == state.ema.keys() == select(network, config.train).trainable
-    for name in (f"{TARGET}.lora_a", f"{TARGET}.lora_b", "identity_tokens.embed.kernel", "expression_tokens.null",
-                 "mmdit.segments.0.layers.identity.key.kernel"):  # fmt: skip
+    for name in (
+        f"{TARGET}.lora_a",
+        f"{TARGET}.lora_b",
+        "identity_tokens.embed.kernel",
+        "expression_tokens.null",
+        "mmdit.segments.0.layers.identity.key.kernel",
+    ):
         assert np.abs(np.asarray(state.parameters[name]) - start[name]).max() > 0, name
 
 

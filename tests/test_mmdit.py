@@ -17,10 +17,18 @@ from genaffect_jax.models.layers import patchify, unpatchify
 from genaffect_jax.models.mmdit.model import MMDiT
 
 SMALL = MMDiTConfig(
-    sample_size=8, num_layers=3, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=12,
-    caption_projection_dim=32, pooled_projection_dim=0, in_channels=4, out_channels=4, pos_embed_max_size=5,
+    sample_size=8,
+    num_layers=3,
+    attention_head_dim=16,
+    num_attention_heads=2,
+    joint_attention_dim=12,
+    caption_projection_dim=32,
+    pooled_projection_dim=0,
+    in_channels=4,
+    out_channels=4,
+    pos_embed_max_size=5,
     register_tokens=3,
-)  # fmt: skip
+)
 G, E, R, WIDTH = 2, 3, 2, 6
 # Compiling is most of the time here; what is compiled runs once.
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

@@ -27,9 +27,14 @@ from genaffect_jax.training.denoiser.task import train_generator
 
 SIDE, WIDTH = 16, 6
 SETTINGS = {
-    "onnx": "net.onnx", "name": "tiny", "licence": "none given", "image_size": SIDE, "output": "vector",
-    "mean": [120.0, 110.0, 100.0], "std": [50.0, 60.0, 70.0],
-}  # fmt: skip
+    "onnx": "net.onnx",
+    "name": "tiny",
+    "licence": "none given",
+    "image_size": SIDE,
+    "output": "vector",
+    "mean": [120.0, 110.0, 100.0],
+    "std": [50.0, 60.0, 70.0],
+}
 
 
 def weights():
@@ -129,8 +134,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path, changes, words):
 
 def test_files_that_cannot_be_copied_or_read_are_refused(tmp_path):
     path = write(tmp_path)
-    save_model(make_network(), tmp_path / "net.onnx", save_as_external_data=True, location="net.data",
-               size_threshold=0)  # fmt: skip
+    save_model(make_network(), tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
     with pytest.raises(WeightsError, match="its weights lie in other files"):
         OnnxExpressionEncoder(path)
     path.write_text("[]")

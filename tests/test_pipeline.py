@@ -30,8 +30,11 @@ def half_precision(trained_workdir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("half") / "run"
     shutil.copytree(trained_workdir, folder)
     for file in folder.glob("checkpoints/*/config/metadata"):
-        file.write_text(file.read_text().replace('"compute_dtype":"float32"', '"compute_dtype":"bfloat16"')
-                        .replace('"compute_dtype": "float32"', '"compute_dtype": "bfloat16"'))  # fmt: skip
+        file.write_text(
+            file.read_text()
+            .replace('"compute_dtype":"float32"', '"compute_dtype":"bfloat16"')
+            .replace('"compute_dtype": "float32"', '"compute_dtype": "bfloat16"')
+        )
     return folder
 
 
@@ -75,8 +78,11 @@ def test_a_new_set_replaces_an_old_one_but_nothing_else(pipeline, tmp_path):
     avatars.save(tmp_path / "set")
     pipeline("seed:1", "anger", steps=1).save(tmp_path / "set")
     assert sorted(p.name for p in (tmp_path / "set").iterdir()) == [
-        "01_anger.png", "reference.png", "set.json", "sheet.png",
-    ]  # fmt: skip
+        "01_anger.png",
+        "reference.png",
+        "set.json",
+        "sheet.png",
+    ]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "holiday.jpg").write_bytes(b"precious")
     with pytest.raises(ConfigError, match="no avatar set"):
@@ -98,8 +104,14 @@ def test_a_picture_drawn_apart_is_the_same_alone_in_a_set_and_in_another_order(p
 def test_sets_longer_than_a_chunk_keep_their_order(pipeline):
     words = list(dict.fromkeys(e.name for e in parse_expressions("all")))[:5]
     seen = []
-    long = pipeline("seed:2", ",".join(words), steps=1, consistency=0, chunk=3,
-                    progress=lambda done, total: seen.append((done, total)))  # fmt: skip
+    long = pipeline(
+        "seed:2",
+        ",".join(words),
+        steps=1,
+        consistency=0,
+        chunk=3,
+        progress=lambda done, total: seen.append((done, total)),
+    )
     assert len(long.images) == len(words)
     assert seen == [(3, 5), (5, 5)]
     last = pipeline("seed:2", words[-1], steps=1, consistency=0).images[0]
@@ -185,9 +197,13 @@ def test_scales_intervals_guidance_and_the_number_of_references_share_one_progra
 def test_each_guidance_scale_at_zero_takes_its_own_condition_away(pipeline):
     def draw(identity, guidance_identity, guidance_expression):
         return pipeline(
-            identity, "joy, anger", steps=3, set_seed_noise="shared", guidance_identity=guidance_identity,
+            identity,
+            "joy, anger",
+            steps=3,
+            set_seed_noise="shared",
+            guidance_identity=guidance_identity,
             guidance_expression=guidance_expression,
-        ).images.astype(int)  # fmt: skip
+        ).images.astype(int)
 
     person = draw("seed:2", 1.0, 0.0)
     assert np.abs(person[0] - person[1]).max() <= 1
@@ -205,8 +221,10 @@ def test_several_references_are_saved_and_named(pipeline, tmp_path):
     saved = json.loads((tmp_path / "set" / "set.json").read_text())
     assert saved["identity"] == ["seed:2", "array"]
     assert (saved["identity_scale"], saved["expression_scale"], saved["identity_interval"]) == (
-        [0.5], [1.0], [0.0, 1.0],
-    )  # fmt: skip
+        [0.5],
+        [1.0],
+        [0.0, 1.0],
+    )
 
 
 def test_an_unknown_expression_draws_nothing(pipeline):

@@ -39,10 +39,19 @@ from genaffect_jax.training.state import create_state
 
 # The released position table is of 16 x 16 latents; the fine-tuned model draws smaller pictures with its centre.
 RELEASED = MMDiTConfig(
-    sample_size=16, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
-    joint_attention_dim=12, caption_projection_dim=16, pooled_projection_dim=8, pos_embed_max_size=12,
-    dual_attention_layers=(0,), register_tokens=0,
-)  # fmt: skip
+    sample_size=16,
+    in_channels=4,
+    out_channels=4,
+    num_layers=2,
+    attention_head_dim=8,
+    num_attention_heads=2,
+    joint_attention_dim=12,
+    caption_projection_dim=16,
+    pooled_projection_dim=8,
+    pos_embed_max_size=12,
+    dual_attention_layers=(0,),
+    register_tokens=0,
+)
 AUTOENCODER = AutoencoderConfig(latent_channels=4, block_out_channels=(8, 8, 16), norm_num_groups=4, scaling_factor=1.5)
 
 
@@ -187,8 +196,9 @@ def test_a_fine_tuning_starts_at_the_released_weights_continues_without_their_fo
     released = read_transformer(folder)[1]
     found = Checkpoints(workdir).averaged_parameters(build_networks(config.model)[0], make_mesh(MeshConfig()))
     np.testing.assert_array_equal(found["mmdit.position_table"], released["position_table"])
-    moved = jnp.abs(found["mmdit.segments.0.layers.image_qkv.query.kernel"]
-                    - released["segments.0.layers.image_qkv.query.kernel"])  # fmt: skip
+    moved = jnp.abs(
+        found["mmdit.segments.0.layers.image_qkv.query.kernel"] - released["segments.0.layers.image_qkv.query.kernel"]
+    )
     assert 0 < float(moved.max()) < 3e-3  # AdamW moves a parameter by about the rate in each step
 
     shutil.rmtree(folder)

@@ -36,9 +36,15 @@ def random_pipeline(config: Config) -> Pipeline:
     ]
     model = dataclasses.replace(config.model, mmdit=deeper(config.model.mmdit))
     return Pipeline(
-        dataclasses.replace(config, model=model), *parameters, "random", None, FaceEncoders(None, None), UnitSpace(),
-        PhotoReader("none"), Mesh(np.array(jax.devices()[:1]), (PICTURES,)),
-    )  # fmt: skip
+        dataclasses.replace(config, model=model),
+        *parameters,
+        "random",
+        None,
+        FaceEncoders(None, None),
+        UnitSpace(),
+        PhotoReader("none"),
+        Mesh(np.array(jax.devices()[:1]), (PICTURES,)),
+    )
 
 
 def deeper(sizes: MMDiTConfig) -> MMDiTConfig:
@@ -73,9 +79,10 @@ def test_reusing_what_the_same_inputs_gave_is_the_whole_network(tiny_model, dual
     side, channels = sizes.sample_size, sizes.in_channels
     latents = jax.random.normal(jax.random.key(2), (1, 3, side, side, channels))
     conditions = model.conditions(
-        jax.random.normal(jax.random.key(3), (1, 1, side, side, channels)), jnp.ones((1, 1), bool),
+        jax.random.normal(jax.random.key(3), (1, 1, side, side, channels)),
+        jnp.ones((1, 1), bool),
         jnp.ones((1, 3, config.conditioning.expression_width)),
-    )  # fmt: skip
+    )
     length = (side // sizes.patch_size) ** 2
     order = jnp.broadcast_to(jnp.arange(length), (5, length))
     sharing = Sharing(Tokens(order[:, : length // 2], order[:, length // 2 :]), anchors=2, keep_pool=True)

@@ -125,8 +125,10 @@ def test_memory_passes_through_every_evaluation_in_order(solver) -> None:
     blank = (jnp.full((20, 2), -1.0), jnp.int32(0))
     latents, (log, total) = sample(velocity, jnp.ones((2, 2, 1), jnp.bfloat16), sigmas, steps, solver, blank)
     expected = {
-        "euler": sigmas[:5], "dpm++": sigmas[:5], "heun": sigmas[[0, 1, 1, 2, 2, 3, 3, 4, 4]],
-    }[solver]  # fmt: skip
+        "euler": sigmas[:5],
+        "dpm++": sigmas[:5],
+        "heun": sigmas[[0, 1, 1, 2, 2, 3, 3, 4, 4]],
+    }[solver]
     assert latents.dtype == jnp.float32
     assert total == count == len(expected)
     np.testing.assert_array_equal(log[:count, 0], np.arange(count))

@@ -71,9 +71,15 @@ def test_every_euler_step_equals_diffusers(draw, steps: int, shift: float) -> No
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 20])
 def test_every_dpm_step_equals_diffusers(draw, steps: int, shift: float, ours: bool) -> None:
     scheduler = diffusers.DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, final_sigmas_type="zero",
-        solver_order=2, algorithm_type="dpmsolver++", solver_type="midpoint", lower_order_final=True,
-    )  # fmt: skip
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=shift,
+        final_sigmas_type="zero",
+        solver_order=2,
+        algorithm_type="dpmsolver++",
+        solver_type="midpoint",
+        lower_order_final=True,
+    )
     scheduler.set_timesteps(steps)
     if ours:
         scheduler.sigmas = torch.from_numpy(euler_sigmas(steps, shift))

@@ -34,10 +34,16 @@ def test_latents_and_pictures_equal_those_of_diffusers(tmp_path, t5):
 
     def run(output):
         return theirs(
-            PROMPTS, negative_prompt=[NEGATIVE] * 2, num_inference_steps=STEPS, guidance_scale=GUIDANCE,
-            latents=torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()), height=16, width=16,
-            max_sequence_length=LENGTH, output_type=output,
-        ).images  # fmt: skip
+            PROMPTS,
+            negative_prompt=[NEGATIVE] * 2,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            latents=torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()),
+            height=16,
+            width=16,
+            max_sequence_length=LENGTH,
+            output_type=output,
+        ).images
 
     expected_latents = run("latent").numpy().transpose(0, 2, 3, 1)
     expected_pictures = np.stack([np.asarray(picture) for picture in run("pil")])

@@ -107,5 +107,6 @@ def test_open_source_makes_what_the_configuration_says(tmp_path: Path) -> None:
 
 def test_sources_load_without_jax() -> None:
     # Worker processes import the sources; jax there would take seconds and could claim the accelerator.
-    code = "import sys, genaffect_jax.data.sources.open, genaffect_jax.data.cached_features; sys.exit('jax' in sys.modules)"
+    code = """import sys, genaffect_jax.data.sources.open, genaffect_jax.data.cached_features
+sys.exit('jax' in sys.modules)"""
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -129,7 +129,8 @@ BREAKS = {
         r"tokenizer_3: has no tokenizer\.json or spiece\.model",
     ),
     "damaged tokenizer": (
-        lambda f: (f / "tokenizer_3" / "tokenizer.json").write_text("{"), r"tokenizer_3: not readable as a T5Tokenizer",
+        lambda f: (f / "tokenizer_3" / "tokenizer.json").write_text("{"),
+        r"tokenizer_3: not readable as a T5Tokenizer",
     ),
     "truncated": (truncate, r"text_encoder_3/model\.safetensors: damaged, or no safetensors file"),
     "pickle": (pickled, r"text_encoder/model\.safetensors: no such file.*pytorch_model\.bin is no safetensors file"),
@@ -142,7 +143,7 @@ BREAKS = {
         lambda f: weights(f, lambda s: s.update({"text_projection.weight": torch.ones(3, 16)})),
         r"text_projection\.weight has shape \(3, 16\), must be \(16, 16\)",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", BREAKS)

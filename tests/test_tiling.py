@@ -133,8 +133,11 @@ def test_sampling_decodes_in_tiles_from_the_stated_size_on(tiny_model, monkeypat
     )
     controls = generation.Controls.plain(tiny_model.mmdit.num_layers, np.linspace(1, 0, 3, dtype=np.float32), 2)
     drawn, _ = jax.eval_shape(
-        functools.partial(program, kind=generation.Kind()), generator.shapes, {"autoencoder": autoencoder.shapes},
-        inputs, controls,
-    )  # fmt: skip
+        functools.partial(program, kind=generation.Kind()),
+        generator.shapes,
+        {"autoencoder": autoencoder.shapes},
+        inputs,
+        controls,
+    )
     assert drawn.shape == (1, 2, 32, 32, 3)
     assert seen == ([(1, 2, 8, 8, 4)] if tiled else [])

@@ -106,9 +106,14 @@ def job(config, batches, loss=None):
 
     generator, autoencoder = build_networks(config.model)
     return Job(
-        functional=generator, loss=loss or make_generator_loss(config.flow, autoencoder), frozen={}, batches=batches,
-        pictures_per_step=16, preview=lambda _: np.zeros((8, 8, 3), np.uint8), config=to_json(config),
-    )  # fmt: skip
+        functional=generator,
+        loss=loss or make_generator_loss(config.flow, autoencoder),
+        frozen={},
+        batches=batches,
+        pictures_per_step=16,
+        preview=lambda _: np.zeros((8, 8, 3), np.uint8),
+        config=to_json(config),
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -144,8 +149,11 @@ def broken_at(steps):
 def test_many_steps_in_a_row_that_are_not_finite_end_the_run_with_advice(tiny_config, tmp_path):
     config = with_train(tiny_config, steps=9, log_every=2, most_skipped=4)
     broken = job(config, Numbered(), broken_at([2, 4, 5, 6, 7]))
-    with pytest.raises(TrainingError, match=r"step 7: loss nan, gradient norm nan, for 4 steps in a row; they changed "
-                       r"nothing\. Lower train\.learning_rate"):  # fmt: skip
+    with pytest.raises(
+        TrainingError,
+        match=r"step 7: loss nan, gradient norm nan, for 4 steps in a row; they changed "
+        r"nothing\. Lower train\.learning_rate",
+    ):
         fit(broken, config.train, make_mesh(MeshConfig()), tmp_path, QUIET)
 
 

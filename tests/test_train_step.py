@@ -33,9 +33,14 @@ def run(config, mesh, steps, stream=None, accumulate=1):
     optimiser = make_optimiser(config.train)
     state = create_state(generator, optimiser, mesh, config.train.seed)
     train_step = make_train_step(
-        generator, make_generator_loss(config.flow, autoencoder), optimiser, ema_decay=0.99, seed=0, mesh=mesh,
+        generator,
+        make_generator_loss(config.flow, autoencoder),
+        optimiser,
+        ema_decay=0.99,
+        seed=0,
+        mesh=mesh,
         accumulate=accumulate,
-    )  # fmt: skip
+    )
     losses = []
     for batch in itertools.islice(stream or batches(), steps):
         state, metrics = train_step(state, {}, device_batch(batch, mesh))
@@ -72,8 +77,12 @@ def test_a_batch_in_parts_makes_the_step_of_the_whole_batch(tiny_config, sizes):
 def test_adafactor_keeps_rows_and_columns_and_learns_on_a_cut_state(tiny_config):
     train = dataclasses.replace(tiny_config.train, optimiser="adafactor", steps=30, learning_rate=0.01)
     config = dataclasses.replace(tiny_config, train=train)
-    wide = dataclasses.replace(config.model, mmdit=dataclasses.replace(
-        config.model.mmdit, attention_head_dim=64, num_attention_heads=2, caption_projection_dim=128))  # fmt: skip
+    wide = dataclasses.replace(
+        config.model,
+        mmdit=dataclasses.replace(
+            config.model.mmdit, attention_head_dim=64, num_attention_heads=2, caption_projection_dim=128
+        ),
+    )
     config = dataclasses.replace(config, model=wide)
     # With empty pictures the velocity is the noise, which the noisy input shows in full.
     batch = {**next(batches()), "target": np.zeros((GROUPS, EXPRESSIONS, 8, 8, 4), np.float32)}

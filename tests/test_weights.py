@@ -71,8 +71,12 @@ def test_all_misfits_are_named_in_one_error(network, parameters, tmp_path) -> No
     save_weights(changed, tmp_path / "a", "float32", CONFIG)
     with pytest.raises(WeightsError) as error:
         load_weights(network, tmp_path / "a")
-    for part in ("missing decoder.conv_in.kernel (3, 3, 2, 4)", "missing decoder.conv_in.bias (4,)",
-                 "unknown decoder.extra (2,)", "encoder.conv_out.bias has shape (7,), must be (4,)"):  # fmt: skip
+    for part in (
+        "missing decoder.conv_in.kernel (3, 3, 2, 4)",
+        "missing decoder.conv_in.bias (4,)",
+        "unknown decoder.extra (2,)",
+        "encoder.conv_out.bias has shape (7,), must be (4,)",
+    ):
         assert part in str(error.value)
 
 

@@ -61,7 +61,7 @@ def test_of_a_feed_forward_network(batch):
         return jax.nn.gelu(x @ up + bias) @ down
 
     arrays = normal(0, *batch, 8), normal(1, 8, 12), normal(2, 12), normal(3, 12, 6)
-    assert_same_gradients(lambda *a: gelu_products(*a, "full", jnp.float32), derived, *arrays)
+    assert_same_gradients(lambda *a: gelu_products(*a, jnp.float32), derived, *arrays)
 
 
 def test_of_queries_keys_and_values():
@@ -92,7 +92,7 @@ def of_half_precision(length):
     tokens, picture, vector = array(2, 1, length, 128), array(2, 1, 1, 128, dtype=jnp.float32), array(128)
     head = array(64, dtype=jnp.float32)
     return {
-        "gelu": (lambda *a: gelu_products(*a, "full", jnp.bfloat16), (tokens, array(128, 128), vector, array(128, 64))),
+        "gelu": (lambda *a: gelu_products(*a, jnp.bfloat16), (tokens, array(128, 128), vector, array(128, 64))),
         "heads": (biased_heads, (array(2, 1, length, 384), array(384), head, head)),
         "gate": (gated_add, (tokens, picture, tokens, vector)),
         "norm": (modulated_norm, (tokens, picture, picture)),

@@ -35,10 +35,17 @@ def clip_tokenizer(folder: Path, merges: list[str], **special: str) -> CLIPToken
 def clip(tokenizer: CLIPTokenizer, width: int, activation: str, eos: int) -> CLIPTextModelWithProjection:
     return CLIPTextModelWithProjection(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=3,
-            num_attention_heads=2, projection_dim=width, hidden_act=activation, bos_token_id=0, eos_token_id=eos,
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            projection_dim=width,
+            hidden_act=activation,
+            bos_token_id=0,
+            eos_token_id=eos,
         )
-    )  # fmt: skip
+    )
 
 
 def t5_tokenizer() -> T5TokenizerFast:
@@ -69,24 +76,46 @@ def tiny_pipeline(folder: Path, t5: bool = True) -> diffusers.StableDiffusion3Pi
     tokenizer_3 = t5_tokenizer()
     encoder_3 = T5EncoderModel(
         T5Config(
-            vocab_size=len(tokenizer_3), d_model=T5_WIDTH, d_kv=8, d_ff=48, num_layers=2, num_heads=2,
+            vocab_size=len(tokenizer_3),
+            d_model=T5_WIDTH,
+            d_kv=8,
+            d_ff=48,
+            num_layers=2,
+            num_heads=2,
             feed_forward_proj="gated-gelu",
         )
-    )  # fmt: skip
+    )
     pipeline = diffusers.StableDiffusion3Pipeline(
         transformer=shake(
             diffusers.SD3Transformer2DModel(
-                sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=8,
-                num_attention_heads=2, joint_attention_dim=T5_WIDTH, caption_projection_dim=16,
-                pooled_projection_dim=28, pos_embed_max_size=8, dual_attention_layers=(0,), qk_norm="rms_norm",
+                sample_size=8,
+                patch_size=2,
+                in_channels=4,
+                out_channels=4,
+                num_layers=3,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=T5_WIDTH,
+                caption_projection_dim=16,
+                pooled_projection_dim=28,
+                pos_embed_max_size=8,
+                dual_attention_layers=(0,),
+                qk_norm="rms_norm",
             )
         ),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         vae=shake(
             diffusers.AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-                block_out_channels=(8, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4,
-                use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.5305, shift_factor=0.0609,
+                down_block_types=("DownEncoderBlock2D",) * 2,
+                up_block_types=("UpDecoderBlock2D",) * 2,
+                block_out_channels=(8, 16),
+                layers_per_block=1,
+                latent_channels=4,
+                norm_num_groups=4,
+                use_quant_conv=False,
+                use_post_quant_conv=False,
+                scaling_factor=1.5305,
+                shift_factor=0.0609,
                 sample_size=16,
             )
         ),
@@ -96,6 +125,6 @@ def tiny_pipeline(folder: Path, t5: bool = True) -> diffusers.StableDiffusion3Pi
         tokenizer_2=tokenizer_2,
         text_encoder_3=shake(encoder_3) if t5 else None,
         tokenizer_3=tokenizer_3 if t5 else None,
-    )  # fmt: skip
+    )
     pipeline.save_pretrained(folder)
     return pipeline

@@ -102,10 +102,12 @@ def _ring_weights(lengths: tuple[int, int]) -> Float[np.ndarray, "M N"]:
     outer, inner = (_closed_weights(n) for n in lengths)
     # Each curve is closed; the seam between them runs both ways and cancels exactly.
     outer, inner = np.concatenate([outer, outer[:1]]), np.concatenate([inner, inner[:1]])[::-1]
-    return np.block([
-        [outer, np.zeros((len(outer), lengths[1]))],
-        [np.zeros((len(inner), lengths[0])), inner],
-    ])  # fmt: skip
+    return np.block(
+        [
+            [outer, np.zeros((len(outer), lengths[1]))],
+            [np.zeros((len(inner), lengths[0])), inner],
+        ]
+    )
 
 
 @cache

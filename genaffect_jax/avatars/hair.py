@@ -84,9 +84,19 @@ def draw_back(canvas: Canvas, identity: Identity, pose: Pose, tones: Tones) -> N
             canvas.fill(ellipse(x - s * 7.0, y + 10.0, 10.0, 7.0), tones.dark, 0.7)
     elif style == "ponytail":
         s = h.part
-        tail = np.array([(s * 0.30 * w, -78.0), (s * 0.78 * w, -84.0), (s * (w + 14.0), -58.0),
-                         (s * (w + 20.0), -10.0), (s * (w + 24.0), 40.0), (s * (w + 8.0), 92.0),
-                         (s * (w + 2.0), 50.0), (s * (w - 4.0), 0.0), (s * 0.7 * w, -50.0)])  # fmt: skip
+        tail = np.array(
+            [
+                (s * 0.30 * w, -78.0),
+                (s * 0.78 * w, -84.0),
+                (s * (w + 14.0), -58.0),
+                (s * (w + 20.0), -10.0),
+                (s * (w + 24.0), 40.0),
+                (s * (w + 8.0), 92.0),
+                (s * (w + 2.0), 50.0),
+                (s * (w - 4.0), 0.0),
+                (s * 0.7 * w, -50.0),
+            ]
+        )
         canvas.fill(pose.hang(tail, BACK_DEPTH, 20.0, 110.0), tones.dark)
         inner = tail * np.array([0.97, 0.92]) + np.array([s * 1.0, -2.0])
         canvas.fill(pose.hang(inner, BACK_DEPTH, 20.0, 110.0), tones.base, 0.75)

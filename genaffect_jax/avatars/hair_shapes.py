@@ -102,9 +102,19 @@ def _short(h: Head) -> list[Shape]:
 
 def _side_part(h: Head) -> list[Shape]:
     w, up, p = h.wide, -h.line, h.part
-    line = [(w - 1.0, 6.0), (w - 5.0, -12.0), (0.86 * w, -32.0 + up), (0.66 * w, -44.0 + up), (0.40 * w, -58.0 + up),
-            (0.10 * w, -52.0 + up), (-0.30 * w, -45.0 + up), (-0.66 * w, -39.0 + up), (-0.88 * w, -30.0 + up),
-            (-w + 5.0, -12.0), (-w + 1.0, 6.0)]  # fmt: skip
+    line = [
+        (w - 1.0, 6.0),
+        (w - 5.0, -12.0),
+        (0.86 * w, -32.0 + up),
+        (0.66 * w, -44.0 + up),
+        (0.40 * w, -58.0 + up),
+        (0.10 * w, -52.0 + up),
+        (-0.30 * w, -45.0 + up),
+        (-0.66 * w, -39.0 + up),
+        (-0.88 * w, -30.0 + up),
+        (-w + 5.0, -12.0),
+        (-w + 1.0, 6.0),
+    ]
     crown = [(x, y - (5.0 * h.volume if x < 0.0 and y < -50.0 else 0.0)) for x, y in h.crown(3.0, 9.0, 6.0)]
     if p < 0:
         line, crown = [(-x, y) for x, y in reversed(line)], [(-x, y) for x, y in reversed(crown)]
@@ -113,10 +123,18 @@ def _side_part(h: Head) -> list[Shape]:
 
 def _quiff(h: Head) -> list[Shape]:
     w, p, top = h.wide, h.part, 20.0 * h.volume
-    crown = [(-w - 0.5, 2.0), (-w - 1.5, -22.0), (-0.95 * w, -52.0), (-0.78 * w, -78.0 - 0.5 * top),
-             (-0.30 * w, -82.0 - top),
-             (0.30 * w, -86.0 - 0.85 * top), (0.74 * w, -74.0 - 0.45 * top), (0.95 * w, -50.0), (w + 1.5, -22.0),
-             (w + 0.5, 2.0)]  # fmt: skip
+    crown = [
+        (-w - 0.5, 2.0),
+        (-w - 1.5, -22.0),
+        (-0.95 * w, -52.0),
+        (-0.78 * w, -78.0 - 0.5 * top),
+        (-0.30 * w, -82.0 - top),
+        (0.30 * w, -86.0 - 0.85 * top),
+        (0.74 * w, -74.0 - 0.45 * top),
+        (0.95 * w, -50.0),
+        (w + 1.5, -22.0),
+        (w + 0.5, 2.0),
+    ]
     if p < 0:
         crown = [(-x, y) for x, y in reversed(crown)]
     return [(h.silhouette(crown), h.on_face(h.hair_line(-54.0, -40.0, 0.0)))]
@@ -124,10 +142,19 @@ def _quiff(h: Head) -> list[Shape]:
 
 def _pixie(h: Head) -> list[Shape]:
     w, up, p = h.wide, -h.line, h.part
-    line = [(w - 2.0, 16.0), (w - 7.0, 2.0), (0.84 * w, -18.0), (0.66 * w, -38.0 + up), (0.44 * w, -52.0 + up),
-            (0.16 * w, -44.0 + up),
-            (-0.22 * w, -36.0 + 0.6 * up), (-0.56 * w, -30.0 + 0.4 * up), (-0.84 * w, -16.0), (-w + 7.0, 4.0),
-            (-w + 2.0, 18.0)]  # fmt: skip
+    line = [
+        (w - 2.0, 16.0),
+        (w - 7.0, 2.0),
+        (0.84 * w, -18.0),
+        (0.66 * w, -38.0 + up),
+        (0.44 * w, -52.0 + up),
+        (0.16 * w, -44.0 + up),
+        (-0.22 * w, -36.0 + 0.6 * up),
+        (-0.56 * w, -30.0 + 0.4 * up),
+        (-0.84 * w, -16.0),
+        (-w + 7.0, 4.0),
+        (-w + 2.0, 18.0),
+    ]
     crown = h.crown(4.5, 10.0, 17.0)
     if p < 0:
         line = [(-x, y) for x, y in reversed(line)]
@@ -149,14 +176,25 @@ def _curtains(h: Head, low: float, flare: float, fixed: bool) -> list[Shape]:
     shapes: list[Shape] = []
     parting = 0.26 * w * h.part
     for s in (-1.0, 1.0):
-        outer = [(parting, -83.0 - 8.0 * h.volume), (s * 0.58 * w + 0.3 * parting, -77.0 - 7.0 * h.volume),
-                 (s * (0.94 * w + 4.0), -52.0 - 4.0 * h.volume),
-                 (s * (w + 8.0), -16.0), (s * (w + 9.0 + 0.5 * flare), 22.0),
-                 (s * (w + 7.0 + flare), 0.45 * low + 30.0), (s * (w + 1.0 + flare), low)]  # fmt: skip
-        inner = [(s * (w - 3.0 + flare), low + 1.0), (s * (w - 10.0 + 0.7 * flare), 0.86 * low),
-                 (s * (w - 7.0), 0.45 * low + 18.0), (s * (w - 5.0), 14.0), (s * (0.84 * w), -14.0),
-                 (s * 0.66 * w + 0.1 * parting, -38.0 + 0.6 * up), (s * 0.30 * w + 0.6 * parting, -54.0 + up),
-                 (parting, -63.0 + up)]  # fmt: skip
+        outer = [
+            (parting, -83.0 - 8.0 * h.volume),
+            (s * 0.58 * w + 0.3 * parting, -77.0 - 7.0 * h.volume),
+            (s * (0.94 * w + 4.0), -52.0 - 4.0 * h.volume),
+            (s * (w + 8.0), -16.0),
+            (s * (w + 9.0 + 0.5 * flare), 22.0),
+            (s * (w + 7.0 + flare), 0.45 * low + 30.0),
+            (s * (w + 1.0 + flare), low),
+        ]
+        inner = [
+            (s * (w - 3.0 + flare), low + 1.0),
+            (s * (w - 10.0 + 0.7 * flare), 0.86 * low),
+            (s * (w - 7.0), 0.45 * low + 18.0),
+            (s * (w - 5.0), 14.0),
+            (s * (0.84 * w), -14.0),
+            (s * 0.66 * w + 0.1 * parting, -38.0 + 0.6 * up),
+            (s * 0.30 * w + 0.6 * parting, -54.0 + up),
+            (parting, -63.0 + up),
+        ]
         if fixed:
             shapes.append(
                 (

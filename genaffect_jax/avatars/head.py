@@ -42,9 +42,12 @@ def draw_skin(canvas: Canvas, identity: Identity, skin: Skin, pose: Pose, face: 
     shape = outline(pose, face)
     path = canvas.path(shape)
     canvas.clip(path, canvas.face)
-    canvas.linear(path, (96.0, 50.0), (150.0, 205.0),
-                  [(0.0, skin.light, 1.0), (0.40, skin.base, 1.0),
-                   (1.0, mix(skin.base, skin.shadow, 0.36), 1.0)])  # fmt: skip
+    canvas.linear(
+        path,
+        (96.0, 50.0),
+        (150.0, 205.0),
+        [(0.0, skin.light, 1.0), (0.40, skin.base, 1.0), (1.0, mix(skin.base, skin.shadow, 0.36), 1.0)],
+    )
     # Shade along the side away from the light: the silhouette minus itself moved to the left.
     moved = shape + np.array([-7.0, -1.0])
     canvas.fill((shape[1:9], moved[1:9][::-1]), skin.shadow, 0.30, canvas.face)
@@ -70,8 +73,20 @@ def draw_cheeks(brush: Brush, identity: Identity, skin: Skin, face: Face) -> Non
 
 
 # Offsets of freckles from the middle of the cheek; the first ones appear first.
-_FRECKLES = ((-8.0, -5.0), (2.0, -2.0), (-2.0, 3.0), (8.0, -5.0), (-14.0, 0.0), (-5.0, -9.0), (6.0, 3.0), (-10.0, 5.0),
-             (12.0, 0.0), (-19.0, -3.0), (1.0, -8.0), (-3.0, 8.0))  # fmt: skip
+_FRECKLES = (
+    (-8.0, -5.0),
+    (2.0, -2.0),
+    (-2.0, 3.0),
+    (8.0, -5.0),
+    (-14.0, 0.0),
+    (-5.0, -9.0),
+    (6.0, 3.0),
+    (-10.0, 5.0),
+    (12.0, 0.0),
+    (-19.0, -3.0),
+    (1.0, -8.0),
+    (-3.0, 8.0),
+)
 
 
 def _freckles(brush: Brush, identity: Identity, skin: Skin, face: Face) -> None:
@@ -96,10 +111,17 @@ def draw_nose(brush: Brush, identity: Identity, skin: Skin, face: Face) -> None:
     brush.spot(
         ellipse(tip_x - 0.5, tip_y - 2.5, 0.55 * half, 6.0), skin.light, 0.36 - 0.16 * identity.skin_tone, lift=15.0
     )
-    under = np.array([
-        (rx, ry - 5.0), (rx - 0.6, ry + 1.0), (-0.55 * half, tip_y + 5.0), (0.0, tip_y + 6.4),
-        (0.55 * half, tip_y + 5.0), (lx + 0.6, ly + 1.0), (lx, ly - 5.0),
-    ])  # fmt: skip
+    under = np.array(
+        [
+            (rx, ry - 5.0),
+            (rx - 0.6, ry + 1.0),
+            (-0.55 * half, tip_y + 5.0),
+            (0.0, tip_y + 6.4),
+            (0.55 * half, tip_y + 5.0),
+            (lx + 0.6, ly + 1.0),
+            (lx, ly - 5.0),
+        ]
+    )
     brush.line(under, (0.1, 1.0, 0.8, 1.1, 0.8, 1.0, 0.1), skin.line, 0.58, lift=7.0)
     nostrils = [ellipse(s * 0.46 * half, tip_y + 4.0, 0.22 * half, 1.5) for s in (-1.0, 1.0)]
     brush.spots(nostrils, skin.line, 0.85, lift=8.0)

@@ -25,10 +25,24 @@ def draw_drape(canvas: Canvas, identity: Identity, pose: Pose, face: Face) -> No
     w = half_width(identity)
     jaw = face.outline[3:14] * np.array([0.94, 0.97])
     inside = pose.face(jaw, 3.0)
-    outside = pose.hang(np.array([(-w - 8.0, 10.0), (-w - 6.0, 50.0), (-0.86 * w, 84.0), (-0.96 * w, 116.0),
-                                  (0.0, 142.0), (0.96 * w, 116.0), (0.86 * w, 84.0), (w + 6.0, 50.0),
-                                  (w + 8.0, 10.0)]),
-                        FRONT_DEPTH, 50.0, 100.0)  # fmt: skip
+    outside = pose.hang(
+        np.array(
+            [
+                (-w - 8.0, 10.0),
+                (-w - 6.0, 50.0),
+                (-0.86 * w, 84.0),
+                (-0.96 * w, 116.0),
+                (0.0, 142.0),
+                (0.96 * w, 116.0),
+                (0.86 * w, 84.0),
+                (w + 6.0, 50.0),
+                (w + 8.0, 10.0),
+            ]
+        ),
+        FRONT_DEPTH,
+        50.0,
+        100.0,
+    )
     canvas.linear(
         (outside, inside), (80.0, 150.0), (180.0, 240.0), [(0.0, cloth, 1.0), (1.0, shade(cloth, -0.20), 1.0)]
     )

@@ -28,8 +28,7 @@ def draw_mouth(canvas: Canvas, skin: Skin, pose: Pose, face: Face) -> None:
     canvas.fill((lower, bottom[::-1]), skin.lips)
     thickness = float(mouth.outer_lower[4, 1] - mouth.inner_lower[4, 1])
     # A soft light on the lower lip.
-    canvas.stroke(glint, [0.1, 0.13 * thickness, 0.16 * thickness, 0.13 * thickness, 0.1],
-                  shade(skin.lips, 0.45), 0.55)  # fmt: skip
+    canvas.stroke(glint, [0.1, 0.13 * thickness, 0.16 * thickness, 0.13 * thickness, 0.1], shade(skin.lips, 0.45), 0.55)
     canvas.stroke(upper, 0.85 * _LINE, mix(skin.line, (70, 16, 30), 0.5), 0.92)
     if mouth.gap > 0.3:
         canvas.stroke(lower, 0.5 * _LINE, mix(skin.line, (70, 16, 30), 0.5), 0.6)
@@ -58,8 +57,17 @@ def _tongue_out(canvas: Canvas, pose: Pose, mouth: Mouth, show: float) -> None:
     half = 0.50 * float(mouth.inner_lower[7, 0] - mouth.inner_lower[1, 0])
     wide = half * (0.50 + 0.14 * show)
     root, tip = float(mouth.inner_upper[4, 1]) - 2.0, mouth.tongue_tip
-    outline = np.array([(-wide, root), (-wide, 0.5 * (root + tip)), (-0.74 * wide, tip - 3.0), (0.0, tip),
-                        (0.74 * wide, tip - 3.0), (wide, 0.5 * (root + tip)), (wide, root)])  # fmt: skip
+    outline = np.array(
+        [
+            (-wide, root),
+            (-wide, 0.5 * (root + tip)),
+            (-0.74 * wide, tip - 3.0),
+            (0.0, tip),
+            (0.74 * wide, tip - 3.0),
+            (wide, 0.5 * (root + tip)),
+            (wide, root),
+        ]
+    )
     edge = pose.face(np.minimum(mouth.upper_teeth, mouth.inner_lower), _LIFT)
     corner = pose.face(np.array([mouth.inner_upper[8], mouth.inner_upper[0]]) + np.array([0.0, 60.0]), _LIFT)
     below_teeth = canvas.clip((edge, corner))

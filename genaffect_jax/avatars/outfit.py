@@ -14,10 +14,14 @@ BOTTOM = 262.0
 def _arc(half: float, y: float, sag: float) -> Points:
     """A hanging line from one side of the neck to the other, left to right."""
     return np.array(
-        [(128.0 - half, y), (128.0 - 0.6 * half, y + 0.72 * sag), (128.0, y + sag),
-         (128.0 + 0.6 * half, y + 0.72 * sag),
-         (128.0 + half, y)]
-    )  # fmt: skip
+        [
+            (128.0 - half, y),
+            (128.0 - 0.6 * half, y + 0.72 * sag),
+            (128.0, y + sag),
+            (128.0 + 0.6 * half, y + 0.72 * sag),
+            (128.0 + half, y),
+        ]
+    )
 
 
 def draw_neck(canvas: Canvas, identity: Identity, skin: Skin) -> None:
@@ -33,10 +37,14 @@ def draw_neck_shadow(canvas: Canvas, identity: Identity, skin: Skin, chin: float
     half = 24.0 * identity.neck_width
     y = 196.0 + min(0.6 * chin, 10.0)
     canvas.fill(
-        (np.array([(128.0 - half, 150.0), (128.0 - half, y - 4.0)]), _arc(half, y - 4.0, 11.0),
-         np.array([(128.0 + half, y - 4.0), (128.0 + half, 150.0)])),
-        skin.shadow, 0.85,
-    )  # fmt: skip
+        (
+            np.array([(128.0 - half, 150.0), (128.0 - half, y - 4.0)]),
+            _arc(half, y - 4.0, 11.0),
+            np.array([(128.0 + half, y - 4.0), (128.0 + half, 150.0)]),
+        ),
+        skin.shadow,
+        0.85,
+    )
 
 
 def draw_outfit(canvas: Canvas, identity: Identity, skin: Skin) -> None:

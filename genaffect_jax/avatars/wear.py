@@ -41,12 +41,21 @@ def _beard(canvas: Canvas, identity: Identity, pose: Pose, face: Face, tones: To
     depth = HEAD_DEPTH + 9.0 * np.maximum(lower[:, 1:], 0.0) / 80.0
     (left_x, left_y), (right_x, right_y) = mouth.inner_upper[0].tolist(), mouth.inner_upper[8].tolist()
     tip_y = face.nose_tip[1]
-    inner = np.array([
-        (-wide + 3.0, 2.0), (-0.82 * wide, 22.0), (-0.60 * wide, 31.0), (left_x - 5.0, left_y - 8.0),
-        (-11.0, tip_y + 11.0), (0.0, tip_y + 10.0),
-        (11.0, tip_y + 11.0), (right_x + 5.0, right_y - 8.0), (0.60 * wide, 31.0), (0.82 * wide, 22.0),
-        (wide - 3.0, 2.0),
-    ])  # fmt: skip
+    inner = np.array(
+        [
+            (-wide + 3.0, 2.0),
+            (-0.82 * wide, 22.0),
+            (-0.60 * wide, 31.0),
+            (left_x - 5.0, left_y - 8.0),
+            (-11.0, tip_y + 11.0),
+            (0.0, tip_y + 10.0),
+            (11.0, tip_y + 11.0),
+            (right_x + 5.0, right_y - 8.0),
+            (0.60 * wide, 31.0),
+            (0.82 * wide, 22.0),
+            (wide - 3.0, 2.0),
+        ]
+    )
     canvas.fill(
         (pose.layer(lower, depth), pose.face(inner)),
         tones.base if alpha > 0.4 else mix(tones.base, (40, 34, 44), 0.7),
@@ -58,11 +67,17 @@ def _goatee(canvas: Canvas, pose: Pose, face: Face, tones: Tones, alpha: float) 
     mouth = face.mouth
     left, right = mouth.inner_lower[0].tolist(), mouth.inner_lower[8].tolist()
     low = face.chin
-    patch = np.array([
-        (left[0] - 3.0, left[1] - 2.0), (left[0] - 1.0, 0.5 * (left[1] + low)), (-13.0, low - 2.0),
-        (0.0, low + 2.0), (13.0, low - 2.0),
-        (right[0] + 1.0, 0.5 * (right[1] + low)), (right[0] + 3.0, right[1] - 2.0),
-    ])  # fmt: skip
+    patch = np.array(
+        [
+            (left[0] - 3.0, left[1] - 2.0),
+            (left[0] - 1.0, 0.5 * (left[1] + low)),
+            (-13.0, low - 2.0),
+            (0.0, low + 2.0),
+            (13.0, low - 2.0),
+            (right[0] + 1.0, 0.5 * (right[1] + low)),
+            (right[0] + 3.0, right[1] - 2.0),
+        ]
+    )
     top = mouth.outer_lower[::-1] + np.array([0.0, 1.5])
     canvas.fill((pose.face(patch), pose.face(top)), tones.base, alpha)
 
@@ -71,24 +86,68 @@ def _moustache(canvas: Canvas, pose: Pose, face: Face, tones: Tones, alpha: floa
     upper = face.mouth.outer_upper
     base = face.nose_tip[1] + 9.0
     left, right = upper[0].tolist(), upper[8].tolist()
-    over = np.array([(right[0] + 3.5, right[1] + 3.0), (0.75 * right[0], 0.5 * (right[1] + base) - 2.0),
-                     (7.0, base), (0.0, base + 1.8), (-7.0, base),
-                     (0.75 * left[0], 0.5 * (left[1] + base) - 2.0), (left[0] - 3.5, left[1] + 3.0)])  # fmt: skip
+    over = np.array(
+        [
+            (right[0] + 3.5, right[1] + 3.0),
+            (0.75 * right[0], 0.5 * (right[1] + base) - 2.0),
+            (7.0, base),
+            (0.0, base + 1.8),
+            (-7.0, base),
+            (0.75 * left[0], 0.5 * (left[1] + base) - 2.0),
+            (left[0] - 3.5, left[1] + 3.0),
+        ]
+    )
     under = upper + np.array([0.0, 1.2])
     canvas.fill((pose.face(over, 6.0), pose.face(under, 6.0)), mix(tones.base, tones.dark, 0.25), alpha)
 
 
 # Lens outlines as (x, y) factors of half width and half height; x grows from the nose outwards.
 _LENSES: dict[str, tuple[tuple[float, float], ...]] = {
-    "round": ((-1.0, 0.0), (-0.71, -0.71), (0.0, -1.0), (0.71, -0.71), (1.0, 0.0), (0.71, 0.71), (0.0, 1.0),
-              (-0.71, 0.71)),
-    "square": ((-1.0, 0.0), (-0.96, -0.78), (-0.6, -0.92), (0.6, -0.92), (0.98, -0.78), (1.02, 0.0),
-               (0.84, 0.78), (0.4, 0.92), (-0.4, 0.92), (-0.84, 0.78)),
-    "cat_eye": ((-1.0, 0.0), (-0.90, -0.66), (-0.2, -0.84), (0.6, -1.0), (1.18, -1.12), (1.04, -0.1),
-                (0.66, 0.72), (0.0, 0.90), (-0.7, 0.68)),
-    "aviator": ((-0.94, -0.3), (-0.84, -0.78), (0.0, -0.90), (0.84, -0.80), (1.04, -0.2), (0.88, 0.62),
-                (0.28, 1.08), (-0.42, 0.88), (-0.84, 0.34)),
-}  # fmt: skip
+    "round": (
+        (-1.0, 0.0),
+        (-0.71, -0.71),
+        (0.0, -1.0),
+        (0.71, -0.71),
+        (1.0, 0.0),
+        (0.71, 0.71),
+        (0.0, 1.0),
+        (-0.71, 0.71),
+    ),
+    "square": (
+        (-1.0, 0.0),
+        (-0.96, -0.78),
+        (-0.6, -0.92),
+        (0.6, -0.92),
+        (0.98, -0.78),
+        (1.02, 0.0),
+        (0.84, 0.78),
+        (0.4, 0.92),
+        (-0.4, 0.92),
+        (-0.84, 0.78),
+    ),
+    "cat_eye": (
+        (-1.0, 0.0),
+        (-0.90, -0.66),
+        (-0.2, -0.84),
+        (0.6, -1.0),
+        (1.18, -1.12),
+        (1.04, -0.1),
+        (0.66, 0.72),
+        (0.0, 0.90),
+        (-0.7, 0.68),
+    ),
+    "aviator": (
+        (-0.94, -0.3),
+        (-0.84, -0.78),
+        (0.0, -0.90),
+        (0.84, -0.80),
+        (1.04, -0.2),
+        (0.88, 0.62),
+        (0.28, 1.08),
+        (-0.42, 0.88),
+        (-0.84, 0.34),
+    ),
+}
 _LENSES["half_rim"] = _LENSES["square"]
 
 

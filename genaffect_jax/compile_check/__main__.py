@@ -127,10 +127,12 @@ def without_files(run: Any) -> Any:
 
 def _check(arguments: Arguments) -> None:
     for name, value, low, high in (
-        ("pictures", arguments.pictures, 1, None), ("steps", arguments.steps, 1, None),
-        ("anchors", arguments.anchors, 1, None), ("consistency", arguments.consistency, 0, 1),
+        ("pictures", arguments.pictures, 1, None),
+        ("steps", arguments.steps, 1, None),
+        ("anchors", arguments.anchors, 1, None),
+        ("consistency", arguments.consistency, 0, 1),
         ("reserve", arguments.reserve, 0, 0.99),
-    ):  # fmt: skip
+    ):
         if value < low or (high is not None and value > high):
             allowed = f"at least {low}" if high is None else f"within {low} and {high}"
             raise ConfigError(f"--{name} {value}: must be {allowed}")
@@ -152,9 +154,12 @@ def _report(name: str, arguments: Arguments, mesh: Mesh, chip: Chip) -> ProgramR
     )
     pictures = arguments.pictures + anchors
     return compile_and_report(
-        name, lower_sampler(run, mesh, kind, pictures, steps=arguments.steps), chip,
-        sampler_flops(run, kind, pictures, arguments.steps), arguments.reserve,
-    )  # fmt: skip
+        name,
+        lower_sampler(run, mesh, kind, pictures, steps=arguments.steps),
+        chip,
+        sampler_flops(run, kind, pictures, arguments.steps),
+        arguments.reserve,
+    )
 
 
 def _table(report: ProgramReport, chip: Chip) -> Table:
@@ -192,11 +197,17 @@ def _time(seconds: float) -> str:
 def _write(arguments: Arguments, chip: Chip, mesh: Mesh, reports: Sequence[ProgramReport]) -> None:
     assert arguments.json is not None
     report = {
-        "preset": arguments.config.stem, "topology": arguments.topology, "chip": dataclasses.asdict(chip),
-        "chips": mesh.size, "mesh": dict(mesh.shape), "batch_size": arguments.run.train.batch_size,
-        "expressions_per_set": arguments.run.data.expressions_per_set, "reserve": arguments.reserve,
-        "jax": jax.__version__, "programs": [dataclasses.asdict(r) for r in reports],
-    }  # fmt: skip
+        "preset": arguments.config.stem,
+        "topology": arguments.topology,
+        "chip": dataclasses.asdict(chip),
+        "chips": mesh.size,
+        "mesh": dict(mesh.shape),
+        "batch_size": arguments.run.train.batch_size,
+        "expressions_per_set": arguments.run.data.expressions_per_set,
+        "reserve": arguments.reserve,
+        "jax": jax.__version__,
+        "programs": [dataclasses.asdict(r) for r in reports],
+    }
     temporary = arguments.json.with_name(f".{arguments.json.name}")
     temporary.write_text(json.dumps(report, indent=2))
     os.replace(temporary, arguments.json)

@@ -13,8 +13,10 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _OPERATION = re.compile(rf"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _WHILE = re.compile(r" while\(.*?condition=%?([\w.\-]+), body=%?([\w.\-]+)")
-_CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation|called_computations|branch_computations)="
-                     r"\{?((?:%?[\w.\-]+(?:, )?)+)\}?")  # fmt: skip
+_CALLED = re.compile(
+    r"(?:calls|to_apply|true_computation|false_computation|called_computations|branch_computations)="
+    r"\{?((?:%?[\w.\-]+(?:, )?)+)\}?"
+)
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONSTANT = re.compile(r" = [su](?:32|64)\[\]\S* constant\((\d+)\)")
 _ARRAY = re.compile(r"\b(pred|bf16|[a-z]\d+\w*)\[([\d,]*)\]")
@@ -105,11 +107,14 @@ def totals(found: Iterable[Collective]) -> Mapping[str, Total]:
         by_kind[collective.kind].append(collective)
     return {
         kind: Total(
-            sum(c.times for c in by_kind[kind]), sum(c.size * c.times for c in by_kind[kind]),
-            sum(c.sent for c in by_kind[kind]), any(c.loop for c in by_kind[kind]),
+            sum(c.times for c in by_kind[kind]),
+            sum(c.size * c.times for c in by_kind[kind]),
+            sum(c.sent for c in by_kind[kind]),
+            any(c.loop for c in by_kind[kind]),
         )
-        for kind in KINDS if kind in by_kind
-    }  # fmt: skip
+        for kind in KINDS
+        if kind in by_kind
+    }
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:

@@ -114,9 +114,12 @@ def compile_and_report(
 def memory_of(analysis: Any) -> Memory:
     """XLA's account of a compiled program."""
     return Memory(
-        analysis.argument_size_in_bytes, analysis.output_size_in_bytes, analysis.alias_size_in_bytes,
-        analysis.temp_size_in_bytes, analysis.generated_code_size_in_bytes,
-    )  # fmt: skip
+        analysis.argument_size_in_bytes,
+        analysis.output_size_in_bytes,
+        analysis.alias_size_in_bytes,
+        analysis.temp_size_in_bytes,
+        analysis.generated_code_size_in_bytes,
+    )
 
 
 def judge(memory: Memory, chip: Chip, reserve: float) -> tuple[bool, str]:

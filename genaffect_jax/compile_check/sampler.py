@@ -80,9 +80,12 @@ def lower_sampler(
     controls = on(whole, Controls.plain(network.num_layers, padded_sigmas(steps, 1.0), steps))
     with compiling_for(mesh.devices.flat[0].platform):
         program = make_program(
-            config.model, generator, autoencoder,
-            load_conditioning_encoder(encoder, "identity").network if encoder else None, chips,
-        )  # fmt: skip
+            config.model,
+            generator,
+            autoencoder,
+            load_conditioning_encoder(encoder, "identity").network if encoder else None,
+            chips,
+        )
         return program.lower(  # type: ignore[attr-defined]
             on(whole, jax.eval_shape(generator.rounded, generator.shapes)),
             frozen_shapes(config, autoencoder, whole),
@@ -98,10 +101,13 @@ def sampler_flops(config: Config, kind: Kind, pictures: int, steps: int) -> floa
     length = config.text_tokens
     image = (network.sample_size // network.patch_size) ** 2
     once = forward_flops(
-        network, pictures * len(BRANCHES[kind.mode]), network.sample_size,
+        network,
+        pictures * len(BRANCHES[kind.mode]),
+        network.sample_size,
         network.register_tokens if length is None else length,
-        identity_tokens=conditioning.identity_tokens or image, expression_tokens=conditioning.expression_tokens,
+        identity_tokens=conditioning.identity_tokens or image,
+        expression_tokens=conditioning.expression_tokens,
         # An anchor sees the others' shares only; that difference is left out.
         others=kind.anchors * kind.shared,
-    )  # fmt: skip
+    )
     return once.total * evaluations(kind.solver, steps)

@@ -70,9 +70,14 @@ def lower_train_step(config: Config, mesh: Mesh, target: Platform | None = None)
     target = target or mesh.devices.flat[0].platform
     with compiling_for(target):
         step = make_train_step(
-            generator, make_generator_loss(config.flow, autoencoder, auxiliary), optimiser,
-            ema_decay=config.train.ema_decay, seed=config.train.seed, mesh=mesh, accumulate=config.train.accumulate,
-        )  # fmt: skip
+            generator,
+            make_generator_loss(config.flow, autoencoder, auxiliary),
+            optimiser,
+            ema_decay=config.train.ema_decay,
+            seed=config.train.seed,
+            mesh=mesh,
+            accumulate=config.train.accumulate,
+        )
         traced = step.trace(  # type: ignore[attr-defined]
             abstract_state(generator, optimiser, mesh), frozen, batch_shapes(config, mesh)
         )

@@ -65,6 +65,10 @@ def _build(kind: Any, value: Any, name: str) -> Any:
     if kind is Path:
         return Path(value)
     number = int | float if kind is float else kind
-    require(isinstance(value, number) and not (kind is not bool and isinstance(value, bool)), name, repr(value),
-            f"must be of type {kind.__name__}")  # fmt: skip
+    require(
+        isinstance(value, number) and not (kind is not bool and isinstance(value, bool)),
+        name,
+        repr(value),
+        f"must be of type {kind.__name__}",
+    )
     return kind(value)

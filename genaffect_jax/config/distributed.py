@@ -32,15 +32,22 @@ class HostsConfig:
     def __post_init__(self) -> None:
         given = (self.coordinator, self.processes, self.index)
         missing = [n for n, v in zip(("coordinator", "processes", "index"), given, strict=True) if v is None]
-        require(len(missing) in (0, 3), f"hosts.{missing[0] if missing else ''}", None,
-                "coordinator, processes and index are given together or not at all")  # fmt: skip
+        require(
+            len(missing) in (0, 3),
+            f"hosts.{missing[0] if missing else ''}",
+            None,
+            "coordinator, processes and index are given together or not at all",
+        )
         if self.coordinator is not None and self.processes is not None and self.index is not None:
             host, _, port = self.coordinator.rpartition(":")
             require(bool(host) and port.isdecimal(), "hosts.coordinator", self.coordinator, "must be HOST:PORT")
             require(self.processes >= 1, "hosts.processes", self.processes, "must be at least 1")
-            require(0 <= self.index < self.processes, "hosts.index", self.index,
-                    f"must lie in 0..{self.processes - 1}")  # fmt: skip
-            require(self.cluster in ("auto", "none"), "hosts.cluster", self.cluster,
-                    "takes the place of coordinator, processes and index; give one or the other")  # fmt: skip
+            require(0 <= self.index < self.processes, "hosts.index", self.index, f"must lie in 0..{self.processes - 1}")
+            require(
+                self.cluster in ("auto", "none"),
+                "hosts.cluster",
+                self.cluster,
+                "takes the place of coordinator, processes and index; give one or the other",
+            )
         for name in ("join_timeout", "heartbeat_timeout"):
             require(getattr(self, name) >= 1, f"hosts.{name}", getattr(self, name), "must be at least 1")

@@ -62,26 +62,46 @@ class FaceEncoderConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.widths), "encoder.widths", self.widths, "must not be empty")
-        require(len(self.depths) == len(self.widths), "encoder.depths", self.depths,
-                 f"must have one entry per entry of widths {self.widths}")  # fmt: skip
+        require(
+            len(self.depths) == len(self.widths),
+            "encoder.depths",
+            self.depths,
+            f"must have one entry per entry of widths {self.widths}",
+        )
         for name in ("image_size", "heads", "norm_num_groups", "neck", "hidden", "width"):
             require(getattr(self, name) >= 1, f"encoder.{name}", getattr(self, name), "must be at least 1")
         groups = 1 if self.architecture == "iresnet" else self.norm_num_groups
         for c in self.widths:
-            require(c >= 1 and c % groups == 0, "encoder.widths", c,
-                     f"must be a positive multiple of norm_num_groups {self.norm_num_groups}")  # fmt: skip
+            require(
+                c >= 1 and c % groups == 0,
+                "encoder.widths",
+                c,
+                f"must be a positive multiple of norm_num_groups {self.norm_num_groups}",
+            )
         require(min(self.depths) >= 0, "encoder.depths", self.depths, "must be at least 0")
         require_crop(self.crop, "encoder.crop")
         if self.architecture == "iresnet":
             require(min(self.depths) >= 1, "encoder.depths", self.depths, "an iresnet has a block at each resolution")
             require(self.target == "identity", "encoder.target", self.target, "an iresnet gives identity vectors")
-        require(self.image_size % self.downsample == 0, "encoder.image_size", self.image_size,
-                 f"must be a multiple of 2 ** len(widths) = {self.downsample}")  # fmt: skip
+        require(
+            self.image_size % self.downsample == 0,
+            "encoder.image_size",
+            self.image_size,
+            f"must be a multiple of 2 ** len(widths) = {self.downsample}",
+        )
         if self.architecture == "transformer":
-            require(self.widths[-1] % self.heads == 0, "encoder.heads", self.heads,
-                     f"must divide the last of widths {self.widths}")  # fmt: skip
-            require(not any(self.depths[:-1]), "encoder.depths", self.depths,
-                     "a transformer has blocks at the last resolution only; the others must be 0")  # fmt: skip
+            require(
+                self.widths[-1] % self.heads == 0,
+                "encoder.heads",
+                self.heads,
+                f"must divide the last of widths {self.widths}",
+            )
+            require(
+                not any(self.depths[:-1]),
+                "encoder.depths",
+                self.depths,
+                "a transformer has blocks at the last resolution only; the others must be 0",
+            )
 
     @classmethod
     def identity_avatar(cls) -> FaceEncoderConfig:
@@ -97,25 +117,40 @@ class FaceEncoderConfig:
     def identity_evaluator(cls) -> FaceEncoderConfig:
         """The identity encoder that judges: smaller pictures, fewer and wider stages, a coarser neck than the other."""
         return cls(
-            target="identity", image_size=96, widths=(32, 80, 192), depths=(1, 2, 3), norm_num_groups=16, neck=12,
-            hidden=320, width=192,
-        )  # fmt: skip
+            target="identity",
+            image_size=96,
+            widths=(32, 80, 192),
+            depths=(1, 2, 3),
+            norm_num_groups=16,
+            neck=12,
+            hidden=320,
+            width=192,
+        )
 
     @classmethod
     def expression_evaluator(cls) -> FaceEncoderConfig:
         """The expression encoder that judges."""
         return cls(
-            target="expression", architecture="transformer", image_size=128, widths=(32, 64, 128), depths=(0, 0, 6),
+            target="expression",
+            architecture="transformer",
+            image_size=128,
+            widths=(32, 64, 128),
+            depths=(0, 0, 6),
             width=40,
-        )  # fmt: skip
+        )
 
     @classmethod
     def arcface_r50(cls) -> FaceEncoderConfig:
         """ArcFace's IResNet-50, which reads the middle of an aligned photo (Deng et al. 2019, section 3.1)."""
         return cls(
-            target="identity", architecture="iresnet", image_size=112, widths=(64, 128, 256, 512), depths=(3, 4, 14, 3),
-            width=512, crop=ARCFACE_CROP,
-        )  # fmt: skip
+            target="identity",
+            architecture="iresnet",
+            image_size=112,
+            widths=(64, 128, 256, 512),
+            depths=(3, 4, 14, 3),
+            width=512,
+            crop=ARCFACE_CROP,
+        )
 
     @classmethod
     def arcface_r100(cls) -> FaceEncoderConfig:
@@ -184,13 +219,25 @@ class EncoderRun:
     """Devices."""
 
     def __post_init__(self) -> None:
-        require(re.fullmatch(r"[a-z0-9_]+", self.name) is not None, "name", repr(self.name),
-                 "must be made of small letters, digits and underscores")  # fmt: skip
+        require(
+            re.fullmatch(r"[a-z0-9_]+", self.name) is not None,
+            "name",
+            repr(self.name),
+            "must be made of small letters, digits and underscores",
+        )
         require(bool(self.licence.strip()), "licence", repr(self.licence), "must not be empty")
         require(self.split_seed >= 0, "split_seed", self.split_seed, "must be at least 0")
-        require(self.train.accumulate == 1, "train.accumulate", self.train.accumulate,
-                 "must be 1: only the generator's training accumulates")  # fmt: skip
+        require(
+            self.train.accumulate == 1,
+            "train.accumulate",
+            self.train.accumulate,
+            "must be 1: only the generator's training accumulates",
+        )
         require(0.0 <= self.margin < 1.5, "margin", self.margin, "must lie in [0, 1.5) radians")
         require(self.scale > 0.0, "scale", self.scale, "must be positive")
-        require(self.data.image_size % 8 == 0, "data.image_size", self.data.image_size,
-                 "must be a multiple of 8 (blocks of the degradation)")  # fmt: skip
+        require(
+            self.data.image_size % 8 == 0,
+            "data.image_size",
+            self.data.image_size,
+            "must be a multiple of 8 (blocks of the degradation)",
+        )

@@ -67,17 +67,38 @@ class MMDiTConfig:
         return self.attention_head_dim * self.num_attention_heads
 
     def __post_init__(self) -> None:
-        for name in ("sample_size", "patch_size", "in_channels", "out_channels", "num_layers", "attention_head_dim",
-                     "num_attention_heads", "joint_attention_dim", "pos_embed_max_size"):  # fmt: skip
+        for name in (
+            "sample_size",
+            "patch_size",
+            "in_channels",
+            "out_channels",
+            "num_layers",
+            "attention_head_dim",
+            "num_attention_heads",
+            "joint_attention_dim",
+            "pos_embed_max_size",
+        ):
             require(getattr(self, name) >= 1, f"mmdit.{name}", getattr(self, name), "must be at least 1")
         require(self.pooled_projection_dim >= 0, "mmdit.pooled_projection_dim", self.pooled_projection_dim, ">= 0")
         require(self.register_tokens >= 0, "mmdit.register_tokens", self.register_tokens, "must be at least 0")
-        require(self.caption_projection_dim == self.width, "mmdit.caption_projection_dim",
-                self.caption_projection_dim, f"must equal the model's width {self.width}")  # fmt: skip
-        require(self.sample_size % self.patch_size == 0, "mmdit.sample_size", self.sample_size,
-                f"must be a multiple of patch_size {self.patch_size}")  # fmt: skip
-        require(self.sample_size // self.patch_size <= self.pos_embed_max_size, "mmdit.pos_embed_max_size",
-                self.pos_embed_max_size, f"must hold {self.sample_size // self.patch_size} tokens a side")  # fmt: skip
+        require(
+            self.caption_projection_dim == self.width,
+            "mmdit.caption_projection_dim",
+            self.caption_projection_dim,
+            f"must equal the model's width {self.width}",
+        )
+        require(
+            self.sample_size % self.patch_size == 0,
+            "mmdit.sample_size",
+            self.sample_size,
+            f"must be a multiple of patch_size {self.patch_size}",
+        )
+        require(
+            self.sample_size // self.patch_size <= self.pos_embed_max_size,
+            "mmdit.pos_embed_max_size",
+            self.pos_embed_max_size,
+            f"must hold {self.sample_size // self.patch_size} tokens a side",
+        )
         bad = [i for i in self.dual_attention_layers if not 0 <= i < self.num_layers]
         require(not bad, "mmdit.dual_attention_layers", bad, f"must lie in 0..{self.num_layers - 1}")
 
@@ -85,28 +106,50 @@ class MMDiTConfig:
     def sd3_medium(cls) -> MMDiTConfig:
         """Stable Diffusion 3 medium: 24 blocks of width 1536."""
         return cls(
-            sample_size=128, num_layers=24, attention_head_dim=64, num_attention_heads=24, joint_attention_dim=4096,
-            caption_projection_dim=1536, pooled_projection_dim=2048, pos_embed_max_size=192, qk_norm="none",
+            sample_size=128,
+            num_layers=24,
+            attention_head_dim=64,
+            num_attention_heads=24,
+            joint_attention_dim=4096,
+            caption_projection_dim=1536,
+            pooled_projection_dim=2048,
+            pos_embed_max_size=192,
+            qk_norm="none",
             register_tokens=0,
-        )  # fmt: skip
+        )
 
     @classmethod
     def sd35_medium(cls) -> MMDiTConfig:
         """Stable Diffusion 3.5 medium: 24 blocks of width 1536, the first 13 with a second, image-only attention."""
         return cls(
-            sample_size=128, num_layers=24, attention_head_dim=64, num_attention_heads=24, joint_attention_dim=4096,
-            caption_projection_dim=1536, pooled_projection_dim=2048, pos_embed_max_size=384,
-            dual_attention_layers=tuple(range(13)), qk_norm="rms_norm", register_tokens=0,
-        )  # fmt: skip
+            sample_size=128,
+            num_layers=24,
+            attention_head_dim=64,
+            num_attention_heads=24,
+            joint_attention_dim=4096,
+            caption_projection_dim=1536,
+            pooled_projection_dim=2048,
+            pos_embed_max_size=384,
+            dual_attention_layers=tuple(range(13)),
+            qk_norm="rms_norm",
+            register_tokens=0,
+        )
 
     @classmethod
     def sd35_large(cls) -> MMDiTConfig:
         """Stable Diffusion 3.5 large: 38 blocks of width 2432."""
         return cls(
-            sample_size=128, num_layers=38, attention_head_dim=64, num_attention_heads=38, joint_attention_dim=4096,
-            caption_projection_dim=2432, pooled_projection_dim=2048, pos_embed_max_size=192, qk_norm="rms_norm",
+            sample_size=128,
+            num_layers=38,
+            attention_head_dim=64,
+            num_attention_heads=38,
+            joint_attention_dim=4096,
+            caption_projection_dim=2432,
+            pooled_projection_dim=2048,
+            pos_embed_max_size=192,
+            qk_norm="rms_norm",
             register_tokens=0,
-        )  # fmt: skip
+        )
 
     @classmethod
     def avatar_s(cls) -> MMDiTConfig:
@@ -119,19 +162,33 @@ class MMDiTConfig:
         want it.
         """
         return cls(
-            sample_size=32, num_layers=8, attention_head_dim=64, num_attention_heads=6, joint_attention_dim=384,
-            caption_projection_dim=384, pooled_projection_dim=0, pos_embed_max_size=16, qk_norm="rms_norm",
+            sample_size=32,
+            num_layers=8,
+            attention_head_dim=64,
+            num_attention_heads=6,
+            joint_attention_dim=384,
+            caption_projection_dim=384,
+            pooled_projection_dim=0,
+            pos_embed_max_size=16,
+            qk_norm="rms_norm",
             register_tokens=8,
-        )  # fmt: skip
+        )
 
     @classmethod
     def avatar_tiny(cls) -> MMDiTConfig:
         """The smallest avatar model: 5 blocks of width 128 on 16x16 latents, made to learn on a CPU in minutes."""
         return cls(
-            sample_size=16, num_layers=5, attention_head_dim=64, num_attention_heads=2, joint_attention_dim=128,
-            caption_projection_dim=128, pooled_projection_dim=0, pos_embed_max_size=8, qk_norm="rms_norm",
+            sample_size=16,
+            num_layers=5,
+            attention_head_dim=64,
+            num_attention_heads=2,
+            joint_attention_dim=128,
+            caption_projection_dim=128,
+            pooled_projection_dim=0,
+            pos_embed_max_size=8,
+            qk_norm="rms_norm",
             register_tokens=4,
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
@@ -163,8 +220,12 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         require(bool(self.block_out_channels), "autoencoder.block_out_channels", self.block_out_channels, "not empty")
         for c in self.block_out_channels:
-            require(c >= 1 and c % self.norm_num_groups == 0, "autoencoder.block_out_channels", c,
-                    f"must be a positive multiple of norm_num_groups {self.norm_num_groups}")  # fmt: skip
+            require(
+                c >= 1 and c % self.norm_num_groups == 0,
+                "autoencoder.block_out_channels",
+                c,
+                f"must be a positive multiple of norm_num_groups {self.norm_num_groups}",
+            )
         for name in ("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups"):
             require(getattr(self, name) >= 1, f"autoencoder.{name}", getattr(self, name), "must be at least 1")
         require(self.scaling_factor > 0, "autoencoder.scaling_factor", self.scaling_factor, "must be positive")
@@ -229,8 +290,12 @@ class ConditioningConfig:
             require(getattr(self, name) >= 1, f"conditioning.{name}", getattr(self, name), "must be at least 1")
         for name in ("identity_layers", "identity_tokens", "identity_embedding"):
             require(getattr(self, name) >= 0, f"conditioning.{name}", getattr(self, name), "must be at least 0")
-        require(not self.identity_tokens or self.identity_layers >= 1, "conditioning.identity_layers",
-                self.identity_layers, "must be at least 1 with identity_tokens")  # fmt: skip
+        require(
+            not self.identity_tokens or self.identity_layers >= 1,
+            "conditioning.identity_layers",
+            self.identity_layers,
+            "must be at least 1 with identity_tokens",
+        )
 
 
 @dataclass(frozen=True)
@@ -277,17 +342,30 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         conditioning = self.conditioning
-        require(bool(self.identity_encoder) == bool(conditioning.identity_embedding), "conditioning.identity_embedding",
-                conditioning.identity_embedding, "must be the encoder's width with model.identity_encoder "
-                f"{self.identity_encoder!r}, and 0 without one")  # fmt: skip
-        require(bool(self.expression_encoder) or conditioning.expression_space == "units",
-                "conditioning.expression_space", conditioning.expression_space,
-                "needs model.expression_encoder")  # fmt: skip
-        require(self.mmdit.in_channels == self.autoencoder.latent_channels == self.mmdit.out_channels,
-                "mmdit.in_channels, out_channels", (self.mmdit.in_channels, self.mmdit.out_channels),
-                f"must equal autoencoder.latent_channels {self.autoencoder.latent_channels}")  # fmt: skip
-        require(not self.transformer_weights or self.prediction == "velocity", "prediction", self.prediction,
-                "must be velocity, which is what transformer_weights were trained to give")  # fmt: skip
+        require(
+            bool(self.identity_encoder) == bool(conditioning.identity_embedding),
+            "conditioning.identity_embedding",
+            conditioning.identity_embedding,
+            f"must be the encoder's width with model.identity_encoder {self.identity_encoder!r}, and 0 without one",
+        )
+        require(
+            bool(self.expression_encoder) or conditioning.expression_space == "units",
+            "conditioning.expression_space",
+            conditioning.expression_space,
+            "needs model.expression_encoder",
+        )
+        require(
+            self.mmdit.in_channels == self.autoencoder.latent_channels == self.mmdit.out_channels,
+            "mmdit.in_channels, out_channels",
+            (self.mmdit.in_channels, self.mmdit.out_channels),
+            f"must equal autoencoder.latent_channels {self.autoencoder.latent_channels}",
+        )
+        require(
+            not self.transformer_weights or self.prediction == "velocity",
+            "prediction",
+            self.prediction,
+            "must be velocity, which is what transformer_weights were trained to give",
+        )
 
     @property
     def image_size(self) -> int:

@@ -49,12 +49,20 @@ class DataConfig:
     """Encode every picture once, before training, into a file of the working folder (for sources of fixed size)."""
 
     def __post_init__(self) -> None:
-        require(self.source != "folder" or self.root is not None, "data.root", self.root,
-                "source 'folder' needs a folder of pictures (--data.root DIR)")  # fmt: skip
+        require(
+            self.source != "folder" or self.root is not None,
+            "data.root",
+            self.root,
+            "source 'folder' needs a folder of pictures (--data.root DIR)",
+        )
         for name in ("image_size", "identities", "expressions_per_set"):
             require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "must be at least 1")
-        require(self.expressions_per_identity >= 2, "data.expressions_per_identity", self.expressions_per_identity,
-                "must be at least 2: reference and target differ")  # fmt: skip
+        require(
+            self.expressions_per_identity >= 2,
+            "data.expressions_per_identity",
+            self.expressions_per_identity,
+            "must be at least 2: reference and target differ",
+        )
         require(0.0 <= self.pose_scale <= 1.0, "data.pose_scale", self.pose_scale, "must lie in [0, 1]")
         require(0.0 <= self.holdout < 1.0, "data.holdout", self.holdout, "must lie in [0, 1)")
         require(0.0 <= self.max_rejected < 1.0, "data.max_rejected", self.max_rejected, "must lie in [0, 1)")
@@ -80,8 +88,9 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         require("{word}" in self.template, "text.template", repr(self.template), "must contain {word}")
-        require(self.max_sequence_length >= 1, "text.max_sequence_length", self.max_sequence_length,
-                "must be at least 1")  # fmt: skip
+        require(
+            self.max_sequence_length >= 1, "text.max_sequence_length", self.max_sequence_length, "must be at least 1"
+        )
 
 
 @dataclass(frozen=True)
@@ -111,8 +120,12 @@ class FlowConfig:
     """Probability that a person's examples lose identity, expression and text together, beside the three above."""
 
     def __post_init__(self) -> None:
-        require(-1.0 <= self.mode_scale <= 2.0 / (math.pi - 2.0), "flow.mode_scale", self.mode_scale,
-                "must lie in [-1, 2 / (pi - 2)]")  # fmt: skip
+        require(
+            -1.0 <= self.mode_scale <= 2.0 / (math.pi - 2.0),
+            "flow.mode_scale",
+            self.mode_scale,
+            "must lie in [-1, 2 / (pi - 2)]",
+        )
         require(self.logit_std > 0, "flow.logit_std", self.logit_std, "must be positive")
         require(self.shift > 0, "flow.shift", self.shift, "must be positive")
         require(self.change_weight >= 0, "flow.change_weight", self.change_weight, "must be at least 0")
@@ -177,11 +190,22 @@ class TrainConfig:
     measured never count."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "most_skipped",
-                     "accumulate"):  # fmt: skip
+        for name in (
+            "steps",
+            "batch_size",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "most_skipped",
+            "accumulate",
+        ):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
-        require(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate,
-                f"must divide train.batch_size = {self.batch_size}")  # fmt: skip
+        require(
+            self.batch_size % self.accumulate == 0,
+            "train.accumulate",
+            self.accumulate,
+            f"must divide train.batch_size = {self.batch_size}",
+        )
         require(bool(self.trains) and all(self.trains), "train.trains", self.trains, "must name or match something")
         for name in ("warmup_steps", "sheet_every", "gap_every", "keep_best", "profile_at", "weight_decay", "seed"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must be at least 0")
@@ -235,23 +259,51 @@ class Config:
     def __post_init__(self) -> None:
         heads = self.model.mmdit.num_attention_heads
         auxiliary = self.auxiliary.identity_weight or self.auxiliary.expression_weight
-        require(self.train.accumulate == 1 or not auxiliary, "train.accumulate", self.train.accumulate,
-                "must be 1 with auxiliary losses: they are means over those examples that count")  # fmt: skip
-        require(heads % self.mesh.tensor == 0, "mesh.tensor", self.mesh.tensor,
-                f"must divide mmdit.num_attention_heads = {heads}")  # fmt: skip
-        require(self.data.image_size == self.model.image_size, "data.image_size", self.data.image_size,
-                f"must equal mmdit.sample_size * autoencoder downsampling = {self.model.image_size}")  # fmt: skip
+        require(
+            self.train.accumulate == 1 or not auxiliary,
+            "train.accumulate",
+            self.train.accumulate,
+            "must be 1 with auxiliary losses: they are means over those examples that count",
+        )
+        require(
+            heads % self.mesh.tensor == 0,
+            "mesh.tensor",
+            self.mesh.tensor,
+            f"must divide mmdit.num_attention_heads = {heads}",
+        )
+        require(
+            self.data.image_size == self.model.image_size,
+            "data.image_size",
+            self.data.image_size,
+            f"must equal mmdit.sample_size * autoencoder downsampling = {self.model.image_size}",
+        )
         if self.model.mmdit.register_tokens:
-            require(self.text.embeddings is None, "text.embeddings", self.text.embeddings,
-                    "a model with register tokens (mmdit.register_tokens > 0) reads no prompts")  # fmt: skip
-            require(not self.model.mmdit.pooled_projection_dim, "mmdit.pooled_projection_dim",
-                    self.model.mmdit.pooled_projection_dim, "must be 0 with register tokens")  # fmt: skip
+            require(
+                self.text.embeddings is None,
+                "text.embeddings",
+                self.text.embeddings,
+                "a model with register tokens (mmdit.register_tokens > 0) reads no prompts",
+            )
+            require(
+                not self.model.mmdit.pooled_projection_dim,
+                "mmdit.pooled_projection_dim",
+                self.model.mmdit.pooled_projection_dim,
+                "must be 0 with register tokens",
+            )
         else:
-            require(self.text.embeddings is not None, "text.embeddings", None,
-                    "a model without register tokens needs encoded prompts; make the file with "
-                    "python -m genaffect_jax.prepare prompts")  # fmt: skip
-            require(self.model.mmdit.pooled_projection_dim >= 1, "mmdit.pooled_projection_dim", 0,
-                    "must be at least 1 without register tokens")  # fmt: skip
+            require(
+                self.text.embeddings is not None,
+                "text.embeddings",
+                None,
+                "a model without register tokens needs encoded prompts; make the file with "
+                "python -m genaffect_jax.prepare prompts",
+            )
+            require(
+                self.model.mmdit.pooled_projection_dim >= 1,
+                "mmdit.pooled_projection_dim",
+                0,
+                "must be at least 1 without register tokens",
+            )
 
 
 @dataclass(frozen=True)
@@ -274,10 +326,18 @@ class AutoencoderRun:
     """Devices."""
 
     def __post_init__(self) -> None:
-        require(self.data.image_size % self.autoencoder.downsample == 0, "data.image_size", self.data.image_size,
-                f"must be a multiple of the autoencoder's downsampling {self.autoencoder.downsample}")  # fmt: skip
+        require(
+            self.data.image_size % self.autoencoder.downsample == 0,
+            "data.image_size",
+            self.data.image_size,
+            f"must be a multiple of the autoencoder's downsampling {self.autoencoder.downsample}",
+        )
         require(self.repeats >= 1, "repeats", self.repeats, "must be at least 1")
-        require(self.train.accumulate == 1, "train.accumulate", self.train.accumulate,
-                "must be 1: only the generator's training accumulates")  # fmt: skip
+        require(
+            self.train.accumulate == 1,
+            "train.accumulate",
+            self.train.accumulate,
+            "must be 1: only the generator's training accumulates",
+        )
         for name in ("kl_weight", "edge_weight"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")

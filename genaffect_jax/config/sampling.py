@@ -56,12 +56,8 @@ class SamplingConfig:
     """First step, from 0, in which pictures share."""
     consistency_end: int | None = None
     """First step in which they no longer share; left out: they share to the end."""
-    shared_tokens: Literal["random", "grid"] = "random"
-    """Which tokens are shared: drawn anew in every step and layer, or always the same even grid."""
     shared_mask: Path | None = None
     """Picture whose bright parts (a face, the foreground) hold all tokens that may be shared; left out: all may."""
-    share_text: bool = False
-    """Share the text tokens of anchors as well."""
     reuse: int = field(default=1, metadata=ADDED_LATER)
     """Evaluations in a row that share one computation of the middle blocks, at least 1; 1 computes all blocks in each.
     Larger is faster and an approximation (docs/consistency.md)."""
@@ -81,17 +77,29 @@ class SamplingConfig:
         for name in ("identity_scale", "expression_scale"):
             given = getattr(self, name)
             object.__setattr__(self, name, tuple(float(x) for x in (given if isinstance(given, Sequence) else [given])))
-            require(all(math.isfinite(x) and x >= 0 for x in getattr(self, name)), name, given,
-                     "must be finite and at least 0")  # fmt: skip
+            require(
+                all(math.isfinite(x) and x >= 0 for x in getattr(self, name)),
+                name,
+                given,
+                "must be finite and at least 0",
+            )
         for name in ("guidance_interval", "identity_interval", "expression_interval"):
             given = getattr(self, name)
-            require(len(given) == 2 and 0.0 <= given[0] <= given[1] <= 1.0, name, given,
-                     "must be two noise levels, 0 <= low <= high <= 1")  # fmt: skip
+            require(
+                len(given) == 2 and 0.0 <= given[0] <= given[1] <= 1.0,
+                name,
+                given,
+                "must be two noise levels, 0 <= low <= high <= 1",
+            )
         require(0.0 <= self.consistency <= 1.0, "consistency", self.consistency, "must lie in [0, 1]")
         require(self.anchors is None or self.anchors >= 1, "anchors", self.anchors, "must be at least 1")
         end = self.consistency_end
-        require(end is None or end > self.consistency_start, "consistency_end", end,
-                 f"must be above consistency_start {self.consistency_start}")  # fmt: skip
+        require(
+            end is None or end > self.consistency_start,
+            "consistency_end",
+            end,
+            f"must be above consistency_start {self.consistency_start}",
+        )
 
     @property
     def mode(self) -> GuidanceMode:

@@ -70,8 +70,14 @@ def _move(picture: Picture, rng: np.random.Generator) -> Picture:
     cosine, sine = math.cos(angle) / zoom, math.sin(angle) / zoom
     x, y = width / 2, height / 2
     # Pillow wants the map from new to old coordinates; its pixel centres are at halves.
-    matrix = (cosine, sine, x - cosine * (x + shift[0]) - sine * (y + shift[1]),
-              -sine, cosine, y + sine * (x + shift[0]) - cosine * (y + shift[1]))  # fmt: skip
+    matrix = (
+        cosine,
+        sine,
+        x - cosine * (x + shift[0]) - sine * (y + shift[1]),
+        -sine,
+        cosine,
+        y + sine * (x + shift[0]) - cosine * (y + shift[1]),
+    )
     corner = tuple(int(c) for c in picture[0, 0]) if rng.random() < 0.5 else tuple(rng.integers(0, 256, 3).tolist())
     # Bicubic: bilinear would teach the autoencoder that outlines are soft.
     moved = Image.fromarray(picture).transform(
@@ -243,13 +249,19 @@ def _dots(canvas: Any, rng: np.random.Generator, palette: np.ndarray, size: int)
 
 def _stroke(
     canvas: Any, path: Any, rng: np.random.Generator, palette: np.ndarray, size: int, width: float | None = None
-) -> None:  # fmt: skip
+) -> None:
     state = _state(agg.DrawingMode.DrawStroke, _line_width(rng, size) if width is None else width)
     paint = agg.SolidPaint(*_colour(rng, palette), 1.0)
     canvas.draw_shape(path, agg.Transform(), state, stroke=paint)
 
 
 _SHAPES: tuple[Callable[[Any, np.random.Generator, np.ndarray, int], None], ...] = (
-    _ellipse, _polygon, _blob, _curve, _hatching, _writing, _dots,
-)  # fmt: skip
+    _ellipse,
+    _polygon,
+    _blob,
+    _curve,
+    _hatching,
+    _writing,
+    _dots,
+)
 _SHARES = (0.25, 0.15, 0.2, 0.2, 0.06, 0.08, 0.06)

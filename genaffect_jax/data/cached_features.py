@@ -194,13 +194,16 @@ def _encode_into(path: Path, source: Source, encode: Encode, batch_size: int, wo
                 kept = min(batch_size, count - first)
                 for name, array in batch.items():
                     if array.shape != (batch_size, *rows.dtype[name].shape):
-                        raise DataError(f"encode returned {name} of shape {array.shape}, "
-                                        f"expected {(batch_size, *rows.dtype[name].shape)}")  # fmt: skip
+                        raise DataError(
+                            f"encode returned {name} of shape {array.shape}, "
+                            f"expected {(batch_size, *rows.dtype[name].shape)}"
+                        )
                     with np.errstate(over="ignore"):
                         half = array.astype(np.float16)
                     if not np.isfinite(half).all():
-                        raise DataError(f"{name} of pictures {first}..: not finite in float16 "
-                                        f"(largest {np.abs(array).max()})")  # fmt: skip
+                        raise DataError(
+                            f"{name} of pictures {first}..: not finite in float16 (largest {np.abs(array).max()})"
+                        )
                     rows[name][first : first + kept] = half[:kept]
                 step(kept)
         finally:

@@ -123,9 +123,12 @@ class Loader(Iterator[Batch]):
                         "memory, lower data.workers; 0 loads in the main process"
                     ) from e
                 Console(stderr=True).print(
-                    f"warning: {killed}; all start again at batch {self._next}, in the same order", style="yellow",
-                    markup=False, highlight=False, soft_wrap=True,
-                )  # fmt: skip
+                    f"warning: {killed}; all start again at batch {self._next}, in the same order",
+                    style="yellow",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
         self._next += 1
         # Workers hand over arrays in shared memory, which must not outlive the iterator: copy and let go.
         return {name: np.array(array, subok=False) for name, array in batch.items()}

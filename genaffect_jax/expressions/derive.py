@@ -291,8 +291,8 @@ def derive() -> Record:
             record |= {"source": f"{row.subcluster} prototype x {row.strength:g}: {row.reason}", "dropped": ()}
         words.append(record | {"intensity": "rule", "strength": row.strength, "channels": _compact(channels)})
     return {
-        "about": "Made by `python -m genaffect_jax.expressions.derive`; do not edit. Intensities are this project's rule, "
-        "not published; 'derived' words have no published pattern at all.",
+        "about": "Made by `python -m genaffect_jax.expressions.derive`; do not edit. Intensities are this project's "
+        "rule, not published; 'derived' words have no published pattern at all.",
         "words_from": CITATIONS["shaver1987"],
         "citations": {key: text for key, text in CITATIONS.items() if key != "shaver1987"},
         "prototypes": prototype_records,

@@ -22,8 +22,9 @@ def morph_expressions(first: Sequence[Expression], last: Sequence[Expression], f
     """
     for expressions in (first, last):
         if len(expressions) != 1:
-            raise ConfigError(f"--morph: {len(expressions)} expressions where one is needed: "
-                              f"{', '.join(e.name for e in expressions)}")  # fmt: skip
+            raise ConfigError(
+                f"--morph: {len(expressions)} expressions where one is needed: {', '.join(e.name for e in expressions)}"
+            )
     if frames < 2:
         raise ConfigError(f"--frames {frames}: must be at least 2")
     (start,), (end,) = first, last

@@ -98,8 +98,10 @@ class ExpressionBank:
             "pictures": np.array([self.pictures[word] for word in words], np.int32),
         }
         entries = {
-            "words": json.dumps(words), "encoder": self.encoder, "encoder_checksum": self.encoder_checksum,
-        }  # fmt: skip
+            "words": json.dumps(words),
+            "encoder": self.encoder,
+            "encoder_checksum": self.encoder_checksum,
+        }
         write_arrays(path, arrays, entries)
 
     @classmethod

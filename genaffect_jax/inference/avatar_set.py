@@ -75,8 +75,9 @@ class AvatarSet:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
             new, note = Path(scratch) / "new", self.note()
-            references = [f"reference{f'_{n + 1}' if len(self.references) > 1 else ''}.png"
-                          for n in range(len(self.references))]  # fmt: skip
+            references = [
+                f"reference{f'_{n + 1}' if len(self.references) > 1 else ''}.png" for n in range(len(self.references))
+            ]
             for name, reference in zip(references, self.references, strict=True):
                 write_png(reference, new / name)
             write_png(self.sheet(), new / "sheet.png", note)
@@ -86,9 +87,11 @@ class AvatarSet:
                 write_png(image, new / name, note)
                 pictures.append({"file": name, **self._record(expression)})
             saved = {
-                **self.settings, "references": references, "pictures": pictures,
+                **self.settings,
+                "references": references,
+                "pictures": pictures,
                 "anchor_expressions": [self._record(e) for e in self.anchors],
-            }  # fmt: skip
+            }
             if animation is not None:
                 write_animation(list(self.images), new / f"morph.{animation}", "; ".join(note.values()))
             (new / SETTINGS_FILE).write_text(json.dumps(saved, indent=2) + "\n")
@@ -118,10 +121,12 @@ class AvatarSet:
         numbers = [float(v) for v in expression.vector]
         units = self.settings["config"]["conditioning"]["expression_space"] == "units"
         return {
-            "expression": expression.name, "provenance": expression.provenance, "word": expression.word,
+            "expression": expression.name,
+            "provenance": expression.provenance,
+            "word": expression.word,
             "weight": expression.weight,
             "vector": dict(zip(CHANNELS, numbers, strict=True)) if units else numbers,
-        }  # fmt: skip
+        }
 
 
 def check_output(folder: Path) -> None:

@@ -73,9 +73,14 @@ class SetDrawer:
     """
 
     def __init__(
-        self, config: ModelConfig, program: Program, parameters: Parameters, frozen: Mapping[str, Any], dtype: DType,
+        self,
+        config: ModelConfig,
+        program: Program,
+        parameters: Parameters,
+        frozen: Mapping[str, Any],
+        dtype: DType,
         devices: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._config, self._program, self._devices = config, program, devices
         self.parameters, self.frozen = parameters, frozen
         self._item_bytes = 2 if dtype == "bfloat16" else 4
@@ -160,15 +165,8 @@ class SetDrawer:
                     "--bank always: not together with --guidance_interval, whose steps differ in branches"
                 )
             return False
-        needed = bank_bytes(
-            self._config, replace(kind, anchors=anchors), settings.steps, self._text_tokens, self._item_bytes
-        )
+        needed = bank_bytes(self._config, replace(kind, anchors=anchors), settings.steps, self._item_bytes)
         return settings.bank == "always" or needed <= BANK_SHARE * device_memory()
-
-    @property
-    def _text_tokens(self) -> int:
-        prompts = self.frozen.get("prompts")
-        return self._config.mmdit.register_tokens if prompts is None else int(prompts.tokens.shape[-2])
 
     def _run(self, inputs: SetInputs, controls: Controls, kind: Kind, bank: Bank | None) -> tuple[Any, Bank | None]:
         """One call, compiled if it is new.

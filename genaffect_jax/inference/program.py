@@ -23,7 +23,7 @@ from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.genaffect import BranchScales, GenAffect
 from genaffect_jax.models.mmdit.attention import KeyValue
 from genaffect_jax.models.mmdit.block_cache import Added, Reuse
-from genaffect_jax.models.mmdit.consistent_attention import Sharing, Tokens, grid_tokens, random_tokens
+from genaffect_jax.models.mmdit.consistent_attention import Sharing, random_tokens
 from genaffect_jax.models.mmdit.model import Conditions
 from genaffect_jax.parallel.xla import compiler_options
 
@@ -48,10 +48,6 @@ class Kind:
     """S, image tokens that every anchor shares."""
     anchors: int = 0
     """Pictures, the first of each group, that form the pool; 0: none, or the pool is given."""
-    share_text: bool = False
-    """Whether anchors share their text tokens."""
-    tokens: Literal["random", "grid"] = "random"
-    """Which tokens are shared."""
     pool: Literal["made", "kept", "given"] = "made"
     """Whether the anchors' keys and values of every evaluation are also a result, or an argument."""
     guidance_limited: bool = False
@@ -66,7 +62,7 @@ class Kind:
     @property
     def shares(self) -> bool:
         """Whether the pictures of a group see each other at all."""
-        return (self.anchors > 0 or self.pool == "given") and (self.shared > 0 or self.share_text)
+        return (self.anchors > 0 or self.pool == "given") and self.shared > 0
 
 
 @jax.tree_util.register_dataclass
@@ -119,11 +115,17 @@ class Controls:
         """No guidance, both branches as trained, nothing limited."""
         everywhere = jnp.array([0.0, 1.0], jnp.float32)
         return cls(
-            seed=jnp.int32(seed), sigmas=jnp.asarray(sigmas), steps=jnp.int32(steps), guidance_identity=jnp.float32(1),
-            guidance_expression=jnp.float32(1), guidance_interval=everywhere, scales=BranchScales.of(layers),
-            sharing_layers=jnp.ones(layers, bool), sharing_interval=everywhere,
+            seed=jnp.int32(seed),
+            sigmas=jnp.asarray(sigmas),
+            steps=jnp.int32(steps),
+            guidance_identity=jnp.float32(1),
+            guidance_expression=jnp.float32(1),
+            guidance_interval=everywhere,
+            scales=BranchScales.of(layers),
+            sharing_layers=jnp.ones(layers, bool),
+            sharing_interval=everywhere,
             reuse=jnp.int32(1),
-        )  # fmt: skip
+        )
 
 
 # Keys and values of the anchors at every evaluation: [evaluations, layers, branches * G, K, N, H].
@@ -188,26 +190,33 @@ def make_program(
 
     @partial(jax.jit, static_argnames="kind", compiler_options=compiler_options())
     def spread(
-        parameters: Parameters, frozen: Mapping[str, Any], inputs: SetInputs, controls: Controls,
-        bank: Bank | None = None, *, kind: Kind,
-    ) -> tuple[UInt8[Array, "G E S S 3"], Bank | None]:  # fmt: skip
+        parameters: Parameters,
+        frozen: Mapping[str, Any],
+        inputs: SetInputs,
+        controls: Controls,
+        bank: Bank | None = None,
+        *,
+        kind: Kind,
+    ) -> tuple[UInt8[Array, "G E S S 3"], Bank | None]:
         whole, cut = PartitionSpec(), PartitionSpec(None, PICTURES)
         of_inputs = SetInputs(whole, whole, cut, cut, None if inputs.prompt is None else cut)  # type: ignore[arg-type]
         # Every device makes the same bank of the same anchors.
         return jax.shard_map(
-            partial(program, kind=kind), mesh=mesh, in_specs=(whole, whole, of_inputs, whole, whole),
-            out_specs=(cut, whole), check_vma=False,
-        )(parameters, frozen, inputs, controls, bank)  # fmt: skip
+            partial(program, kind=kind),
+            mesh=mesh,
+            in_specs=(whole, whole, of_inputs, whole, whole),
+            out_specs=(cut, whole),
+            check_vma=False,
+        )(parameters, frozen, inputs, controls, bank)
 
     return spread
 
 
-def bank_bytes(config: ModelConfig, kind: Kind, steps: int, text_tokens: int, item_bytes: int) -> int:
+def bank_bytes(config: ModelConfig, kind: Kind, steps: int, item_bytes: int) -> int:
     """Size of the bank of one group's anchors, in bytes, for models whose activations have `item_bytes`."""
     network = config.mmdit
-    tokens = kind.anchors * (kind.shared + (text_tokens if kind.share_text else 0))
     rows = evaluations(kind.solver, steps) * network.num_layers * len(BRANCHES[kind.mode])
-    return 2 * rows * tokens * network.width * item_bytes
+    return 2 * rows * kind.anchors * kind.shared * network.width * item_bytes
 
 
 def _encode(
@@ -252,14 +261,9 @@ def _denoise(
 ) -> tuple[Float[Array, "G E h w c"], Bank | None]:
     """From the pictures' noise to clean latents, and the bank, if it is kept."""
 
-    fixed = None
-    if kind.tokens == "grid":
-        places = config.mmdit.sample_size // config.mmdit.patch_size
-        fixed = grid_tokens(config.mmdit.num_layers, places, places, kind.shared, controls.candidates)
-
     def make_velocity(conditions: Conditions) -> Callable:
         def velocity(noisy: Array, sigma: Array, evaluation: Array, memory: Memory) -> tuple[Array, Memory]:
-            sharing = _sharing(config, controls, kind, bank, sigma, evaluation, fixed)
+            sharing = _sharing(config, controls, kind, bank, sigma, evaluation)
             reuse = Reuse(evaluation % controls.reuse != 0, memory.added) if kind.reuses else None
             found, left = model.consistent(
                 noisy, jnp.full(noisy.shape[:2], sigma), conditions, *controls.scales.at(sigma), sharing, reuse
@@ -284,20 +288,27 @@ def _denoise(
                 noisy, jnp.zeros(noisy.shape[:2]), conditions, 1.0, 1.0, sharing, Reuse() if kind.reuses else None
             )[1],
             repeat_branches(noise, kind.mode),
-            _sharing(config, controls, kind, bank, jnp.ones(()), jnp.zeros((), int), fixed),
-        )  # fmt: skip
+            _sharing(config, controls, kind, bank, jnp.ones(()), jnp.zeros((), int)),
+        )
         rows = evaluations(kind.solver, controls.sigmas.shape[0] - 1)
         empty = Memory(jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), left.pool), left.added)
         memory = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)
     latents, memory = sample(
         guided(
-            velocity, kind.mode, controls.guidance_identity, controls.guidance_expression,
+            velocity,
+            kind.mode,
+            controls.guidance_identity,
+            controls.guidance_expression,
             interval=(controls.guidance_interval[0], controls.guidance_interval[1]) if limited else None,
             # The last branch of every group is the one with all conditions.
             velocity_full=make_velocity(conditions.of_groups(branches - 1, branches)) if limited else None,
         ),
-        noise, controls.sigmas, controls.steps, kind.solver, memory,
-    )  # fmt: skip
+        noise,
+        controls.sigmas,
+        controls.steps,
+        kind.solver,
+        memory,
+    )
     return latents, memory.bank
 
 
@@ -308,19 +319,14 @@ def _sharing(
     bank: Bank | None,
     sigma: Array,
     evaluation: Array,
-    fixed: Tokens | None,
 ) -> Sharing | None:
-    """What the pictures share in one evaluation: the tokens `fixed`, or others each time."""
+    """What the pictures share in one evaluation, other tokens each time."""
     if not kind.shares:
         return None
     network = config.mmdit
     layers, side = network.num_layers, network.sample_size // network.patch_size
-    tokens = fixed
-    if tokens is None:
-        key = jax.random.fold_in(jax.random.key(controls.seed), TOKENS_PURPOSE)
-        tokens = random_tokens(
-            jax.random.fold_in(key, evaluation), layers, side * side, kind.shared, controls.candidates
-        )
+    key = jax.random.fold_in(jax.random.key(controls.seed), TOKENS_PURPOSE)
+    tokens = random_tokens(jax.random.fold_in(key, evaluation), layers, side * side, kind.shared, controls.candidates)
     active = None
     if kind.sharing_limited:
         low, high = controls.sharing_interval
@@ -328,4 +334,4 @@ def _sharing(
     pool = None
     if kind.pool == "given":
         pool = jax.tree.map(lambda rows: jax.lax.dynamic_index_in_dim(rows, evaluation, 0, keepdims=False), bank)
-    return Sharing(tokens, active, pool, kind.anchors, kind.share_text, keep_pool=kind.pool == "kept")
+    return Sharing(tokens, active, pool, kind.anchors, keep_pool=kind.pool == "kept")

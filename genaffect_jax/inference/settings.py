@@ -32,15 +32,19 @@ def kind_and_controls(model: ModelConfig, trained_shift: float, settings: Sampli
     network = model.mmdit
     layers, side = network.num_layers, network.sample_size // network.patch_size
     scales = BranchScales.of(
-        layers, settings.identity_scale, settings.expression_scale, settings.identity_interval,
+        layers,
+        settings.identity_scale,
+        settings.expression_scale,
+        settings.identity_interval,
         settings.expression_interval,
-    )  # fmt: skip
+    )
     shift = settings.shift or trained_shift
     sigmas = euler_sigmas(settings.steps, shift)
     start, end, unknown = (
-        settings.consistency_start, settings.consistency_end,
+        settings.consistency_start,
+        settings.consistency_end,
         [n for n in settings.consistency_layers if not 0 <= n < layers],
-    )  # fmt: skip
+    )
     if unknown:
         raise ConfigError(f"--consistency_layers {unknown}: the model has layers 0 to {layers - 1}")
     if start >= settings.steps:
@@ -53,22 +57,27 @@ def kind_and_controls(model: ModelConfig, trained_shift: float, settings: Sampli
     shared = round(settings.consistency * (side * side if candidates is None else int(candidates.sum())))
     joint = settings.guidance is not None
     kind = Kind(
-        mode=settings.mode, solver=settings.solver, shared=shared,
-        share_text=settings.share_text and settings.consistency > 0, tokens=settings.shared_tokens,
+        mode=settings.mode,
+        solver=settings.solver,
+        shared=shared,
         guidance_limited=settings.guidance_interval != (0.0, 1.0),
-        sharing_limited=bool(settings.consistency_layers or start or end is not None), reuses=settings.reuse > 1,
-    )  # fmt: skip
+        sharing_limited=bool(settings.consistency_layers or start or end is not None),
+        reuses=settings.reuse > 1,
+    )
     among = np.isin(np.arange(layers), settings.consistency_layers or np.arange(layers))
     controls = Controls(
         seed=jnp.int32(settings.seed),
-        sigmas=jnp.asarray(padded_sigmas(settings.steps, shift)), steps=jnp.int32(settings.steps),
+        sigmas=jnp.asarray(padded_sigmas(settings.steps, shift)),
+        steps=jnp.int32(settings.steps),
         guidance_identity=jnp.float32(settings.guidance_identity),
         guidance_expression=jnp.float32(settings.guidance if joint else settings.guidance_expression),
-        guidance_interval=jnp.asarray(settings.guidance_interval, jnp.float32), scales=scales,
+        guidance_interval=jnp.asarray(settings.guidance_interval, jnp.float32),
+        scales=scales,
         sharing_layers=jnp.asarray(among),
         sharing_interval=jnp.asarray([sigmas[min(end or settings.steps, settings.steps)], sigmas[start]]),
-        reuse=jnp.int32(settings.reuse), candidates=None if candidates is None else jnp.asarray(candidates),
-    )  # fmt: skip
+        reuse=jnp.int32(settings.reuse),
+        candidates=None if candidates is None else jnp.asarray(candidates),
+    )
     return kind, controls
 
 

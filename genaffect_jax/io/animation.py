@@ -32,9 +32,14 @@ def write_animation(pictures: Sequence[UInt8[np.ndarray, "S S 3"]], path: Path, 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         frames[0].save(
-            temporary, format=kind.upper(), save_all=True, append_images=frames[1:], loop=0,
-            duration=[round(1000 * s) for s in seconds], **extra,
-        )  # fmt: skip
+            temporary,
+            format=kind.upper(),
+            save_all=True,
+            append_images=frames[1:],
+            loop=0,
+            duration=[round(1000 * s) for s in seconds],
+            **extra,
+        )
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -37,9 +37,12 @@ class Shaped(Protocol):
 
 
 def save_weights(
-    parameters: Mapping[str, jax.Array], path: Path, dtype: WeightDType, config: object,
+    parameters: Mapping[str, jax.Array],
+    path: Path,
+    dtype: WeightDType,
+    config: object,
     metadata: Mapping[str, str] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Writes parameters to a safetensors file, which appears complete or not at all.
 
     Args:

@@ -27,7 +27,7 @@ _LANES = 128
 _SPLASH_BLOCKS = (512, 256, 128)
 # One array of keys: from so many queries on `hopper_attention` is faster than cuDNN, if its tiles of 64 are nearly full
 # (docs/performance.md).
-BOUNDED_FROM, BOUNDED_TILE, BOUNDED_WASTE = 1024, 64, 0.02
+MAX_FREE_FROM, MAX_FREE_TILE, MAX_FREE_WASTE = 1024, 64, 0.02
 
 
 def choose_backend(dtype: Any, masked: bool) -> Backend:
@@ -41,15 +41,15 @@ def choose_backend(dtype: Any, masked: bool) -> Backend:
     return "cudnn" if platform() == "gpu" and half and not masked else "xla"
 
 
-def has_bounded_attention(dtype: Any, head_size: int) -> bool:
+def has_max_free_attention(dtype: Any, head_size: int) -> bool:
     """Whether `kernels.hopper_attention` serves what programs are compiled for: it uses Hopper's own instructions."""
     return is_hopper() and dtype in (jnp.bfloat16, jnp.float16) and head_size == 64
 
 
-def prefers_bounded_attention(length: int, dtype: Any, head_size: int) -> bool:
+def prefers_max_free_attention(length: int, dtype: Any, head_size: int) -> bool:
     """Whether `kernels.hopper_attention` is there, and faster than cuDNN for so many queries and one array of keys."""
-    waste = -length % BOUNDED_TILE
-    return length >= BOUNDED_FROM and waste <= BOUNDED_WASTE * length and has_bounded_attention(dtype, head_size)
+    waste = -length % MAX_FREE_TILE
+    return length >= MAX_FREE_FROM and waste <= MAX_FREE_WASTE * length and has_max_free_attention(dtype, head_size)
 
 
 def run_backend(
@@ -126,9 +126,11 @@ def _splash_on_shares(query: Array, key: Array, value: Array, mask: Array | None
     """`splash_attention` of each device's pictures and heads."""
     split, one_per_key, statistics = ("batch", None, "heads", None), ("batch", None), ("batch", None, "heads")
     return run_on_shares(
-        partial(splash_attention, return_lse=return_lse), (query, key, value, mask),
-        axes=(split, split, split, one_per_key), out=(split, statistics if return_lse else None),
-    )  # fmt: skip
+        partial(splash_attention, return_lse=return_lse),
+        (query, key, value, mask),
+        axes=(split, split, split, one_per_key),
+        out=(split, statistics if return_lse else None),
+    )
 
 
 def splash_attention(
@@ -154,13 +156,24 @@ def splash_attention(
     rows, columns = q.shape[2], k.shape[2]
     block_q, block_k = (next(b for b in _SPLASH_BLOCKS if n % b == 0) for n in (rows, columns))
     sizes = kernels.BlockSizes(
-        block_q=block_q, block_kv=block_k, block_kv_compute=block_k, block_q_dkv=block_q, block_kv_dkv=block_k,
-        block_kv_dkv_compute=block_k, block_q_dq=block_q, block_kv_dq=block_k,
-    )  # fmt: skip
+        block_q=block_q,
+        block_kv=block_k,
+        block_kv_compute=block_k,
+        block_q_dkv=block_q,
+        block_kv_dkv=block_k,
+        block_kv_dkv_compute=block_k,
+        block_q_dq=block_q,
+        block_kv_dq=block_k,
+    )
     kernel = kernels.make_splash_mha(
-        masks.MultiHeadMask([masks.FullMask((rows, columns))] * heads), block_sizes=sizes, head_shards=1,
-        q_seq_shards=1, save_residuals=return_lse, residual_checkpoint_name=ATTENTION, interpret=interpret,
-    )  # fmt: skip
+        masks.MultiHeadMask([masks.FullMask((rows, columns))] * heads),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        save_residuals=return_lse,
+        residual_checkpoint_name=ATTENTION,
+        interpret=interpret,
+    )
     segments = None
     if mask is not None or columns != seen:  # queries are of segment 0, hidden keys of segment 1
         shown = jnp.ones(key.shape[:2], bool) if mask is None else mask

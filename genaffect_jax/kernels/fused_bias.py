@@ -130,9 +130,11 @@ def _biased_heads_backward(kept: Any, gradients: tuple[Array, Array, Array]) -> 
     summed = [("batch", "heads")] * 3
     streams_axes = [tokens] * 3
     dx, dbias, dscales = run_on_shares(
-        backward, (*streams, *gradients, query_scale, key_scale),
-        axes=(*streams_axes, *[heads] * 3, (None,), (None,)), out=[streams_axes, summed, summed],
-    )  # fmt: skip
+        backward,
+        (*streams, *gradients, query_scale, key_scale),
+        axes=(*streams_axes, *[heads] * 3, (None,), (None,)),
+        out=[streams_axes, summed, summed],
+    )
     dquery_scale, dkey_scale = (
         x.reshape(-1, size).sum(axis=0).astype(s.dtype)
         for x, s in zip(dscales[:2], (query_scale, key_scale), strict=True)

@@ -11,50 +11,45 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from genaffect_jax.kernels.matmul import input_gradient, kernel_gradient
+from genaffect_jax.kernels.matmul import full_product, input_gradient, kernel_gradient
 from genaffect_jax.kernels.partition import run_on_shares
 from genaffect_jax.kernels.remat import keep_product
 from genaffect_jax.kernels.token_reduce import token_pass
-from genaffect_jax.models.quantised import Products, product
 
 # GELU in its tanh form: Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2.
 GELU_SCALE, GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def gelu_products(
     x: Float[Array, "G *batch i"],
     up: Float[Array, "i h"],
     bias: Float[Array, " h"],
     down: Float[Array, "h o"],
-    products: Products,
     dtype: Any,
 ) -> Float[Array, "G *batch o"]:
     """`gelu(x @ up + bias) @ down`, with GELU in its tanh form.
 
-    The gradients are written out, those of full products whatever `products` are. What they read is `x @ up + bias`,
-    which is named to be kept; GELU of it is made again in the same pass over the tokens as its gradient and that of the
-    bias (`kernels.token_reduce`).
+    The gradients are written out. What they read is `x @ up + bias`, which is named to be kept; GELU of it is made
+    again in the same pass over the tokens as its gradient and that of the bias (`kernels.token_reduce`).
 
     Args:
         x: tokens.
         up, bias, down: parameters.
-        products, dtype: see `quantised.product`.
+        dtype: type of what is multiplied, of the sums and of the result.
     """
-    return _forward(x, up, bias, down, products, dtype)[0]
+    return _forward(x, up, bias, down, dtype)[0]
 
 
-def _forward(
-    x: Array, up: Array, bias: Array, down: Array, products: Products, dtype: Any
-) -> tuple[Array, tuple[Array, ...]]:
-    before = product(x, up, products, dtype, dtype) + bias.astype(dtype)
-    y = product(jax.nn.gelu(before), down, products, dtype, dtype)
+def _forward(x: Array, up: Array, bias: Array, down: Array, dtype: Any) -> tuple[Array, tuple[Array, ...]]:
+    before = full_product(x.astype(dtype), up.astype(dtype), dtype) + bias.astype(dtype)
+    y = full_product(jax.nn.gelu(before), down.astype(dtype), dtype)
     # Only the copy that is kept has the name: where what is named is also used, JAX rounds it first, and cuBLAS could
     # not make GELU within the product.
     return y, (x, keep_product(before), up, bias, down)
 
 
-def _backward(_products: Products, dtype: Any, kept: tuple[Array, ...], gradient: Array) -> tuple[Array, ...]:
+def _backward(dtype: Any, kept: tuple[Array, ...], gradient: Array) -> tuple[Array, ...]:
     x, before, up, bias, down = kept
     tokens = ("batch", *(None,) * (before.ndim - 2), "mlp")
 
@@ -64,9 +59,11 @@ def _backward(_products: Products, dtype: Any, kept: tuple[Array, ...], gradient
         return *(a.reshape(before.shape) for a in made), dbias
 
     after, dbefore, dbias = run_on_shares(
-        through_gelu, (before, input_gradient(gradient, down.astype(dtype), dtype)), axes=(tokens, tokens),
+        through_gelu,
+        (before, input_gradient(gradient, down.astype(dtype), dtype)),
+        axes=(tokens, tokens),
         out=(tokens, tokens, ("batch", "mlp")),
-    )  # fmt: skip
+    )
     return (
         input_gradient(dbefore, up.astype(dtype), dtype).astype(x.dtype),
         kernel_gradient(x.astype(dtype), dbefore, dtype).astype(up.dtype),

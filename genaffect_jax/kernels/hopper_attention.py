@@ -42,7 +42,7 @@ STAGES = 2
 ROWS = 8
 
 
-def bounded_attention(
+def max_free_attention(
     query: Float[Array, "B Q N 64"], sources: Sequence[tuple[Float[Array, "b K N 64"], Float[Array, "b K N 64"]]]
 ) -> Float[Array, "B Q N 64"]:
     """Attention of each query to the keys of all sources together, as if they were one sequence.
@@ -58,9 +58,9 @@ def bounded_attention(
     """
     batch, length, heads, size = query.shape
     if size != HEAD_SIZE or query.dtype not in (jnp.bfloat16, jnp.float16):
-        raise ValueError(f"bounded attention: {query.dtype} heads of {size}, must be half precision of {HEAD_SIZE}")
+        raise ValueError(f"max-free attention: {query.dtype} heads of {size}, must be half precision of {HEAD_SIZE}")
     if not sources or any(not k.shape[1] or batch % k.shape[0] for k, _ in sources):
-        raise ValueError(f"bounded attention: keys {[k.shape for k, _ in sources]} for a batch of {batch}")
+        raise ValueError(f"max-free attention: keys {[k.shape for k, _ in sources]} for a batch of {batch}")
     # Exponentials are powers of two on the device: the factor goes into the queries, once for all keys.
     scaled = (query.astype(jnp.float32) * (math.log2(math.e) / math.sqrt(size))).astype(query.dtype)
     scaled = _whole_rows(scaled)
@@ -80,14 +80,22 @@ def bounded_attention(
         _make_kernel(scaled.shape[1], lengths, repeats, stages),
         out_type=jax.ShapeDtypeStruct(scaled.shape, query.dtype),
         scratch_types=[
-            shared(WARPGROUPS, BLOCK_Q, size), blocks, blocks, plgpu.Barrier(num_barriers=WARPGROUPS), there, there,
-            free, free,
+            shared(WARPGROUPS, BLOCK_Q, size),
+            blocks,
+            blocks,
+            plgpu.Barrier(num_barriers=WARPGROUPS),
+            there,
+            there,
+            free,
+            free,
         ],
         # Heads run fastest: the blocks of one head's keys are read by all tiles of queries, from the cache.
-        grid=(heads, pl.cdiv(scaled.shape[1], WARPGROUPS * BLOCK_Q), batch), grid_names=("heads", "tiles", "batch"),
-        num_threads=WARPGROUPS + 1, thread_name="warpgroup",
+        grid=(heads, pl.cdiv(scaled.shape[1], WARPGROUPS * BLOCK_Q), batch),
+        grid_names=("heads", "tiles", "batch"),
+        num_threads=WARPGROUPS + 1,
+        thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
-    )(scaled, *arrays)  # fmt: skip
+    )(scaled, *arrays)
     return out[:, :length]
 
 

@@ -111,11 +111,13 @@ def pass_over_tiles(
             *[jax.ShapeDtypeStruct((pictures, parts, width), jnp.float32)] * sums,
         ],
         scratch_types=[
-            *[shared(stages)] * len(tokens), *[plgpu.SMEM((stages, TILE), jnp.float32)] * len(numbers),
+            *[shared(stages)] * len(tokens),
+            *[plgpu.SMEM((stages, TILE), jnp.float32)] * len(numbers),
             *[shared(TILES_OUT)] * outputs,
             plgpu.Barrier(num_arrivals=len(tokens) + len(numbers), num_barriers=stages),
         ],
-        grid=(strips, parts, pictures), grid_names=("strip", "part", "picture"),
+        grid=(strips, parts, pictures),
+        grid_names=("strip", "part", "picture"),
         compiler_params=plgpu.CompilerParams(approx_math=True),
-    )(*tokens, *(x.astype(jnp.float32) for x in vectors), *numbers)  # fmt: skip
+    )(*tokens, *(x.astype(jnp.float32) for x in vectors), *numbers)
     return [x[:, :seen] for x in out[:outputs]], [x.sum(axis=1) for x in out[outputs:]]

@@ -64,9 +64,13 @@ def _modulated_norm_backward(kept: Any, gradients: tuple[Array, Array]) -> tuple
     def backward(x: Array, passed: Array, gradient: Array, factor: Array, *numbers: Array) -> Any:
         tokens = [a.reshape(-1, *a.shape[-2:]) for a in (x, passed, gradient)]
         (dx,), sums = token_pass(
-            norm_gradient, tokens, (factor.reshape(-1, factor.shape[-1]),),
-            [n.reshape(-1, n.shape[-2]) for n in numbers], outputs=1, sums=2,
-        )  # fmt: skip
+            norm_gradient,
+            tokens,
+            (factor.reshape(-1, factor.shape[-1]),),
+            [n.reshape(-1, n.shape[-2]) for n in numbers],
+            outputs=1,
+            sums=2,
+        )
         return dx.reshape(x.shape), *(total.reshape(factor.shape) for total in sums)
 
     factor = 1.0 + scale

@@ -37,8 +37,10 @@ def pass_over_arrays(
 
     cut = [grouped(x) for x in tokens]
     of_pictures = [jnp.broadcast_to(grouped(x)[:, None], cut[0].shape) for x in vectors]
-    of_tokens = [jnp.broadcast_to(x.astype(jnp.float32).reshape(*x.shape, *(1,) * (cut[0].ndim - 2)), cut[0].shape)
-                 for x in numbers]  # fmt: skip
+    of_tokens = [
+        jnp.broadcast_to(x.astype(jnp.float32).reshape(*x.shape, *(1,) * (cut[0].ndim - 2)), cut[0].shape)
+        for x in numbers
+    ]
     made, summed = function(cut, of_pictures, of_tokens)
     return (
         [x.reshape(tokens[0].shape).astype(dtype) for x in made],

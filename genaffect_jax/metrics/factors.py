@@ -53,8 +53,9 @@ def factor_figures(
             f"factor_figures: {len(pictures)} pictures, {len(references)} references, {len(wanted)} expression vectors"
         )
     if wanted.shape[1] != expression.width:
-        raise ValueError(f"factor_figures: vectors of {wanted.shape[1]} numbers, {expression.name} gives "
-                         f"{expression.width}")  # fmt: skip
+        raise ValueError(
+            f"factor_figures: vectors of {wanted.shape[1]} numbers, {expression.name} gives {expression.width}"
+        )
     cosines = np.sum(identity(references) * identity(pictures), axis=-1)
     return FactorFigures(
         identity_cosine=float(cosines.mean()),

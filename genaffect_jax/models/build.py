@@ -6,21 +6,21 @@ from genaffect_jax.config import DType, ModelConfig
 from genaffect_jax.models.autoencoder.model import AutoencoderKL
 from genaffect_jax.models.functional import Functional
 from genaffect_jax.models.genaffect import GenAffect
-from genaffect_jax.models.inference import PLAIN, Inference
 from genaffect_jax.models.lora import LoraNetwork
 
 
 def build_networks(
-    config: ModelConfig, dtype: DType = "float32", inference: Inference = PLAIN
+    config: ModelConfig, dtype: DType = "float32", max_free: bool = False
 ) -> tuple[Functional[GenAffect], Functional[AutoencoderKL]]:
     """The generator and the autoencoder of a model, without parameters; `dtype` is the type of activations.
 
-    `inference` is for networks that only draw.
+    `max_free` is for networks that only draw with parameters whose `models.mmdit.score_bound.score_bound` is at most
+    its `LARGEST_SCORE` (see `MMDiT`).
 
     Raises:
         ConfigError: `config.lora` does not fit the generator (see `models.lora.LoraNetwork`).
     """
-    generator = Functional(lambda rngs: GenAffect(config, rngs=rngs, dtype=dtype, inference=inference))
+    generator = Functional(lambda rngs: GenAffect(config, rngs=rngs, dtype=dtype, max_free=max_free))
     return (
         LoraNetwork(generator, config.lora) if config.lora.rank else generator,
         Functional(lambda rngs: AutoencoderKL(config.autoencoder, rngs=rngs, dtype=dtype)),

@@ -33,9 +33,15 @@ class Flops(NamedTuple):
 
 
 def forward_flops(
-    config: MMDiTConfig, pictures: int, side: int, text: int, *, identity_tokens: int = 0, expression_tokens: int = 0,
+    config: MMDiTConfig,
+    pictures: int,
+    side: int,
+    text: int,
+    *,
+    identity_tokens: int = 0,
+    expression_tokens: int = 0,
     others: int = 0,
-) -> Flops:  # fmt: skip
+) -> Flops:
     """The blocks of one forward of the denoiser.
 
     Args:
@@ -112,15 +118,21 @@ def generator_flops(
     """
     network, conditioning = model.mmdit, model.conditioning
     if (text is None) != bool(network.register_tokens):
-        raise ValueError(f"text={text} for a model with {network.register_tokens} register tokens: "
-                         "text tokens are counted where there are no registers")  # fmt: skip
+        raise ValueError(
+            f"text={text} for a model with {network.register_tokens} register tokens: "
+            "text tokens are counted where there are no registers"
+        )
     seen = network.register_tokens if text is None else text
     pictures, width, image = sets * expressions, network.width, (network.sample_size // network.patch_size) ** 2
     context = references * (image + bool(conditioning.identity_embedding))
     blocks = forward_flops(
-        network, pictures, network.sample_size, seen,
-        identity_tokens=conditioning.identity_tokens or context, expression_tokens=conditioning.expression_tokens,
-    )  # fmt: skip
+        network,
+        pictures,
+        network.sample_size,
+        seen,
+        identity_tokens=conditioning.identity_tokens or context,
+        expression_tokens=conditioning.expression_tokens,
+    )
     patch = network.patch_size**2 * (network.in_channels + network.out_channels)
     # Patches in and out, the timestep's embedding, the last modulation.
     ends = 2.0 * pictures * (image * patch * width + (TIMESTEP_FEATURES + width) * width + 2 * width**2)

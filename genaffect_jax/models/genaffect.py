@@ -14,7 +14,6 @@ from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.config import ModelConfig
 from genaffect_jax.errors import ConfigError
-from genaffect_jax.models.inference import PLAIN, Inference
 from genaffect_jax.models.mmdit.block_cache import Reuse
 from genaffect_jax.models.mmdit.condition_projectors import ExpressionTokens, IdentityTokens
 from genaffect_jax.models.mmdit.consistent_attention import Sharing
@@ -95,6 +94,7 @@ class GenAffect(nnx.Module):
         config: sizes.
         rngs: source of the initial values.
         dtype: compute type (float32 or bfloat16); parameters are float32.
+        max_free: see `MMDiT`.
     """
 
     def __init__(
@@ -103,10 +103,10 @@ class GenAffect(nnx.Module):
         *,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
-        inference: Inference = PLAIN,
+        max_free: bool = False,
     ) -> None:
         self.prediction = config.prediction
-        self.mmdit = MMDiT(config.mmdit, branches=True, rngs=rngs, dtype=dtype, inference=inference)
+        self.mmdit = MMDiT(config.mmdit, branches=True, rngs=rngs, dtype=dtype, max_free=max_free)
         self.identity_tokens = IdentityTokens(config.mmdit, config.conditioning, rngs=rngs, dtype=dtype)
         self.expression_tokens = ExpressionTokens(config.mmdit.width, config.conditioning, rngs=rngs, dtype=dtype)
 

@@ -19,9 +19,9 @@ from jaxtyping import Array, Float
 
 from genaffect_jax.kernels.fused_bias import add_bias
 from genaffect_jax.kernels.fused_mlp import gelu_products
+from genaffect_jax.kernels.matmul import full_product
 from genaffect_jax.kernels.norms import rms_norm
 from genaffect_jax.kernels.remat import keep_product
-from genaffect_jax.models.quantised import Products, product
 
 TIMESTEP_FEATURES = 256
 TIMESTEP_MAX_PERIOD = 10000.0
@@ -40,7 +40,6 @@ class Linear(nnx.Module):
         rngs: source of the initial values.
         dtype: type of what is multiplied.
         out_dtype: type of the sums and of the result; `dtype` if left out.
-        products: how it multiplies, see `models.quantised`.
     """
 
     def __init__(
@@ -55,15 +54,11 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
         out_dtype: Any = None,
-        products: Products = "full",
     ) -> None:
-        self.products = products
         self.dtype, self.out_dtype = dtype, dtype if out_dtype is None else out_dtype
         shape = (in_features, out_features)
         kernel = kernel_init(rngs.params(), shape, jnp.float32)
-        # Rounded factors are made of the kernel as it is.
-        rounded = dtype if products == "full" else None
-        self.kernel = nnx.Param(kernel, logical_axes=axes, multiplied_in=rounded)
+        self.kernel = nnx.Param(kernel, logical_axes=axes, multiplied_in=dtype)
         bias = bias_init(rngs.params(), (out_features,), jnp.float32)
         self.bias = nnx.Param(bias, logical_axes=(None,)) if use_bias else None
 
@@ -72,7 +67,7 @@ class Linear(nnx.Module):
 
     def product(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         """`x @ kernel`, without the bias."""
-        return product(x, self.kernel[...], self.products, self.dtype, self.out_dtype)
+        return full_product(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.out_dtype)
 
     def biased(self, product: Float[Array, "*batch o"]) -> Float[Array, "*batch o"]:
         """The product with the bias, if there is one."""
@@ -80,10 +75,10 @@ class Linear(nnx.Module):
 
 
 def joined_product(x: Float[Array, "*batch i"], layers: Sequence[Linear]) -> Float[Array, "*batch n*o"]:
-    """What `Linear.product` of n layers of one width, type and `products` makes of `x`, computed as one product."""
+    """What `Linear.product` of n layers of one width and type makes of `x`, computed as one product."""
     dtype = layers[0].dtype
     kernel = jnp.concatenate([layer.kernel[...] for layer in layers], axis=1)
-    return product(x, kernel, layers[0].products, dtype, dtype)
+    return full_product(x.astype(dtype), kernel.astype(dtype), dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -111,9 +106,8 @@ class MLP(nnx.Module):
         down_init: Initializer = xavier_uniform,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
-        products: Products = "full",
     ) -> None:
-        common: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "products": products}
+        common: dict[str, Any] = {"rngs": rngs, "dtype": dtype}
         self.up = Linear(in_features, hidden_features, axes=axes[:2], kernel_init=up_init, **common)
         self.down = Linear(hidden_features, out_features, axes=axes[1:], kernel_init=down_init, **common)
 
@@ -124,7 +118,7 @@ class MLP(nnx.Module):
         """The result without its bias."""
         up, down = self.up, self.down
         assert up.bias is not None
-        return gelu_products(x, up.kernel[...], up.bias[...], down.kernel[...], up.products, up.dtype)
+        return gelu_products(x, up.kernel[...], up.bias[...], down.kernel[...], up.dtype)
 
 
 class Embedder(MLP):

@@ -95,8 +95,10 @@ def _targets(base: Functional, config: LoraConfig) -> tuple[str, ...]:
     for pattern in config.targets:
         matching = {name for name in base.shapes if fnmatchcase(name, pattern)}
         if not matching:
-            raise ConfigError(f"lora.targets: {pattern!r} matches no parameter; kernels are named like "
-                              f"{next(n for n in sorted(base.shapes) if _is_linear_kernel(base, n))}")  # fmt: skip
+            raise ConfigError(
+                f"lora.targets: {pattern!r} matches no parameter; kernels are named like "
+                f"{next(n for n in sorted(base.shapes) if _is_linear_kernel(base, n))}"
+            )
         wrong = sorted(name for name in matching if not _is_linear_kernel(base, name))
         if wrong:
             raise ConfigError(f"lora.targets: {pattern!r} matches what is no kernel of a linear layer: {wrong}")

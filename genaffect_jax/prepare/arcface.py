@@ -20,7 +20,7 @@ class Arguments:
     """Write ArcFace weights as an identity encoder of this package."""
 
     weights: Path
-    """IResNet weights: .onnx, .safetensors, .pt or .pth."""
+    """IResNet weights: .onnx or .safetensors."""
     licence: str
     """Licence of the weights; stands in the file and in every report made with it."""
     out: Path

@@ -116,9 +116,14 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
         console.print(f"continuing at step {int(state.step)} of {config.steps}")
     checkpoints.check_space(state)
     train_step = make_train_step(
-        job.functional, job.loss, optimiser, ema_decay=config.ema_decay, seed=config.seed, mesh=mesh,
+        job.functional,
+        job.loss,
+        optimiser,
+        ema_decay=config.ema_decay,
+        seed=config.seed,
+        mesh=mesh,
         accumulate=config.accumulate,
-    )  # fmt: skip
+    )
     first = step = int(state.step)
     log = TrainingLog(workdir, first, writes=is_first())
     gaps = GapReport(workdir, config.steps, console, watches=is_first())
@@ -235,9 +240,14 @@ def _means(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
 @contextmanager
 def _progress(console: Console, first: int, total: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
     columns = (
-        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, refresh_per_second=2) as bar:
         task = bar.add_task("", total=total, completed=first, numbers="compiling")
 

@@ -60,9 +60,12 @@ def state_shardings(functional: Functional, optimiser: optax.GradientTransformat
 
 
 def create_state(
-    functional: Functional, optimiser: optax.GradientTransformation, mesh: Mesh, seed: int,
+    functional: Functional,
+    optimiser: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int,
     given: Parameters | None = None,
-) -> TrainState:  # fmt: skip
+) -> TrainState:
     """Initialises the state under jit with output shardings, so no device ever holds it whole.
 
     Args:

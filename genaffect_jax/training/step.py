@@ -133,6 +133,8 @@ def device_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     parts = batch_parts(mesh) // batch_share(mesh)[1]
     for name, array in batch.items():
         if len(array) % parts:
-            raise ValueError(f"batch {name!r}: {len(array)} examples do not divide over {parts} parts; "
-                             "choose train.batch_size as a multiple of mesh.data * mesh.fsdp")  # fmt: skip
+            raise ValueError(
+                f"batch {name!r}: {len(array)} examples do not divide over {parts} parts; "
+                "choose train.batch_size as a multiple of mesh.data * mesh.fsdp"
+            )
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}

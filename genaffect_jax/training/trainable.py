@@ -52,8 +52,10 @@ def select(network: Network, config: TrainConfig) -> Network:
         undecided = [name for name in undecided if name not in matching]
     if undecided:
         names = ", ".join(undecided[:_NAMED]) + (", ..." if len(undecided) > _NAMED else "")
-        raise ConfigError(f"train.trains: no pattern decides {len(undecided)} parameters ({names}); "
-                          f"'{FIXED}*' at the end keeps them fixed, '*' trains them")  # fmt: skip
+        raise ConfigError(
+            f"train.trains: no pattern decides {len(undecided)} parameters ({names}); "
+            f"'{FIXED}*' at the end keeps them fixed, '*' trains them"
+        )
     if not chosen:
         raise ConfigError(f"train.trains={config.trains}: nothing trains")
     return network.training(chosen)

@@ -80,10 +80,16 @@ def align_folder(root: Path, out: Path, align: Callable[[Path, int], AlignedPhot
             write_png(photo.picture, new / name)
             several += photo.faces > 1
             rows.append(
-                {"file": name, "source": labelled.file, "faces": photo.faces, "score": round(photo.face.score, 4),
-                 "box": [round(edge, 1) for edge in photo.face.box], "face_side": round(photo.face_side, 1),
-                 "inside": round(photo.inside, 4)}
-            )  # fmt: skip
+                {
+                    "file": name,
+                    "source": labelled.file,
+                    "faces": photo.faces,
+                    "score": round(photo.face.score, 4),
+                    "box": [round(edge, 1) for edge in photo.face.box],
+                    "face_side": round(photo.face_side, 1),
+                    "inside": round(photo.inside, 4),
+                }
+            )
             labels.append({"file": name, "identity": labelled.identity, "expression": labelled.expression})
         if not rows:
             examples = "; ".join(f"{row.file}: {row.reason}" for row in rejected[:_NAMED])

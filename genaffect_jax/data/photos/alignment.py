@@ -115,9 +115,13 @@ def warp(picture: UInt8[np.ndarray, "H W 3"], alignment: Alignment, size: int) -
     # Pillow asks for the inverse: which point of the region a point of the result shows.
     back, origin = 1 / factor, -shift / factor - complex(left, top)
     coefficients = (
-        back.real * scale_x, -back.imag * scale_x, origin.real * scale_x,
-        back.imag * scale_y, back.real * scale_y, origin.imag * scale_y,
-    )  # fmt: skip
+        back.real * scale_x,
+        -back.imag * scale_x,
+        origin.real * scale_x,
+        back.imag * scale_y,
+        back.real * scale_y,
+        origin.imag * scale_y,
+    )
     aligned = image.transform((size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC)
     return np.array(aligned, np.uint8)
 

@@ -112,8 +112,13 @@ class PhotoReader:
             require(face_index == 0, "--face_index", face_index, "needs --align face")
             self._aligner = None
         else:
-            require(models is not None, "--face_models", models, "--align face needs the folder of an insightface "
-                    "model pack (with .onnx files); pictures that are aligned already: --align none")  # fmt: skip
+            require(
+                models is not None,
+                "--face_models",
+                models,
+                "--align face needs the folder of an insightface "
+                "model pack (with .onnx files); pictures that are aligned already: --align none",
+            )
             assert models is not None
             self._aligner = PhotoAligner(models, face_index)
         self.align = align

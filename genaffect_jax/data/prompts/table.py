@@ -45,8 +45,10 @@ class PromptTable:
         if len(set(self.prompts)) != count:
             raise DataError("prompt table: a prompt is there twice")
         if self.tokens.ndim != 3 or self.pooled.ndim != 2 or not len(self.tokens) == len(self.pooled) == count > 0:
-            raise DataError(f"prompt table: {count} prompts with tokens {self.tokens.shape} and pooled embeddings "
-                            f"{self.pooled.shape}, must be [P, T, C] and [P, D]")  # fmt: skip
+            raise DataError(
+                f"prompt table: {count} prompts with tokens {self.tokens.shape} and pooled embeddings "
+                f"{self.pooled.shape}, must be [P, T, C] and [P, D]"
+            )
         if self.tokens.dtype != self.pooled.dtype:
             raise DataError(f"prompt table: tokens are {self.tokens.dtype}, pooled embeddings {self.pooled.dtype}")
 
@@ -71,8 +73,10 @@ class PromptTable:
             shown = ", ".join(repr(p) for p in missing[:3]) + (
                 f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             )
-            raise DataError(f"prompt table (made with template {self.template!r}): has no embeddings of {shown}; "
-                            f"make it again: {COMMAND}")  # fmt: skip
+            raise DataError(
+                f"prompt table (made with template {self.template!r}): has no embeddings of {shown}; "
+                f"make it again: {COMMAND}"
+            )
         return np.array([self._rows[p] for p in prompts], np.int32)
 
     def write(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""ArcFace weights into this package's face encoder: from ONNX, safetensors or a torch state dict."""
+"""ArcFace weights into this package's face encoder: from ONNX, or a state dict in safetensors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def convert_arcface(
     """Writes ArcFace weights as a weight file of this package, which appears complete or not at all.
 
     Args:
-        weights: an `.onnx`, `.safetensors`, `.pt` or `.pth` file of an IResNet.
+        weights: an `.onnx` or `.safetensors` file of an IResNet.
         out: the file to write.
         name: name of the encoder; goes into the file.
         licence: licence of the weights; goes into the file.
@@ -39,8 +39,8 @@ def convert_arcface(
         dtype: type the numbers are stored in.
 
     Raises:
-        WeightsError: the file is missing or damaged or holds no IResNet, all that does not fit is named; or it lacks
-            a package to be read with.
+        WeightsError: the file is missing or damaged or holds no IResNet, all that does not fit is named; it is a
+            pickle; or it lacks a package to be read with.
         ConfigError: name or licence is empty, or the crop leaves the picture.
     """
     for field, value in (("name", name), ("licence", licence)):
@@ -59,10 +59,12 @@ def read_arcface(weights: Path, crop: Crop = ARCFACE_CROP) -> tuple[FaceEncoderC
     try:
         if weights.suffix == ".onnx":
             layers = read_layers(weights)
-        elif weights.suffix in (".safetensors", ".pt", ".pth"):
+        elif weights.suffix == ".safetensors":
             layers = _layers_of_state(_read_state(weights))
+        elif weights.suffix in (".pt", ".pth"):
+            raise WeightsError("pickle files are not read, as they can run any code: convert it to safetensors")
         else:
-            raise WeightsError(f"suffix {weights.suffix!r}, must be .onnx, .safetensors, .pt or .pth")
+            raise WeightsError(f"suffix {weights.suffix!r}, must be .onnx or .safetensors")
         config = _config_of(layers.parameters, crop)
         expected = {key: s.shape for key, s in build_encoder(config).shapes.items()}
         problems = misfits({key: value.shape for key, value in layers.parameters.items()}, expected)
@@ -89,35 +91,22 @@ def _config_of(parameters: Mapping[str, np.ndarray], crop: Crop) -> FaceEncoderC
     features, width = parameters["head.kernel"].shape
     side = math.isqrt(features // widths[-1])
     return FaceEncoderConfig(
-        target="identity", architecture="iresnet", image_size=side * 2 ** len(widths), widths=tuple(widths),
-        depths=tuple(depths), width=width, crop=crop,
-    )  # fmt: skip
+        target="identity",
+        architecture="iresnet",
+        image_size=side * 2 ** len(widths),
+        widths=tuple(widths),
+        depths=tuple(depths),
+        width=width,
+        crop=crop,
+    )
 
 
 def _read_state(path: Path) -> Arrays:
     """The tensors of a state dict as float32, without counters and without a prefix that all keys share."""
-    if path.suffix == ".safetensors":
-        try:
-            state = dict(load_file(path))
-        except (SafetensorError, OSError) as e:
-            raise WeightsError(f"damaged, or no safetensors file ({e})") from e
-    else:
-        try:
-            import torch
-        except ImportError as e:
-            raise WeightsError(
-                f"a {path.suffix} file needs PyTorch (pip install torch), or convert it to safetensors"
-            ) from e
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as e:  # torch raises whatever unpickling stumbles over
-            raise WeightsError(f"damaged, or no plain state dict ({type(e).__name__}: {e})") from e
-        for key in ("state_dict", "model"):
-            if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-                loaded = loaded[key]
-        if not isinstance(loaded, Mapping) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
-            raise WeightsError("holds no state dict (a table of names to tensors)")
-        state = {str(key): value.float().numpy() for key, value in loaded.items()}
+    try:
+        state = dict(load_file(path))
+    except (SafetensorError, OSError) as e:
+        raise WeightsError(f"damaged, or no safetensors file ({e})") from e
     for prefix in ("module.", "backbone."):
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}

@@ -88,8 +88,15 @@ def scheduler_shift(folder: Path) -> float:
             f"{path}: _class_name={values.get('_class_name')!r}: must be FlowMatchEulerDiscreteScheduler"
         )
     needed = {"num_train_timesteps": 1000}
-    for name in ("use_dynamic_shifting", "invert_sigmas", "shift_terminal", "use_karras_sigmas",
-                 "use_exponential_sigmas", "use_beta_sigmas", "stochastic_sampling"):  # fmt: skip
+    for name in (
+        "use_dynamic_shifting",
+        "invert_sigmas",
+        "shift_terminal",
+        "use_karras_sigmas",
+        "use_exponential_sigmas",
+        "use_beta_sigmas",
+        "stochastic_sampling",
+    ):
         needed[name] = False
     for name, value in needed.items():
         # Absent and null stand for the constructor's default, which is off (or 1000).

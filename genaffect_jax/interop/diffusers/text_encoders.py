@@ -103,9 +103,13 @@ class TextEncoders:
     def _load(self, kind: Any, folder: Path) -> Any:
         try:
             model, report = kind.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=self._dtype, output_loading_info=True,
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=self._dtype,
+                output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are in the report too, where all can be named at once
-            )  # fmt: skip
+            )
         except (OSError, ValueError, RuntimeError) as e:
             raise WeightsError(f"{folder}: not readable as a {kind.__name__} ({e})") from e
         problems = [f"missing {key}" for key in sorted(report["missing_keys"])]

@@ -85,9 +85,13 @@ AUTOENCODER = Component(
 
 
 def load_transformer(
-    folder: Path, *, dtype: WeightDType | None = None, compute_dtype: DType = "float32", mesh: Mesh | None = None,
+    folder: Path,
+    *,
+    dtype: WeightDType | None = None,
+    compute_dtype: DType = "float32",
+    mesh: Mesh | None = None,
     variant: str | None = None,
-) -> MMDiT:  # fmt: skip
+) -> MMDiT:
     """An SD3 or SD3.5 transformer from a diffusers folder.
 
     Args:
@@ -136,17 +140,25 @@ def read_transformer_config(folder: Path) -> MMDiTConfig:
 
 
 def write_transformer(
-    config: MMDiTConfig, parameters: Mapping[str, jax.Array], folder: Path, *, dtype: WeightDType | None = None,
+    config: MMDiTConfig,
+    parameters: Mapping[str, jax.Array],
+    folder: Path,
+    *,
+    dtype: WeightDType | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> None:  # fmt: skip
+) -> None:
     """`save_transformer`, which says more, for flat parameters."""
     _write(TRANSFORMER, config, parameters, folder, dtype, max_shard_bytes)
 
 
 def load_autoencoder(
-    folder: Path, *, dtype: WeightDType | None = None, compute_dtype: DType = "float32", mesh: Mesh | None = None,
+    folder: Path,
+    *,
+    dtype: WeightDType | None = None,
+    compute_dtype: DType = "float32",
+    mesh: Mesh | None = None,
     variant: str | None = None,
-) -> AutoencoderKL:  # fmt: skip
+) -> AutoencoderKL:
     """An SD3 autoencoder from a diffusers folder, its own or a pipeline's with a `vae/`; else as `load_transformer`."""
     config, parameters = read_autoencoder(folder, dtype=dtype, mesh=mesh, variant=variant)
     return AUTOENCODER.network(config, compute_dtype).merge(parameters)
@@ -167,9 +179,13 @@ def read_autoencoder(
 
 
 def write_autoencoder(
-    config: AutoencoderConfig, parameters: Mapping[str, jax.Array], folder: Path, *, dtype: WeightDType | None = None,
+    config: AutoencoderConfig,
+    parameters: Mapping[str, jax.Array],
+    folder: Path,
+    *,
+    dtype: WeightDType | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> None:  # fmt: skip
+) -> None:
     """`save_autoencoder`, which says more, for flat parameters."""
     _write(AUTOENCODER, config, parameters, folder, dtype, max_shard_bytes)
 
@@ -235,9 +251,13 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _write(
-    component: Component[Config, Any], config: Config, parameters: Mapping[str, jax.Array], folder: Path,
-    dtype: WeightDType | None, max_shard_bytes: int,
-) -> None:  # fmt: skip
+    component: Component[Config, Any],
+    config: Config,
+    parameters: Mapping[str, jax.Array],
+    folder: Path,
+    dtype: WeightDType | None,
+    max_shard_bytes: int,
+) -> None:
     try:
         values = component.unparse(config)
     except ConfigError as e:

@@ -65,22 +65,39 @@ class Posterior:
 
 
 def _conv(
-    inputs: int, outputs: int, *, size: int = 3, stride: int = 1, dtype: DTypeLike, rngs: nnx.Rngs,
-    padding: tuple[int, int] | None = None, cut: bool = True,
-) -> nnx.Conv:  # fmt: skip
+    inputs: int,
+    outputs: int,
+    *,
+    size: int = 3,
+    stride: int = 1,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+    padding: tuple[int, int] | None = None,
+    cut: bool = True,
+) -> nnx.Conv:
     edges = (size // 2, size // 2) if padding is None else padding
     return nnx.Conv(
-        inputs, outputs, (size, size), stride, padding=(edges, edges), dtype=dtype, rngs=rngs,
+        inputs,
+        outputs,
+        (size, size),
+        stride,
+        padding=(edges, edges),
+        dtype=dtype,
+        rngs=rngs,
         kernel_metadata={"logical_axes": CONV_AXES if cut else (*CONV_AXES[:-1], None)},
         bias_metadata={"logical_axes": VECTOR_AXES},
-    )  # fmt: skip
+    )
 
 
 def _linear(channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(
-        channels, channels, dtype=dtype, rngs=rngs,
-        kernel_metadata={"logical_axes": LINEAR_AXES}, bias_metadata={"logical_axes": VECTOR_AXES},
-    )  # fmt: skip
+        channels,
+        channels,
+        dtype=dtype,
+        rngs=rngs,
+        kernel_metadata={"logical_axes": LINEAR_AXES},
+        bias_metadata={"logical_axes": VECTOR_AXES},
+    )
 
 
 class GroupNorm(nnx.Module):
@@ -197,9 +214,16 @@ class Resolution(nnx.Module):
     """The residual blocks of one resolution and the step, if any, to the next one."""
 
     def __init__(
-        self, inputs: int, outputs: int, layers: int, groups: int, *,
-        step: type[Downsample] | type[Upsample] | None, dtype: DTypeLike, rngs: nnx.Rngs,
-    ) -> None:  # fmt: skip
+        self,
+        inputs: int,
+        outputs: int,
+        layers: int,
+        groups: int,
+        *,
+        step: type[Downsample] | type[Upsample] | None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
         widths = [inputs] + [outputs] * layers
         self.resnets = nnx.List(
             [ResnetBlock(a, b, groups, dtype=dtype, rngs=rngs) for a, b in itertools.pairwise(widths)]
@@ -218,11 +242,20 @@ class Encoder(nnx.Module):
     def __init__(self, config: AutoencoderConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         widths, groups, last = config.block_out_channels, config.norm_num_groups, len(config.block_out_channels) - 1
         self.conv_in = _conv(config.in_channels, widths[0], dtype=dtype, rngs=rngs)
-        self.down_blocks = nnx.List([
-            Resolution(widths[max(i - 1, 0)], widths[i], config.layers_per_block, groups,
-                       step=Downsample if i < last else None, dtype=dtype, rngs=rngs)
-            for i in range(len(widths))
-        ])  # fmt: skip
+        self.down_blocks = nnx.List(
+            [
+                Resolution(
+                    widths[max(i - 1, 0)],
+                    widths[i],
+                    config.layers_per_block,
+                    groups,
+                    step=Downsample if i < last else None,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+                for i in range(len(widths))
+            ]
+        )
         self.mid_block = MidBlock(widths[-1], groups, dtype=dtype, rngs=rngs)
         self.conv_norm_out = GroupNorm(widths[-1], groups, silu=True, dtype=dtype)
         # Channels of latents and pictures are too few to be cut over devices.
@@ -246,11 +279,20 @@ class Decoder(nnx.Module):
         )
         self.conv_in = _conv(config.latent_channels, widths[0], dtype=dtype, rngs=rngs)
         self.mid_block = MidBlock(widths[0], groups, dtype=dtype, rngs=rngs)
-        self.up_blocks = nnx.List([
-            Resolution(widths[max(i - 1, 0)], widths[i], config.layers_per_block + 1, groups,
-                       step=Upsample if i < last else None, dtype=dtype, rngs=rngs)
-            for i in range(len(widths))
-        ])  # fmt: skip
+        self.up_blocks = nnx.List(
+            [
+                Resolution(
+                    widths[max(i - 1, 0)],
+                    widths[i],
+                    config.layers_per_block + 1,
+                    groups,
+                    step=Upsample if i < last else None,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+                for i in range(len(widths))
+            ]
+        )
         self.conv_norm_out = GroupNorm(widths[-1], groups, silu=True, dtype=dtype)
         self.conv_out = _conv(widths[-1], config.out_channels, dtype=dtype, rngs=rngs, cut=False)
 
@@ -281,8 +323,10 @@ class AutoencoderKL(nnx.Module):
         *batch, H, W, channels = pictures.shape
         factor = self.config.downsample
         if H % factor or W % factor or channels != self.config.in_channels:
-            raise ValueError(f"encode: pictures have shape {pictures.shape}; height and width must be multiples of "
-                             f"{factor}, channels must be {self.config.in_channels}")  # fmt: skip
+            raise ValueError(
+                f"encode: pictures have shape {pictures.shape}; height and width must be multiples of "
+                f"{factor}, channels must be {self.config.in_channels}"
+            )
         moments = self.encoder(pictures.reshape(-1, H, W, channels)).astype(jnp.float32)
         mean, logvar = jnp.split(moments.reshape(*batch, H // factor, W // factor, -1), 2, axis=-1)
         return Posterior(mean, jnp.clip(logvar, *LOGVAR_RANGE))

@@ -40,9 +40,15 @@ class AvatarEncoder:
     """
 
     def __init__(
-        self, *, name: str, licence: str, checksum: str, config: FaceEncoderConfig,
-        network: Functional[FaceEncoder], parameters: Parameters,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        name: str,
+        licence: str,
+        checksum: str,
+        config: FaceEncoderConfig,
+        network: Functional[FaceEncoder],
+        parameters: Parameters,
+    ) -> None:
         self.name, self.licence, self.checksum = name, licence, checksum
         self.config, self.network, self.parameters = config, network, parameters
         self._program = jax.jit(lambda parameters, pictures: network.merge(parameters)(normalise(pictures)))
@@ -155,9 +161,13 @@ def load_encoder(source: str, dtype: DType = "float32") -> AvatarEncoder:
         raise WeightsError(f"{path}: the header has no entry {' and '.join(absent)} (has {sorted(metadata)})")
     network = build_encoder(config, dtype)
     return AvatarEncoder(
-        name=metadata["name"], licence=metadata["licence"], checksum=checksum(path), config=config, network=network,
+        name=metadata["name"],
+        licence=metadata["licence"],
+        checksum=checksum(path),
+        config=config,
+        network=network,
         parameters=load_weights(network, path, config),
-    )  # fmt: skip
+    )
 
 
 def _require_target(encoder: AvatarEncoder, source: str, target: str) -> AvatarEncoder:

@@ -22,9 +22,16 @@ PRELU_SLOPE = 0.25  # where a PReLU starts (He et al. 2015, section 2.1)
 def _conv(inputs: int, outputs: int, *, size: int, stride: int = 1, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:
     edges = (size // 2, size // 2)
     return nnx.Conv(
-        inputs, outputs, (size, size), stride, padding=(edges, edges), dtype=dtype, rngs=rngs,
-        kernel_metadata={"logical_axes": CONV_AXES}, bias_metadata={"logical_axes": VECTOR_AXES},
-    )  # fmt: skip
+        inputs,
+        outputs,
+        (size, size),
+        stride,
+        padding=(edges, edges),
+        dtype=dtype,
+        rngs=rngs,
+        kernel_metadata={"logical_axes": CONV_AXES},
+        bias_metadata={"logical_axes": VECTOR_AXES},
+    )
 
 
 class ChannelAffine(nnx.Module):

@@ -55,9 +55,16 @@ def resize(pictures: Float[Array, "B H W C"], side: int) -> Float[Array, "B side
 def _conv(inputs: int, outputs: int, *, size: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:
     edges = (size // 2, size // 2)
     return nnx.Conv(
-        inputs, outputs, (size, size), stride, padding=(edges, edges), dtype=dtype, rngs=rngs,
-        kernel_metadata={"logical_axes": CONV_AXES}, bias_metadata={"logical_axes": VECTOR_AXES},
-    )  # fmt: skip
+        inputs,
+        outputs,
+        (size, size),
+        stride,
+        padding=(edges, edges),
+        dtype=dtype,
+        rngs=rngs,
+        kernel_metadata={"logical_axes": CONV_AXES},
+        bias_metadata={"logical_axes": VECTOR_AXES},
+    )
 
 
 class ResidualTrunk(nnx.Module):
@@ -118,10 +125,12 @@ class TransformerTrunk(nnx.Module):
 
     def __init__(self, config: FaceEncoderConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         widths, width = (3, *config.widths), config.widths[-1]
-        self.stem = nnx.List([
-            _conv(widths[i], widths[i + 1], size=3, stride=2, dtype=dtype, rngs=rngs)
-            for i in range(len(config.widths))
-        ])  # fmt: skip
+        self.stem = nnx.List(
+            [
+                _conv(widths[i], widths[i + 1], size=3, stride=2, dtype=dtype, rngs=rngs)
+                for i in range(len(config.widths))
+            ]
+        )
         self.norms = nnx.List([GroupNorm(c, config.norm_num_groups, silu=True, dtype=dtype) for c in config.widths])
         tokens = (config.image_size // config.downsample) ** 2
         # 0.02 is the usual deviation of learned positions (Dosovitskiy et al. 2021, reference code).

@@ -228,9 +228,11 @@ def _unknown_or_missing(values: Mapping[str, Any]) -> list[str]:
 def _three(value: object, field: str, problems: list[str]) -> tuple[float, ...]:
     """One or three numbers as three."""
     numbers = [value] * 3 if isinstance(value, (int, float)) and field != "crop" else value
-    good = isinstance(numbers, list) and len(numbers) == 3 and all(
-        isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers
-    )  # fmt: skip
+    good = (
+        isinstance(numbers, list)
+        and len(numbers) == 3
+        and all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
+    )
     if not good or not isinstance(numbers, list):
         problems.append(f"{field}={value!r}: must be {'' if field == 'crop' else 'one number or '}three numbers")
         return (0.0, 0.0, 1.0)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Float32
 
 from genaffect_jax.kernels.attention import (
     choose_backend,
-    prefers_bounded_attention,
+    prefers_max_free_attention,
     run_backend,
 )
 
@@ -37,9 +37,14 @@ class KeyValue(NamedTuple):
 
 @overload
 def attend(
-    query: Array, key: Array, value: Array, mask: Array | None = None, *, return_lse: Literal[False] = False,
-    bounded: bool = False,
-) -> Array: ...  # fmt: skip
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    *,
+    return_lse: Literal[False] = False,
+    max_free: bool = False,
+) -> Array: ...
 @overload
 def attend(
     query: Array, key: Array, value: Array, mask: Array | None = None, *, return_lse: Literal[True]
@@ -51,23 +56,24 @@ def attend(
     mask: Bool[Array, "*batch K"] | None = None,
     *,
     return_lse: bool = False,
-    bounded: bool = False,
+    max_free: bool = False,
 ) -> Float[Array, "*batch Q N*H"] | tuple[Float[Array, "*batch Q N*H"], Float32[Array, "*batch Q N"]]:
     """Scaled dot-product attention, softmax in float32; heads are joined again.
 
     Half precision without a mask runs on an NVIDIA GPU in cuDNN's flash attention, everything on a TPU in splash
-    attention; neither writes the scores to memory. Long sequences with bounded scores go to `kernels.hopper_attention`
-    on a Hopper GPU. The rest runs in XLA's own operations.
+    attention; neither writes the scores to memory. With `max_free`, long sequences go to `kernels.hopper_attention` on
+    a Hopper GPU. The rest runs in XLA's own operations.
 
     Args:
         query, key, value: split into heads; any lengths.
         mask: keys where it is False are unseen; at least one key of each batch entry must be seen.
         return_lse: also give the log-sum-exp of every query's scores, float32, for `merge`.
-        bounded: all scores are known to lie within `bounded_scores.LARGEST_SCORE`.
+        max_free: whether the kernel without a running maximum may be used: all scores are known to lie within
+            `models.mmdit.score_bound.LARGEST_SCORE`.
     """
     *batch, length, heads, size = query.shape
     plain = mask is None and not return_lse
-    if bounded and plain and prefers_bounded_attention(length, query.dtype, size):
+    if max_free and plain and prefers_max_free_attention(length, query.dtype, size):
         return attend_all(query, [KeyValue(key, value)])
     q, k, v = (x.reshape(-1, *x.shape[len(batch) :]) for x in (query, key, value))
     flat = None if mask is None else mask.reshape(-1, mask.shape[-1])
@@ -77,21 +83,21 @@ def attend(
 
 
 def attend_all(query: Float[Array, "*batch Q N H"], sources: Sequence[KeyValue]) -> Float[Array, "*batch Q N*H"]:
-    """Attention with bounded scores to the keys of all sources as if they were one sequence, without joining them.
+    """Max-free attention to the keys of all sources as if they were one sequence, without joining them.
+
+    All scores must lie within `models.mmdit.score_bound.LARGEST_SCORE`.
 
     Args:
         query: split into heads.
         sources: keys and values; those with fewer axes, [*first batch axes, K, N, H], serve all entries of the axes
             that they lack.
     """
-    from genaffect_jax.kernels.hopper_attention import bounded_attention
+    from genaffect_jax.kernels.hopper_attention import max_free_attention
 
     def flat(x: Array) -> Array:
         return x.reshape(-1, *x.shape[-3:])
 
-    # Of an anchor that shares everything nothing is left.
-    arrays = [(flat(source.key), flat(source.value)) for source in sources if source.key.shape[-3]]
-    out = bounded_attention(flat(query), arrays)
+    out = max_free_attention(flat(query), [(flat(source.key), flat(source.value)) for source in sources])
     return out.reshape(*query.shape[:-2], -1)
 
 
@@ -140,10 +146,10 @@ def join(image: Float[Array, "*batch L N H"], text: Float[Array, "*batch T N H"]
 
 
 def joint_attention(
-    image: QKV, text: QKV, *, bounded: bool = False
+    image: QKV, text: QKV, *, max_free: bool = False
 ) -> tuple[Float[Array, "*batch L N*H"], Float[Array, "*batch T N*H"]]:
     """Attention over the joined image and text sequences of each picture, cut into the two streams again."""
-    return cut(attend(*(join(*pair) for pair in zip(image, text, strict=True)), bounded=bounded), image)
+    return cut(attend(*(join(*pair) for pair in zip(image, text, strict=True)), max_free=max_free), image)
 
 
 def cut(mixed: Float[Array, "*batch L+T D"], image: QKV) -> tuple[Array, Array]:

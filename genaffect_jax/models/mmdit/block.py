@@ -10,7 +10,6 @@ from jaxtyping import Array, Bool, Float
 from genaffect_jax.config import MMDiTConfig
 from genaffect_jax.kernels.fused_bias import gated_add
 from genaffect_jax.kernels.norms import modulated_norm
-from genaffect_jax.models.inference import Inference
 from genaffect_jax.models.layers import MLP, Linear, Modulation
 from genaffect_jax.models.mmdit.attention import KeyValue, attend, attend_shared
 from genaffect_jax.models.mmdit.consistent_attention import Sharing, mix
@@ -34,40 +33,44 @@ class MMDiTBlock(nnx.Module):
         dual: adds a second attention among the image tokens alone (SD3.5-medium).
         last: the text stream ends here: it gives keys and values and is not updated.
         branches: adds the identity and expression branches.
-        inference: see `MMDiT`.
+        max_free: see `MMDiT`.
         rngs: source of the initial values.
         dtype: compute type.
     """
 
     def __init__(
-        self, config: MMDiTConfig, *, dual: bool, last: bool, branches: bool, inference: Inference, rngs: nnx.Rngs,
+        self,
+        config: MMDiTConfig,
+        *,
+        dual: bool,
+        last: bool,
+        branches: bool,
+        max_free: bool,
+        rngs: nnx.Rngs,
         dtype: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         width, heads, head_dim = config.width, config.num_attention_heads, config.attention_head_dim
-        # The products with a row per token; those with a row per picture (modulation) stay in full.
-        large: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "products": inference.products}
-        attention: dict[str, Any] = {"qk_norm": config.qk_norm == "rms_norm", **large}
+        common: dict[str, Any] = {"rngs": rngs, "dtype": dtype}
+        attention: dict[str, Any] = {"qk_norm": config.qk_norm == "rms_norm", **common}
 
         def output() -> Linear:
-            return Linear(heads * head_dim, width, axes=("heads", "embed"), **large)
+            return Linear(heads * head_dim, width, axes=("heads", "embed"), **common)
 
         def feed_forward() -> MLP:
-            return MLP(width, 4 * width, width, **large)
+            return MLP(width, 4 * width, width, **common)
 
-        self.dtype, self.inference = dtype, inference
-        self.image_modulation = Modulation(width, 9 if dual else 6, rngs=rngs, dtype=dtype)
-        self.text_modulation = Modulation(width, 2 if last else 6, rngs=rngs, dtype=dtype)
+        self.dtype, self.max_free = dtype, max_free
+        self.image_modulation = Modulation(width, 9 if dual else 6, **common)
+        self.text_modulation = Modulation(width, 2 if last else 6, **common)
         self.image_qkv = QKVProjection(width, heads, head_dim, **attention)
         self.text_qkv = QKVProjection(width, heads, head_dim, **attention)
         self.image_out = output()
         self.text_out = None if last else output()
-        self.image_attention = (
-            SelfAttention(width, heads, head_dim, bounded=inference.bounded_scores, **attention) if dual else None
-        )
+        self.image_attention = SelfAttention(width, heads, head_dim, max_free=max_free, **attention) if dual else None
         self.image_mlp = feed_forward()
         self.text_mlp = None if last else feed_forward()
-        self.identity = ConditionBranch(self.image_qkv, width, rngs=rngs, dtype=dtype) if branches else None
-        self.expression = ConditionBranch(self.image_qkv, width, rngs=rngs, dtype=dtype) if branches else None
+        self.identity = ConditionBranch(self.image_qkv, width, **common) if branches else None
+        self.expression = ConditionBranch(self.image_qkv, width, **common) if branches else None
 
     def __call__(
         self,
@@ -98,7 +101,7 @@ class MMDiTBlock(nnx.Module):
         text, normed = modulated_norm(text, text_shift, text_scale)
         text_qkv = self.text_qkv(normed)
 
-        (mixed_image, mixed_text), pool = mix(image_qkv, text_qkv, sharing, self.inference.bounded_scores)
+        (mixed_image, mixed_text), pool = mix(image_qkv, text_qkv, sharing, self.max_free)
         if branches is not None:
             seen = attend_shared(image_qkv.query, branches.identity, identity_mask)
             mixed_image += branches.identity_scale.astype(self.dtype) * seen

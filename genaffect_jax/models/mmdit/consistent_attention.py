@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from genaffect_jax.kernels.attention import has_bounded_attention
+from genaffect_jax.kernels.attention import has_max_free_attention
 from genaffect_jax.models.mmdit.attention import (
     QKV,
     KeyValue,
@@ -50,48 +49,36 @@ class Sharing:
     `anchors` pictures."""
     anchors: int = field(default=0, metadata={"static": True})
     """Pictures, the first of each group, whose tokens everybody sees; 0 with an earlier pool."""
-    share_text: bool = field(default=False, metadata={"static": True})
-    """Whether the text tokens of anchors are shared too."""
     keep_pool: bool = field(default=False, metadata={"static": True})
     """Whether the network returns the pool of every layer, for pictures that are drawn later."""
 
 
-def mix(image: QKV, text: QKV, sharing: Sharing | None, bounded: bool = False) -> tuple[Streams, KeyValue | None]:
+def mix(image: QKV, text: QKV, sharing: Sharing | None, max_free: bool = False) -> tuple[Streams, KeyValue | None]:
     """The attention of one block: joint, or consistent with one layer's `sharing` (its arrays without the first axis).
 
-    `bounded` is that of `attention.attend`.
+    `max_free` is that of `attention.attend`.
 
     Returns:
         The image and the text stream, and the pool if it is to be kept.
     """
     if sharing is None:
-        return joint_attention(image, text, bounded=bounded), None
+        return joint_attention(image, text, max_free=max_free), None
     pool = sharing.pool
     if pool is None:
-        pool = anchor_pool(image, text, sharing.tokens, sharing.anchors, sharing.share_text)
+        pool = anchor_pool(image, sharing.tokens, sharing.anchors)
 
     def consistent() -> Streams:
-        return consistent_attention(
-            image, text, sharing.tokens, pool, anchors=sharing.anchors, share_text=sharing.share_text, bounded=bounded
-        )
+        return consistent_attention(image, text, sharing.tokens, pool, anchors=sharing.anchors, max_free=max_free)
 
     kept = pool if sharing.keep_pool else None
     if sharing.active is None:
         return consistent(), kept
-    return jax.lax.cond(sharing.active, consistent, lambda: joint_attention(image, text, bounded=bounded)), kept
+    return jax.lax.cond(sharing.active, consistent, lambda: joint_attention(image, text, max_free=max_free)), kept
 
 
-def anchor_pool(image: QKV, text: QKV, tokens: Tokens, anchors: int, share_text: bool) -> KeyValue:
-    """What the first `anchors` pictures of a group show the whole group: keys and values [G, A*S, N, H].
-
-    With `share_text` their text tokens too: [G, A*(S+T), N, H].
-    """
-
-    def pool(image: Array, text: Array) -> Array:
-        seen = jnp.take(image[:, :anchors], tokens.shared, axis=2)
-        return fold(join(seen, text[:, :anchors]) if share_text else seen)
-
-    return KeyValue(pool(image.key, text.key), pool(image.value, text.value))
+def anchor_pool(image: QKV, tokens: Tokens, anchors: int) -> KeyValue:
+    """What the first `anchors` pictures of a group show the whole group: keys and values [G, A*S, N, H]."""
+    return KeyValue(*(fold(jnp.take(x[:, :anchors], tokens.shared, axis=2)) for x in (image.key, image.value)))
 
 
 def consistent_attention(
@@ -101,8 +88,7 @@ def consistent_attention(
     pool: KeyValue,
     *,
     anchors: int,
-    share_text: bool = False,
-    bounded: bool = False,
+    max_free: bool = False,
 ) -> tuple[Float[Array, "G E L N*H"], Float[Array, "G E T N*H"]]:
     """Joint attention in which the pictures of a group also see the tokens I of its anchors.
 
@@ -117,39 +103,28 @@ def consistent_attention(
         tokens: which image tokens are shared, the same for the whole set.
         pool: what `anchor_pool` made of the same layer and tokens, of these pictures or of an earlier pass.
         anchors: the first so many pictures contribute to `pool`; 0 if the pool is that of other pictures.
-        share_text: whether `pool` holds the anchors' text as well.
-        bounded: see `attend`. Where a kernel reads own keys and pool in one pass, nothing is merged.
+        max_free: see `attend`. Where a kernel reads own keys and pool in one pass, nothing is merged.
 
     Returns:
         The image and the text stream.
     """
     query = join(image.query, text.query)
+    pairs = (image.key, text.key), (image.value, text.value)
     # Each part of the group with its own keys and values.
     parts: list[tuple[Array, KeyValue]] = []
     if anchors:
         # The own part of an anchor holds what of it is not in the pool.
-        own = [jnp.take(x[:, :anchors], tokens.own, axis=2) for x in (image.key, image.value)]
-        if not share_text:
-            own = [join(x, y[:, :anchors]) for x, y in zip(own, (text.key, text.value), strict=True)]
+        own = (join(jnp.take(x[:, :anchors], tokens.own, axis=2), y[:, :anchors]) for x, y in pairs)
         parts.append((query[:, :anchors], KeyValue(*own)))
     if anchors < query.shape[1]:
-        pairs = (image.key, text.key), (image.value, text.value)
         parts.append((query[:, anchors:], KeyValue(*(join(x[:, anchors:], y[:, anchors:]) for x, y in pairs))))
-    if bounded and has_bounded_attention(query.dtype, query.shape[-1]):
+    if max_free and has_max_free_attention(query.dtype, query.shape[-1]):
         return cut(jnp.concatenate([attend_all(q, [own, pool]) for q, own in parts], axis=1), image)
-    outs, sums = zip(*(_attend_own(q, own) for q, own in parts), strict=True)
+    outs, sums = zip(*(attend(q, *own, return_lse=True) for q, own in parts), strict=True)
     own_part = (jnp.concatenate(outs, axis=1), jnp.concatenate(sums, axis=1))
     out, lse = attend(fold(query), pool.key, pool.value, return_lse=True)
     pool_part = (out.reshape(own_part[0].shape), lse.reshape(own_part[1].shape))
     return cut(merge(own_part, pool_part), image)
-
-
-def _attend_own(query: Float[Array, "G E Q N H"], own: KeyValue) -> tuple[Array, Array]:
-    if own.key.shape[2]:
-        return attend(query, own.key, own.value, return_lse=True)
-    # Everything is shared.
-    nothing = jnp.full(query.shape[:-1], -jnp.inf, jnp.float32)
-    return jnp.zeros((*query.shape[:-2], query.shape[-2] * query.shape[-1]), query.dtype), nothing
 
 
 def random_tokens(
@@ -162,32 +137,8 @@ def random_tokens(
         layers, length, count: sizes; `count` is S.
         candidates: draw among these only; there must be at least `count` of them.
     """
-    return _lowest(jax.random.uniform(key, (layers, length)), count, candidates)
-
-
-def grid_tokens(
-    layers: int, rows: int, columns: int, count: int, candidates: Bool[Array, " L"] | None = None
-) -> Tokens:
-    """The same evenly spread tokens in every layer: the first of an ordered dither.
-
-    A half is a checkerboard, a quarter every second token of every second row (Bayer 1973).
-    """
-    ranks = bayer_ranks(rows, columns).ravel().astype(np.float32)
-    return _lowest(jnp.broadcast_to(ranks / (ranks.max() + 1.0), (layers, rows * columns)), count, candidates)
-
-
-def _lowest(scores: Float[Array, "layers L"], count: int, candidates: Bool[Array, " L"] | None) -> Tokens:
-    """The tokens of the lowest scores, which lie in [0, 1), and the rest."""
-    if candidates is not None:
+    scores = jax.random.uniform(key, (layers, length))
+    if candidates is not None:  # scores lie in [0, 1), so that all candidates come first
         scores = jnp.where(candidates, scores, scores + 1.0)
     order = jnp.argsort(scores, axis=1).astype(jnp.int32)
     return Tokens(order[:, :count], order[:, count:])
-
-
-def bayer_ranks(rows: int, columns: int) -> Int[np.ndarray, "rows columns"]:
-    """The threshold matrix of ordered dithering: bits of `x ^ y` and `y`, interleaved from the lowest on top."""
-    y, x = np.indices((rows, columns))
-    rank = np.zeros((rows, columns), np.int64)
-    for bit in range(max(rows, columns).bit_length()):
-        rank = (rank << 2) | ((((x ^ y) >> bit) & 1) << 1) | ((y >> bit) & 1)
-    return rank

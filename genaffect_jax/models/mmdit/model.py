@@ -19,7 +19,6 @@ from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.config import MMDiTConfig
 from genaffect_jax.kernels.norms import modulated_norm
-from genaffect_jax.models.inference import PLAIN, Inference
 from genaffect_jax.models.layer_stack import LayerStack
 from genaffect_jax.models.layers import (
     TIMESTEP_FEATURES,
@@ -88,13 +87,19 @@ class MMDiT(nnx.Module):
         branches: whether every block has the identity and expression branches.
         rngs: source of the initial values.
         dtype: compute type (float32 or bfloat16); parameters are float32.
-        inference: how to compute where no gradient is taken.
+        max_free: attention may use the kernel without a running maximum (`models.hopper_attention`), which takes no
+            gradient: all scores are known to lie within `bounded_scores.LARGEST_SCORE`.
     """
 
     def __init__(
-        self, config: MMDiTConfig, *, branches: bool, rngs: nnx.Rngs, dtype: Any = jnp.float32,
-        inference: Inference = PLAIN,
-    ) -> None:  # fmt: skip
+        self,
+        config: MMDiTConfig,
+        *,
+        branches: bool,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        max_free: bool = False,
+    ) -> None:
         self.config, self.branches, self.dtype = config, branches, dtype
         width, patch_width = config.width, config.patch_size**2
         self.patch_embed = Linear(patch_width * config.in_channels, width, axes=(None, "embed"), rngs=rngs, dtype=dtype)
@@ -126,7 +131,7 @@ class MMDiT(nnx.Module):
                     dual=dual,
                     last=last,
                     branches=branches,
-                    inference=inference,
+                    max_free=max_free,
                     dtype=dtype,
                 ),
                 len(list(run)),
@@ -178,8 +183,9 @@ class MMDiT(nnx.Module):
                 raise ValueError(f"conditions: {name} is {'missing' if needed else 'given, but the model takes none'}")
         identity = expression = None
         if identity_tokens is not None:
-            layers = [s.map(lambda b: (b.identity(identity_tokens), b.expression(expression_tokens)))
-                      for s in self.segments]  # fmt: skip
+            layers = [
+                s.map(lambda b: (b.identity(identity_tokens), b.expression(expression_tokens))) for s in self.segments
+            ]
             identity, expression = jax.tree.map(lambda *x: jnp.concatenate(x), *layers)
         return Conditions(
             text=None if text is None or self.text_embed is None else self.text_embed(text),
@@ -239,8 +245,10 @@ class MMDiT(nnx.Module):
 
         per_layer = None
         if conditions.identity is not None and conditions.expression is not None:
-            scales = [jnp.broadcast_to(jnp.asarray(s, jnp.float32), (config.num_layers,))
-                      for s in (identity_scale, expression_scale)]  # fmt: skip
+            scales = [
+                jnp.broadcast_to(jnp.asarray(s, jnp.float32), (config.num_layers,))
+                for s in (identity_scale, expression_scale)
+            ]
             per_layer = BranchInputs(conditions.identity, conditions.expression, *scales)
 
         def blocks(streams: Added, first: int, last: int) -> tuple[Added, KeyValue | None]:

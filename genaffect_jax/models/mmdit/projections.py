@@ -13,7 +13,6 @@ from genaffect_jax.kernels.fused_bias import add_bias, biased_heads
 from genaffect_jax.kernels.remat import keep_product
 from genaffect_jax.models.layers import Linear, RMSNorm, joined_product, xavier_uniform
 from genaffect_jax.models.mmdit.attention import QKV, KeyValue, attend
-from genaffect_jax.models.quantised import Products
 
 # Initial scale of a branch's normalised keys. With 1 the first attention to a reference is nearly even over its places.
 KEY_SCALE = 3.0
@@ -23,13 +22,12 @@ class QKVProjection(nnx.Module):
     """Queries, keys and values of one stream, with RMS norm over each head's queries and keys if asked for."""
 
     def __init__(
-        self, width: int, heads: int, head_dim: int, *, qk_norm: bool, rngs: nnx.Rngs, dtype: Any = jnp.float32,
-        products: Products = "full",
-    ) -> None:  # fmt: skip
+        self, width: int, heads: int, head_dim: int, *, qk_norm: bool, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ) -> None:
         self.heads, self.head_dim = heads, head_dim
 
         def project() -> Linear:
-            return Linear(width, heads * head_dim, axes=("embed", "heads"), rngs=rngs, dtype=dtype, products=products)
+            return Linear(width, heads * head_dim, axes=("embed", "heads"), rngs=rngs, dtype=dtype)
 
         self.query, self.key, self.value = project(), project(), project()
         self.query_norm = RMSNorm(head_dim, dtype=dtype) if qk_norm else None
@@ -47,7 +45,7 @@ class QKVProjection(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head attention of one stream to itself; `bounded` is that of `attention.attend`."""
+    """Multi-head attention of one stream to itself; `max_free` is that of `attention.attend`."""
 
     def __init__(
         self,
@@ -57,13 +55,12 @@ class SelfAttention(nnx.Module):
         *,
         qk_norm: bool,
         out_init: Initializer = xavier_uniform,
-        bounded: bool = False,
+        max_free: bool = False,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
-        products: Products = "full",
     ) -> None:
-        self.bounded = bounded
-        common: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "products": products}
+        self.max_free = max_free
+        common: dict[str, Any] = {"rngs": rngs, "dtype": dtype}
         self.qkv = QKVProjection(width, heads, head_dim, qk_norm=qk_norm, **common)
         self.out = Linear(heads * head_dim, width, axes=("heads", "embed"), kernel_init=out_init, **common)
 
@@ -77,7 +74,7 @@ class SelfAttention(nnx.Module):
     ) -> Float[Array, "*batch S D"]:
         """The result without its bias."""
         qkv = self.qkv(x)
-        return self.out.product(attend(qkv.query, qkv.key, qkv.value, mask, bounded=self.bounded))
+        return self.out.product(attend(qkv.query, qkv.key, qkv.value, mask, max_free=self.max_free))
 
 
 class ConditionBranch(nnx.Module):

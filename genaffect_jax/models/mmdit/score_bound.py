@@ -11,6 +11,8 @@ from jaxtyping import Array
 # What `hopper_attention` takes, in natural units. exp(69) is 2^100: a sum of 2^15 such weights, times values, is below
 # float32's 2^127, and exp(-69) is above its smallest normal number, 2^-126.
 LARGEST_SCORE = 69.0
+# The parameter that every block has.
+KERNEL = "image_qkv.query.kernel"
 
 
 def score_bound(parameters: Mapping[str, Array]) -> float:
@@ -19,13 +21,17 @@ def score_bound(parameters: Mapping[str, Array]) -> float:
     Queries and keys have root mean square 1 before their learned scales a and b, so with heads of size H a score
     `sum_i a_i q_i b_i k_i / sqrt(H)` is at most `sqrt(H) max_i |a_i b_i|` (Cauchy-Schwarz). Condition branches are not
     counted. Infinite without RMS norm.
+
+    Raises:
+        ValueError: the parameters hold no attention of an `MMDiT`.
     """
     joint = ("image_qkv", "text_qkv")
+    kernels = [name for name in parameters if name.endswith(KERNEL)]
+    if not kernels:
+        raise ValueError(f"score bound: none of {len(parameters)} parameters is called *{KERNEL}, so it is unknown")
     largest = 0.0
-    for name in parameters:
-        layers, found, _ = name.rpartition("image_qkv.query.kernel")
-        if not found:
-            continue
+    for name in kernels:
+        layers = name.removesuffix(KERNEL)
         for projections in (joint, ("image_attention.qkv",)):
             if f"{layers}{projections[0]}.query.kernel" not in parameters:
                 continue

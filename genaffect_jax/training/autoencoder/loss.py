@@ -26,9 +26,13 @@ def _absolute(x: Float[Array, "*shape"]) -> tuple[Float32[Array, ""], Float32[Ar
 
 
 def autoencoder_loss(
-    model: AutoencoderKL, pictures: UInt8[Array, "B S S 3"], key: Key[Array, ""], *,
-    kl_weight: float, edge_weight: float,
-) -> tuple[Float32[Array, ""], Terms]:  # fmt: skip
+    model: AutoencoderKL,
+    pictures: UInt8[Array, "B S S 3"],
+    key: Key[Array, ""],
+    *,
+    kl_weight: float,
+    edge_weight: float,
+) -> tuple[Float32[Array, ""], Terms]:
     """Loss of reconstructing pictures from latents drawn with `key`, and its terms as (sum, count).
 
     `total = l1 + edge_weight * mean over scales s of edge_s + kl_weight * kl`, each term being its sum over its count.
@@ -41,8 +45,10 @@ def autoencoder_loss(
         ValueError: the side S is not a multiple of the largest edge scale.
     """
     if pictures.shape[1] % EDGE_SCALES[-1] or pictures.shape[2] % EDGE_SCALES[-1]:
-        raise ValueError(f"autoencoder_loss: pictures have shape {pictures.shape}; height and width must be multiples "
-                         f"of {EDGE_SCALES[-1]}")  # fmt: skip
+        raise ValueError(
+            f"autoencoder_loss: pictures have shape {pictures.shape}; height and width must be multiples "
+            f"of {EDGE_SCALES[-1]}"
+        )
     target = normalise(pictures)
     posterior = model.encode(target)
     # The loss is linear in the error, so differences and averages of the error are those of the two pictures.

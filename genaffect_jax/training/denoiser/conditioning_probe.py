@@ -85,9 +85,15 @@ class ConditionGap:
     """
 
     def __init__(
-        self, config: FlowConfig, generator: Functional[GenAffect], autoencoder: Functional[AutoencoderKL],
-        frozen: Mapping[str, Any], batch: Batch, mesh: Mesh, seed: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        config: FlowConfig,
+        generator: Functional[GenAffect],
+        autoencoder: Functional[AutoencoderKL],
+        frozen: Mapping[str, Any],
+        batch: Batch,
+        mesh: Mesh,
+        seed: int = 0,
+    ) -> None:
         sets = len(batch["target"])
         if sets < 2:
             raise ValueError(f"condition gap: a batch of {sets} set(s); another person's references need two")
@@ -98,9 +104,10 @@ class ConditionGap:
         self._batch = place(entries, cut)
         self._frozen = frozen
         self.program = jax.jit(
-            _losses(config, generator, autoencoder, seed), out_shardings=replicated(mesh),
+            _losses(config, generator, autoencoder, seed),
+            out_shardings=replicated(mesh),
             compiler_options=compiler_options(),
-        )  # fmt: skip
+        )
 
     def __call__(self, parameters: Parameters) -> dict[str, float]:
         """The loss with the right conditions and, by condition, how much larger it is with another's.
@@ -154,9 +161,14 @@ def _losses(
 
 
 def held_out_batch(
-    source: Source, people: Sequence[str], *, expressions_per_set: int, seed: int, devices: int = 1,
+    source: Source,
+    people: Sequence[str],
+    *,
+    expressions_per_set: int,
+    seed: int,
+    devices: int = 1,
     prompts: Int[np.ndarray, " pictures"] | None = None,
-) -> Batch:  # fmt: skip
+) -> Batch:
     """One fixed batch of up to `LARGEST_SETS` people, one set each.
 
     There are as many sets as divide over the devices if enough people do. People who show one expression only are left

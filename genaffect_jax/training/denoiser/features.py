@@ -53,7 +53,11 @@ def encode_pictures(
         return {name: np.asarray(read(pictures)) for name, read in encoders.items()}
 
     path = write_encoded(
-        source, workdir / "encoded.npy", encode, batch_size=64, fingerprint=" ".join(fingerprint),
+        source,
+        workdir / "encoded.npy",
+        encode,
+        batch_size=64,
+        fingerprint=" ".join(fingerprint),
         workers=len(os.sched_getaffinity(0)) if config.data.workers else 0,
-    )  # fmt: skip
+    )
     return EncodedSource(source, path)

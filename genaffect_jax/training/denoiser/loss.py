@@ -57,10 +57,15 @@ def make_generator_loss(
         }
         if auxiliary is not None:
             distances = auxiliary.terms(
-                autoencoder.merge(frozen["autoencoder"]), frozen["auxiliary"],
-                flow.predicted_clean(noisy, velocity, sigma), sigma, batch["reference"], batch["expression"],
-                drop_identity, drop_expression,
-            )  # fmt: skip
+                autoencoder.merge(frozen["autoencoder"]),
+                frozen["auxiliary"],
+                flow.predicted_clean(noisy, velocity, sigma),
+                sigma,
+                batch["reference"],
+                batch["expression"],
+                drop_identity,
+                drop_expression,
+            )
             terms = {**terms, "loss": auxiliary.add(terms["loss"], distances), **distances}
         return terms
 

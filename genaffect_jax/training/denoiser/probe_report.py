@@ -100,8 +100,10 @@ class GapReport:
                     f"warning: step {rows[-1]['step']}: the generator ignores the {name}: with another {name} its loss "
                     f"on held-out people is {100 * rows[-1][f'gap/{name}_relative']:+.2f} % of the right one. "
                     f"What to try: {_TRY[name]}",
-                    style="yellow", markup=False, soft_wrap=True,
-                )  # fmt: skip
+                    style="yellow",
+                    markup=False,
+                    soft_wrap=True,
+                )
         self._warned = set(now)
 
     def draw(self) -> None:

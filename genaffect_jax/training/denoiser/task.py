@@ -161,9 +161,13 @@ def _make_gap(
         held_out = [*held_out, *people]
     try:
         batch = held_out_batch(
-            source, held_out, expressions_per_set=config.data.expressions_per_set, seed=config.train.seed,
-            devices=batch_parts(mesh), prompts=rows,
-        )  # fmt: skip
+            source,
+            held_out,
+            expressions_per_set=config.data.expressions_per_set,
+            seed=config.train.seed,
+            devices=batch_parts(mesh),
+            prompts=rows,
+        )
         return ConditionGap(config.flow, generator, autoencoder, constant, batch, mesh, config.train.seed)
     except DataError as e:
         console.print(f"condition gaps: cannot be measured, training goes on without: {e}", style="yellow")
@@ -188,9 +192,12 @@ def _make_preview(
     sigmas = euler_sigmas(_PREVIEW_STEPS, config.flow.shift)
     controls = Controls.plain(config.model.mmdit.num_layers, sigmas, _PREVIEW_STEPS)
     inputs = SetInputs(
-        jnp.asarray(reference)[None, None], jnp.ones((1, 1), bool), jnp.asarray(vectors)[None],
-        jnp.arange(len(vectors))[None], None if prompt is None else jnp.asarray(prompt),
-    )  # fmt: skip
+        jnp.asarray(reference)[None, None],
+        jnp.ones((1, 1), bool),
+        jnp.asarray(vectors)[None],
+        jnp.arange(len(vectors))[None],
+        None if prompt is None else jnp.asarray(prompt),
+    )
 
     def preview(parameters: Parameters) -> UInt8[np.ndarray, "H W 3"]:
         drawn = gathered(program(parameters, constant, inputs, controls, kind=Kind())[0])

@@ -34,9 +34,14 @@ class HeldOut:
     """
 
     def __init__(
-        self, source: Source, people: Sequence[str], soften: Callable[[Pictures], Pictures] | None, *,
-        drawn_from: Sequence[int] = (), largest: int = 4000,
-    ) -> None:  # fmt: skip
+        self,
+        source: Source,
+        people: Sequence[str],
+        soften: Callable[[Pictures], Pictures] | None,
+        *,
+        drawn_from: Sequence[int] = (),
+        largest: int = 4000,
+    ) -> None:
         wanted = set(people)
         places = [i for i, p in enumerate(source.pictures) if p.identity in wanted]
         places = places[:largest]  # pictures lie person by person, so whole people are kept

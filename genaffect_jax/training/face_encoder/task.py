@@ -75,14 +75,15 @@ def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
     trained_on = set(people)
     vectors = np.stack([p.expression for p in source.pictures if p.identity in trained_on])
     loader = make_loader(
-        source, people,
+        source,
+        people,
         batch_size=config.train.batch_size,
         expressions_per_set=config.data.expressions_per_set,
         seed=config.train.seed,
         workers=config.data.workers,
         share=share,
         shares=shares,
-    )  # fmt: skip
+    )
     job = Job(
         functional=in_training,
         loss=make_encoder_loss(config, make_degrade(config.degrade, autoencoder), channel_deviations(vectors)),
@@ -99,9 +100,13 @@ def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
     if not is_first():
         return True
     summary = {
-        "data": source.describe(), "held_out_people": len(held_out), "split_seed": config.split_seed,
-        "seed": config.train.seed, "steps": checkpoints.latest_step(), "batch_size": config.train.batch_size,
-    }  # fmt: skip
+        "data": source.describe(),
+        "held_out_people": len(held_out),
+        "split_seed": config.split_seed,
+        "seed": config.train.seed,
+        "steps": checkpoints.latest_step(),
+        "batch_size": config.train.batch_size,
+    }
     metadata = {"name": config.name, "licence": config.licence, "training": json.dumps(summary)}
     weights = workdir / f"{config.name}.safetensors"
     save_weights(trained, weights, "bfloat16", config.encoder, metadata)
@@ -175,9 +180,13 @@ def _make_preview(
 
     def preview(parameters: Parameters) -> UInt8[np.ndarray, "H W 3"]:
         encoder = AvatarEncoder(
-            name=config.name, licence=config.licence, checksum="", config=config.encoder, network=network,
+            name=config.name,
+            licence=config.licence,
+            checksum="",
+            config=config.encoder,
+            network=network,
             parameters=encoder_parameters(gathered(parameters)),
-        )  # fmt: skip
+        )
         vectors = encoder(pictures)
         if config.encoder.target == "identity":
             labels = [f"cosine {v:.2f}" for v in vectors @ vectors[0]]
