@@ -1,6 +1,6 @@
 """Attention of a set on a GPU, checked and timed: `python benchmarks/attention.py --help`.
 
-Own keys of 16 pictures and the pools of their two groups, at the sizes of SD3.5-medium: cuDNN's two passes with a
+Own keys of 16 images and the pools of their two groups, at the sizes of SD3.5-medium: cuDNN's two passes with a
 merge, and `kernels.hopper_attention`'s one. Both are compared with float64 for a few queries.
 """
 

@@ -26,9 +26,9 @@ class Benchmark:
     """What to time."""
 
     size: int = 128
-    """Side of the pictures, in pixels."""
+    """Side of the images, in pixels."""
     batch: int = 16
-    """Pictures in one call."""
+    """Images in one call."""
     repeats: int = 5
     """Timed calls; the fastest is printed."""
     channels: tuple[int, ...] = AutoencoderConfig.avatar_tiny().block_out_channels
@@ -43,8 +43,8 @@ class Benchmark:
     """Also time one training step (loss, gradient, AdamW)."""
 
 
-def measure(name: str, function: Callable[..., object], *arguments: object, repeats: int, pictures: int) -> None:
-    """Prints the fastest of several calls of a compiled function, in milliseconds per picture."""
+def measure(name: str, function: Callable[..., object], *arguments: object, repeats: int, images: int) -> None:
+    """Prints the fastest of several calls of a compiled function, in milliseconds per image."""
     jax.block_until_ready(function(*arguments))
     wall, processor = [], []
     for _ in range(repeats):
@@ -52,8 +52,8 @@ def measure(name: str, function: Callable[..., object], *arguments: object, repe
         jax.block_until_ready(function(*arguments))
         wall.append(time.perf_counter() - start[0])
         processor.append((time.process_time() - start[1]) / (os.cpu_count() or 1))
-    each = 1e3 / pictures
-    print(f"{name}: {min(wall) * each:.2f} ms a picture ({min(processor) * each:.2f} ms of all cores)", flush=True)
+    each = 1e3 / images
+    print(f"{name}: {min(wall) * each:.2f} ms an image ({min(processor) * each:.2f} ms of all cores)", flush=True)
 
 
 def main(options: Benchmark) -> None:
@@ -66,31 +66,31 @@ def main(options: Benchmark) -> None:
     )
     network = Functional(lambda rngs: AutoencoderKL(config, dtype=jnp.dtype(options.dtype), rngs=rngs))
     parameters = jax.jit(network.init)(jax.random.key(0))
-    pictures = jax.random.uniform(jax.random.key(1), (options.batch, options.size, options.size, 3), minval=-1)
+    images = jax.random.uniform(jax.random.key(1), (options.batch, options.size, options.size, 3), minval=-1)
     encode = jax.jit(lambda parameters, x: network.merge(parameters).to_latents(x))
     decode = jax.jit(lambda parameters, z: network.merge(parameters).from_latents(z))
-    latents = encode(parameters, pictures)
+    latents = encode(parameters, images)
     print(
         f"channels {options.channels}, layers {options.layers}, groups {options.groups}, {options.dtype}: "
-        f"{network.size / 1e6:.2f} M parameters; {options.batch} pictures of {options.size} px"
+        f"{network.size / 1e6:.2f} M parameters; {options.batch} images of {options.size} px"
     )
-    counts = {"repeats": options.repeats, "pictures": options.batch}
-    measure("encode", encode, parameters, pictures, **counts)
+    counts = {"repeats": options.repeats, "images": options.batch}
+    measure("encode", encode, parameters, images, **counts)
     measure("decode", decode, parameters, latents, **counts)
     if options.train:
-        optimiser = optax.adamw(1e-3)
+        optimizer = optax.adamw(1e-3)
 
         @jax.jit
-        def step(parameters: dict, moments: optax.OptState, pictures: jax.Array, key: jax.Array) -> object:
+        def step(parameters: dict, moments: optax.OptState, images: jax.Array, key: jax.Array) -> object:
             def loss(parameters: dict) -> jax.Array:
-                return autoencoder_loss(network.merge(parameters), pictures, key, kl_weight=1e-6, edge_weight=1.0)[0]
+                return autoencoder_loss(network.merge(parameters), images, key, kl_weight=1e-6, edge_weight=1.0)[0]
 
             gradient = jax.grad(loss)(parameters)
-            updates, moments = optimiser.update(gradient, moments, parameters)
+            updates, moments = optimizer.update(gradient, moments, parameters)
             return optax.apply_updates(parameters, updates), moments
 
         measure(
-            "train step", step, parameters, optimiser.init(parameters), to_uint8(pictures), jax.random.key(2), **counts
+            "train step", step, parameters, optimizer.init(parameters), to_uint8(images), jax.random.key(2), **counts
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from genaffect_jax.avatars import draw, sample_identity
+from genaffect_jax.avatars import render, sample_identity
 from genaffect_jax.avatars.identity import HAIR_STYLES
 from genaffect_jax.expressions.action_units import DEGREES, LOWEST, UNIT_NAMES, WIDTH, expression_vector
 from genaffect_jax.expressions.vocabulary import vocabulary
@@ -29,29 +29,29 @@ EXPRESSIONS: dict[str, dict[str, float]] = {
 
 
 def sheet(cells: list[tuple[str, np.ndarray]], columns: int) -> Image.Image:
-    """Pictures of one size in rows, each with its caption below (no strip where no caption is given)."""
+    """Images of one size in rows, each with its caption below (no strip where no caption is given)."""
     size = len(cells[0][1])
     strip = LABEL if any(label for label, _ in cells) else 0
     rows = -(-len(cells) // columns)
     page = Image.new("RGB", (columns * size, rows * (size + strip)), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=11)
-    for i, (label, picture) in enumerate(cells):
+    for i, (label, image) in enumerate(cells):
         x, y = i % columns * size, i // columns * (size + strip)
-        page.paste(Image.fromarray(picture), (x, y))
+        page.paste(Image.fromarray(image), (x, y))
         pen.text((x + size / 2, y + size + 1), label, fill=(60, 60, 70), font=font, anchor="ma")
     return page
 
 
 def identities() -> Image.Image:
     rest = expression_vector({})
-    return sheet([("", draw(sample_identity(seed), rest, 128)) for seed in range(64)], 8)
+    return sheet([("", render(sample_identity(seed), rest, 128)) for seed in range(64)], 8)
 
 
 def hair() -> Image.Image:
     rest, cells = expression_vector({}), []
     for i, style in enumerate(HAIR_STYLES):
         person = dataclasses.replace(sample_identity(7 * i), hair_style=style, glasses="none", hair_grey=0.0)
-        cells.append((style, draw(person, rest, 160)))
+        cells.append((style, render(person, rest, 160)))
     return sheet(cells, 6)
 
 
@@ -59,7 +59,7 @@ def expressions() -> Image.Image:
     cells = []
     for seed in (0, 6, 3, 20, 22, 33):
         for name, units in EXPRESSIONS.items():
-            cells.append((name, draw(sample_identity(seed), expression_vector(units), 144)))
+            cells.append((name, render(sample_identity(seed), expression_vector(units), 144)))
     return sheet(cells, len(EXPRESSIONS))
 
 
@@ -68,10 +68,10 @@ def units() -> Image.Image:
     steps, cells = (0.25, 0.5, 0.75, 1.0), []
     for unit in UNIT_NAMES:
         for value in steps:
-            cells.append((f"AU{unit} = {value:g}", draw(person, expression_vector({f"AU{unit}": value}), 112)))
+            cells.append((f"AU{unit} = {value:g}", render(person, expression_vector({f"AU{unit}": value}), 112)))
     for channel in DEGREES:
         for value in (-1.0, -0.5, 0.5, 1.0):
-            cells.append((f"{channel} = {value:g}", draw(person, expression_vector({channel: value}), 112)))
+            cells.append((f"{channel} = {value:g}", render(person, expression_vector({channel: value}), 112)))
     return sheet(cells, 12)
 
 
@@ -92,21 +92,21 @@ def extremes() -> Image.Image:
         "snarl, one side": {"AU10R": 1, "AU9R": 1, "AU4": 1},
     }
     for name, channels in blends.items():
-        cells.append((name, draw(sample_identity(3), expression_vector(channels), 144)))
+        cells.append((name, render(sample_identity(3), expression_vector(channels), 144)))
     for i in range(12):
         rng = np.random.Generator(np.random.PCG64(i))
         values = np.where(LOWEST < 0.0, 2.0 * rng.random(WIDTH) - 1.0, rng.random(WIDTH)).astype(np.float32)
-        cells.append((f"random {i}", draw(sample_identity(40 + i), values, 144)))
+        cells.append((f"random {i}", render(sample_identity(40 + i), values, 144)))
     for name, value in (("all units at 1", 1.0), ("all units at 0.5", 0.5)):
         everything = np.where(LOWEST < 0.0, 0.0, value).astype(np.float32)
-        cells += [(name, draw(sample_identity(seed), everything, 144)) for seed in (3, 6, 16, 33)]
+        cells += [(name, render(sample_identity(seed), everything, 144)) for seed in (3, 6, 16, 33)]
     return sheet(cells, 8)
 
 
 def words() -> Image.Image:
     person = sample_identity(19)
     cells = [
-        (f"{word.name} *" if word.provenance == "published" else word.name, draw(person, word.vector, 96))
+        (f"{word.name} *" if word.provenance == "published" else word.name, render(person, word.vector, 96))
         for word in vocabulary().values()
     ]
     return sheet(cells, 15)

@@ -1,10 +1,10 @@
-"""What sharing does to the pictures of a set, measured: `python benchmarks/consistency_sheets.py --help`.
+"""What sharing does to the images of a set, measured: `python benchmarks/consistency_sheets.py --help`.
 
 Draws the same people and expressions with every setting of `SETTINGS` and writes to a folder:
 
 - `consistency.png`: one person, the true drawings, then a row per setting of `SHOWN` or `--only`, each after the
   reference; a column per expression;
-- `consistency.json`: what the avatar evaluators read for each setting, and how far its pictures are from the default's;
+- `consistency.json`: what the avatar evaluators read for each setting, and how far its images are from the default's;
 - `consistency.md`: the same as a table.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, UInt8
 
-from genaffect_jax.avatars import draw, sample_identity
+from genaffect_jax.avatars import render, sample_identity
 from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
 from genaffect_jax.expressions.grammar import Expression, parse_expressions
 from genaffect_jax.io.image_grid import contact_sheet, write_png
@@ -73,16 +73,16 @@ class Figures:
     """What was measured of one setting, over all people."""
 
     identity_cosine: float
-    """Mean cosine of a picture to the reference."""
+    """Mean cosine of an image to the reference."""
     set_cosine: float
-    """Mean cosine of two pictures of one set, to the identity evaluator."""
+    """Mean cosine of two images of one set, to the identity evaluator."""
     expression_error: float
     """Mean absolute difference of the read to the wanted vector."""
-    unrest: float
+    background_variation: float
     """How much a set varies where the true drawings of its expressions are all alike (background, clothes, hair):
     standard deviation of a pixel over the set, in levels of 255."""
     change: float
-    """Mean absolute difference to the first setting's pictures, in levels of 255."""
+    """Mean absolute difference to the first setting's images, in levels of 255."""
 
 
 def still_parts(truth: UInt8[np.ndarray, "E S S 3"]) -> Bool[np.ndarray, "S S"]:
@@ -90,15 +90,15 @@ def still_parts(truth: UInt8[np.ndarray, "E S S 3"]) -> Bool[np.ndarray, "S S"]:
     return np.ptp(truth.astype(np.int16), axis=0).max(-1) <= 1
 
 
-def unrest(images: UInt8[np.ndarray, "E S S 3"], truth: UInt8[np.ndarray, "E S S 3"]) -> float:
+def background_variation(images: UInt8[np.ndarray, "E S S 3"], truth: UInt8[np.ndarray, "E S S 3"]) -> float:
     """Standard deviation over the set of the pixels in `still_parts`, their mean, in levels of 255."""
     return float(images.astype(np.float32).std(0)[still_parts(truth)].mean())
 
 
 def true_images(seed: int, expressions: Sequence[Expression], side: int) -> UInt8[np.ndarray, "E S S 3"]:
-    """The set as the avatar generator draws it."""
+    """The set as the avatar denoiser draws it."""
     person = sample_identity(seed)
-    return np.stack([draw(person, e.vector, side) for e in expressions])
+    return np.stack([render(person, e.vector, side) for e in expressions])
 
 
 def measure(
@@ -122,7 +122,9 @@ def measure(
         identity_cosine=read.identity_cosine,
         set_cosine=mean_cosine(np.stack([encoders[0](one) for one in images])),
         expression_error=read.expression_error,
-        unrest=float(np.mean([unrest(one, true) for one, true in zip(images, truth, strict=True)])),
+        background_variation=float(
+            np.mean([background_variation(one, true) for one, true in zip(images, truth, strict=True)])
+        ),
         change=float(np.mean([np.abs(a.astype(np.float32) - b.astype(np.float32)).mean() for a, b in pairs])),
     )
 
@@ -146,12 +148,12 @@ def sheet(
     expressions: Sequence[Expression],
     rows: dict[str, UInt8[np.ndarray, "E S S 3"]],
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """One row of pictures for each entry, after the reference, which bears its name; columns are expressions."""
-    pictures, labels = [], []
+    """One row of images for each entry, after the reference, which bears its name; columns are expressions."""
+    tiles, labels = [], []
     for name, images in rows.items():
-        pictures += [reference, *images]
+        tiles += [reference, *images]
         labels += [name, *(e.name for e in expressions)]
-    return contact_sheet(pictures, labels, columns=1 + len(expressions))
+    return contact_sheet(tiles, labels, columns=1 + len(expressions))
 
 
 def main(
@@ -168,10 +170,10 @@ def main(
     """Draws and measures.
 
     Args:
-        model: working folder of a training.
+        model: run folder of a training.
         out: folder for the results.
         people: numbers of procedural avatars that the model was not trained on, at least two; the first is shown.
-        expressions: pictures of each set.
+        expressions: images of each set.
         steps: Euler steps, at least 2.
         seed: seed of noise and shared tokens.
         only: names of settings; left out, all. The first is what the others are held to.

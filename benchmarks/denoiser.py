@@ -1,8 +1,8 @@
 """Time of one denoiser forward at full size with random weights: `python benchmarks/denoiser.py --help`.
 
-SD3.5-medium, bfloat16, 8 expressions with guidance (a batch of 16 pictures), 333 text tokens: 77 of CLIP and 256 of T5.
+SD3.5-medium, bfloat16, 8 expressions with guidance (a batch of 16 images), 333 text tokens: 77 of CLIP and 256 of T5.
 The weights are random numbers, not the zeros of a new model: products of zeros run faster than those of real numbers.
-`--branch_tokens 16 --consistency 0.5` adds both decoupled branches and lets the pictures of each guidance branch share
+`--branch_tokens 16 --consistency 0.5` adds both decoupled branches and lets the images of each guidance branch share
 half of their image tokens.
 """
 
@@ -101,13 +101,13 @@ def main(
 
     Args:
         model: sd3_medium, sd35_medium or sd35_large.
-        sizes: sides of the pictures, in pixels.
-        batch: pictures in one forward, an even number: two guidance branches.
-        text_tokens: text tokens of each picture.
+        sizes: sides of the images, in pixels.
+        batch: images in one forward, an even number: two guidance branches.
+        text_tokens: text tokens of each image.
         repeats: timed forwards, after three that are not counted.
         layers: run only this many blocks, for a first try on a small machine; 0 runs all.
         branch_tokens: identity tokens, and as many expression tokens; 0: a model without decoupled branches.
-        consistency: share of its image tokens that every picture shows the others of its guidance branch.
+        consistency: share of its image tokens that every image shows the others of its guidance branch.
         max_free: use the kernel for scores of known bound where there is one, as the sampler does.
         scan: equal blocks as a loop, or unrolled.
     """

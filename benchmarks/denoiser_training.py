@@ -33,7 +33,7 @@ from genaffect_jax.models.functional import Functional
 from genaffect_jax.models.mmdit.model import MMDiT
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import parameter_shardings
-from genaffect_jax.training.optimizer import make_optimiser
+from genaffect_jax.training.optimizer import make_optimizer
 from genaffect_jax.training.profiler import STEPS as TRACED
 from genaffect_jax.training.profiler import StepProfile
 from genaffect_jax.training.state import create_state
@@ -70,9 +70,9 @@ def main(
 
     Args:
         model: sd3_medium, sd35_medium or sd35_large.
-        pixels: side of the pictures.
-        batch: pictures of one step over all devices.
-        text_tokens: text tokens of each picture.
+        pixels: side of the images.
+        batch: images of one step over all devices.
+        text_tokens: text tokens of each image.
         remat: what the backward pass computes again.
         scan: equal blocks as a loop, or unrolled.
         fsdp: devices that share the state; the others have copies.
@@ -85,11 +85,11 @@ def main(
         dual = tuple(i for i in config.dual_attention_layers if i < layers)
         config = dataclasses.replace(config, num_layers=layers, dual_attention_layers=dual)
     network = Functional(lambda rngs: MMDiT(config, branches=False, rngs=rngs, dtype=jnp.bfloat16))
-    mesh, optimiser = make_mesh(MeshConfig(fsdp=fsdp)), make_optimiser(TrainConfig(learning_rate=1e-5, steps=1000))
+    mesh, optimizer = make_mesh(MeshConfig(fsdp=fsdp)), make_optimizer(TrainConfig(learning_rate=1e-5, steps=1000))
     shardings = parameter_shardings(network.logical_axes, network.shapes, mesh)
     given = {n: jax.device_put(x.astype(jnp.float32), shardings[n]) for n, x in random_parameters(network).items()}
-    state = create_state(network, optimiser, mesh, 0, given)
-    step = make_train_step(network, loss, optimiser, ema_decay=0.999, seed=0, mesh=mesh)
+    state = create_state(network, optimizer, mesh, 0, given)
+    step = make_train_step(network, loss, optimizer, ema_decay=0.999, seed=0, mesh=mesh)
     rng, side = np.random.default_rng(0), config.sample_size
     shapes = {
         "latents": (batch, 1, side, side, config.in_channels),

@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 from jaxtyping import UInt8
 
-from genaffect_jax.avatars import draw, sample_identity
+from genaffect_jax.avatars import render, sample_identity
 from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
 from genaffect_jax.expressions.grammar import Expression, parse_expressions
 from genaffect_jax.io.image_grid import contact_sheet, write_png
@@ -44,13 +44,13 @@ def grid(
 
 def grid_sheet(identities: Sequence[str], sets: Sequence[AvatarSet]) -> UInt8[np.ndarray, "H W 3"]:
     """Rows are identities, each after its reference; columns are expressions."""
-    pictures = [picture for s in sets for picture in (s.reference, *s.images)]
+    tiles = [image for s in sets for image in (s.reference, *s.images)]
     labels = [
         label
         for name, s in zip(identities, sets, strict=True)
         for label in (Path(name).stem, *(e.name for e in s.expressions))
     ]
-    return contact_sheet(pictures, labels, columns=1 + len(sets[0].images))
+    return contact_sheet(tiles, labels, columns=1 + len(sets[0].images))
 
 
 def sweep(
@@ -72,21 +72,21 @@ def sweep(
 
 def sweep_sheet(branch: str, sets: Sequence[AvatarSet]) -> UInt8[np.ndarray, "H W 3"]:
     """Rows are expressions, each after the reference; columns are scales."""
-    pictures, labels = [], []
+    tiles, labels = [], []
     for row, expression in enumerate(sets[0].expressions):
-        pictures += [sets[0].reference, *(s.images[row] for s in sets)]
+        tiles += [sets[0].reference, *(s.images[row] for s in sets)]
         labels += [expression.name, *(f"{branch.removesuffix('_scale')} x {scale:g}" for scale in SCALES)]
-    return contact_sheet(pictures, labels, columns=1 + len(SCALES))
+    return contact_sheet(tiles, labels, columns=1 + len(SCALES))
 
 
 def true_drawings(identities: Sequence[str], sets: Sequence[AvatarSet]) -> list[AvatarSet]:
-    """The sets as the avatar generator draws them: what the evaluators read in pictures without a mistake."""
+    """The sets as the avatar denoiser draws them: what the evaluators read in images without a mistake."""
     return [
         dataclasses.replace(
             s,
             images=np.stack(
                 [
-                    draw(sample_identity(int(name.removeprefix("seed:"))), e.vector, len(s.reference))
+                    render(sample_identity(int(name.removeprefix("seed:"))), e.vector, len(s.reference))
                     for e in s.expressions
                 ]
             ),
@@ -96,7 +96,7 @@ def true_drawings(identities: Sequence[str], sets: Sequence[AvatarSet]) -> list[
 
 
 def figures(encoders: Encoders, sets: Sequence[AvatarSet], people: Sequence[AvatarSet]) -> dict[str, Any]:
-    """`metrics.factors.FactorFigures` of all pictures of some sets; the references of `people` are the strangers."""
+    """`metrics.factors.FactorFigures` of all images of some sets; the references of `people` are the strangers."""
     return dataclasses.asdict(
         factor_figures(
             *encoders,
@@ -128,7 +128,7 @@ def make_sheets(
         **settings,
     }
     if encoders:
-        report["measured_by"] = "the avatar evaluators, which no generator is trained on"
+        report["measured_by"] = "the avatar evaluators, which no denoiser is trained on"
         report["grid"] = figures(encoders, sets, sets)
         if all(name.startswith("seed:") for name in identities):
             report["true_drawings"] = figures(encoders, true_drawings(identities, sets), sets)
@@ -161,9 +161,9 @@ def main(
     """Draws the sheets of a trained model.
 
     Args:
-        model: working folder of a training.
+        model: run folder of a training.
         out: folder for the sheets.
-        identities: pictures or `seed:N`, the rows of the grid; the first is the person of the sweep sheets.
+        identities: images or `seed:N`, the rows of the grid; the first is the person of the sweep sheets.
         expressions: columns of the grid.
         swept: expressions of the sweep sheets.
         steps: Euler steps.

@@ -1,7 +1,7 @@
-"""Pictures per second of the input pipeline, with 0, 1 and 2 worker processes.
+"""Images per second of the input pipeline, with 0, 1 and 2 worker processes.
 
     python benchmarks/loader.py                                   the procedural avatars
-    python benchmarks/loader.py --source folder --root DIR        a folder of pictures
+    python benchmarks/loader.py --source folder --root DIR        a folder of images
 
 Only loading is measured: nothing trains beside it. The start of the workers is timed separately.
 """
@@ -34,21 +34,21 @@ def main(
 
     Args:
         source: Kind of source.
-        root: Folder of pictures (source folder).
-        image_size: Side of the pictures, in pixels.
-        batch_size: Sets per batch, of four pictures each.
+        root: Folder of images (source folder).
+        image_size: Side of the images, in pixels.
+        batch_size: Sets per batch, of four images each.
         seconds: How long each number of workers is measured.
         workers: Numbers of worker processes.
     """
     config = DataConfig(source=source, root=root, image_size=image_size, identities=64)
-    table = Table("workers", "first batch, s", "pictures / s", "batches / s")
+    table = Table("workers", "first batch, s", "images / s", "batches / s")
     with tempfile.TemporaryDirectory() as workdir:
-        pictures = open_source(config, Path(workdir))
-        people = sorted({p.identity for p in pictures.pictures})
+        images = open_source(config, Path(workdir))
+        people = sorted({p.identity for p in images.images})
         per_batch = batch_size * (1 + config.expressions_per_set)
         for count in workers:
             stream = make_loader(
-                pictures,
+                images,
                 people,
                 batch_size=batch_size,
                 expressions_per_set=config.expressions_per_set,
@@ -70,7 +70,7 @@ def main(
                 str(count), f"{first:.1f}", f"{per_batch * batches / elapsed:.0f}", f"{batches / elapsed:.2f}"
             )
     console = Console()
-    console.print(pictures.describe(), markup=False)
+    console.print(images.describe(), markup=False)
     console.print(table)
 
 

@@ -1,11 +1,11 @@
 """Time of one whole set with diffusers and `torch.compile`: `python benchmarks/peer_set.py --help`.
 
 What `benchmarks/sets.py --sizes 8 --references 1` draws, made of diffusers' SD3.5-medium transformer and AutoencoderKL
-with random bfloat16 weights, both compiled: one reference picture is encoded, 8 pictures are denoised in 28 Euler steps
+with random bfloat16 weights, both compiled: one reference image is encoded, 8 images are denoised in 28 Euler steps
 with guidance (a batch of 16), decoded, and fetched to the host as bytes. Gen-AFFECT's attention goes in where diffusers
 takes attention processors: the two decoupled branches project their 16 tokens in every block of every step, and
-consistent attention is that of StoryDiffusion (arXiv 2405.01434), whose pictures each get a copy of the tokens that all
-pictures of their guidance branch show, their own among them. The tokens shown are drawn anew in every step and layer.
+consistent attention is that of StoryDiffusion (arXiv 2405.01434), whose images each get a copy of the tokens that all
+images of their guidance branch show, their own among them. The tokens shown are drawn anew in every step and layer.
 
 It does less than `sets.py` in one place: identity and expression tokens are given instead of made from the reference's
 latents and an expression vector (a few milliseconds). One JSON line; `--layers 2 --heads 2` is for a try on a CPU.
@@ -47,14 +47,14 @@ class SharedAttention(torch.nn.Module):
 
     Args:
         width: of the transformer.
-        pictures: N, pictures of one guidance branch.
-        shown: [S], image tokens that every picture shows; changed in place between steps.
+        images: N, images of one guidance branch.
+        shown: [S], image tokens that every image shows; changed in place between steps.
         tokens: identity and expression tokens, each [branches * N, 16, width].
     """
 
-    def __init__(self, width: int, pictures: int, shown: torch.Tensor, tokens: list[torch.Tensor]) -> None:
+    def __init__(self, width: int, images: int, shown: torch.Tensor, tokens: list[torch.Tensor]) -> None:
         super().__init__()
-        self.pictures, self.shown, self.tokens = pictures, shown, tokens
+        self.examples, self.shown, self.tokens = images, shown, tokens
         self.keys = torch.nn.ModuleList(torch.nn.Linear(width, width, bias=False) for _ in tokens)
         self.values = torch.nn.ModuleList(torch.nn.Linear(width, width, bias=False) for _ in tokens)
 
@@ -87,10 +87,10 @@ class SharedAttention(torch.nn.Module):
         return attn.to_out[0](image), text if attn.context_pre_only else attn.to_add_out(text)
 
     def of_all(self, x: torch.Tensor) -> torch.Tensor:
-        """The shown tokens of all pictures of a guidance branch, copied for each of them: [B, heads, N * S, HEAD]."""
-        apart = x[:, :, self.shown].unflatten(0, (-1, self.pictures))
+        """The shown tokens of all images of a guidance branch, copied for each of them: [B, heads, N * S, HEAD]."""
+        apart = x[:, :, self.shown].unflatten(0, (-1, self.examples))
         pool = apart.transpose(1, 2).flatten(2, 3)
-        return pool[:, None].expand(-1, self.pictures, -1, -1, -1).flatten(0, 1)
+        return pool[:, None].expand(-1, self.examples, -1, -1, -1).flatten(0, 1)
 
 
 def heads(x: torch.Tensor) -> torch.Tensor:
@@ -112,7 +112,7 @@ def sigmas(steps: int) -> list[float]:
 def main(
     pixels: int = 512,
     steps: int = 28,
-    pictures: int = 8,
+    images: int = 8,
     consistency: float = 0.5,
     repeats: int = 3,
     compile_mode: str = "default",
@@ -123,10 +123,10 @@ def main(
     """Times sets.
 
     Args:
-        pixels: side of the pictures.
+        pixels: side of the images.
         steps: Euler steps.
-        pictures: expressions in the set.
-        consistency: share of its image tokens that every picture shows the others.
+        images: expressions in the set.
+        consistency: share of its image tokens that every image shows the others.
         repeats: timed sets, after two that are not counted.
         compile_mode: mode of `torch.compile`, or `eager`: nothing is compiled.
         layers: blocks of the transformer.
@@ -140,7 +140,7 @@ def main(
     def normal(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.randn(*shape, device=device, dtype=dtype)
 
-    side, width, batch = pixels // 8, attention_heads * HEAD, 2 * pictures
+    side, width, batch = pixels // 8, attention_heads * HEAD, 2 * images
     length = (side // 2) ** 2
     shown = torch.zeros(layers, round(consistency * length), dtype=torch.long, device=device)
     tokens = [normal(batch, BRANCH_TOKENS, width) for _ in range(2)]
@@ -161,7 +161,7 @@ def main(
             qk_norm="rms_norm",
         )
         for layer, block in enumerate(transformer.transformer_blocks):
-            block.attn.set_processor(SharedAttention(width, pictures, shown[layer], tokens))
+            block.attn.set_processor(SharedAttention(width, images, shown[layer], tokens))
         vae = AutoencoderKL(
             block_out_channels=autoencoder_channels,
             **AUTOENCODER,
@@ -183,12 +183,12 @@ def main(
         return time.perf_counter()
 
     def draw() -> tuple[tuple[float, float, float], torch.Tensor]:
-        """Seconds of encoding, denoising and decoding, and the pictures on the host."""
+        """Seconds of encoding, denoising and decoding, and the images on the host."""
         start = now()
         faces = reference.to(device).to(torch.bfloat16) / 127.5 - 1
         encoder(faces.to(memory_format=torch.channels_last)).chunk(2, dim=1)
         encoded = now()
-        latents = normal(pictures, 16, side, side, dtype=torch.float32)
+        latents = normal(images, 16, side, side, dtype=torch.float32)
         for level, following in pairwise(levels):
             shown.copy_(torch.rand(layers, length, device=device).argsort(dim=1)[:, : shown.shape[1]])
             velocity = denoiser(
@@ -203,12 +203,12 @@ def main(
         denoised = now()
         scaled = (latents / AUTOENCODER["scaling_factor"] + AUTOENCODER["shift_factor"]).to(torch.bfloat16)
         drawn = decoder(scaled.to(memory_format=torch.channels_last)).float()
-        # A number that is not finite would become some byte, so every picture says by a flag that it has none.
+        # A number that is not finite would become some byte, so every image says by a flag that it has none.
         finite = torch.isfinite(drawn).all()
         bytes_ = ((drawn.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
         end = now()
         if not bool(finite):
-            raise SystemExit("the pictures are not finite")
+            raise SystemExit("the images are not finite")
         return (encoded - start, denoised - encoded, end - denoised), bytes_
 
     def timed(call: Callable[[], Any]) -> float:
@@ -228,7 +228,7 @@ def main(
         "compile_mode": compile_mode,
         "layers": layers,
         "width": width,
-        "pictures": pictures,
+        "images": images,
         "steps": steps,
         "pixels": pixels,
         "consistency": consistency,

@@ -1,9 +1,9 @@
-"""Time and device memory of whole sets, by the number of pictures in them: `python benchmarks/sets.py --help`.
+"""Time and device memory of whole sets, by the number of images in them: `python benchmarks/sets.py --help`.
 
 SD3.5-medium and SD3's autoencoder with random bfloat16 weights go through the code that `Pipeline` uses: references
 are encoded, conditions made, the set is denoised with joint guidance (two branches), decoded, and fetched to the host.
-Every picture has 333 text tokens of its own (random embeddings), 16 identity and 16 expression tokens, and sees half of
-the image tokens of 8 anchors. A set without others to look at (one picture) shares nothing.
+Every image has 333 text tokens of its own (random embeddings), 16 identity and 16 expression tokens, and sees half of
+the image tokens of 8 anchors. A set without others to look at (one image) shares nothing.
 
 Every size is one JSON line. `seconds` is the median of whole sets after one that is not counted, if that one had
 something to compile. Memory is given three times, as none of the figures says all:
@@ -36,8 +36,8 @@ from jax.sharding import Mesh
 
 from genaffect_jax.config import AutoencoderConfig, ConditioningConfig, MMDiTConfig, ModelConfig, SamplingConfig
 from genaffect_jax.diffusion.schedule import padded_sigmas
-from genaffect_jax.inference.chunking import Pictures, SetDrawer
-from genaffect_jax.inference.program import PICTURES, Controls, Kind, make_program
+from genaffect_jax.inference.chunking import SampleRequest, SetSampler
+from genaffect_jax.inference.program import IMAGES, SamplerParams, SamplerSpec, make_program
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.mmdit.score_bound import LARGEST_SCORE, score_bound
 from genaffect_jax.models.prompts import Prompts
@@ -64,8 +64,8 @@ class Programs(dict[Any, jax.stages.Compiled]):
 
 
 def model_config(pixels: int, layers: int, heads: int, channels: tuple[int, ...]) -> ModelConfig:
-    """SD3.5-medium for pictures of one size, with a resampler for identity tokens; 0 and () leave the sizes alone."""
-    network, pictures = MMDiTConfig.sd35_medium(), AutoencoderConfig.sd3()
+    """SD3.5-medium for images of one size, with a resampler for identity tokens; 0 and () leave the sizes alone."""
+    network, images = MMDiTConfig.sd35_medium(), AutoencoderConfig.sd3()
     if layers:
         dual = tuple(i for i in network.dual_attention_layers if i < layers)
         network = dataclasses.replace(network, num_layers=layers, dual_attention_layers=dual)
@@ -73,39 +73,41 @@ def model_config(pixels: int, layers: int, heads: int, channels: tuple[int, ...]
         width = heads * network.attention_head_dim
         network = dataclasses.replace(network, num_attention_heads=heads, caption_projection_dim=width)
     if channels:
-        pictures = AutoencoderConfig(block_out_channels=channels, norm_num_groups=min(32, *channels))
+        images = AutoencoderConfig(block_out_channels=channels, norm_num_groups=min(32, *channels))
     return ModelConfig(
-        mmdit=dataclasses.replace(network, sample_size=pixels // pictures.downsample),
-        autoencoder=pictures,
+        mmdit=dataclasses.replace(network, sample_size=pixels // images.downsample),
+        autoencoder=images,
         conditioning=ConditioningConfig(expression_tokens=BRANCH_TOKENS, identity_tokens=BRANCH_TOKENS),
     )
 
 
-def make_drawer(config: ModelConfig, prompts: int, max_free: bool) -> tuple[SetDrawer, bool]:
+def make_drawer(config: ModelConfig, prompts: int, max_free: bool) -> tuple[SetSampler, bool]:
     """A drawer with random weights and random text embeddings on one device, and whether scores have a known bound."""
     weights = random_parameters(build_networks(config)[0])
     max_free = max_free and score_bound(weights) <= LARGEST_SCORE
-    generator, pictures = build_networks(config, "bfloat16", max_free)
-    mesh = Mesh(np.array(jax.local_devices()[:1]), (PICTURES,))
+    denoiser, images = build_networks(config, "bfloat16", max_free)
+    mesh = Mesh(np.array(jax.local_devices()[:1]), (IMAGES,))
     keys = jax.random.split(jax.random.key(1))
     table = Prompts(
         jax.random.normal(keys[0], (prompts, TEXT_TOKENS, config.mmdit.joint_attention_dim), jnp.bfloat16),
         jax.random.normal(keys[1], (prompts, config.mmdit.pooled_projection_dim), jnp.bfloat16),
         jnp.zeros((), jnp.int32),
     )
-    weights, frozen = jax.device_put(
-        (weights, {"autoencoder": random_parameters(pictures), "prompts": table}), replicated(mesh)
+    weights, frozen_components = jax.device_put(
+        (weights, {"autoencoder": random_parameters(images), "prompts": table}), replicated(mesh)
     )
-    drawer = SetDrawer(config, make_program(config, generator, pictures, mesh=mesh), weights, frozen, "bfloat16", 1)
+    drawer = SetSampler(
+        config, make_program(config, denoiser, images, mesh=mesh), weights, frozen_components, "bfloat16", 1
+    )
     drawer.compiled = Programs()
     return drawer, max_free
 
 
-def draw(drawer: SetDrawer, config: ModelConfig, size: int, references: np.ndarray, settings: SamplingConfig) -> Any:
-    """One set, cut into anchors and others as `Pipeline` does it; pictures [size, S, S, 3]."""
+def draw(drawer: SetSampler, config: ModelConfig, size: int, references: np.ndarray, settings: SamplingConfig) -> Any:
+    """One set, cut into anchors and others as `Pipeline` does it; images [size, S, S, 3]."""
     network = config.mmdit
     numbers = np.random.default_rng(0)
-    pictures = Pictures(
+    images = SampleRequest(
         numbers.random((size, config.conditioning.expression_width), np.float32),
         np.arange(size, dtype=np.int32),
         np.arange(1, size + 1, dtype=np.int32),
@@ -113,14 +115,18 @@ def draw(drawer: SetDrawer, config: ModelConfig, size: int, references: np.ndarr
     length = (network.sample_size // network.patch_size) ** 2
     shared = round(settings.consistency * length) if size > 1 else 0
     anchors = min(size, settings.anchors or 0) if shared else 0
-    controls = Controls.plain(network.num_layers, padded_sigmas(settings.steps, SHIFT), settings.steps)
+    params = SamplerParams.plain(network.num_layers, padded_sigmas(settings.steps, SHIFT), settings.steps)
     return drawer.draw(
         references,
         np.ones(len(references), bool),
-        pictures.take(np.arange(anchors, dtype=np.int32)),
-        pictures.take(np.arange(anchors, size, dtype=np.int32)),
-        Kind(mode=settings.mode, shared=shared, reuses=settings.reuse > 1),
-        dataclasses.replace(controls, guidance_expression=jnp.float32(GUIDANCE), reuse=jnp.int32(settings.reuse)),
+        images.take(np.arange(anchors, dtype=np.int32)),
+        images.take(np.arange(anchors, size, dtype=np.int32)),
+        SamplerSpec(mode=settings.mode, shared=shared, uses_block_cache=settings.block_cache_interval > 1),
+        dataclasses.replace(
+            params,
+            guidance_expression=jnp.float32(GUIDANCE),
+            block_cache_interval=jnp.int32(settings.block_cache_interval),
+        ),
         settings,
         draw_anchors=anchors > 0,
     )
@@ -133,12 +139,12 @@ def memory(entry: str) -> float | None:
 
 
 def measure(
-    drawer: SetDrawer, config: ModelConfig, size: int, references: np.ndarray, settings: SamplingConfig, repeats: int
+    drawer: SetSampler, config: ModelConfig, size: int, references: np.ndarray, settings: SamplingConfig, repeats: int
 ) -> dict[str, Any]:
     """The row of one set size.
 
     Raises:
-        SystemExit: a picture is of one colour, as it is when its numbers are not finite.
+        SystemExit: an image is of one colour, as it is when its numbers are not finite.
     """
     programs = drawer.compiled
     assert isinstance(programs, Programs)
@@ -149,19 +155,19 @@ def measure(
         start = time.perf_counter()
         drawn = draw(drawer, config, size, references, settings)
         times.append(time.perf_counter() - start)
-    flat = [i for i, picture in enumerate(drawn) if picture.min() == picture.max()]
+    flat = [i for i, image in enumerate(drawn) if image.min() == image.max()]
     if flat or len(drawn) != size:
-        raise SystemExit(f"{size} pictures asked for, {len(drawn)} drawn, of one colour: {flat}")
+        raise SystemExit(f"{size} images asked for, {len(drawn)} drawn, of one colour: {flat}")
     compiled = len(programs) - before
     seconds = median(times[1:] if compiled else times)
     return {
-        "pictures": size,
+        "images": size,
         "steps": settings.steps,
         "pixels": config.image_size,
-        "bank": settings.bank,
-        "bank_kept": any(kind.pool == "given" for kind, *_ in programs.used),
+        "bank": settings.kv_cache,
+        "bank_kept": any(spec.pool == "given" for spec, *_ in programs.used),
         "seconds": round(seconds, 3),
-        "seconds_a_picture": round(seconds / size, 3),
+        "seconds_a_image": round(seconds / size, 3),
         "compiled": compiled,
         "compile_seconds": round(times[0] - seconds, 1) if compiled else 0.0,
         "program_gib": round(max(program_bytes(programs[key]) for key in set(programs.used)) / 2**30, 2),
@@ -172,21 +178,21 @@ def measure(
 
 
 def plot(results: Path, file: Path) -> None:
-    """Draws time and memory of every run in a results file against the number of pictures, both axes logarithmic."""
+    """Draws time and memory of every run in a results file against the number of images, both axes logarithmic."""
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
     runs: dict[tuple[int, int, str], dict[int, dict[str, Any]]] = {}
     for row in map(json.loads, results.read_text().splitlines()):
-        if "pictures" in row:  # a size that was measured again replaces what was measured before
-            runs.setdefault((row["pixels"], row["steps"], row["bank"]), {})[row["pictures"]] = row
+        if "images" in row:  # a size that was measured again replaces what was measured before
+            runs.setdefault((row["pixels"], row["steps"], row["bank"]), {})[row["images"]] = row
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     time_axes, memory_axes = figure.subplots(1, 2)
     ends: dict[Axes, list[tuple[float, float, str, str]]] = {time_axes: [], memory_axes: []}
-    for i, ((pixels, steps, bank), run) in enumerate(sorted(runs.items())):
+    for i, ((pixels, steps, kv_cache), run) in enumerate(sorted(runs.items())):
         sizes, colour = sorted(run), f"C{i}"
-        name = f"{pixels} px, {steps} steps" + (f", bank {bank}" if bank != "auto" else "")
+        name = f"{pixels} px, {steps} steps" + (f", bank {kv_cache}" if kv_cache != "auto" else "")
         for axes, field, style, label in (
             (time_axes, "seconds", "-", name),
             (memory_axes, "peak_gib", "-", "device, highest so far" + (f": {name}" if len(runs) > 1 else "")),
@@ -202,7 +208,7 @@ def plot(results: Path, file: Path) -> None:
     time_axes.plot([ticks[0], most], [slope * ticks[0], slope * most], color="0.75", linewidth=1, zorder=0)
     place = (ticks[0] * most**3) ** 0.25
     time_axes.annotate(
-        "in proportion to the pictures",
+        "in proportion to the images",
         (place, slope * place),
         (-8, 4),
         textcoords="offset points",
@@ -211,7 +217,7 @@ def plot(results: Path, file: Path) -> None:
         ha="right",
     )
     for axes, unit in ((time_axes, "time of the set, s"), (memory_axes, "device memory, GiB")):
-        axes.set(xscale="log", yscale="log", xlabel="pictures in the set", ylabel=unit)
+        axes.set(xscale="log", yscale="log", xlabel="images in the set", ylabel=unit)
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_locator(NullLocator())
@@ -251,12 +257,12 @@ def main(
     sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 135),
     steps: tuple[int, ...] = (28,),
     pixels: int = 512,
-    bank: Literal["auto", "always", "never"] = "auto",
+    kv_cache: Literal["auto", "always", "never"] = "auto",
     consistency: float = 0.5,
     anchors: int = 8,
     chunk: int = 8,
     references: int = 4,
-    reuse: int = 1,
+    block_cache_interval: int = 1,
     repeats: int = 2,
     max_free: bool = True,
     results: Path | None = None,
@@ -268,14 +274,14 @@ def main(
     """Measures sets, or plots what was measured.
 
     Args:
-        sizes: pictures in the sets.
+        sizes: images in the sets.
         steps: denoising steps; several numbers are measured for every size, and compile once if there is no bank.
-        pixels: side of the pictures.
-        bank: whether the anchors' keys and values are kept (see `SamplingConfig.bank`).
+        pixels: side of the images.
+        bank: whether the anchors' keys and values are kept (see `SamplingConfig.kv_cache`).
         consistency: share of its image tokens that every anchor shows the others.
-        anchors: pictures, the first of the set, that all others look at.
-        chunk: pictures drawn at once beside the anchors.
-        references: pictures of the person that the program encodes; `Pipeline` always gives it 4, some of them padding.
+        anchors: images, the first of the set, that all others look at.
+        chunk: images drawn at once beside the anchors.
+        references: images of the person that the program encodes; `Pipeline` always gives it 4, some of them padding.
         reuse: evaluations that share one computation of the middle blocks.
         repeats: sets that are timed.
         max_free: let attention use that its scores have a bound, as `Pipeline` does, if these weights give one.
@@ -303,12 +309,12 @@ def main(
         {
             "device": jax.devices()[0].device_kind,
             "jax": jax.__version__,
-            "bank": bank,
+            "bank": kv_cache,
             "consistency": consistency,
             "anchors": anchors,
             "chunk": chunk,
             "references": references,
-            "reuse": reuse,
+            "reuse": block_cache_interval,
             "max_free": max_free,
             "layers": config.mmdit.num_layers,
             "width": config.mmdit.width,
@@ -325,8 +331,8 @@ def main(
                 consistency=consistency,
                 anchors=anchors,
                 chunk=chunk,
-                bank=bank,
-                reuse=reuse,
+                kv_cache=kv_cache,
+                block_cache_interval=block_cache_interval,
             )
             say(measure(drawer, config, size, people, settings, repeats))
 

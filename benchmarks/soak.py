@@ -3,7 +3,7 @@
     python benchmarks/soak.py                    20 stops by SIGTERM and SIGINT
     python benchmarks/soak.py --kill             20 stops by SIGKILL, which no process can answer
 
-Parameters, averages, optimiser, input position and logged losses must be equal to the bit. Ends with status 0 if they
+Parameters, averages, optimizer, input position and logged losses must be equal to the bit. Ends with status 0 if they
 are, else 1. The trainings are real commands with a worker process each; the model is tiny, so that most of the time is
 their starting.
 """
@@ -30,8 +30,8 @@ from genaffect_jax.checkpoints.run_dir import COMPLETE, INTERRUPTED
 from genaffect_jax.config import (
     AutoencoderConfig,
     ConditioningConfig,
-    Config,
     DataConfig,
+    DenoiserRun,
     MeshConfig,
     MMDiTConfig,
     ModelConfig,
@@ -41,7 +41,7 @@ from genaffect_jax.config import (
 from genaffect_jax.io.weight_file import save_weights
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.optimizer import make_optimiser
+from genaffect_jax.training.optimizer import make_optimizer
 from genaffect_jax.training.state import TrainState, abstract_state
 
 STEPS_A_STOP = 40
@@ -76,7 +76,7 @@ def main(stops: int = 20, kill: bool = False, seed: int = 0, keep: Path | None =
     return 1 if wrong else 0
 
 
-def tiny_config(folder: Path, steps: int) -> Config:
+def tiny_config(folder: Path, steps: int) -> DenoiserRun:
     """A 32-px model of two narrow blocks; its autoencoder is random, in a file of the folder."""
     autoencoder = AutoencoderConfig(latent_channels=4, block_out_channels=(8, 8, 16), norm_num_groups=4)
     model = ModelConfig(
@@ -100,10 +100,10 @@ def tiny_config(folder: Path, steps: int) -> Config:
     )
     _, network = build_networks(model)
     save_weights(network.init(jax.random.key(1)), folder / "autoencoder.safetensors", "float32", autoencoder)
-    return Config(
+    return DenoiserRun(
         data=DataConfig(image_size=32, identities=8, expressions_per_identity=4, expressions_per_set=2, workers=1),
         model=model,
-        train=TrainConfig(steps=steps, batch_size=8, log_every=1, gap_every=0, checkpoint_every=10),
+        train=TrainConfig(steps=steps, batch_size=8, log_every=1, probe_every=0, checkpoint_every=10),
     )
 
 
@@ -152,11 +152,11 @@ def stop_and_continue(folder: Path, stops: int, kill: bool, chance: random.Rando
     return wrong if status == COMPLETE else [*wrong, f"last: status {status}: {said[-500:]}"]
 
 
-def differences(config: Config, whole: Path, stopped: Path, starts: int) -> list[str]:
+def differences(config: DenoiserRun, whole: Path, stopped: Path, starts: int) -> list[str]:
     """What differs between two finished trainings."""
     (expected, position), (found, other) = (restore(config, workdir) for workdir in (whole, stopped))
     wrong = [] if position == other else [f"position {other}, expected {position}"]
-    for field in ("step", "parameters", "ema", "optimiser"):
+    for field in ("step", "parameters", "ema", "optimizer"):
         pairs = zip(jax.tree.leaves(getattr(expected, field)), jax.tree.leaves(getattr(found, field)), strict=True)
         if not all(np.array_equal(a, b) for a, b in pairs):
             wrong.append(f"{field} differs")
@@ -171,9 +171,9 @@ def differences(config: Config, whole: Path, stopped: Path, starts: int) -> list
     return wrong
 
 
-def restore(config: Config, workdir: Path) -> tuple[TrainState, object]:
+def restore(config: DenoiserRun, workdir: Path) -> tuple[TrainState, object]:
     network, _ = build_networks(config.model)
-    abstract = abstract_state(network, make_optimiser(config.train), make_mesh(MeshConfig()))
+    abstract = abstract_state(network, make_optimizer(config.train), make_mesh(MeshConfig()))
     return Checkpoints(workdir).restore(abstract)
 
 

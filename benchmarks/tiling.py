@@ -21,10 +21,10 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Benchmark:
-    """SD3's autoencoder, one picture."""
+    """SD3's autoencoder, one image."""
 
     sizes: tuple[int, ...] = (512, 1024, 2048)
-    """Sides of the pictures, in pixels."""
+    """Sides of the images, in pixels."""
     tile: int = TILE
     """Side of a tile, in latent pixels."""
     overlap: int = OVERLAP

@@ -1,7 +1,7 @@
-"""Passes over tokens that also sum over them, one kernel against XLA: `python benchmarks/token_pass.py --help`.
+"""Passes over tokens that also sum over them, one kernel against XLA: `python benchmarks/token_reduce.py --help`.
 
 The gradients that use `kernels.token_reduce`, at the shapes of one training step of SD3.5-medium at 512 px with 16
-pictures. For each, milliseconds and GB/s (tokens read and written once) of the kernel and of the same function on whole
+images. For each, milliseconds and GB/s (tokens read and written once) of the kernel and of the same function on whole
 arrays as XLA compiles it, and the largest relative error of the kernel's results against the latter, which computes in
 float32 as well (tokens are rounded to bfloat16 at the end in both). Needs a Hopper GPU. One JSON line for each.
 """
@@ -20,13 +20,13 @@ import tyro
 
 from genaffect_jax.kernels.fused_bias import gated_gradient, heads_gradient
 from genaffect_jax.kernels.fused_mlp import gelu_gradient
-from genaffect_jax.kernels.hopper_token_reduce import pass_over_tiles
+from genaffect_jax.kernels.hopper_token_reduce import hopper_token_reduce
 from genaffect_jax.kernels.norms import norm_gradient
-from genaffect_jax.kernels.token_reduce_reference import TokenFunction, pass_over_arrays
+from genaffect_jax.kernels.token_reduce_reference import TokenFunction, token_reduce_reference
 from genaffect_jax.parallel.xla import is_hopper
 
 WIDTH, HEAD = 1536, 64
-# name: function; pictures and tokens; features; tokens, vectors, numbers read; tokens written; sums; group.
+# name: function; images and tokens; features; tokens, vectors, numbers read; tokens written; sums; group.
 CASES: dict[str, tuple[TokenFunction, tuple[int, int], int, tuple[int, int, int], int, int, int | None]] = {
     "gelu, image": (gelu_gradient, (1, 16384), 4 * WIDTH, (2, 0, 0), 2, 1, None),
     "gelu, text": (gelu_gradient, (1, 5328), 4 * WIDTH, (2, 0, 0), 2, 1, None),
@@ -55,24 +55,24 @@ def main(calls: int = 20) -> None:
     """Times all cases, each with `calls` calls in a row."""
     if not is_hopper():
         raise SystemExit(f"the kernel needs a Hopper GPU; JAX runs on {jax.devices()[0].device_kind}")
-    for name, (function, (pictures, length), width, (tokens, vectors, numbers), outputs, sums, group) in CASES.items():
+    for name, (function, (images, length), width, (tokens, vectors, numbers), outputs, sums, group) in CASES.items():
 
         def normal(seed: int, *shape: int, dtype: Any = jnp.float32) -> jax.Array:
             return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
 
         arguments = (
-            [normal(i, pictures, length, width, dtype=jnp.bfloat16) for i in range(tokens)],
-            [normal(10 + i, pictures, width) for i in range(vectors)],
-            [normal(20 + i, pictures, length) for i in range(numbers)],
+            [normal(i, images, length, width, dtype=jnp.bfloat16) for i in range(tokens)],
+            [normal(10 + i, images, width) for i in range(vectors)],
+            [normal(20 + i, images, length) for i in range(numbers)],
         )
-        kernel = jax.jit(lambda *a, f=function, o=outputs, s=sums: pass_over_tiles(f, *a, o, s))
-        whole = jax.jit(lambda *a, f=function, g=group: pass_over_arrays(f, *a, g))
+        kernel = jax.jit(lambda *a, f=function, o=outputs, s=sums: hopper_token_reduce(f, *a, o, s))
+        whole = jax.jit(lambda *a, f=function, g=group: token_reduce_reference(f, *a, g))
         errors = jax.tree.map(
             lambda a, b: float(jnp.linalg.norm((a - b).astype(jnp.float32)) / jnp.linalg.norm(b.astype(jnp.float32))),
             kernel(*arguments),
             whole(*arguments),
         )
-        size = (tokens + outputs) * pictures * length * width * 2
+        size = (tokens + outputs) * images * length * width * 2
         times = {"kernel": milliseconds(kernel, arguments, calls), "xla": milliseconds(whole, arguments, calls)}
         row = {
             "device": jax.devices()[0].device_kind,

@@ -5,7 +5,7 @@
 Draws the avatars once and starts one `genaffect_jax.train` per preset; they share one GPU. When the time is
 nearly over, it stops them (they write checkpoints) and starts each once more to write weights and report. Further
 options go to every training, such as `--data.identities 400`. The four weight files and reports are gathered in
-`--out`. Running it again trains on from where the working folder stands.
+`--out`. Running it again trains on from where the run folder stands.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="working folder")
+    parser.add_argument("--workdir", type=Path, required=True, help="run folder")
     parser.add_argument("--out", type=Path, help="folder for weights and reports; WORKDIR/encoders if left out")
     parser.add_argument("--seconds", type=float, default=480.0, help="time for everything, from start to reports")
     parser.add_argument("--configs", type=Path, default=Path("configs"), help="folder of the four presets")

@@ -1,6 +1,6 @@
-"""Time of one training step of a preset's generator on random latents: `python benchmarks/train_step.py --help`.
+"""Time of one training step of a preset's denoiser on random latents: `python benchmarks/train_step.py --help`.
 
-Only the step is measured: no pictures are loaded. Compilation is timed by itself.
+Only the step is measured: no images are loaded. Compilation is timed by itself.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 import tyro
 
 from genaffect_jax.cli import load_preset
-from genaffect_jax.config import Config
+from genaffect_jax.config import DenoiserRun
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.denoiser.loss import make_generator_loss
-from genaffect_jax.training.optimizer import make_optimiser
+from genaffect_jax.training.denoiser.loss import make_denoiser_loss
+from genaffect_jax.training.optimizer import make_optimizer
 from genaffect_jax.training.state import create_state
 from genaffect_jax.training.step import device_batch, make_train_step
 
@@ -27,16 +27,16 @@ def main(config: Path = Path("configs/avatar_tiny.py"), steps: int = 20) -> None
     """Times the training step.
 
     Args:
-        config: preset of a generator.
+        config: preset of a denoiser.
         steps: timed steps, after the one that compiles.
     """
-    run = load_preset(config, Config)
-    generator, autoencoder = build_networks(run.model, run.train.compute_dtype)
-    mesh, optimiser = make_mesh(run.mesh), make_optimiser(run.train)
+    run = load_preset(config, DenoiserRun)
+    denoiser, autoencoder = build_networks(run.model, run.train.compute_dtype)
+    mesh, optimizer = make_mesh(run.mesh), make_optimizer(run.train)
     step = make_train_step(
-        generator,
-        make_generator_loss(run.flow, autoencoder),
-        optimiser,
+        denoiser,
+        make_denoiser_loss(run.flow, autoencoder),
+        optimizer,
         ema_decay=run.train.ema_decay,
         seed=0,
         mesh=mesh,
@@ -53,7 +53,7 @@ def main(config: Path = Path("configs/avatar_tiny.py"), steps: int = 20) -> None
         mesh,
     )
     start = time.perf_counter()
-    state = jax.block_until_ready(create_state(generator, optimiser, mesh, 0))
+    state = jax.block_until_ready(create_state(denoiser, optimizer, mesh, 0))
     created = time.perf_counter()
     state, _ = jax.block_until_ready(step(state, {}, batch))
     compiled = time.perf_counter()
@@ -63,11 +63,11 @@ def main(config: Path = Path("configs/avatar_tiny.py"), steps: int = 20) -> None
         state, _ = jax.block_until_ready(step(state, {}, batch))
         seconds.append(time.perf_counter() - begin)
     typical = median(seconds)
-    print(f"{config.stem} on {mesh.size} {jax.default_backend()} device(s): {generator.size / 1e6:.2f} M parameters")
+    print(f"{config.stem} on {mesh.size} {jax.default_backend()} device(s): {denoiser.size / 1e6:.2f} M parameters")
     print(f"state created in {created - start:.1f} s, first step (compilation) {compiled - created:.1f} s")
     print(
-        f"step of {groups} sets x {expressions} pictures: median {typical * 1e3:.0f} ms "
-        f"(from {min(seconds) * 1e3:.0f} to {max(seconds) * 1e3:.0f}), {groups * expressions / typical:.0f} pictures/s"
+        f"step of {groups} sets x {expressions} images: median {typical * 1e3:.0f} ms "
+        f"(from {min(seconds) * 1e3:.0f} to {max(seconds) * 1e3:.0f}), {groups * expressions / typical:.0f} images/s"
     )
 
 

@@ -13,13 +13,13 @@ import jax
 import tyro
 
 from genaffect_jax.cli import load_preset
-from genaffect_jax.config import Config, MeshConfig
+from genaffect_jax.config import DenoiserRun, MeshConfig
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.lora import LoraNetwork
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.optimizer import make_optimiser
+from genaffect_jax.training.optimizer import make_optimizer
 from genaffect_jax.training.state import abstract_state
-from genaffect_jax.training.trainable import select
+from genaffect_jax.training.trainable import freeze
 
 COLUMNS = ("trains", "base", "factors", "average", "moments", "gradients", "merging", "all")
 
@@ -28,37 +28,37 @@ def main(config: Path = Path("configs/sd35_medium.py"), rank: int = 16) -> None:
     """Prints a table in GB (1e9 bytes).
 
     Args:
-        config: preset of a generator.
+        config: preset of a denoiser.
         rank: rank of the low-rank additions.
     """
-    run = load_preset(config, Config)
+    run = load_preset(config, DenoiserRun)
     print(f"| {config.stem} | parameters that train | " + " | ".join(COLUMNS[1:]) + " |")
     print("|" + "---|" * (len(COLUMNS) + 1))
-    for name, trains, lora in (
+    for name, trainable, lora in (
         ("everything", "everything", 0),
         ("adapters", "adapters", 0),
         (f"adapters, LoRA {rank}", "adapters", rank),
     ):
         model = dataclasses.replace(run.model, lora=dataclasses.replace(run.model.lora, rank=lora))
-        row = count(dataclasses.replace(run, model=model, train=dataclasses.replace(run.train, trains=(trains,))))
+        row = count(dataclasses.replace(run, model=model, train=dataclasses.replace(run.train, trainable=(trainable,))))
         print(
             f"| {name} | {row['trains'] / 1e6:.1f} M | " + " | ".join(f"{row[c] / 1e9:.2f}" for c in COLUMNS[1:]) + " |"
         )
 
 
-def count(run: Config) -> dict[str, int]:
+def count(run: DenoiserRun) -> dict[str, int]:
     """Parameters that train, and bytes: the network's own arrays, its factors, their average, AdamW's moments,
     gradients, and what merging low-rank additions holds for a while (the sums and their gradients)."""
-    network = select(build_networks(run.model)[0], run.train)
-    state = abstract_state(network, make_optimiser(run.train), make_mesh(MeshConfig()))
+    network = freeze(build_networks(run.model)[0], run.train)
+    state = abstract_state(network, make_optimizer(run.train), make_mesh(MeshConfig()))
     factors = size({name: state.parameters[name] for name in network.added})
     targets = network.targets if isinstance(network, LoraNetwork) else ()
     row = {
         "trains": network.trainable_size,
-        "base": size(state.parameters) + size(state.fixed) - factors,
+        "base": size(state.parameters) + size(state.frozen_params) - factors,
         "factors": factors,
         "average": size(state.ema),
-        "moments": size(state.optimiser),
+        "moments": size(state.optimizer),
         "gradients": size(state.parameters),
         "merging": 2 * size({name: network.shapes[name] for name in targets}),
     }

@@ -1,6 +1,6 @@
-"""The autoencoder of `avatar_s`: 256-px pictures to 32x32x16 latents, planned for one GPU.
+"""The autoencoder of `avatar_s`: 256-px images to 32x32x16 latents, planned for one GPU.
 
-Not trained yet. A step of 64 pictures needs some 40 GiB (compiled for a CPU, by XLA's account); 14 workers are for a
+Not trained yet. A step of 64 images needs some 40 GiB (compiled for a CPU, by XLA's account); 14 workers are for a
 machine of 16 processor cores.
 """
 
@@ -30,6 +30,6 @@ def config() -> AutoencoderRun:
             compute_dtype="bfloat16",
             log_every=100,
             checkpoint_every=2000,
-            sheet_every=2000,
+            sample_every=2000,
         ),
     )

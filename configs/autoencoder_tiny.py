@@ -1,4 +1,4 @@
-"""The bundled `autoencoder_tiny`: 128-px pictures to 16x16x16 latents. Made for one GPU, some ten minutes."""
+"""The bundled `autoencoder_tiny`: 128-px images to 16x16x16 latents. Made for one GPU, some ten minutes."""
 
 from genaffect_jax.config import AutoencoderConfig, AutoencoderRun, DataConfig, TrainConfig
 
@@ -24,6 +24,6 @@ def config() -> AutoencoderRun:
             ema_decay=0.999,
             log_every=100,
             checkpoint_every=2000,
-            sheet_every=2000,
+            sample_every=2000,
         ),
     )

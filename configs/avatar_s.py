@@ -1,6 +1,6 @@
 """`avatar_s`: 256-px procedural avatars, planned for some tens of minutes on one GPU.
 
-Not trained yet: the objective is `avatar_tiny`'s, and rate, batch and steps are a first guess. A step of 128 pictures
+Not trained yet: the objective is `avatar_tiny`'s, and rate, batch and steps are a first guess. A step of 128 images
 needs some 27 GiB (compiled for a CPU, by XLA's account). It needs the weights that `configs/autoencoder_s.py` makes:
 
     python -m genaffect_jax.train_autoencoder --config configs/autoencoder_s.py --workdir out/autoencoder_s
@@ -12,8 +12,8 @@ from pathlib import Path
 from genaffect_jax.config import (
     AutoencoderConfig,
     ConditioningConfig,
-    Config,
     DataConfig,
+    DenoiserRun,
     FlowConfig,
     MMDiTConfig,
     ModelConfig,
@@ -24,10 +24,10 @@ from genaffect_jax.io.weight_file import read_config
 AUTOENCODER = Path("out/autoencoder_s/autoencoder.safetensors")
 
 
-def config() -> Config:
+def config() -> DenoiserRun:
     # The file knows the shift and scale of its latents. Without it, training stops and says which file is missing.
-    pictures = read_config(AUTOENCODER, AutoencoderConfig) if AUTOENCODER.is_file() else AutoencoderConfig.avatar_s()
-    return Config(
+    images = read_config(AUTOENCODER, AutoencoderConfig) if AUTOENCODER.is_file() else AutoencoderConfig.avatar_s()
+    return DenoiserRun(
         data=DataConfig(
             source="procedural",
             image_size=256,
@@ -40,10 +40,10 @@ def config() -> Config:
         ),
         model=ModelConfig(
             mmdit=MMDiTConfig.avatar_s(),
-            autoencoder=pictures,
+            autoencoder=images,
             # 64 tokens for 256 patches and one face embedding: a quarter of the keys in every block of every step.
             conditioning=ConditioningConfig(identity_layers=2, identity_tokens=64, identity_embedding=256),
-            prediction="clean",
+            prediction="x0",
             autoencoder_weights=str(AUTOENCODER),
             identity_encoder="package:identity_avatar",
             expression_encoder="package:expression_avatar",
@@ -58,6 +58,6 @@ def config() -> Config:
             compute_dtype="bfloat16",
             log_every=100,
             checkpoint_every=5000,
-            sheet_every=5000,
+            sample_every=5000,
         ),
     )

@@ -7,8 +7,8 @@ at will needs a longer training.
 from genaffect_jax.config import (
     AutoencoderConfig,
     ConditioningConfig,
-    Config,
     DataConfig,
+    DenoiserRun,
     FlowConfig,
     MMDiTConfig,
     ModelConfig,
@@ -16,8 +16,8 @@ from genaffect_jax.config import (
 )
 
 
-def config() -> Config:
-    return Config(
+def config() -> DenoiserRun:
+    return DenoiserRun(
         data=DataConfig(
             source="procedural",
             identities=512,
@@ -30,10 +30,10 @@ def config() -> Config:
             mmdit=MMDiTConfig.avatar_tiny(),
             autoencoder=AutoencoderConfig.avatar_tiny(),
             conditioning=ConditioningConfig(identity_layers=1),
-            prediction="clean",
+            prediction="x0",
         ),
         # No steps to spare for learning to draw without any condition, which decoupled guidance with
         # guidance_identity 1 never asks for (docs/training.md).
         flow=FlowConfig(shift=3.0, change_weight=4.0, drop_all=0.0),
-        train=TrainConfig(steps=1800, batch_size=6, learning_rate=2e-3, checkpoint_every=600, sheet_every=600),
+        train=TrainConfig(steps=1800, batch_size=6, learning_rate=2e-3, checkpoint_every=600, sample_every=600),
     )

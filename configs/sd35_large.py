@@ -1,4 +1,4 @@
-"""`sd35_large`: Stable Diffusion 3.5 large at 512 px, fine-tuned on a folder of pictures.
+"""`sd35_large`: Stable Diffusion 3.5 large at 512 px, fine-tuned on a folder of images.
 
 Made for released weights in the diffusers layout and for several devices (`--mesh.fsdp`); nothing of this size has been
 run. Which batches fit on which TPUs, by the compiler's account, is in docs/performance.md. The commands that come
@@ -12,8 +12,8 @@ import tyro
 from genaffect_jax.config import (
     AutoencoderConfig,
     ConditioningConfig,
-    Config,
     DataConfig,
+    DenoiserRun,
     FlowConfig,
     MMDiTConfig,
     ModelConfig,
@@ -22,8 +22,8 @@ from genaffect_jax.config import (
 )
 
 
-def config() -> Config:
-    return Config(
+def config() -> DenoiserRun:
+    return DenoiserRun(
         data=DataConfig(
             source="folder", root=tyro.MISSING, image_size=512, expressions_per_set=3, workers=4, cache_latents=True
         ),
@@ -38,7 +38,7 @@ def config() -> Config:
         flow=FlowConfig(shift=3.0),
         train=TrainConfig(
             steps=10_000,
-            trains=("adapters",),
+            trainable=("adapters",),
             batch_size=8,
             learning_rate=1e-4,
             warmup_steps=500,
@@ -47,6 +47,6 @@ def config() -> Config:
             compute_dtype="bfloat16",
             log_every=20,
             checkpoint_every=1000,
-            sheet_every=1000,
+            sample_every=1000,
         ),
     )

@@ -1,8 +1,8 @@
-"""`sd35_medium`: Stable Diffusion 3.5 medium at 512 px, fine-tuned on a folder of pictures.
+"""`sd35_medium`: Stable Diffusion 3.5 medium at 512 px, fine-tuned on a folder of images.
 
 Made for released weights in the diffusers layout; it has only been run with random ones. The README says which commands
 come before it. What trains is what Gen-AFFECT adds (`adapters`): the released model is held in float32 and stays as it
-is. `--model.lora.rank 16` adds low-rank additions to its attention, `--train.trains everything --train.learning_rate
+is. `--model.lora.rank 16` adds low-rank additions to its attention, `--train.trainable everything --train.learning_rate
 2e-5` trains all of it. docs/training.md has the memory of each.
 """
 
@@ -13,8 +13,8 @@ import tyro
 from genaffect_jax.config import (
     AutoencoderConfig,
     ConditioningConfig,
-    Config,
     DataConfig,
+    DenoiserRun,
     FlowConfig,
     MMDiTConfig,
     ModelConfig,
@@ -23,8 +23,8 @@ from genaffect_jax.config import (
 )
 
 
-def config() -> Config:
-    return Config(
+def config() -> DenoiserRun:
+    return DenoiserRun(
         data=DataConfig(
             source="folder", root=tyro.MISSING, image_size=512, expressions_per_set=3, workers=4, cache_latents=True
         ),
@@ -38,12 +38,12 @@ def config() -> Config:
             autoencoder_weights=tyro.MISSING,
         ),
         flow=FlowConfig(shift=3.0),
-        # Adapters alone: a folder of pictures is little against what the released weights have seen, training those
+        # Adapters alone: a folder of images is little against what the released weights have seen, training those
         # takes three times the memory, and adapters can be taken away again. They start at zero and bear a higher rate
         # than released weights (IP-Adapter, arXiv 2308.06721, section 4.1, trains with 1e-4 and this weight decay).
         train=TrainConfig(
             steps=10_000,
-            trains=("adapters",),
+            trainable=("adapters",),
             batch_size=8,
             learning_rate=1e-4,
             warmup_steps=500,
@@ -52,6 +52,6 @@ def config() -> Config:
             compute_dtype="bfloat16",
             log_every=20,
             checkpoint_every=1000,
-            sheet_every=1000,
+            sample_every=1000,
         ),
     )

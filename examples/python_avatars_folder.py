@@ -1,4 +1,4 @@
-"""Writes a real, independent picture folder: the avatars of `python-avatars`, drawn by `resvg`.
+"""Writes a real, independent image folder: the avatars of `python-avatars`, drawn by `resvg`.
 
     python examples/python_avatars_folder.py --out build/python_avatars
     python -m genaffect_jax.train --config configs/folder_tiny.py --data.root build/python_avatars --workdir W
@@ -113,7 +113,7 @@ SETTINGS = "python_avatars.json"
 
 @dataclass(frozen=True)
 class Person:
-    """What stays the same in all pictures of one person."""
+    """What stays the same in all images of one person."""
 
     parts: dict[str, Any]
     natural_brows: bool
@@ -162,7 +162,7 @@ def render(person: Person, brows: str, eyes: str, mouth: str, size: int) -> byte
 
 
 def write_folder(folder: Path, identities: int, size: int, seed: int) -> None:
-    """Writes the pictures, `metadata.jsonl` and the settings into an empty folder."""
+    """Writes the images, `metadata.jsonl` and the settings into an empty folder."""
     rows = []
     with progress_bar("drawing avatars", identities * len(EXPRESSIONS)) as step:
         for index in range(identities):
@@ -183,7 +183,7 @@ def write_folder(folder: Path, identities: int, size: int, seed: int) -> None:
 def main(
     out: Path,
     identities: Annotated[int, tyro.conf.arg(help="Number of people, at least 2.")] = 40,
-    size: Annotated[int, tyro.conf.arg(help="Side of the pictures, in pixels, 16 to 4096.")] = 256,
+    size: Annotated[int, tyro.conf.arg(help="Side of the images, in pixels, 16 to 4096.")] = 256,
     seed: Annotated[int, tyro.conf.arg(help="Another seed gives other people; at least 0.")] = 0,
     overwrite: Annotated[bool, tyro.conf.arg(help="Replace a folder that this program wrote.")] = False,
 ) -> None:
@@ -210,7 +210,7 @@ def main(
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    print(f"{out}: {identities * len(EXPRESSIONS)} pictures of {identities} people")
+    print(f"{out}: {identities * len(EXPRESSIONS)} images of {identities} people")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import tyro
 from rich.console import Console
 
 from genaffect_jax.checkpoints.background_errors import told_once
-from genaffect_jax.config import HostsConfig
+from genaffect_jax.config import DistributedConfig
 from genaffect_jax.errors import COMPLETE, EXIT_STATUS, FAILED, INTERRUPTED, WRONG_ARGUMENT, ConfigError, GenAffectError
 from genaffect_jax.parallel.distributed import are_several, describe_process, is_first, join, lost_processes_named
 from genaffect_jax.parallel.supervisor import supervise
@@ -105,7 +105,7 @@ def program_name() -> str | None:
     return None if module is None else f"python -m {module.name.removesuffix('.__main__')}"
 
 
-def run(work: Callable[[Console], bool], hosts: HostsConfig | None = None) -> int:
+def run(work: Callable[[Console], bool], distributed: DistributedConfig | None = None) -> int:
     """Runs `work(console)`, which returns True if it is complete, and turns its end into an exit status.
 
     Errors of this package, and a full or read-only disk, are one message; anything else keeps its traceback.
@@ -115,9 +115,9 @@ def run(work: Callable[[Console], bool], hosts: HostsConfig | None = None) -> in
         hosts: the processes that run it together, if there are others; each calls this. Only process 0 gets a console
             that prints; errors come from each, with its number.
     """
-    if hosts is None or not are_several(hosts):
+    if distributed is None or not are_several(distributed):
         return _status(lambda: work(Console(stderr=True)))
-    return supervise(hosts, lambda joined: _run_with_others(work, hosts, joined))
+    return supervise(distributed, lambda joined: _run_with_others(work, distributed, joined))
 
 
 def run_subcommand(commands: Mapping[str, Any], argv: Sequence[str] | None) -> int:
@@ -137,12 +137,14 @@ def run_subcommand(commands: Mapping[str, Any], argv: Sequence[str] | None) -> i
     return run(lambda console: command.run(arguments, console))
 
 
-def _run_with_others(work: Callable[[Console], bool], hosts: HostsConfig, joined: Callable[[str], None]) -> int:
+def _run_with_others(
+    work: Callable[[Console], bool], distributed: DistributedConfig, joined: Callable[[str], None]
+) -> int:
     together = False
 
     def run() -> bool:
         nonlocal together
-        join(hosts)
+        join(distributed)
         joined(describe_process())
         with lost_processes_named():
             complete = work(Console(stderr=True, quiet=not is_first()))

@@ -16,12 +16,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, UInt8
 
-from genaffect_jax.avatars import draw, sample_identity
-from genaffect_jax.checkpoints.components import FaceEncoders, read_bank, read_encoders
+from genaffect_jax.avatars import render, sample_identity
+from genaffect_jax.checkpoints.components import FaceEncoders, read_encoders, read_prototypes
 from genaffect_jax.checkpoints.manager import LATEST, Checkpoints
 from genaffect_jax.checkpoints.prompts import read_prompts
 from genaffect_jax.checkpoints.run_dir import AUTOENCODER_FILE, PROMPTS_FILE
-from genaffect_jax.config import Config, MeshConfig, SamplingConfig, from_json, to_json
+from genaffect_jax.config import DenoiserRun, MeshConfig, SamplingConfig, from_json, to_json
 from genaffect_jax.data.face_encoders import ExpressionEncoder
 from genaffect_jax.data.photos.reader import Align, PhotoReader
 from genaffect_jax.data.prompts.table import PromptTable
@@ -31,9 +31,9 @@ from genaffect_jax.expressions.action_units import WIDTH, neutral
 from genaffect_jax.expressions.grammar import Expression, parse_expressions
 from genaffect_jax.expressions.space import EncoderSpace, ExpressionSpace, UnitSpace
 from genaffect_jax.inference.avatar_set import AvatarSet
-from genaffect_jax.inference.chunking import Pictures, Progress, SetDrawer
-from genaffect_jax.inference.program import PICTURES, make_program
-from genaffect_jax.inference.settings import kind_and_controls
+from genaffect_jax.inference.chunking import Progress, SampleRequest, SetSampler
+from genaffect_jax.inference.program import IMAGES, make_program
+from genaffect_jax.inference.settings import resolve_settings
 from genaffect_jax.io.weight_file import checksum, load_weights
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.face_encoders.encoder import load_exemplar_encoder
@@ -44,7 +44,7 @@ from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import replicated
 from genaffect_jax.version import __version__
 
-# Reference pictures of one identity; fewer are padded to as many, so one program serves all numbers.
+# Reference images of one identity; fewer are padded to as many, so one program serves all numbers.
 MOST_REFERENCES = 4
 DEFAULT_ANCHORS = 8
 
@@ -61,8 +61,8 @@ class Pipeline:
 
     def __init__(
         self,
-        config: Config,
-        generator: Parameters,
+        config: DenoiserRun,
+        denoiser: Parameters,
         autoencoder: Parameters,
         name: str,
         prompts: PromptTable | None,
@@ -71,26 +71,28 @@ class Pipeline:
         photos: PhotoReader,
         mesh: Mesh,
     ):
-        """Use `Pipeline.load`; `name` says in `set.json` which model drew the pictures."""
+        """Use `Pipeline.load`; `name` says in `set.json` which model drew the images."""
         self.config = config
         self.name = name
         self.space = space
         self.photos = photos
-        frozen: dict[str, Any] = {"autoencoder": autoencoder}
+        frozen_components: dict[str, Any] = {"autoencoder": autoencoder}
         self._table = prompts
         if prompts is not None:
-            frozen["prompts"] = Prompts.of(prompts, config.text.negative)
+            frozen_components["prompts"] = Prompts.of(prompts, config.text.negative)
         if faces.identity is not None:
-            frozen["identity_encoder"] = faces.identity.parameters
-        generator, frozen = jax.device_put((generator, frozen), replicated(mesh))
-        max_free = score_bound(generator) <= LARGEST_SCORE
+            frozen_components["identity_encoder"] = faces.identity.parameters
+        denoiser, frozen_components = jax.device_put((denoiser, frozen_components), replicated(mesh))
+        max_free = score_bound(denoiser) <= LARGEST_SCORE
         program = make_program(
             config.model,
             *build_networks(config.model, config.train.compute_dtype, max_free),
             identity_encoder=None if faces.identity is None else faces.identity.network,
             mesh=mesh,
         )
-        self.drawer = SetDrawer(config.model, program, generator, frozen, config.train.compute_dtype, mesh.size)
+        self.drawer = SetSampler(
+            config.model, program, denoiser, frozen_components, config.train.compute_dtype, mesh.size
+        )
 
     @classmethod
     def load(
@@ -104,40 +106,40 @@ class Pipeline:
         face_index: int = 0,
         checkpoint: str = LATEST,
     ) -> Pipeline:
-        """Loads the averaged weights of a checkpoint in a training's working folder.
+        """Loads the averaged weights of a checkpoint in a training's run folder.
 
         Args:
-            model: the working folder.
-            expression_encoder: reads exemplar pictures: `package:NAME`, a weight file, the .json of an ONNX encoder, or
+            model: the run folder.
+            expression_encoder: reads exemplar images: `package:NAME`, a weight file, the .json of an ONNX encoder, or
                 any encoder of action units.
                 Left out, the model's own does, if it has one. A model whose expressions are an encoder's vectors takes
                 no other.
-            devices: spread the pictures of a set over these; left out, over all of this process. The pictures are the
+            devices: spread the images of a set over these; left out, over all of this process. The images are the
                 same.
 
-            align: what is done with picture files: `none` takes their middle square, `face` brings the face into its
-                place. Left out, what the model's training pictures went through (`data.align`).
+            align: what is done with image files: `none` takes their middle square, `face` brings the face into its
+                place. Left out, what the model's training images went through (`data.align`).
             face_models: folder of an insightface model pack, to align with.
             face_index: which face of a reference, counted from the largest, 0; of exemplars the largest counts.
             checkpoint: `latest`, `best` on held-out people, or the number of a step.
 
         Raises:
-            ConfigError: the folder is no working folder, the encoder's vectors are not those of the model, or the
+            ConfigError: the folder is no run folder, the encoder's vectors are not those of the model, or the
                 face models are missing.
             CheckpointError: it has no complete checkpoint, or not the one asked for.
             DataError, WeightsError: a prompt table, bank, autoencoder or face encoder is missing or damaged.
         """
         workdir = Path(model)
         if not (workdir / "checkpoints").is_dir():
-            raise ConfigError(f"--model {workdir}: no working folder of a training (it has no checkpoints/)")
+            raise ConfigError(f"--model {workdir}: no run folder of a training (it has no checkpoints/)")
         checkpoints = Checkpoints(workdir)
         step = checkpoints.step(checkpoint)
-        config = from_json(Config, checkpoints.config(step))
+        config = from_json(DenoiserRun, checkpoints.config(step))
         photos = PhotoReader(align or config.data.align, face_models, face_index)
-        generator, autoencoder = build_networks(config.model, config.train.compute_dtype)
-        mesh = Mesh(np.array(jax.local_devices() if devices is None else devices), (PICTURES,))
+        denoiser, autoencoder = build_networks(config.model, config.train.compute_dtype)
+        mesh = Mesh(np.array(jax.local_devices() if devices is None else devices), (IMAGES,))
         one_axis = make_mesh(MeshConfig(), mesh.devices.tolist())
-        parameters = checkpoints.averaged_parameters(generator, one_axis, step, rounded=True)
+        parameters = checkpoints.averaged_parameters(denoiser, one_axis, step, cast_kernels=True)
         weights = workdir / AUTOENCODER_FILE
         read = checkpoints.latest_step() if step is None else step
         name = f"{workdir.name}, step {read}, autoencoder {checksum(weights)[:12]}"
@@ -148,8 +150,8 @@ class Pipeline:
         if faces.identity is not None:
             name += f", {faces.identity.name} {faces.identity.checksum[:12]}"
         space = _expression_space(config, workdir, faces, expression_encoder, photos)
-        frozen = load_weights(autoencoder, weights, config.model.autoencoder)
-        return cls(config, parameters, frozen, name, prompts, faces, space, photos, mesh)
+        frozen_components = load_weights(autoencoder, weights, config.model.autoencoder)
+        return cls(config, parameters, frozen_components, name, prompts, faces, space, photos, mesh)
 
     def __call__(
         self,
@@ -164,19 +166,19 @@ class Pipeline:
         """Draws one set.
 
         Args:
-            identity: a picture file, `seed:N` (procedural avatar number N, neutral), or a uint8 RGB picture of the
+            identity: an image file, `seed:N` (procedural avatar number N, neutral), or a uint8 RGB image of the
                 model's size; or up to `MOST_REFERENCES` of them that show one person.
             expressions: text of the expression grammar (`"joy, AU12L=0.7, face.png:1.3"`), or what `parse` made of it.
             settings: how to draw.
-            anchor_expressions: the expressions that all pictures look at, whether they are part of the set or not; left
+            anchor_expressions: the expressions that all images look at, whether they are part of the set or not; left
                 out, the first `settings.anchors` of the set.
-            progress: called with (pictures done, pictures in all).
+            progress: called with (images done, images in all).
             changes: single settings, by the names of `SamplingConfig`: `steps=4, consistency=0.3`.
 
         Raises:
-            ExpressionError: an expression is not understood, or its picture cannot be read.
+            ExpressionError: an expression is not understood, or its image cannot be read.
             ConfigError: the identity or a setting is not allowed.
-            DataError: a picture file cannot be read, or an expression's prompt is not in the prompt table.
+            DataError: an image file cannot be read, or an expression's prompt is not in the prompt table.
             MemoryLimitError: a call needs more memory than a device has.
         """
         settings = dataclasses.replace(settings or SamplingConfig(), **changes)
@@ -186,10 +188,10 @@ class Pipeline:
             raise ConfigError("expressions: none given; a set needs at least one")
         identities = [identity] if isinstance(identity, (str, Path, np.ndarray)) else list(identity)
         if not 1 <= len(identities) <= MOST_REFERENCES:
-            raise ConfigError(f"--identity: {len(identities)} pictures, must be 1 to {MOST_REFERENCES}")
+            raise ConfigError(f"--identity: {len(identities)} images, must be 1 to {MOST_REFERENCES}")
         names = ["array" if isinstance(one, np.ndarray) else str(one) for one in identities]
         references = np.stack([self.reference(one) for one in identities])
-        return self._draw(references, names, wanted, item_numbers(wanted), tuple(chosen), settings, progress)
+        return self._draw(references, names, wanted, noise_ids_of(wanted), tuple(chosen), settings, progress)
 
     def add(
         self, avatars: AvatarSet, expressions: str | Sequence[Expression], progress: Progress | None = None
@@ -205,13 +207,13 @@ class Pipeline:
         more = tuple(self.parse(expressions) if isinstance(expressions, str) else expressions)
         fields = {f.name for f in dataclasses.fields(SamplingConfig)}
         settings = from_json(SamplingConfig, json.dumps({k: v for k, v in avatars.settings.items() if k in fields}))
-        items = item_numbers([*avatars.expressions, *more])[len(avatars.expressions) :]
+        noise_ids = noise_ids_of([*avatars.expressions, *more])[len(avatars.expressions) :]
         names = avatars.settings["identity"]
         drawn = self._draw(
             avatars.references,
             [names] if isinstance(names, str) else names,
             more,
-            items,
+            noise_ids,
             avatars.anchors,
             settings,
             progress,
@@ -228,28 +230,28 @@ class Pipeline:
         references: UInt8[np.ndarray, "R S S 3"],
         names: list[str],
         wanted: tuple[Expression, ...],
-        items: np.ndarray,
+        noise_ids: np.ndarray,
         anchors: tuple[Expression, ...],
         settings: SamplingConfig,
         progress: Progress | None,
     ) -> AvatarSet:
-        kind, controls = kind_and_controls(self.config.model, self.config.flow.shift, settings)
-        anchors = (anchors or _first_anchors(wanted, settings)) if kind.shared > 0 else ()
-        numbers = item_numbers(anchors)
-        # A picture that is an anchor is drawn once, as one.
+        spec, params = resolve_settings(self.config.model, self.config.flow.shift, settings)
+        anchors = (anchors or _first_anchors(wanted, settings)) if spec.shared > 0 else ()
+        numbers = noise_ids_of(anchors)
+        # An image that is an anchor is drawn once, as one.
         places = {(number, e.vector.tobytes()): i for i, (number, e) in enumerate(zip(numbers, anchors, strict=True))}
-        keys = [(number, e.vector.tobytes()) for number, e in zip(items, wanted, strict=True)]
+        keys = [(number, e.vector.tobytes()) for number, e in zip(noise_ids, wanted, strict=True)]
         rest = [i for i, key in enumerate(keys) if key not in places]
         if len(anchors) == 1 and not rest:  # it would only look at itself
             places, rest = {}, list(range(len(wanted)))
-            kind = dataclasses.replace(kind, shared=0)
+            spec = dataclasses.replace(spec, shared=0)
         drawn = self.drawer.draw(
             np.resize(references, (MOST_REFERENCES, *references.shape[1:])),
             np.arange(MOST_REFERENCES) < len(references),
-            self._pictures(anchors if places else (), numbers if places else items[:0], settings),
-            self._pictures([wanted[i] for i in rest], items[rest], settings),
-            kind,
-            controls,
+            self._images(anchors if places else (), numbers if places else noise_ids[:0], settings),
+            self._images([wanted[i] for i in rest], noise_ids[rest], settings),
+            spec,
+            params,
             settings,
             draw_anchors=len(rest) < len(wanted),
             progress=progress,
@@ -272,29 +274,31 @@ class Pipeline:
         }
         return AvatarSet(references, images, wanted, anchors, note)
 
-    def _pictures(self, expressions: Sequence[Expression], items: np.ndarray, settings: SamplingConfig) -> Pictures:
+    def _images(
+        self, expressions: Sequence[Expression], noise_ids: np.ndarray, settings: SamplingConfig
+    ) -> SampleRequest:
         vectors = np.array([e.vector for e in expressions], np.float32)
         rows = None
         if self._table is not None:
             rows = self._table.rows([prompt_for(e, self.config.text) for e in expressions])
-        noise = np.zeros_like(items) if settings.set_seed_noise == "shared" else items
+        noise = np.zeros_like(noise_ids) if settings.set_seed_noise == "shared" else noise_ids
         width = self.config.model.conditioning.expression_width
-        return Pictures(vectors.reshape(len(expressions), width), noise, rows)
+        return SampleRequest(vectors.reshape(len(expressions), width), noise, rows)
 
     def parse(self, expressions: str) -> list[Expression]:
         """The expressions of a text of the grammar, as vectors of this model.
 
         Raises:
-            ExpressionError: the text is not understood, a picture cannot be read, or the model knows no such word.
+            ExpressionError: the text is not understood, an image cannot be read, or the model knows no such word.
         """
         return parse_expressions(expressions, self.space)
 
     def reference(self, identity: Identity) -> UInt8[np.ndarray, "S S 3"]:
-        """The reference picture that an identity stands for, uint8 [S, S, 3] at the model's size.
+        """The reference image that an identity stands for, uint8 [S, S, 3] at the model's size.
 
         Raises:
             ConfigError: a malformed `seed:N`, or an array of the wrong shape.
-            DataError: the file cannot be read as a picture.
+            DataError: the file cannot be read as an image.
         """
         size = self.config.model.image_size
         if isinstance(identity, np.ndarray):
@@ -306,7 +310,7 @@ class Pipeline:
             number = text.removeprefix("seed:")
             if not number.isdecimal():
                 raise ConfigError(f"--identity {text}: seed:N needs a whole number N from 0")
-            return draw(sample_identity(int(number)), neutral(), size)
+            return render(sample_identity(int(number)), neutral(), size)
         try:
             return self.photos(Path(identity), size)
         except DataError as e:
@@ -314,23 +318,23 @@ class Pipeline:
 
 
 def _expression_space(
-    config: Config, workdir: Path, faces: FaceEncoders, given: str | ExpressionEncoder | None, photos: PhotoReader
+    config: DenoiserRun, workdir: Path, faces: FaceEncoders, given: str | ExpressionEncoder | None, photos: PhotoReader
 ) -> ExpressionSpace:
-    """What words and pictures are to this model; `given` reads pictures in place of the model's own encoder."""
+    """What words and images are to this model; `given` reads images in place of the model's own encoder."""
     own: ExpressionEncoder | None = faces.expression
     encoder = load_exemplar_encoder(given) if isinstance(given, str) else given or own
 
     def read(file: str) -> Float32[np.ndarray, " W"]:
         if encoder is None:
             raise ExpressionError(
-                f"expression '{file}': a picture needs an expression encoder, and this model has none; give one with "
+                f"expression '{file}': an image needs an expression encoder, and this model has none; give one with "
                 "--expression_encoder (package:expression_avatar reads procedural avatars)"
             )
         try:
-            picture = photos.largest(Path(file), config.model.image_size)
+            image = photos.largest(Path(file), config.model.image_size)
         except DataError as e:
             raise ExpressionError(f"expression '{file}': {e}") from e
-        return encoder(picture[None])[0]
+        return encoder(image[None])[0]
 
     if config.model.conditioning.expression_space == "units":
         if encoder is not None and encoder.width != WIDTH:
@@ -343,8 +347,8 @@ def _expression_space(
         raise ConfigError(
             "--expression_encoder: this model's expressions are the vectors of its own encoder; leave the option out"
         )
-    bank = read_bank(workdir, own)
-    return EncoderSpace(bank.encoder, bank.vectors, read)
+    prototypes = read_prototypes(workdir, own)
+    return EncoderSpace(prototypes.encoder, prototypes.vectors, read)
 
 
 def _first_anchors(wanted: tuple[Expression, ...], settings: SamplingConfig) -> tuple[Expression, ...]:
@@ -355,10 +359,10 @@ def _first_anchors(wanted: tuple[Expression, ...], settings: SamplingConfig) -> 
     return wanted[: settings.anchors or DEFAULT_ANCHORS]
 
 
-def item_numbers(expressions: Sequence[Expression]) -> np.ndarray:
-    """The number that, with the seed, decides a picture's noise: int32, from the expression vector alone.
+def noise_ids_of(expressions: Sequence[Expression]) -> np.ndarray:
+    """The number that, with the seed, decides an image's noise: int32, from the expression vector alone.
 
-    A picture therefore does not depend on what else is in its set. Equal expressions in one set are told apart by
+    An image therefore does not depend on what else is in its set. Equal expressions in one set are told apart by
     how often they came before.
     """
     seen: dict[bytes, int] = {}

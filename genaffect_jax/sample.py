@@ -36,7 +36,7 @@ from genaffect_jax.inference.avatar_set import AvatarSet, check_output
 from genaffect_jax.parallel.xla import use_compilation_cache
 from genaffect_jax.pipeline import Pipeline
 
-# Options about what pictures share.
+# Options about what images share.
 SHARING = (
     "anchors",
     "anchor_expressions",
@@ -54,35 +54,35 @@ class Arguments(SamplingConfig):
     """Draw the avatar set of one identity."""
 
     model: Path
-    """Working folder of a training."""
+    """Run folder of a training."""
     checkpoint: str = LATEST
     """Which of its checkpoints draws: latest, best (on held-out people), or the number of a step."""
     identity: tuple[str, ...] = ()
-    """One to four pictures of one person: picture files, or seed:N for the procedural avatar number N."""
+    """One to four images of one person: image files, or seed:N for the procedural avatar number N."""
     out: Path | None = None
-    """Folder for sheet.png, one PNG per picture, and set.json."""
+    """Folder for sheet.png, one PNG per image, and set.json."""
     expressions: str = ""
-    """Expressions: words, blends (0.6*joy + 0.4*surprise), action units (AU6=0.5,AU12=0.9), clusters, all, and pictures
+    """Expressions: words, blends (0.6*joy + 0.4*surprise), action units (AU6=0.5,AU12=0.9), clusters, all, and images
     that show one (face.png; face.png:1.3 exaggerates it, face.png:0.5 softens it). Left out: six emotions, neutral."""
     expression_encoder: str | None = None
-    """What reads expressions from pictures: package:expression_avatar, a weight file, or the .json of an ONNX encoder;
+    """What reads expressions from images: package:expression_avatar, a weight file, or the .json of an ONNX encoder;
     else the model's own."""
     align: Literal["none", "face"] | None = None
-    """What is done with picture files: none takes the middle square, face finds the face and brings it into the place
-    it has in aligned training pictures; left out, what the model was trained on. Drawn characters need none."""
+    """What is done with image files: none takes the middle square, face finds the face and brings it into the place
+    it has in aligned training images; left out, what the model was trained on. Drawn characters need none."""
     face_models: Path | None = None
     """Folder of an insightface model pack (.onnx files), or an insightface root with one pack, for --align face."""
     face_index: int = 0
-    """Which face of an identity's pictures, counted from the largest, 0; expressions' pictures show their largest."""
+    """Which face of an identity's images, counted from the largest, 0; expressions' images show their largest."""
     anchor_expressions: str = ""
-    """Expressions that all pictures look at, in the set or not; left out: the first --anchors of the set. Needs
+    """Expressions that all images look at, in the set or not; left out: the first --anchors of the set. Needs
     --consistency above 0, as all options about sharing do."""
     add_to: Path | None = None
     """Folder of an earlier set: --expressions are added to it, with its person, settings and anchors."""
     morph: tuple[str, str] | None = None
-    """Two expressions: draws --frames pictures from the first to the second, and an animation of them."""
+    """Two expressions: draws --frames images from the first to the second, and an animation of them."""
     frames: int = 16
-    """Pictures of a morph, at least 2."""
+    """Images of a morph, at least 2."""
     animation: Literal["gif", "webp"] = "gif"
     """File type of a morph."""
 
@@ -106,7 +106,7 @@ class Arguments(SamplingConfig):
         if self.consistency == 0:
             idle = [n for n in SHARING if getattr(self, n) != getattr(type(self), n)]
             if idle:
-                raise ConfigError(f"--{idle[0]}: means nothing unless pictures share; give --consistency above 0")
+                raise ConfigError(f"--{idle[0]}: means nothing unless images share; give --consistency above 0")
         if self.frames < 2:
             raise ConfigError(f"--frames {self.frames}: must be at least 2")
 
@@ -136,7 +136,7 @@ def _sample(arguments: Arguments, console: Console) -> None:
         check_output(arguments.out)
     use_compilation_cache()
     folder, avatars = _draw(arguments, console)
-    console.print(f"{len(avatars.images)} pictures in {folder} (see sheet.png and set.json)")
+    console.print(f"{len(avatars.images)} images in {folder} (see sheet.png and set.json)")
 
 
 def _draw(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
@@ -151,7 +151,7 @@ def _draw(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
         checkpoint=arguments.checkpoint,
     )
     console.print(f"model {pipeline.name}", soft_wrap=True, highlight=False)
-    # Pictures come in chunks; the spinner shows that one is on its way.
+    # Images come in chunks; the spinner shows that one is on its way.
     columns = (
         SpinnerColumn(),
         TextColumn("drawing"),

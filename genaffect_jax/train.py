@@ -17,13 +17,13 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from genaffect_jax import cli
-from genaffect_jax.config import AutoencoderRun, Config, EncoderRun, HostsConfig
+from genaffect_jax.config import AutoencoderRun, DenoiserRun, DistributedConfig, EncoderRun
 from genaffect_jax.training.autoencoder.task import train_autoencoder
-from genaffect_jax.training.denoiser.task import train_generator
+from genaffect_jax.training.denoiser.task import train_denoiser
 from genaffect_jax.training.face_encoder.task import train_encoder
 
 TRAININGS: dict[type, Callable[..., bool]] = {
-    Config: train_generator,
+    DenoiserRun: train_denoiser,
     AutoencoderRun: train_autoencoder,
     EncoderRun: train_encoder,
 }
@@ -39,7 +39,7 @@ class Arguments(Generic[Run]):
     workdir: Path
     """Run folder: checkpoints, metrics.jsonl, TensorBoard events, sheets, weights."""
     run: Annotated[Run, tyro.conf.arg(name="")]
-    hosts: HostsConfig = field(default_factory=HostsConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """Other processes that train with this one; each is started with the same options (docs/training.md)."""
 
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and trains; returns the exit status."""
     arguments: Any = cli.parse(Arguments, list(TRAININGS), argv, Path("configs/avatar_tiny.py"))
     train = TRAININGS[type(arguments.run)]
-    return cli.run(lambda console: train(arguments.run, arguments.workdir, console), arguments.hosts)
+    return cli.run(lambda console: train(arguments.run, arguments.workdir, console), arguments.distributed)
 
 
 if __name__ == "__main__":

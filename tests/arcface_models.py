@@ -57,11 +57,11 @@ def write_onnx(state, path: Path, *, folded: bool, side: int = 112) -> None:
     before them, weights are called by numbers, slopes have shape [C, 1, 1]. Not folded: every layer is a node of its
     own, the last linear layer is MatMul and Add, and equal weights are shared through Identity nodes.
     """
-    nodes, constants = [], []
+    nodes, buffers = [], []
 
     def constant(value, name=None):
-        name = f"{len(constants) + 400}" if folded or name is None else name
-        constants.append(numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name))
+        name = f"{len(buffers) + 400}" if folded or name is None else name
+        buffers.append(numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name))
         if folded:
             return name
         nodes.append(helper.make_node("Identity", [name], [f"{name}_same"]))
@@ -115,7 +115,7 @@ def write_onnx(state, path: Path, *, folded: bool, side: int = 112) -> None:
         "iresnet",
         [helper.make_tensor_value_info("input.1", TensorProto.FLOAT, ["batch", 3, side, side])],
         [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", len(state["fc.bias"])])],
-        constants,
+        buffers,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     path.write_bytes(model.SerializeToString())

@@ -17,8 +17,8 @@ import pytest
 from genaffect_jax.config import (
     AutoencoderConfig,
     ConditioningConfig,
-    Config,
     DataConfig,
+    DenoiserRun,
     MMDiTConfig,
     ModelConfig,
     TrainConfig,
@@ -61,26 +61,26 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def trained_workdir(tiny_model: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The working folder of a short training of the tiny model."""
+    """The run folder of a short training of the tiny model."""
     from rich.console import Console
 
-    from genaffect_jax.training.denoiser.task import train_generator
+    from genaffect_jax.training.denoiser.task import train_denoiser
 
-    config = Config(
+    config = DenoiserRun(
         data=DataConfig(image_size=32, identities=6, expressions_per_identity=4, expressions_per_set=2, workers=0),
         model=tiny_model,
-        # A high rate: the zero-initialised branches must have moved for conditions to show in the pictures.
+        # A high rate: the zero-initialised branches must have moved for conditions to show in the images.
         train=TrainConfig(steps=6, batch_size=8, warmup_steps=1, learning_rate=0.03, checkpoint_every=100),
     )
     path = tmp_path_factory.mktemp("run")
-    assert train_generator(config, path, Console(quiet=True))
+    assert train_denoiser(config, path, Console(quiet=True))
     return path
 
 
 @pytest.fixture(scope="session")
-def tiny_config(tiny_model: ModelConfig) -> Config:
+def tiny_config(tiny_model: ModelConfig) -> DenoiserRun:
     """A run of a few steps on a few procedural avatars."""
-    return Config(
+    return DenoiserRun(
         data=DataConfig(
             image_size=32, identities=6, expressions_per_identity=4, expressions_per_set=2, holdout=0.2, workers=0
         ),
@@ -90,7 +90,7 @@ def tiny_config(tiny_model: ModelConfig) -> Config:
 
 
 @pytest.fixture
-def preset(tiny_config: Config, tmp_path: Path):
+def preset(tiny_config: DenoiserRun, tmp_path: Path):
     """Writes a preset file whose `config()` makes `tiny_config` with changed `train` and `data` fields."""
     from genaffect_jax.config import to_json
 

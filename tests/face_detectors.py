@@ -2,7 +2,7 @@
 
 A test's face is a square that carries its own coordinates: red grows from 0 to 255 from its left to its right edge,
 green from its upper to its lower one, blue is 255. The detector fits a plane to red and green around each point, which
-gives place, size and rotation of the square, and reports ArcFace's five points in it. An aligned picture of such a face
+gives place, size and rotation of the square, and reports ArcFace's five points in it. An aligned image of such a face
 can therefore be checked point by point.
 """
 
@@ -17,24 +17,24 @@ POINTS = (ARCFACE_POINTS + 0.5) / 112  # in shares of the square: it is ArcFace'
 WINDOW = 13  # pixels of the plane fit
 
 
-def paint(picture, centre, side, degrees=0.0):
-    """Draws a face into an RGB picture; `centre` in continuous pixels, turned clockwise by `degrees`."""
-    height, width = picture.shape[:2]
+def paint(image, centre, side, degrees=0.0):
+    """Draws a face into an RGB image; `centre` in continuous pixels, turned clockwise by `degrees`."""
+    height, width = image.shape[:2]
     y, x = np.mgrid[:height, :width] + 0.5
     turn = np.exp(-1j * np.deg2rad(degrees))
     z = ((x - centre[0]) + 1j * (y - centre[1])) * turn / side + 0.5 + 0.5j
     inside = (z.real >= 0) & (z.real < 1) & (z.imag >= 0) & (z.imag < 1)
     face = np.stack([255 * z.real, 255 * z.imag, np.full(z.shape, 255)], -1).round()
-    picture[inside] = face[inside]
-    return picture
+    image[inside] = face[inside]
+    return image
 
 
 def photo(height, width, *faces):
     """A grey photo with faces, each (centre, side) or (centre, side, degrees)."""
-    picture = np.full((height, width, 3), 90, np.uint8)
+    image = np.full((height, width, 3), 90, np.uint8)
     for face in faces:
-        paint(picture, *face)
-    return picture
+        paint(image, *face)
+    return image
 
 
 def points_of(centre, side, degrees=0.0):
@@ -43,13 +43,13 @@ def points_of(centre, side, degrees=0.0):
     return np.stack([z.real + centre[0], z.imag + centre[1]], -1) - 0.5
 
 
-def write_detector(path: Path, *, whole_picture: bool = False) -> None:
-    """Writes the detector; with `whole_picture` any picture is one face, as grey ones cannot carry coordinates."""
-    nodes, constants, outputs = [], [], []
+def write_detector(path: Path, *, whole_image: bool = False) -> None:
+    """Writes the detector; with `whole_image` any image is one face, as grey ones cannot carry coordinates."""
+    nodes, buffers, outputs = [], [], []
 
     def const(value, kind=np.float32):
-        constants.append(numpy_helper.from_array(np.asarray(value, kind), f"c{len(constants)}"))
-        return constants[-1].name
+        buffers.append(numpy_helper.from_array(np.asarray(value, kind), f"c{len(buffers)}"))
+        return buffers[-1].name
 
     def op(kind, *inputs, **attributes):
         nodes.append(helper.make_node(kind, list(inputs), [f"t{len(nodes)}"], **attributes))
@@ -65,7 +65,7 @@ def write_detector(path: Path, *, whole_picture: bool = False) -> None:
 
     # insightface gives (pixel - 127.5) / 128
     colours = op("Div", op("Add", op("Mul", "input.1", const(128.0)), const(127.5)), const(255.0))
-    if whole_picture:
+    if whole_image:
         one = op("Add", op("Mul", channel(colours, 0), const(0.0)), const(1.0))
         counts = [op("CumSum", one, const(axis, np.int64)) for axis in (3, 2)]
         ramps = [op("Div", c, op("ReduceMax", c, keepdims=1)) for c in counts]
@@ -126,7 +126,7 @@ def write_detector(path: Path, *, whole_picture: bool = False) -> None:
         "detector",
         [helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [1, 3, "h", "w"])],
         outputs,
-        constants,
+        buffers,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,33 +13,33 @@ import numpy as np
 from flax import nnx
 
 from genaffect_jax import cli
-from genaffect_jax.config import HostsConfig, MeshConfig, TrainConfig
+from genaffect_jax.config import DistributedConfig, MeshConfig, TrainConfig
 from genaffect_jax.data.loader import make_loader
-from genaffect_jax.data.sources.base import Picture
+from genaffect_jax.data.sources.base import Example
 from genaffect_jax.models.functional import Functional
 from genaffect_jax.models.layers import Linear
 from genaffect_jax.parallel.distributed import gathered
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.parallel.sharding import batch_share
-from genaffect_jax.training.loop import Job, fit
+from genaffect_jax.parallel.sharding import batch_shard
+from genaffect_jax.training.loop import Task, fit
 
 SIDE, PEOPLE, EXPRESSIONS = 4, 6, 4
 
 
 class Noise:
-    """Pictures of noise: every one is different from every other."""
+    """Images of noise: every one is different from every other."""
 
     width = 2
 
     def __init__(self):
-        self.pictures = [
-            Picture(f"p{person}", str(number), np.array([person, number], np.float32))
+        self.images = [
+            Example(f"p{person}", str(number), np.array([person, number], np.float32))
             for person in range(PEOPLE)
             for number in range(EXPRESSIONS)
         ]
 
-    def load(self, index):
-        return np.random.default_rng(index).standard_normal((SIDE, SIDE, 3)).astype(np.float32)
+    def load(self, process_id):
+        return np.random.default_rng(process_id).standard_normal((SIDE, SIDE, 3)).astype(np.float32)
 
 
 class Slowly:
@@ -60,25 +60,25 @@ class Network(nnx.Module):
         self.out = Linear(16, SIDE * SIDE * 3, axes=("mlp", "embed"), rngs=rngs)
 
 
-def loss(model, frozen, batch, key):
+def loss(model, frozen_components, batch, key):
     found = model.out(jnp.tanh(model.layer(batch["reference"].reshape(-1, 1, SIDE * SIDE * 3))))
     error = (found - batch["target"].reshape(-1, 2, SIDE * SIDE * 3)) ** 2
     return {"loss": (jnp.sum(error), jnp.float32(error.size))}
 
 
 def train(workdir, console, steps, mesh=(), pause=0.0, checkpoint_every=5):
-    """Trains into a working folder and returns whether all steps are done."""
+    """Trains into a run folder and returns whether all steps are done."""
     config = TrainConfig(
         steps=steps,
         batch_size=8,
         warmup_steps=1,
         schedule="constant",
         log_every=1,
-        sheet_every=3,
+        sample_every=3,
         checkpoint_every=checkpoint_every,
     )
     mesh = make_mesh(MeshConfig(*mesh))
-    share, shares = batch_share(mesh)
+    shard_index, num_shards = batch_shard(mesh)
     source = Noise()
     loader = make_loader(
         source,
@@ -87,8 +87,8 @@ def train(workdir, console, steps, mesh=(), pause=0.0, checkpoint_every=5):
         expressions_per_set=2,
         seed=0,
         workers=0,
-        share=share,
-        shares=shares,
+        shard_index=shard_index,
+        num_shards=num_shards,
     )
     workdir.mkdir(parents=True, exist_ok=True)
 
@@ -96,24 +96,24 @@ def train(workdir, console, steps, mesh=(), pause=0.0, checkpoint_every=5):
         shade = 100 + 100 * np.tanh(np.asarray(gathered(parameters)["out.kernel"]).mean())
         return np.full((8, 8, 3), shade, np.uint8)
 
-    job = Job(
+    task = Task(
         functional=Functional(Network),
         loss=loss,
-        frozen={},
+        frozen_components={},
         batches=Slowly(loader, pause),
-        pictures_per_step=16,
+        images_per_step=16,
         preview=preview,
         config="{}",
     )
-    return fit(job, config, mesh, workdir, console)
+    return fit(task, config, mesh, workdir, console)
 
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    folder, hosts = Path(given.pop("workdir")), HostsConfig(**given.pop("hosts"))
+    folder, distributed = Path(given.pop("workdir")), DistributedConfig(**given.pop("hosts"))
     meshes = given.pop("meshes", [[]])
 
     def work(console):
         return all(train(folder / "x".join(map(str, mesh)), console, mesh=mesh, **given) for mesh in meshes)
 
-    sys.exit(cli.run(work, hosts))
+    sys.exit(cli.run(work, distributed))

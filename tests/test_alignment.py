@@ -1,4 +1,4 @@
-"""Geometry of aligned pictures: the five points land on the template, ArcFace's square where encoders look for it."""
+"""Geometry of aligned images: the five points land on the template, ArcFace's square where encoders look for it."""
 
 import numpy as np
 import pytest
@@ -37,19 +37,19 @@ def test_the_transform_is_insightfaces_own_for_points_that_do_not_fit_exactly():
 
 @pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("size", [256, 512])
-def test_the_square_of_an_aligned_picture_is_arcfaces_own_alignment(face, size):
-    picture = smooth_photo()
-    aligned = warp(picture, alignment_of(points_of(*face)), size)
+def test_the_square_of_an_aligned_image_is_arcfaces_own_alignment(face, size):
+    image = smooth_photo()
+    aligned = warp(image, alignment_of(points_of(*face)), size)
     first, side = int(size * ARCFACE_CROP[0]), int(size * ARCFACE_CROP[2])
     square = aligned[first : first + side, first : first + side]
     ours = np.asarray(Image.fromarray(square).resize((112, 112), Image.Resampling.BOX)).astype(int)
-    theirs = face_align.norm_crop(picture, points_of(*face).astype(np.float32), 112)
+    theirs = face_align.norm_crop(image, points_of(*face).astype(np.float32), 112)
     assert np.abs(ours - theirs).mean() < 1.0
     assert np.abs(ours - theirs).max() < 10
     assert theirs.std() > 20
 
 
-def test_every_point_of_the_picture_shows_its_point_of_the_photo():
+def test_every_point_of_the_image_shows_its_point_of_the_photo():
     for face in FACES:
         aligned = warp(photo(300, 300, face), alignment_of(points_of(*face)), 128).astype(float)
         share = (np.arange(128) + 0.5) / 128
@@ -68,9 +68,9 @@ def test_large_photos_are_averaged_not_sampled(side):
 
 def test_beyond_the_photo_its_edge_goes_on():
     alignment = alignment_of(points_of((0.0, 100.0), 100.0))
-    picture = np.full((200, 200, 3), 30, np.uint8)
-    picture[:, :10] = 220
-    aligned = warp(picture, alignment, 64)
+    image = np.full((200, 200, 3), 30, np.uint8)
+    image[:, :10] = 220
+    aligned = warp(image, alignment, 64)
     assert aligned[:, :30].min() > 200
     assert alignment.inside(200, 200) == pytest.approx(0.5, abs=0.03)
     assert alignment_of(points_of((100.0, 100.0), 90.0)).inside(200, 200) == 1.0

@@ -25,12 +25,12 @@ from genaffect_jax.training.denoiser.auxiliary import load_auxiliary
 SMALL = {"depths": (1, 2), "widths": (8, 16), "side": 32, "width": 12}
 
 
-def pictures(count, side, seed=0):
+def images(count, side, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
 
 
 def run_onnx(path, batch):
-    """What ArcFace's own preprocessing and onnxruntime make of RGB pictures, unit length."""
+    """What ArcFace's own preprocessing and onnxruntime make of RGB images, unit length."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     blob = ((batch.astype(np.float32) - 127.5) / 127.5).transpose(0, 3, 1, 2)
     vectors = session.run(None, {"input.1": np.ascontiguousarray(blob)})[0]
@@ -56,12 +56,12 @@ def test_the_published_networks_equal_onnxruntime(config, folded, tmp_path):
     read, parameters = read_arcface(tmp_path / "w.onnx")
     assert read == config
     network = build_encoder(dataclasses.replace(read, crop=WHOLE))
-    batch = pictures(2, 112)
+    batch = images(2, 112)
     ours = jax.jit(lambda p, x: network.merge(p)(x))(
         {name: jnp.asarray(v) for name, v in parameters.items()}, batch / 127.5 - 1.0
     )
     expected = run_onnx(tmp_path / "w.onnx", batch)
-    assert abs(expected[0] @ expected[1]) < 0.99  # else any two pictures would agree
+    assert abs(expected[0] @ expected[1]) < 0.99  # else any two images would agree
     np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
@@ -70,20 +70,20 @@ def test_every_form_of_a_file_gives_the_encoder_that_onnxruntime_runs(name, smal
     convert_arcface(small / name, tmp_path / "who.safetensors", name="who", licence="none given", crop=WHOLE)
     encoder = load_identity_encoder(str(tmp_path / "who.safetensors"))
     assert (encoder.name, encoder.width, encoder.licence) == ("who", 12, "none given")
-    batch = pictures(3, 32)
+    batch = images(3, 32)
     np.testing.assert_allclose(encoder(batch), run_onnx(small / "unfolded.onnx", batch), atol=2e-5)
     assert len(read_metadata(tmp_path / "who.safetensors")["source_sha256"]) == 64
 
 
-def test_the_crop_is_the_part_of_the_picture_that_is_read(small, tmp_path):
+def test_the_crop_is_the_part_of_the_image_that_is_read(small, tmp_path):
     convert_arcface(small / "folded.onnx", tmp_path / "who.safetensors", name="who", licence="x")
     encoder = load_identity_encoder(str(tmp_path / "who.safetensors"))
     assert encoder.config.crop == ARCFACE_CROP
-    inner = pictures(2, 48, seed=1)
+    inner = images(2, 48, seed=1)
     outer = np.stack([np.pad(p, ((8, 8), (8, 8), (0, 0)), constant_values=90) for p in inner])
     blurred = np.asarray(cropped(jnp.asarray(outer, jnp.float32), ARCFACE_CROP, 48))
     np.testing.assert_allclose(blurred, inner, atol=1e-2)  # an eighth of 64 px on each side, nothing resampled
-    smooth = np.kron(pictures(1, 4), np.ones((1, 16, 16, 1), np.uint8))
+    smooth = np.kron(images(1, 4), np.ones((1, 16, 16, 1), np.uint8))
     changed = smooth.copy()
     changed[:, :6] = changed[:, :, :6] = 0
     np.testing.assert_allclose(encoder(changed), encoder(smooth), atol=1e-5)
@@ -91,10 +91,10 @@ def test_the_crop_is_the_part_of_the_picture_that_is_read(small, tmp_path):
     assert np.abs(encoder(changed) - encoder(smooth)).max() > 1e-2
 
 
-def test_gradients_reach_the_picture_through_an_iresnet(small):
+def test_gradients_reach_the_image_through_an_iresnet(small):
     config, parameters = read_arcface(small / "folded.onnx")
     network = build_encoder(config)
-    gradient = jax.jit(jax.grad(lambda x: network.merge(parameters)(x)[0, 0]))(pictures(1, 64) / 127.5 - 1.0)
+    gradient = jax.jit(jax.grad(lambda x: network.merge(parameters)(x)[0, 0]))(images(1, 64) / 127.5 - 1.0)
     assert np.isfinite(gradient).all()
     assert np.abs(gradient[:, 20:40, 20:40]).max() > 0
     assert np.abs(gradient[:, :4]).max() == 0

@@ -24,17 +24,17 @@ NETWORK = Functional(lambda rngs: AutoencoderKL(CONFIG, rngs=rngs))
 
 @pytest.fixture(scope="module")
 def parameters() -> Parameters:
-    generator = np.random.default_rng(0)
+    denoiser = np.random.default_rng(0)
 
     def draw(name: str, shape: tuple[int, ...]) -> jax.Array:
         scale = np.prod(shape[:-1]) ** -0.5 if len(shape) > 1 else 0.1
-        return jnp.asarray(scale * generator.standard_normal(shape) + name.endswith("scale"), jnp.float32)
+        return jnp.asarray(scale * denoiser.standard_normal(shape) + name.endswith("scale"), jnp.float32)
 
     return {name: draw(name, s.shape) for name, s in NETWORK.shapes.items()}
 
 
 @pytest.fixture(scope="module")
-def pictures() -> np.ndarray:
+def examples() -> np.ndarray:
     return np.stack([random_scene(np.random.default_rng(i), 16) for i in range(8)])
 
 
@@ -67,24 +67,24 @@ def test_posterior_samples_have_its_mean_and_variance_and_its_divergence_is_gaus
     np.testing.assert_allclose(posterior.kl(), np.full(100, 100 * each), rtol=1e-5)
 
 
-def test_log_variance_is_clipped(parameters, pictures) -> None:
+def test_log_variance_is_clipped(parameters, images) -> None:
     bias = jnp.concatenate([jnp.zeros(4), jnp.array([1e3, -1e3, 0.0, 0.0])])
-    posterior = NETWORK.merge({**parameters, "encoder.conv_out.bias": bias}).encode(normalise(pictures[:1]))
+    posterior = NETWORK.merge({**parameters, "encoder.conv_out.bias": bias}).encode(normalise(images[:1]))
     assert float(posterior.logvar[..., 0].min()) == 20.0
     assert float(posterior.logvar[..., 1].max()) == -30.0
 
 
-def test_latents_are_the_shifted_and_scaled_mode_and_decode_undoes_it(parameters, pictures) -> None:
+def test_latents_are_the_shifted_and_scaled_mode_and_decode_undoes_it(parameters, images) -> None:
     model = NETWORK.merge(parameters)
-    x = normalise(pictures[:2])
+    x = normalise(images[:2])
     z = model.encode(x).mode()
     np.testing.assert_allclose(model.to_latents(x), (z - 0.3) * 2.5, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(model.from_latents(model.to_latents(x)), model.decode(z), rtol=1e-4, atol=1e-5)
 
 
-def test_leading_axes_do_not_mix_pictures(parameters, pictures) -> None:
+def test_leading_axes_do_not_mix_images(parameters, images) -> None:
     model = NETWORK.merge(parameters)
-    x = normalise(pictures)
+    x = normalise(images)
     nested = model.to_latents(x.reshape(2, 2, 2, 16, 16, 3))
     assert nested.shape == (2, 2, 2, 8, 8, 4)
     np.testing.assert_allclose(nested.reshape(8, 8, 8, 4), model.to_latents(x), atol=1e-5)
@@ -92,13 +92,13 @@ def test_leading_axes_do_not_mix_pictures(parameters, pictures) -> None:
     np.testing.assert_allclose(model.from_latents(nested)[0, 1, 0], model.from_latents(nested[0, 1, 0]), atol=1e-5)
 
 
-def test_bfloat16_compute_stays_near_float32_and_returns_float32(parameters, pictures) -> None:
+def test_bfloat16_compute_stays_near_float32_and_returns_float32(parameters, images) -> None:
     half = Functional(lambda rngs: AutoencoderKL(CONFIG, dtype=jnp.bfloat16, rngs=rngs))
     assert {s.dtype for s in half.shapes.values()} == {jnp.dtype(jnp.float32)}
-    x = normalise(pictures)
-    exact, rounded = NETWORK.merge(parameters).encode(x).mean, half.merge(parameters).encode(x).mean
-    assert rounded.dtype == jnp.float32
-    error = float(jnp.abs(exact - rounded).max() / jnp.abs(exact).max())
+    x = normalise(images)
+    exact, cast_kernels = NETWORK.merge(parameters).encode(x).mean, half.merge(parameters).encode(x).mean
+    assert cast_kernels.dtype == jnp.float32
+    error = float(jnp.abs(exact - cast_kernels).max() / jnp.abs(exact).max())
     assert 1e-5 < error < 0.05  # not zero: it did compute in bfloat16
 
 
@@ -112,39 +112,37 @@ def test_wrong_shapes_are_refused_with_what_is_allowed(parameters) -> None:
         model.decode(jnp.zeros((1, 4, 4, 3)))
 
 
-def test_loss_is_its_terms_weighted(parameters, pictures) -> None:
+def test_loss_is_its_terms_weighted(parameters, images) -> None:
     def loss(kl_weight: float, edge_weight: float) -> tuple[float, dict[str, float]]:
         model = NETWORK.merge(parameters)
-        total, terms = autoencoder_loss(
-            model, pictures, jax.random.key(1), kl_weight=kl_weight, edge_weight=edge_weight
-        )
+        total, terms = autoencoder_loss(model, images, jax.random.key(1), kl_weight=kl_weight, edge_weight=edge_weight)
         return float(total), {name: float(a / b) for name, (a, b) in terms.items()}
 
     total, mean = loss(0.3, 2.0)
     edge = (mean["edge_1"] + mean["edge_2"] + mean["edge_4"]) / 3
     assert total == pytest.approx(mean["l1"] + 2.0 * edge + 0.3 * mean["kl"], rel=1e-5)
     assert loss(0.0, 0.0)[0] == pytest.approx(mean["l1"], rel=1e-5)
-    posterior = NETWORK.merge(parameters).encode(normalise(pictures))
-    error = NETWORK.merge(parameters).decode(posterior.sample(jax.random.key(1))) - normalise(pictures)
+    posterior = NETWORK.merge(parameters).encode(normalise(images))
+    error = NETWORK.merge(parameters).decode(posterior.sample(jax.random.key(1))) - normalise(images)
     assert mean["l1"] == pytest.approx(float(np.abs(error).mean()), rel=1e-5)
     coarse = np.asarray(error).reshape(8, 8, 2, 8, 2, 3).mean((2, 4))
     steps = np.concatenate([np.abs(np.diff(coarse, axis=a)).ravel() for a in (1, 2)])
     assert mean["edge_2"] == pytest.approx(float(steps.mean()), rel=1e-4)
 
 
-def test_training_halves_the_error_and_reaches_every_parameter(parameters, pictures) -> None:
-    optimiser = optax.adam(5e-3)
+def test_training_halves_the_error_and_reaches_every_parameter(parameters, images) -> None:
+    optimizer = optax.adam(5e-3)
 
     @jax.jit
     def step(parameters, moments, key):
         def loss(p):
-            return autoencoder_loss(NETWORK.merge(p), pictures, key, kl_weight=1e-6, edge_weight=1.0)
+            return autoencoder_loss(NETWORK.merge(p), images, key, kl_weight=1e-6, edge_weight=1.0)
 
         (_, terms), gradient = jax.value_and_grad(loss, has_aux=True)(parameters)
-        updates, moments = optimiser.update(gradient, moments)
+        updates, moments = optimizer.update(gradient, moments)
         return optax.apply_updates(parameters, updates), moments, terms["l1"][0] / terms["l1"][1]
 
-    trained, moments, errors = parameters, optimiser.init(parameters), []
+    trained, moments, errors = parameters, optimizer.init(parameters), []
     for i in range(60):
         trained, moments, error = step(trained, moments, jax.random.key(i))
         errors.append(float(error))
@@ -154,15 +152,13 @@ def test_training_halves_the_error_and_reaches_every_parameter(parameters, pictu
     assert still <= {f"{part}.mid_block.attentions.0.to_k.bias" for part in ("encoder", "decoder")}
 
 
-def test_latent_statistics_give_latents_of_mean_zero_and_deviation_one(parameters, pictures) -> None:
-    shift, scale = latent_statistics(NETWORK.merge(parameters), pictures)
+def test_latent_statistics_give_latents_of_mean_zero_and_deviation_one(parameters, images) -> None:
+    shift, scale = latent_statistics(NETWORK.merge(parameters), images)
     config = dataclasses.replace(CONFIG, shift_factor=shift, scaling_factor=scale)
-    latents = (
-        Functional(lambda rngs: AutoencoderKL(config, rngs=rngs)).merge(parameters).to_latents(normalise(pictures))
-    )
+    latents = Functional(lambda rngs: AutoencoderKL(config, rngs=rngs)).merge(parameters).to_latents(normalise(images))
     assert float(latents.mean()) == pytest.approx(0.0, abs=1e-4)
     assert float(latents.std()) == pytest.approx(1.0, abs=1e-4)
     silent = {f"encoder.conv_out.{part}" for part in ("kernel", "bias")}
     constant = {name: jnp.zeros_like(value) if name in silent else value for name, value in parameters.items()}
     with pytest.raises(ValueError, match="standard deviation is 0"):
-        latent_statistics(NETWORK.merge(constant), pictures)
+        latent_statistics(NETWORK.merge(constant), images)

@@ -1,10 +1,10 @@
-"""What the autoencoder trains on: varied pictures, batches used several times, and their variation on the device."""
+"""What the autoencoder trains on: varied images, batches used several times, and their variation on the device."""
 
 import jax
 import numpy as np
 import pytest
 
-from genaffect_jax.data.echo import RepeatedBatches
+from genaffect_jax.data.echo import EchoedBatches
 from genaffect_jax.data.loader import make_loader
 from genaffect_jax.data.sources.procedural import ProceduralSource
 from genaffect_jax.data.sources.varied import VariedSource
@@ -16,7 +16,7 @@ PEOPLE = ["avatar000000", "avatar000001", "avatar000002"]
 
 def batches(times):
     loader = make_loader(SOURCE, PEOPLE, batch_size=2, expressions_per_set=1, seed=0, workers=0)
-    return RepeatedBatches(loader, times)
+    return EchoedBatches(loader, times)
 
 
 def test_every_batch_comes_the_stated_number_of_times_in_a_row():
@@ -44,7 +44,7 @@ def test_zero_repetitions_are_refused():
         batches(0)
 
 
-def test_varied_pictures_are_kept_changed_or_replaced_and_repeatable():
+def test_varied_images_are_kept_changed_or_replaced_and_repeatable():
     inner = ProceduralSource(32, 20, 2)
     varied = VariedSource(inner, 32, seed=1)
     plain = [inner.load(i) for i in range(40)]
@@ -57,12 +57,12 @@ def test_varied_pictures_are_kept_changed_or_replaced_and_repeatable():
     assert varied.fingerprint() != other.fingerprint()
 
 
-def test_jitter_changes_every_picture_with_the_key_and_keeps_its_content():
-    pictures = np.stack([SOURCE.load(i) for i in range(8)])
-    one, two = (np.asarray(jitter(pictures, jax.random.key(k))) for k in (0, 1))
+def test_jitter_changes_every_image_with_the_key_and_keeps_its_content():
+    images = np.stack([SOURCE.load(i) for i in range(8)])
+    one, two = (np.asarray(jitter(images, jax.random.key(k))) for k in (0, 1))
     assert one.dtype == np.uint8
     assert all((a != b).any() for a, b in zip(one, two, strict=True))
     # Moving, mirroring and swapping keep the mean over pixels and channels; the gains change it by a fifth at most.
-    ratio = one.mean((1, 2, 3)) / pictures.mean((1, 2, 3))
+    ratio = one.mean((1, 2, 3)) / images.mean((1, 2, 3))
     assert ratio.min() > 0.75
     assert ratio.max() < 1.25

@@ -39,17 +39,17 @@ def relative_error(ours: jax.Array, theirs: torch.Tensor) -> float:
 @pytest.mark.parametrize("size", [(24, 40), (44, 12)])
 def test_encode_gives_the_mean_and_log_variance_of_diffusers(pair, size) -> None:
     theirs, ours = pair
-    pictures = np.random.default_rng(1).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
+    images = np.random.default_rng(1).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
     with torch.no_grad():
-        expected = theirs.encode(torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy())).latent_dist
-    posterior = nnx.jit(AutoencoderKL.encode)(ours, jnp.asarray(pictures))
+        expected = theirs.encode(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).latent_dist
+    posterior = nnx.jit(AutoencoderKL.encode)(ours, jnp.asarray(images))
     assert relative_error(posterior.mean, expected.mean) <= 2e-5
     assert relative_error(posterior.logvar, expected.logvar) <= 2e-5
     np.testing.assert_allclose(posterior.kl(), expected.kl().numpy(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(6, 10), (11, 3)])
-def test_decode_gives_the_pictures_of_diffusers(pair, size) -> None:
+def test_decode_gives_the_images_of_diffusers(pair, size) -> None:
     theirs, ours = pair
     latents = np.random.default_rng(2).standard_normal((2, *size, 5)).astype(np.float32)
     with torch.no_grad():

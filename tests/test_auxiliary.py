@@ -1,4 +1,4 @@
-"""Auxiliary losses: read only what is asked for, count only low noise, and train the generator alone."""
+"""Auxiliary losses: read only what is asked for, count only low noise, and train the denoiser alone."""
 
 import dataclasses
 from pathlib import Path
@@ -17,7 +17,7 @@ from genaffect_jax.io.weight_file import load_weights, save_weights
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.face_encoders.encoder import build_encoder
 from genaffect_jax.training.denoiser.auxiliary import EXPRESSION_TERM, IDENTITY_TERM, load_auxiliary
-from genaffect_jax.training.denoiser.loss import make_generator_loss
+from genaffect_jax.training.denoiser.loss import make_denoiser_loss
 
 SMALL = {"image_size": 16, "widths": (8, 8), "depths": (0, 0), "norm_num_groups": 4, "hidden": 8, "neck": 4}
 G, E = 4, 2
@@ -48,28 +48,28 @@ def encoders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def world(tiny_model):
-    """Networks, parameters and a batch; the generator has left its start, so that its branches act."""
-    generator, autoencoder = build_networks(dataclasses.replace(tiny_model, prediction="clean"))
+    """Networks, parameters and a batch; the denoiser has left its start, so that its branches act."""
+    denoiser, autoencoder = build_networks(dataclasses.replace(tiny_model, prediction="x0"))
     rng = np.random.default_rng(0)
     parameters = {
         name: jnp.asarray(0.1 * rng.standard_normal(s.shape) + name.endswith("scale"), s.dtype)
-        for name, s in generator.shapes.items()
+        for name, s in denoiser.shapes.items()
     }
     batch = {
         "reference": rng.standard_normal((G, 1, 8, 8, 4), np.float32),
         "target": rng.standard_normal((G, E, 8, 8, 4), np.float32),
         "expression": rng.random((G, E, 40), np.float32),
     }
-    return generator, autoencoder, parameters, load_weights(autoencoder, Path(tiny_model.autoencoder_weights)), batch
+    return denoiser, autoencoder, parameters, load_weights(autoencoder, Path(tiny_model.autoencoder_weights)), batch
 
 
 def objective_of(world, auxiliary):
-    """Value, terms and gradient as a jitted function of the generator's parameters and the frozen ones."""
-    generator, autoencoder, _, _, batch = world
-    loss = make_generator_loss(FLOW, autoencoder, auxiliary)
+    """Value, terms and gradient as a jitted function of the denoiser's parameters and the frozen ones."""
+    denoiser, autoencoder, _, _, batch = world
+    loss = make_denoiser_loss(FLOW, autoencoder, auxiliary)
 
-    def objective(parameters, frozen):
-        terms = loss(generator.merge(parameters), frozen, batch, KEYS)
+    def objective(parameters, frozen_components):
+        terms = loss(denoiser.merge(parameters), frozen_components, batch, KEYS)
         total, count = terms["loss"]
         return total / count, terms
 
@@ -88,12 +88,14 @@ def run(world, encoders):
     losses = load_auxiliary(AuxiliaryConfig(identity_weight=1.0, expression_weight=1.0, **encoders), 40)
 
     @jax.jit
-    def program(numbers, parameters, frozen):
+    def program(numbers, parameters, frozen_components):
         traced = dataclasses.replace(losses, config=SimpleNamespace(**numbers))
-        return objective_of(world, traced)(parameters, frozen)
+        return objective_of(world, traced)(parameters, frozen_components)
 
     def run(**numbers):
-        (value, terms), gradient = program(numbers, world[2], {"autoencoder": world[3], "auxiliary": losses.frozen()})
+        (value, terms), gradient = program(
+            numbers, world[2], {"autoencoder": world[3], "auxiliary": losses.frozen_components()}
+        )
         return value, terms, gradient
 
     return run
@@ -108,7 +110,7 @@ def test_with_one_weight_only_its_encoder_is_read(encoders):
     config = AuxiliaryConfig(identity_weight=1.0, **{**encoders, "expression_encoder": "no/such/file"})
     losses = load_auxiliary(config, 40)
     assert losses.expression is None
-    assert set(losses.frozen()) == {"identity"}
+    assert set(losses.frozen_components()) == {"identity"}
 
 
 def test_examples_above_the_noise_level_leave_loss_and_gradient_as_they_were(plain, run):
@@ -139,19 +141,21 @@ def test_terms_count_low_noise_with_the_condition_and_their_gradient_reaches_the
 
 
 def test_the_distances_of_a_perfect_prediction_are_zero_and_of_the_encoders_error(world, encoders):
-    _, autoencoder, _, pictures, batch = world
+    _, autoencoder, _, images, batch = world
     losses = load_auxiliary(AuxiliaryConfig(identity_weight=1.0, expression_weight=1.0, **encoders), 40)
     perfect = jnp.repeat(batch["reference"], E, axis=1)
     kept = jnp.zeros((G,), bool), jnp.zeros((G, E), bool)
 
     @jax.jit
-    def run(pictures, frozen, perfect):
-        network = autoencoder.merge(pictures)
-        read = losses.expression.network.merge(frozen["expression"])(network.decode(network.unscaled(perfect)))
+    def run(images, frozen_components, perfect):
+        network = autoencoder.merge(images)
+        read = losses.expression.network.merge(frozen_components["expression"])(
+            network.decode(network.unscaled(perfect))
+        )
         wanted = read + 0.25
-        return losses.terms(network, frozen, perfect, jnp.zeros((G, E)), batch["reference"], wanted, *kept)
+        return losses.terms(network, frozen_components, perfect, jnp.zeros((G, E)), batch["reference"], wanted, *kept)
 
-    terms = run(pictures, losses.frozen(), perfect)
+    terms = run(images, losses.frozen_components(), perfect)
     assert float(terms[IDENTITY_TERM][0] / terms[IDENTITY_TERM][1]) == pytest.approx(0.0, abs=1e-5)
     assert float(terms[EXPRESSION_TERM][0] / terms[EXPRESSION_TERM][1]) == pytest.approx(0.25, abs=1e-5)
 

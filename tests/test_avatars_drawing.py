@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genaffect_jax.avatars import draw, sample_identity
+from genaffect_jax.avatars import render, sample_identity
 from genaffect_jax.avatars.canvas import GRID, Canvas, _chain_weights, _closed_weights, ellipse
 from genaffect_jax.expressions.action_units import WIDTH, expression_vector, neutral
 
@@ -32,8 +32,8 @@ PINNED = {
 
 
 def digest(seed: int, name: str, size: int) -> str:
-    picture = draw(sample_identity(seed), expression_vector(EXPRESSIONS[name]), size)
-    return hashlib.sha256(picture.tobytes()).hexdigest()[:16]
+    image = render(sample_identity(seed), expression_vector(EXPRESSIONS[name]), size)
+    return hashlib.sha256(image.tobytes()).hexdigest()[:16]
 
 
 @pytest.mark.parametrize(("seed", "name", "size"), PINNED)
@@ -41,26 +41,26 @@ def test_the_same_arguments_give_the_same_bytes_on_every_machine(seed, name, siz
     assert digest(seed, name, size) == PINNED[seed, name, size]
 
 
-def test_drawing_twice_gives_the_same_picture():
+def test_drawing_twice_gives_the_same_image():
     person, expression = sample_identity(3), expression_vector(EXPRESSIONS["joy"])
-    first = draw(person, expression, 128)
-    draw(sample_identity(4), neutral(), 128)
-    second = draw(person, expression, 128)
+    first = render(person, expression, 128)
+    render(sample_identity(4), neutral(), 128)
+    second = render(person, expression, 128)
     assert np.array_equal(first, second)
     assert first is not second
 
 
 @pytest.mark.parametrize("size", [32, 64, 100, 256, 300])
-def test_a_picture_of_any_size_shows_the_same_face(size):
+def test_a_image_of_any_size_shows_the_same_face(size):
     person, expression = sample_identity(8), expression_vector(EXPRESSIONS["joy"])
-    picture = draw(person, expression, size)
-    assert picture.dtype == np.uint8
-    assert picture.shape == (size, size, 3)
+    image = render(person, expression, size)
+    assert image.dtype == np.uint8
+    assert image.shape == (size, size, 3)
 
     def coarse(image: np.ndarray) -> np.ndarray:
         return np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BOX), np.float32)
 
-    assert np.abs(coarse(picture) - coarse(draw(person, expression, 256))).mean() < 2.5
+    assert np.abs(coarse(image) - coarse(render(person, expression, 256))).mean() < 2.5
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,12 @@ def test_a_picture_of_any_size_shows_the_same_face(size):
 )
 def test_an_invalid_expression_is_refused(expression, message):
     with pytest.raises(ValueError, match=message):
-        draw(sample_identity(0), expression)
+        render(sample_identity(0), expression)
 
 
 def test_a_tiny_size_is_refused():
     with pytest.raises(ValueError, match="avatar size 8: must be 16 pixels or more"):
-        draw(sample_identity(0), neutral(), 8)
+        render(sample_identity(0), neutral(), 8)
 
 
 def test_spline_weights_are_exact_so_that_no_machine_rounds_them_differently():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genaffect_jax.avatars import draw, rig, sample_identity
+from genaffect_jax.avatars import render, rig, sample_identity
 from genaffect_jax.avatars.canvas import _open_weights
 from genaffect_jax.avatars.pose import Pose
 from genaffect_jax.expressions.action_units import CHANNELS, DEGREES, INDEX, LOWEST, WIDTH, expression_vector, neutral
@@ -66,9 +66,9 @@ def parts(expression: np.ndarray) -> dict[str, np.ndarray]:
     return found
 
 
-def blocks(picture: np.ndarray) -> np.ndarray:
+def blocks(image: np.ndarray) -> np.ndarray:
     """Means over 8 x 8 pixels, so that a thin line that moves past its own width still counts as moving away."""
-    return picture.reshape(32, 8, 32, 8, 3).mean(axis=(1, 3))
+    return image.reshape(32, 8, 32, 8, 3).mean(axis=(1, 3))
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
@@ -98,9 +98,9 @@ def test_a_unit_moves_in_proportion_whatever_else_the_face_does(channel):
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
-def test_the_picture_moves_away_from_neutral_as_intensity_grows(channel):
-    rest = blocks(draw(PERSON, neutral()))
-    distances = [np.abs(blocks(draw(PERSON, vector(**{channel: v}))) - rest).sum() for v in (0.25, 0.5, 0.75, 1.0)]
+def test_the_image_moves_away_from_neutral_as_intensity_grows(channel):
+    rest = blocks(render(PERSON, neutral()))
+    distances = [np.abs(blocks(render(PERSON, vector(**{channel: v}))) - rest).sum() for v in (0.25, 0.5, 0.75, 1.0)]
     # 2 % of slack: a closing lid covers the last of the eye with skin of nearly the same lightness.
     assert all(b > 0.98 * a for a, b in pairwise(distances)), distances
     assert distances[0] > 30.0
@@ -117,22 +117,22 @@ def test_the_two_sides_of_a_unit_are_separate(channel):
         np.testing.assert_allclose(
             np.abs(left[name + "L"] - rest[name + "L"]), np.abs(right[name + "R"] - rest[name + "R"])
         )
-    corner_right, corner_left = 0, 8  # the person's right corner is on the left of the picture
+    corner_right, corner_left = 0, 8  # the person's right corner is on the left of the image
     assert np.array_equal(left["mouth"][corner_right], rest["mouth"][corner_right])
     assert np.array_equal(right["mouth"][corner_left], rest["mouth"][corner_left])
 
 
 @pytest.mark.parametrize("unit", ["AU1", "AU2", "AU4", "AU5", "AU6", "AU7", "AU43"])
-def test_the_persons_left_is_the_right_half_of_the_picture(unit):
-    change = np.abs(draw(PERSON, vector(**{unit + "L": 1.0})).astype(int) - draw(PERSON, neutral())).max(axis=2)
+def test_the_persons_left_is_the_right_half_of_the_image(unit):
+    change = np.abs(render(PERSON, vector(**{unit + "L": 1.0})).astype(int) - render(PERSON, neutral())).max(axis=2)
     assert change[:, 128:].sum() > 500
     assert change[:, :126].max() == 0
 
 
 def test_brow_units_leave_the_mouth_and_mouth_units_leave_the_brows():
-    rest = draw(PERSON, neutral())
-    brows = draw(PERSON, vector(AU1=1, AU2=1, AU4=1))
-    mouth = draw(PERSON, vector(AU12=1, AU15=1, AU25=1, AU26=1, AU27=1, AU18=1, AU20=1, AU24=1))
+    rest = render(PERSON, neutral())
+    brows = render(PERSON, vector(AU1=1, AU2=1, AU4=1))
+    mouth = render(PERSON, vector(AU12=1, AU15=1, AU25=1, AU26=1, AU27=1, AU18=1, AU20=1, AU24=1))
     assert np.array_equal(brows[125:], rest[125:])
     assert np.array_equal(mouth[:100], rest[:100])
 
@@ -141,7 +141,7 @@ def test_brow_units_leave_the_mouth_and_mouth_units_leave_the_brows():
 def test_background_and_clothes_do_not_change_with_the_face(seed):
     person = dataclasses.replace(sample_identity(seed), hair_style="short")
     loud = np.where(LOWEST < 0.0, 0.0, 1.0).astype(np.float32)
-    rest, changed = draw(person, neutral()), draw(person, loud)
+    rest, changed = render(person, neutral()), render(person, loud)
     y, x = np.mgrid[0:256, 0:256]
     outside = (np.hypot((x - 128.0) / 76.0, (y - 132.0) / 104.0) > 1.0) | (y >= 236)
     assert outside.mean() > 0.5
@@ -151,7 +151,7 @@ def test_background_and_clothes_do_not_change_with_the_face(seed):
 
 @pytest.mark.parametrize("turn", [{"head_yaw": 1.0}, {"head_pitch": -1.0}, {"head_roll": -1.0}])
 def test_the_background_stays_when_the_head_turns(turn):
-    rest, turned = draw(PERSON, neutral()), draw(PERSON, vector(**turn))
+    rest, turned = render(PERSON, neutral()), render(PERSON, vector(**turn))
     y, x = np.mgrid[0:256, 0:256]
     away = np.hypot(x - 128.0, y - 117.0) > 112.0
     assert np.array_equal(rest[away], turned[away])
@@ -198,7 +198,7 @@ def test_a_closed_eye_is_closed_whatever_the_other_lid_units_do():
 
 def test_teeth_show_in_a_smile_with_parted_lips_and_hide_behind_closed_ones():
     def white(expression: np.ndarray) -> int:
-        mouth = draw(PERSON, expression)[152:186, 100:156].astype(int)
+        mouth = render(PERSON, expression)[152:186, 100:156].astype(int)
         return int((mouth.min(axis=2) > 225).sum())
 
     assert white(vector(AU12=1.0)) == 0
@@ -208,5 +208,5 @@ def test_teeth_show_in_a_smile_with_parted_lips_and_hide_behind_closed_ones():
 def test_drawing_does_not_touch_its_arguments():
     expression = vector(AU12=0.5)
     before = expression.copy()
-    draw(PERSON, expression, 64)
+    render(PERSON, expression, 64)
     assert np.array_equal(expression, before)

@@ -1,4 +1,4 @@
-"""Promises of the sampled people: who they are is plain data, varied, reproducible, and shows in the picture."""
+"""Promises of the sampled people: who they are is plain data, varied, reproducible, and shows in the image."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from genaffect_jax.avatars import Identity, draw, palette, sample_identity
+from genaffect_jax.avatars import Identity, palette, render, sample_identity
 from genaffect_jax.avatars import identity as identities
 from genaffect_jax.expressions.action_units import neutral
 
@@ -97,8 +97,8 @@ STEPS = {
 FIELDS = tuple(f.name for f in dataclasses.fields(Identity))
 
 
-def picture(identity: Identity) -> np.ndarray:
-    return draw(identity, neutral(), 256).astype(np.int32)
+def image(identity: Identity) -> np.ndarray:
+    return render(identity, neutral(), 256).astype(np.int32)
 
 
 def test_every_parameter_is_covered_below():
@@ -107,7 +107,7 @@ def test_every_parameter_is_covered_below():
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_each_parameter_visibly_changes_the_picture(name):
+def test_each_parameter_visibly_changes_the_image(name):
     value = getattr(DRESSED, name)
     if name in CHOICES:
         other = next(choice for choice in CHOICES[name] if choice != value)
@@ -115,15 +115,15 @@ def test_each_parameter_visibly_changes_the_picture(name):
         other = -value
     else:
         other = value + STEPS[name]
-    change = np.abs(picture(dataclasses.replace(DRESSED, **{name: other})) - picture(DRESSED)).max(axis=2)
+    change = np.abs(image(dataclasses.replace(DRESSED, **{name: other})) - image(DRESSED)).max(axis=2)
     assert (change > 9).sum() >= 8, f"{name}: {value} -> {other} changes {(change > 9).sum()} pixels"
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_every_choice_draws_its_own_picture(name):
+def test_every_choice_draws_its_own_image(name):
     base = DRESSED if name not in ("outfit_accent",) else dataclasses.replace(DRESSED, hair_style="beanie")
-    pictures = {draw(dataclasses.replace(base, **{name: choice}), neutral(), 128).tobytes() for choice in CHOICES[name]}
-    assert len(pictures) == len(CHOICES[name])
+    images = {render(dataclasses.replace(base, **{name: choice}), neutral(), 128).tobytes() for choice in CHOICES[name]}
+    assert len(images) == len(CHOICES[name])
 
 
 def test_a_seed_is_always_the_same_person_and_another_seed_another():

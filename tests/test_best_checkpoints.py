@@ -15,7 +15,7 @@ from genaffect_jax.config import MeshConfig, to_json
 from genaffect_jax.errors import CheckpointError
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.optimizer import make_optimiser
+from genaffect_jax.training.optimizer import make_optimizer
 from genaffect_jax.training.state import TrainState, create_state
 
 
@@ -75,7 +75,7 @@ def test_a_damaged_value_hides_no_checkpoint(tiny_config, state, tmp_path):
 
 def test_the_newest_the_best_and_any_step_can_be_chosen_for_sampling(tiny_config, trained_workdir, tmp_path, capsys):
     network, _ = build_networks(tiny_config.model)
-    state = create_state(network, make_optimiser(tiny_config.train), make_mesh(MeshConfig()), 0)
+    state = create_state(network, make_optimizer(tiny_config.train), make_mesh(MeshConfig()), 0)
     for file in trained_workdir.glob("*.safetensors"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     save(tmp_path, state, tiny_config, {3: 0.3, 5: 0.1, 7: 0.2}, keep=3)

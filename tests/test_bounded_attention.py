@@ -104,10 +104,10 @@ def test_no_score_of_a_network_is_above_its_bound(tiny_model, monkeypatch, dual:
 
 
 def test_the_bound_of_new_networks_is_that_of_their_heads_and_without_norms_there_is_none(tiny_model) -> None:
-    rounded = (1 + 2**-8) ** 2
+    cast_kernels = (1 + 2**-8) ** 2
     size = tiny_model.mmdit.attention_head_dim
     parameters = build_networks(tiny_model)[0].init(jax.random.key(0))
-    assert score_bound(parameters) == pytest.approx(size**0.5 * rounded)
+    assert score_bound(parameters) == pytest.approx(size**0.5 * cast_kernels)
     free = dataclasses.replace(tiny_model, mmdit=dataclasses.replace(tiny_model.mmdit, qk_norm="none"))
     assert score_bound(build_networks(free)[0].init(jax.random.key(0))) == float("inf")
 

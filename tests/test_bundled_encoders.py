@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 
 from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
-from genaffect_jax.data.sources.procedural import pictures_of
+from genaffect_jax.data.sources.procedural import examples_of
 from genaffect_jax.data.sources.stored import draw_redressed
 from genaffect_jax.io.weight_file import checksum, read_metadata, resolve_weights
 from genaffect_jax.models.face_encoders.encoder import load_encoder
@@ -21,17 +21,17 @@ class Strangers:
     """Avatars in the clothes of others, as in training, of numbers that no training has drawn."""
 
     def __init__(self):
-        self.pictures = [p for i in range(PEOPLE) for p in pictures_of(FIRST + i, EACH, 1.0)]
+        self.images = [p for i in range(PEOPLE) for p in examples_of(FIRST + i, EACH, 1.0)]
 
     def load(self, index):
         person = FIRST + index // EACH
-        return draw_redressed(person, self.pictures[index].expression, 7 * person + index, SIDE)
+        return draw_redressed(person, self.images[index].expression, 7 * person + index, SIDE)
 
 
 @pytest.fixture(scope="module")
 def strangers():
     source = Strangers()
-    return HeldOut(source, [p.identity for p in source.pictures], None, drawn_from=range(FIRST, FIRST + 6))
+    return HeldOut(source, [p.identity for p in source.images], None, drawn_from=range(FIRST, FIRST + 6))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_identity_encoders_tell_people_apart_across_expressions_and_clothes(enco
 @pytest.mark.parametrize(("name", "error"), [("expression_avatar", 0.04), ("expression_evaluator", 0.06)])
 def test_expression_encoders_read_action_units_and_do_not_see_who_shows_them(encoders, strangers, name, error):
     # The constant guess is made of other people's expressions, as the report of a training makes it.
-    typical = np.mean([p.expression for i in range(100) for p in pictures_of(i, EACH, 1.0)], axis=0)
+    typical = np.mean([p.expression for i in range(100) for p in examples_of(i, EACH, 1.0)], axis=0)
     report = expression_report(encoders[name], strangers, typical)
     found = report["absolute_error"]
     assert found["mean"] < error < 0.6 * found["baseline"]

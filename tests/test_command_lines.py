@@ -3,15 +3,15 @@
 import pytest
 
 from genaffect_jax import sample, train
-from genaffect_jax.config import Config, DataConfig, TrainConfig, to_json
+from genaffect_jax.config import DataConfig, DenoiserRun, TrainConfig, to_json
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_model, tmp_path_factory):
-    """The working folder of a training of one step."""
+    """The run folder of a training of one step."""
     folder = tmp_path_factory.mktemp("trained")
     data = DataConfig(image_size=32, identities=6, expressions_per_identity=4, expressions_per_set=2, workers=0)
-    config = Config(data=data, model=tiny_model, train=TrainConfig(steps=1, batch_size=8))
+    config = DenoiserRun(data=data, model=tiny_model, train=TrainConfig(steps=1, batch_size=8))
     preset = folder / "preset.py"
     preset.write_text(
         "from genaffect_jax.config import Config, from_json\n\n\n"
@@ -67,7 +67,7 @@ def test_help_explains_fields_with_their_units(preset, capsys):
     status, text = outcome(train.main, ["--config", str(preset()), "--help"], capsys)
     assert status == 0
     assert "--data.image_size" in text
-    assert "Side of the pictures, in pixels." in text
+    assert "Side of the images, in pixels." in text
 
 
 def test_the_folder_preset_asks_for_its_folder(tmp_path, capsys):

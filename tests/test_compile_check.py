@@ -21,16 +21,16 @@ from genaffect_jax.compile_check.report import Memory, compile_and_report, judge
 from genaffect_jax.compile_check.sampler import lower_sampler
 from genaffect_jax.compile_check.topology import topology_devices
 from genaffect_jax.compile_check.train_step import batch_shapes, lower_train_step
-from genaffect_jax.config import Config, MeshConfig, ModelConfig
+from genaffect_jax.config import DenoiserRun, MeshConfig, ModelConfig
 from genaffect_jax.data.loader import make_loader
 from genaffect_jax.data.sources.open import open_source
 from genaffect_jax.errors import TopologyError
-from genaffect_jax.inference.program import Kind
+from genaffect_jax.inference.program import SamplerSpec
 from genaffect_jax.io.weight_file import load_weights, resolve_weights
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.chips import CHIPS, Chip
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.denoiser.features import encode_pictures
+from genaffect_jax.training.denoiser.features import cache_features
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 needs_libtpu = pytest.mark.skipif(
@@ -38,7 +38,7 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def preset_of(name: str) -> Config:
+def preset_of(name: str) -> DenoiserRun:
     return runpy.run_path(str(CONFIGS / f"{name}.py"))["config"]()
 
 
@@ -69,10 +69,10 @@ def test_a_batch_has_the_shapes_that_the_loader_gives(changes: dict, encoder: st
     weights = load_weights(autoencoder, resolve_weights(config.model.autoencoder_weights), config.model.autoencoder)
     source = open_source(config.data, tmp_path)
     faces = claim_encoders(config.model, tmp_path)
-    stored = encode_pictures(config, source, tmp_path, faces, autoencoder, weights, "")
+    stored = cache_features(config, source, tmp_path, faces, autoencoder, weights, "")
     # With prompts, as a model with a text stream has them: their rows do not depend on what they say.
     text = dataclasses.replace(config.model.mmdit, register_tokens=0, pooled_projection_dim=8)
-    for network, rows in ((config.model.mmdit, None), (text, np.zeros(len(stored.pictures), np.int32))):
+    for network, rows in ((config.model.mmdit, None), (text, np.zeros(len(stored.images), np.int32))):
         run = dataclasses.replace(
             config,
             model=dataclasses.replace(config.model, mmdit=network),
@@ -80,7 +80,7 @@ def test_a_batch_has_the_shapes_that_the_loader_gives(changes: dict, encoder: st
         )
         batches = make_loader(
             stored,
-            sorted({p.identity for p in stored.pictures}),
+            sorted({p.identity for p in stored.images}),
             batch_size=config.train.batch_size,
             expressions_per_set=config.data.expressions_per_set,
             seed=0,
@@ -114,9 +114,9 @@ def test_collectives_of_a_compiled_program_are_counted_with_their_loops_and_byte
     found = totals(collectives(jax.jit(program).lower(x).compile().as_text()))
     assert list(found) == ["all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute"]
     whole = 512 * 4
-    for kind in ("all-gather", "reduce-scatter"):
-        assert (found[kind].count, found[kind].size, found[kind].loop) == (5, 5 * whole, False)
-        assert found[kind].sent == 5 * whole * 7 / 8
+    for spec in ("all-gather", "reduce-scatter"):
+        assert (found[spec].count, found[spec].size, found[spec].loop) == (5, 5 * whole, False)
+        assert found[spec].sent == 5 * whole * 7 / 8
     assert (found["all-to-all"].count, found["all-to-all"].size, found["all-to-all"].sent) == (1, 256, 256 * 7 / 8)
     assert (found["collective-permute"].count, found["collective-permute"].sent) == (1, 256)
     # The loop ends when the data say so: one turn, and it is said.
@@ -253,7 +253,7 @@ def test_the_command_tells_what_fits_from_what_does_not(preset, small_chips, tmp
         (["--mesh.fsdp", "3"], "mesh.fsdp=3"),
         (["--train.batch_size", "6"], "train.batch_size=6: must be a multiple of"),
         (["--reserve", "2"], "--reserve 2.0: must be within 0 and 0.99"),
-        (["--pictures", "0"], "--pictures 0: must be at least 1"),
+        (["--images", "0"], "--images 0: must be at least 1"),
         (["--json", "nowhere/report.json"], "--json nowhere/report.json: there is no folder nowhere"),
     ],
 )
@@ -279,7 +279,7 @@ def test_files_that_a_preset_asks_for_need_not_be_given(name: str) -> None:
     assert batch_shapes(run, make_mesh(MeshConfig()))["target"].shape == (8, 3, 64, 64, 16)
 
 
-def test_the_sampler_of_a_text_model_draws_its_own_pictures_on_every_chip(tiny_config: Config) -> None:
+def test_the_sampler_of_a_text_model_draws_its_own_images_on_every_chip(tiny_config: DenoiserRun) -> None:
     network = dataclasses.replace(tiny_config.model.mmdit, register_tokens=0, pooled_projection_dim=8)
     config = dataclasses.replace(
         tiny_config,
@@ -287,8 +287,8 @@ def test_the_sampler_of_a_text_model_draws_its_own_pictures_on_every_chip(tiny_c
         text=dataclasses.replace(tiny_config.text, embeddings=Path("not-read")),
     )
     mesh = make_mesh(MeshConfig(fsdp=2), jax.devices()[:4])
-    pictures, bank = lower_sampler(config, mesh, Kind(mode="joint", shared=4, anchors=1), 3, steps=2).out_info
-    assert (pictures.shape, pictures.dtype, bank) == ((1, 4 * 3, 32, 32, 3), jnp.uint8, None)
+    images, bank = lower_sampler(config, mesh, SamplerSpec(mode="joint", shared=4, anchors=1), 3, steps=2).out_info
+    assert (images.shape, images.dtype, bank) == ((1, 4 * 3, 32, 32, 3), jnp.uint8, None)
 
 
 @needs_libtpu
@@ -319,7 +319,7 @@ def odd_model(tiny_model: ModelConfig) -> ModelConfig:
     ("name", "mesh"), [("v5e:2x2", MeshConfig(fsdp=2, tensor=2)), ("v5p:2x2x2", MeshConfig(data=2, fsdp=4))]
 )
 def test_the_training_step_compiles_for_every_chip_of_a_topology(
-    tiny_config: Config, odd_model: ModelConfig, name: str, mesh: MeshConfig
+    tiny_config: DenoiserRun, odd_model: ModelConfig, name: str, mesh: MeshConfig
 ) -> None:
     devices, chip = topology_devices(name)
     lowered = lower_train_step(dataclasses.replace(tiny_config, model=odd_model), make_mesh(mesh, devices))
@@ -333,14 +333,14 @@ def test_the_training_step_compiles_for_every_chip_of_a_topology(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["v5e:2x2", "v6e:4x4"])
 def test_the_sampler_with_sharing_compiles_for_every_chip_of_a_topology(
-    tiny_config: Config, odd_model: ModelConfig, name: str
+    tiny_config: DenoiserRun, odd_model: ModelConfig, name: str
 ) -> None:
     devices, _ = topology_devices(name)
-    kind = Kind(mode="decoupled", shared=8, anchors=2, pictures_from=2)
+    spec = SamplerSpec(mode="decoupled", shared=8, anchors=2, first_decoded=2)
     config = dataclasses.replace(tiny_config, model=odd_model)
-    lowered = lower_sampler(config, make_mesh(MeshConfig(), devices), kind, 3, steps=4)
+    lowered = lower_sampler(config, make_mesh(MeshConfig(), devices), spec, 3, steps=4)
     # Three log-sum-exp attentions of a consistent layer (anchors' own, others' own, pool) are kernels at the least.
     assert lowered.as_text().count("tpu_custom_call") >= 3
     memory = lowered.compile().memory_analysis()
-    # One picture of 32 px on each chip: the cut over the chips is in the program.
+    # One image of 32 px on each chip: the cut over the chips is in the program.
     assert memory.output_size_in_bytes < 2 * 4096 * 2

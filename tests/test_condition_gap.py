@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from toy_pictures import E, G, Toys, toy_batch
+from toy_images import E, G, Toys, toy_batch
 
 from genaffect_jax.config import FlowConfig, MeshConfig, to_json
 from genaffect_jax.data.loader import make_loader
@@ -18,25 +18,25 @@ from genaffect_jax.errors import DataError
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.training.denoiser.conditioning_probe import (
-    ConditionGap,
+    ConditioningProbe,
     held_out_batch,
     noise_levels,
     other_expressions,
 )
-from genaffect_jax.training.denoiser.loss import make_generator_loss
-from genaffect_jax.training.denoiser.probe_report import GapReport, draw_gaps, ignored, read_gaps
-from genaffect_jax.training.denoiser.task import train_generator
-from genaffect_jax.training.loop import Job, fit
+from genaffect_jax.training.denoiser.loss import make_denoiser_loss
+from genaffect_jax.training.denoiser.probe_report import ProbeReport, ignored, plot_probe, read_gaps
+from genaffect_jax.training.denoiser.task import train_denoiser
+from genaffect_jax.training.loop import Task, fit
 
 
 @pytest.fixture(scope="module")
 def networks(tiny_model):
-    return build_networks(dataclasses.replace(tiny_model, prediction="clean"))
+    return build_networks(dataclasses.replace(tiny_model, prediction="x0"))
 
 
 @pytest.fixture(scope="module")
 def gap(networks):
-    return ConditionGap(FlowConfig(), *networks, {}, toy_batch(0), make_mesh(MeshConfig(), jax.devices()[:1]))
+    return ConditioningProbe(FlowConfig(), *networks, {}, toy_batch(0), make_mesh(MeshConfig(), jax.devices()[:1]))
 
 
 def learn(tiny_config, networks, gap, workdir, steps):
@@ -45,31 +45,31 @@ def learn(tiny_config, networks, gap, workdir, steps):
     train = dataclasses.replace(
         tiny_config.train,
         steps=steps,
-        gap_every=10,
+        probe_every=10,
         log_every=15,
         learning_rate=0.01,
         schedule="constant",
         ema_decay=0.8,
     )
     text = io.StringIO()
-    job = Job(
+    task = Task(
         functional=networks[0],
-        loss=make_generator_loss(flow, networks[1]),
-        frozen={},
+        loss=make_denoiser_loss(flow, networks[1]),
+        frozen_components={},
         batches=Toys(),
-        pictures_per_step=G * E,
+        images_per_step=G * E,
         preview=lambda _: np.zeros((8, 8, 3), np.uint8),
         config=to_json(tiny_config),
         gap=gap,
     )
-    fit(job, train, make_mesh(MeshConfig(), jax.devices()[:1]), workdir, Console(file=text, width=200))
+    fit(task, train, make_mesh(MeshConfig(), jax.devices()[:1]), workdir, Console(file=text, width=200))
     return text.getvalue()
 
 
 def test_at_the_start_both_gaps_are_exactly_zero(networks, gap):
     values = gap(networks[0].init(jax.random.key(0)))
-    assert values["gap/right_loss"] > 0
-    assert [values[f"gap/{name}"] for name in ("identity", "expression")] == [0.0, 0.0]
+    assert values["eval/loss"] > 0
+    assert [values[f"probe/{name}"] for name in ("identity", "expression")] == [0.0, 0.0]
 
 
 def test_gaps_open_where_both_conditions_are_learned_and_a_continued_run_plots_all_of_itself(
@@ -81,14 +81,14 @@ def test_gaps_open_where_both_conditions_are_learned_and_a_continued_run_plots_a
     assert gap.program._cache_size() == programs, "one program measures every step, also of a continued run"
     rows = read_gaps(tmp_path)
     assert [row["step"] for row in rows] == [10, 20, 30, 40, 50, 60]
-    assert rows[-1]["gap/identity_relative"] > 0.05
-    assert rows[-1]["gap/expression_relative"] > 0.05
+    assert rows[-1]["probe/identity_relative"] > 0.05
+    assert rows[-1]["probe/expression_relative"] > 0.05
     assert "ignores" not in printed
     # Steps 30 and 60 are logged and measured at once: one row each, with both kinds of numbers.
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
     assert "loss" in rows[-1]
-    with Image.open(tmp_path / "gaps.png") as plot:
+    with Image.open(tmp_path / "probe.png") as plot:
         assert plot.width > 400
 
 
@@ -99,8 +99,8 @@ def test_a_generator_that_cannot_hear_the_expression_warns_of_it_and_only_of_it(
         return gap({**parameters, **{name: jax.numpy.zeros_like(parameters[name]) for name in branch}})
 
     printed = learn(tiny_config, networks, deaf, tmp_path, 40)
-    assert [row["gap/expression"] for row in read_gaps(tmp_path)] == [0.0] * 4
-    assert printed.count("the generator ignores the expression") == 1
+    assert [row["probe/expression"] for row in read_gaps(tmp_path)] == [0.0] * 4
+    assert printed.count("the denoiser ignores the expression") == 1
     assert "flow.drop_expression" in printed
     assert "ignores the identity" not in printed
 
@@ -111,17 +111,15 @@ def test_the_program_follows_the_loss_it_is_compared_with(networks, gap):
 
     from genaffect_jax.diffusion import flow
 
-    generator = networks[0]
+    denoiser = networks[0]
     rng = np.random.default_rng(0)
-    parameters = {
-        name: jnp.asarray(0.3 * rng.standard_normal(s.shape), s.dtype) for name, s in generator.shapes.items()
-    }
+    parameters = {name: jnp.asarray(0.3 * rng.standard_normal(s.shape), s.dtype) for name, s in denoiser.shapes.items()}
     batch = toy_batch(0)
 
     @jax.jit
     def loss(parameters, reference, expression):
-        model = generator.merge(parameters)
-        conditions = model.conditions(reference, jnp.ones((G, 1), bool), expression)
+        model = denoiser.merge(parameters)
+        conditions = model.encode_conditions(reference, jnp.ones((G, 1), bool), expression)
         errors = []
         for i, sigma in enumerate(noise_levels(FlowConfig(), 4)):
             noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), i), batch["target"].shape)
@@ -134,11 +132,11 @@ def test_the_program_follows_the_loss_it_is_compared_with(networks, gap):
     other_person = float(loss(parameters, np.roll(batch["reference"], 1, 0), batch["expression"]))
     other_expression = float(loss(parameters, batch["reference"], batch["expression"][:, ::-1]))
     values = gap(parameters)
-    assert values["gap/right_loss"] == pytest.approx(right, rel=1e-4)
-    assert values["gap/identity"] == pytest.approx(other_person - right, rel=1e-2, abs=1e-4 * right)
-    assert values["gap/expression"] == pytest.approx(other_expression - right, rel=1e-2, abs=1e-4 * right)
-    assert abs(values["gap/identity"]) > 1e-3 * right
-    assert abs(values["gap/expression"]) > 1e-3 * right
+    assert values["eval/loss"] == pytest.approx(right, rel=1e-4)
+    assert values["probe/identity"] == pytest.approx(other_person - right, rel=1e-2, abs=1e-4 * right)
+    assert values["probe/expression"] == pytest.approx(other_expression - right, rel=1e-2, abs=1e-4 * right)
+    assert abs(values["probe/identity"]) > 1e-3 * right
+    assert abs(values["probe/expression"]) > 1e-3 * right
 
 
 def test_another_expression_always_differs_and_stays_with_the_person_where_it_can():
@@ -148,7 +146,7 @@ def test_another_expression_always_differs_and_stays_with_the_person_where_it_ca
     assert (others != vectors).any(-1).all()
     np.testing.assert_array_equal(others[0], vectors[0, ::-1])
     np.testing.assert_array_equal(others[1], vectors[[2, 2], [0, 1]])
-    with pytest.raises(DataError, match="all 6 held-out pictures show the same expression"):
+    with pytest.raises(DataError, match="all 6 held-out images show the same expression"):
         other_expressions(np.ones((3, 2, 40), np.float32))
 
 
@@ -159,8 +157,8 @@ def test_noise_levels_are_quantiles_of_those_of_training():
 
 
 def row(step, identity, expression):
-    relative = {"gap/identity_relative": identity, "gap/expression_relative": expression}
-    return {"step": step, "gap/right_loss": 1.0, "gap/identity": identity, "gap/expression": expression, **relative}
+    relative = {"probe/identity_relative": identity, "probe/expression_relative": expression}
+    return {"step": step, "eval/loss": 1.0, "probe/identity": identity, "probe/expression": expression, **relative}
 
 
 def test_a_condition_counts_as_ignored_after_three_low_measurements_past_the_first_quarter():
@@ -173,7 +171,7 @@ def test_a_condition_counts_as_ignored_after_three_low_measurements_past_the_fir
 
 def test_a_warning_comes_once_and_again_after_the_condition_was_heard(tmp_path):
     text = io.StringIO()
-    report = GapReport(tmp_path, 800, Console(file=text, width=200))
+    report = ProbeReport(tmp_path, 800, Console(file=text, width=200))
     rows = []
     for step, expression in (
         [(s, 0.0) for s in (300, 400, 500)] + [(600, 0.0), (650, 0.1)] + [(s, 0.0) for s in (700, 750, 800)]
@@ -181,18 +179,18 @@ def test_a_warning_comes_once_and_again_after_the_condition_was_heard(tmp_path):
         rows.append(row(step, 0.0 if step == 1 else 0.5, expression))
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         report.check()
-    assert text.getvalue().count("warning: step 500: the generator ignores the expression") == 1
-    assert text.getvalue().count("warning: step 800: the generator ignores the expression") == 1
+    assert text.getvalue().count("warning: step 500: the denoiser ignores the expression") == 1
+    assert text.getvalue().count("warning: step 800: the denoiser ignores the expression") == 1
     assert text.getvalue().count("warning") == 2
 
 
 def test_rows_without_finite_gaps_are_left_out_and_nothing_draws_no_plot(tmp_path):
-    rows = [{"step": 1, "loss": 2.0}, row(2, 0.1, 0.1), {**row(3, 0.1, 0.1), "gap/identity_relative": None}]
+    rows = [{"step": 1, "loss": 2.0}, row(2, 0.1, 0.1), {**row(3, 0.1, 0.1), "probe/identity_relative": None}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert [r["step"] for r in read_gaps(tmp_path)] == [2]
     with pytest.raises(ValueError, match="no rows"):
-        draw_gaps([], tmp_path / "gaps.png")
-    assert not (tmp_path / "gaps.png").exists()
+        plot_probe([], tmp_path / "probe.png")
+    assert not (tmp_path / "probe.png").exists()
 
 
 def test_a_real_run_measures_people_it_does_not_train_on(tiny_config, tmp_path, monkeypatch):
@@ -211,13 +209,13 @@ def test_a_real_run_measures_people_it_does_not_train_on(tiny_config, tmp_path, 
     config = dataclasses.replace(
         tiny_config,
         data=dataclasses.replace(tiny_config.data, identities=8, holdout=0.4),
-        train=dataclasses.replace(tiny_config.train, steps=2, gap_every=2),
+        train=dataclasses.replace(tiny_config.train, steps=2, probe_every=2),
     )
     text = io.StringIO()
-    assert train_generator(config, tmp_path, Console(file=text, width=200))
+    assert train_denoiser(config, tmp_path, Console(file=text, width=200))
     assert [r["step"] for r in read_gaps(tmp_path)] == [2]
-    assert (tmp_path / "gaps.png").exists()
-    assert "condition gaps" not in text.getvalue()
+    assert (tmp_path / "probe.png").exists()
+    assert "conditioning probe" not in text.getvalue()
     trained_on, measured = people["make_loader"], people["held_out_batch"]
     assert len(measured) >= 2
     assert not trained_on & measured

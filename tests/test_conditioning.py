@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from genaffect_jax.config import ConditioningConfig, MMDiTConfig
-from genaffect_jax.models.mmdit.condition_projectors import ExpressionTokens, IdentityTokens
+from genaffect_jax.models.mmdit.condition_projectors import ExpressionProjector, IdentityProjector
 from genaffect_jax.models.mmdit.model import MMDiT
 
 CONFIG = MMDiTConfig(
@@ -39,18 +39,18 @@ def shaken(model: Any) -> Any:
 
 
 @functools.cache
-def identity_tokens() -> IdentityTokens:
-    return shaken(IdentityTokens(CONFIG, CONDITIONING, rngs=nnx.Rngs(0)))
+def identity_tokens() -> IdentityProjector:
+    return shaken(IdentityProjector(CONFIG, CONDITIONING, rngs=nnx.Rngs(0)))
 
 
 @functools.cache
-def resampler() -> IdentityTokens:
-    return shaken(IdentityTokens(CONFIG, RESAMPLER, rngs=nnx.Rngs(0)))
+def resampler() -> IdentityProjector:
+    return shaken(IdentityProjector(CONFIG, RESAMPLER, rngs=nnx.Rngs(0)))
 
 
 @functools.cache
-def expression_tokens() -> ExpressionTokens:
-    return shaken(ExpressionTokens(D, CONDITIONING, rngs=nnx.Rngs(0)))
+def expression_tokens() -> ExpressionProjector:
+    return shaken(ExpressionProjector(D, CONDITIONING, rngs=nnx.Rngs(0)))
 
 
 def positions() -> jax.Array:
@@ -79,7 +79,7 @@ def test_order_of_references_only_reorders_tokens() -> None:
     np.testing.assert_allclose(swapped, jnp.roll(tokens, L, axis=1), atol=1e-5)
 
 
-def test_a_dropped_group_and_one_without_references_get_the_null_token_and_nothing_of_the_picture() -> None:
+def test_a_dropped_group_and_one_without_references_get_the_null_token_and_nothing_of_the_image() -> None:
     reference = references(0, groups=3)
     mask = jnp.array([[True, True], [True, False], [False, False]])
     tokens, token_mask = identity_tokens()(reference, mask, positions(), jnp.array([False, True, False]))
@@ -105,7 +105,7 @@ def test_the_resampler_makes_its_tokens_of_any_number_of_references_in_any_order
     alone, _ = resampler()(reference[:, :1], mask[:, :1], positions(), embedding=faces[:, :1])
     assert alone.shape == tokens.shape
     assert jnp.abs(alone - tokens).max() > 1e-2
-    # Whose embedding belongs to which picture is not said: both are there, and each token may look at either.
+    # Whose embedding belongs to which image is not said: both are there, and each token may look at either.
     crossed, _ = resampler()(reference, mask, positions(), embedding=faces[:, ::-1])
     np.testing.assert_allclose(crossed, tokens, atol=1e-5)
 
@@ -153,7 +153,7 @@ def test_gradients_reach_every_parameter_of_the_token_maker(make) -> None:
 
 
 def test_a_new_resampler_tells_references_and_faces_apart() -> None:
-    maker, mask = IdentityTokens(CONFIG, RESAMPLER, rngs=nnx.Rngs(0)), jnp.ones((2, 2), bool)
+    maker, mask = IdentityProjector(CONFIG, RESAMPLER, rngs=nnx.Rngs(0)), jnp.ones((2, 2), bool)
     tokens, _ = maker(references(0), mask, positions(), embedding=embeddings(0))
     for changed in ((references(1), embeddings(0)), (references(0), embeddings(1))):
         other, _ = maker(changed[0], mask, positions(), embedding=changed[1])
@@ -170,12 +170,12 @@ def test_a_missing_and_a_needless_face_embedding_are_named() -> None:
 
 def test_new_identity_layers_leave_the_embedded_patches_alone() -> None:
     reference, mask = references(0, count=1), jnp.ones((2, 1), bool)
-    deep = IdentityTokens(CONFIG, CONDITIONING, rngs=nnx.Rngs(0))
-    flat = IdentityTokens(CONFIG, ConditioningConfig(identity_layers=0), rngs=nnx.Rngs(0))
+    deep = IdentityProjector(CONFIG, CONDITIONING, rngs=nnx.Rngs(0))
+    flat = IdentityProjector(CONFIG, ConditioningConfig(identity_layers=0), rngs=nnx.Rngs(0))
     np.testing.assert_allclose(deep(reference, mask, positions())[0], flat(reference, mask, positions())[0], atol=1e-6)
 
 
-def test_expression_tokens_follow_intensity_and_dropped_pictures_get_null_tokens() -> None:
+def test_expression_tokens_follow_intensity_and_dropped_images_get_null_tokens() -> None:
     expression = jnp.zeros((1, 3, 6)).at[0, 1, 2].set(0.5).at[0, 2, 2].set(1.0)
     tokens = expression_tokens()(expression)
     half, full = (jnp.abs(tokens[0, i] - tokens[0, 0]).mean() for i in (1, 2))

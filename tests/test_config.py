@@ -9,8 +9,8 @@ import pytest
 from genaffect_jax.config import (
     AutoencoderConfig,
     AutoencoderRun,
-    Config,
     DataConfig,
+    DenoiserRun,
     FlowConfig,
     LoraConfig,
     MeshConfig,
@@ -38,23 +38,25 @@ from genaffect_jax.errors import ConfigError
         (lambda: FlowConfig(drop_text=1.0), "flow.drop_text=1.0"),
         (lambda: FlowConfig(mode_scale=1.8), "flow.mode_scale=1.8"),
         (lambda: FlowConfig(drop_all=1.0), "flow.drop_all=1.0"),
-        (lambda: TrainConfig(trains=()), "train.trains=()"),
+        (lambda: TrainConfig(trainable=()), "train.trainable=()"),
         (lambda: LoraConfig(rank=-1), "lora.rank=-1"),
         (lambda: LoraConfig(alpha=0.0), "lora.alpha=0.0"),
         (lambda: LoraConfig(rank=1, targets=()), "lora.targets=()"),
         (lambda: TextConfig(template="a {wrod} face"), "text.template='a {wrod} face': must contain {word}"),
         (lambda: TextConfig(max_sequence_length=0), "text.max_sequence_length=0"),
-        (lambda: Config(text=TextConfig(embeddings=Path("p"))), "text.embeddings=p: a model with register tokens"),
+        (lambda: DenoiserRun(text=TextConfig(embeddings=Path("p"))), "text.embeddings=p: a model with register tokens"),
         (
-            lambda: Config(data=DataConfig(image_size=128), model=ModelConfig(mmdit=MMDiTConfig(register_tokens=0))),
+            lambda: DenoiserRun(
+                data=DataConfig(image_size=128), model=ModelConfig(mmdit=MMDiTConfig(register_tokens=0))
+            ),
             "text.embeddings=None: a model without register tokens needs",
         ),
         (
-            lambda: Config(model=ModelConfig(mmdit=MMDiTConfig(pooled_projection_dim=8))),
+            lambda: DenoiserRun(model=ModelConfig(mmdit=MMDiTConfig(pooled_projection_dim=8))),
             "mmdit.pooled_projection_dim=8: must be 0 with register tokens",
         ),
         (
-            lambda: Config(
+            lambda: DenoiserRun(
                 model=ModelConfig(mmdit=MMDiTConfig(register_tokens=0)), text=TextConfig(embeddings=Path("p"))
             ),
             "mmdit.pooled_projection_dim=0: must be at least 1 without register tokens",
@@ -65,7 +67,7 @@ from genaffect_jax.errors import ConfigError
         (lambda: MMDiTConfig(dual_attention_layers=(9,)), "mmdit.dual_attention_layers=[9]"),
         (lambda: AutoencoderConfig(block_out_channels=(16, 30)), "autoencoder.block_out_channels=30"),
         (lambda: ModelConfig(autoencoder=AutoencoderConfig(latent_channels=4)), "mmdit.in_channels"),
-        (lambda: Config(data=DataConfig(image_size=256)), "data.image_size=256"),
+        (lambda: DenoiserRun(data=DataConfig(image_size=256)), "data.image_size=256"),
         (lambda: AutoencoderRun(kl_weight=-1.0), "kl_weight=-1.0"),
     ],
 )
@@ -75,36 +77,36 @@ def test_values_out_of_range_are_refused_by_name(make, name):
     assert name in str(error.value)
 
 
-@pytest.mark.parametrize("config", [Config(), AutoencoderRun()])
+@pytest.mark.parametrize("config", [DenoiserRun(), AutoencoderRun()])
 def test_json_gives_back_the_same_configuration(config):
     assert from_json(type(config), to_json(config)) == config
 
 
 def test_paths_and_tuples_survive_json(tmp_path):
-    config = Config(data=DataConfig(source="folder", root=tmp_path))
+    config = DenoiserRun(data=DataConfig(source="folder", root=tmp_path))
     config = dataclasses.replace(
         config, model=dataclasses.replace(config.model, mmdit=MMDiTConfig(dual_attention_layers=(0, 2)))
     )
-    assert from_json(Config, to_json(config)) == config
+    assert from_json(DenoiserRun, to_json(config)) == config
 
 
 def test_json_with_unknown_and_missing_fields_names_them():
-    values = json.loads(to_json(Config()))
+    values = json.loads(to_json(DenoiserRun()))
     values["train"]["lerning_rate"] = 1.0
     del values["train"]["steps"]
     with pytest.raises(ConfigError, match=r"unknown fields \['lerning_rate'\], missing fields \['steps'\]"):
-        from_json(Config, json.dumps(values))
+        from_json(DenoiserRun, json.dumps(values))
 
 
 def test_files_written_before_a_field_existed_mean_its_default():
-    values = json.loads(to_json(Config()))
+    values = json.loads(to_json(DenoiserRun()))
     del values["data"]["align"]
-    assert from_json(Config, json.dumps(values)) == Config()
+    assert from_json(DenoiserRun, json.dumps(values)) == DenoiserRun()
 
 
 @pytest.mark.parametrize("value", ["12", True, None, 1.5])
 def test_json_of_the_wrong_type_is_refused(value):
-    values = json.loads(to_json(Config()))
+    values = json.loads(to_json(DenoiserRun()))
     values["train"]["steps"] = value
     with pytest.raises(ConfigError, match="steps"):
-        from_json(Config, json.dumps(values))
+        from_json(DenoiserRun, json.dumps(values))

@@ -17,10 +17,10 @@ from genaffect_jax.models.mmdit.consistent_attention import Tokens, anchor_pool,
 N, H = 2, 8
 
 
-def streams(seed: int, groups: int, pictures: int, length: int, text: int, heads: int = N, size: int = H) -> list[QKV]:
+def streams(seed: int, groups: int, images: int, length: int, text: int, heads: int = N, size: int = H) -> list[QKV]:
     rng = np.random.default_rng(seed)
     return [
-        QKV(*(rng.standard_normal((groups, pictures, tokens, heads, size), np.float32) for _ in range(3)))
+        QKV(*(rng.standard_normal((groups, images, tokens, heads, size), np.float32) for _ in range(3)))
         for tokens in (length, text)
     ]
 
@@ -32,22 +32,22 @@ def random_tokens(seed: int, length: int, fraction: float) -> Tokens:
 
 
 def brute_force(image: QKV, text: QKV, tokens: Tokens, anchors: int) -> list[np.ndarray]:
-    """One dense mask over all tokens of all pictures of a group, written out in float64."""
-    groups, pictures, length = image.query.shape[:3]
+    """One dense mask over all tokens of all images of a group, written out in float64."""
+    groups, images, length = image.query.shape[:3]
     extra = text.query.shape[2]
     query, key, value = (
         np.concatenate([np.asarray(x, np.float64), np.asarray(y, np.float64)], 2).reshape(groups, -1, *x.shape[3:])
         for x, y in zip(image, text, strict=True)
     )
-    picture = np.repeat(np.arange(pictures), length + extra)
-    token = np.tile(np.arange(length + extra), pictures)
-    offered = (picture < anchors) & np.isin(token, np.asarray(tokens.shared))
-    mask = (picture[:, None] == picture[None]) | offered[None]
+    owner = np.repeat(np.arange(images), length + extra)
+    token = np.tile(np.arange(length + extra), images)
+    offered = (owner < anchors) & np.isin(token, np.asarray(tokens.shared))
+    mask = (owner[:, None] == owner[None]) | offered[None]
     scores = np.einsum("gqnh,gknh->gnqk", query, key) / np.sqrt(query.shape[-1])
     scores = np.where(mask, scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    mixed = np.einsum("gnqk,gknh->gqnh", weights, value).reshape(groups, pictures, length + extra, -1)
+    mixed = np.einsum("gnqk,gknh->gqnh", weights, value).reshape(groups, images, length + extra, -1)
     return [mixed[:, :, :length], mixed[:, :, length:]]
 
 
@@ -64,13 +64,13 @@ def error(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
     return max(float(np.linalg.norm(f - e) / np.linalg.norm(e)) for f, e in zip(found, expected, strict=True) if e.size)
 
 
-@pytest.mark.parametrize("pictures", range(1, 10))
+@pytest.mark.parametrize("images", range(1, 10))
 @pytest.mark.parametrize("fraction", [0.3, 0.5, 1.0])
-def test_it_equals_a_dense_mask_in_float64(pictures: int, fraction: float) -> None:
-    # Odd lengths, two groups of two guidance branches, with one picture, half of them and all as anchors.
+def test_it_equals_a_dense_mask_in_float64(images: int, fraction: float) -> None:
+    # Odd lengths, two groups of two guidance branches, with one image, half of them and all as anchors.
     sizes = itertools.cycle([(9, 3), (16, 5), (25, 1), (8, 4)])
-    for (length, text), anchors in zip(sizes, sorted({1, (pictures + 1) // 2, pictures}), strict=False):
-        image, words = streams(pictures, 4, pictures, length, text)
+    for (length, text), anchors in zip(sizes, sorted({1, (images + 1) // 2, images}), strict=False):
+        image, words = streams(images, 4, images, length, text)
         tokens = random_tokens(length, length, fraction)
         found = shared(image, words, tokens, anchors)
         assert error(found, brute_force(image, words, tokens, anchors)) < 1e-5
@@ -84,7 +84,7 @@ def test_large_scores_do_not_overflow_the_merge() -> None:
     assert error(shared(image, words, tokens, 3), brute_force(image, words, tokens, 3)) < 1e-4
 
 
-def test_pictures_beside_an_earlier_pool_equal_those_beside_their_anchors() -> None:
+def test_images_beside_an_earlier_pool_equal_those_beside_their_anchors() -> None:
     image, words = streams(5, 2, 6, 9, 3)
     tokens = random_tokens(1, 9, 0.5)
     together = shared(image, words, tokens, 2)
@@ -97,25 +97,25 @@ def test_pictures_beside_an_earlier_pool_equal_those_beside_their_anchors() -> N
 
 @settings(max_examples=25, deadline=None)
 @given(st.data(), st.integers(2, 6), st.sampled_from([0.3, 0.5, 1.0]))
-def test_permuting_a_set_permutes_its_pictures(data: st.DataObject, pictures: int, fraction: float) -> None:
-    order = np.array(data.draw(st.permutations(range(pictures))))
-    image, words = streams(pictures, 2, pictures, 9, 3)
+def test_permuting_a_set_permutes_its_images(data: st.DataObject, images: int, fraction: float) -> None:
+    order = np.array(data.draw(st.permutations(range(images))))
+    image, words = streams(images, 2, images, 9, 3)
     tokens = random_tokens(2, 9, fraction)
-    found = shared(*(QKV(*(x[:, order] for x in s)) for s in (image, words)), tokens, pictures)
-    for f, expected in zip(found, shared(image, words, tokens, pictures), strict=True):
+    found = shared(*(QKV(*(x[:, order] for x in s)) for s in (image, words)), tokens, images)
+    for f, expected in zip(found, shared(image, words, tokens, images), strict=True):
         np.testing.assert_allclose(f, expected[:, order], atol=2e-6)
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 4), st.integers(0, 3), st.integers(2, 5))
-def test_groups_never_see_each_other(groups: int, changed: int, pictures: int) -> None:
+def test_groups_never_see_each_other(groups: int, changed: int, images: int) -> None:
     # Guidance branches are groups: the unconditional branch never sees the conditional one.
     changed %= groups
-    image, words = streams(0, groups, pictures, 9, 3)
+    image, words = streams(0, groups, images, 9, 3)
     mine = np.arange(groups)[:, None, None, None, None] == changed
     other = [QKV(*(np.where(mine, 7.0 - x, x) for x in s)) for s in (image, words)]
     tokens = random_tokens(3, 9, 0.5)
-    for f, expected in zip(shared(*other, tokens, pictures), shared(image, words, tokens, pictures), strict=True):
+    for f, expected in zip(shared(*other, tokens, images), shared(image, words, tokens, images), strict=True):
         for group in range(groups):
             same = np.array_equal(f[group], expected[group])
             assert same == (group != changed)
@@ -123,7 +123,7 @@ def test_groups_never_see_each_other(groups: int, changed: int, pictures: int) -
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(0, 3))
-def test_a_picture_beside_anchors_does_not_depend_on_the_others(anchors: int, rest: int, chosen: int) -> None:
+def test_a_image_beside_anchors_does_not_depend_on_the_others(anchors: int, rest: int, chosen: int) -> None:
     image, words = streams(1, 2, anchors + rest, 9, 3)
     tokens = random_tokens(4, 9, 0.5)
     together = shared(image, words, tokens, anchors)
@@ -165,17 +165,17 @@ def test_splash_attention_equals_xla(length: int, seen: int, masked: bool) -> No
 
 
 def test_no_array_of_a_set_grows_with_the_square_of_its_size() -> None:
-    """Neither a dense mask nor a copy of the pool per picture appears anywhere in the program."""
+    """Neither a dense mask nor a copy of the pool per image appears anywhere in the program."""
 
-    def largest(pictures: int) -> int:
-        image, words = streams(0, 1, pictures, 16, 2, 1, 4)
+    def largest(images: int) -> int:
+        image, words = streams(0, 1, images, 16, 2, 1, 4)
         tokens = random_tokens(0, 16, 0.5)
         jaxpr = jax.make_jaxpr(
             lambda image, text: consistent_attention(image, text, tokens, anchor_pool(image, tokens, 2), anchors=2)
         )(image, words)
         return max(v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars)
 
-    # Two anchors: doubling the pictures may only double the largest array.
+    # Two anchors: doubling the images may only double the largest array.
     assert largest(16) <= 2 * largest(8)
 
 
@@ -187,7 +187,7 @@ def test_the_pool_is_the_anchors_tokens_once() -> None:
     assert pool.key.shape == (2, 3 * len(tokens.shared), N, H)
 
 
-def test_one_picture_without_sharing_is_joint_attention() -> None:
+def test_one_image_without_sharing_is_joint_attention() -> None:
     image, words = streams(7, 2, 1, 9, 3)
     for fraction in (0.3, 1.0):
         found = shared(image, words, random_tokens(0, 9, fraction), 1)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
-from test_train_loop import Numbered, final_state, job, rows, with_train
+from test_train_loop import Numbered, final_state, rows, task, with_train
 
 from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.config import MeshConfig
@@ -23,7 +23,7 @@ def train(config, workdir: Path, steps: int, out: Path) -> str:
     """Trains up to a step with a checkpoint every second one, and gives what was printed."""
     config = with_train(config, steps=steps, checkpoint_every=2, schedule="constant")
     with out.open("w") as file:
-        fit(job(config, Numbered()), config.train, make_mesh(MeshConfig()), workdir, Console(file=file, width=400))
+        fit(task(config, Numbered()), config.train, make_mesh(MeshConfig()), workdir, Console(file=file, width=400))
     return out.read_text()
 
 
@@ -50,7 +50,7 @@ def lose_a_shard(folder: Path) -> None:
 
 
 def lose_an_item(folder: Path) -> None:
-    shutil.rmtree(folder / "optimiser")
+    shutil.rmtree(folder / "optimizer")
 
 
 def empty_the_position(folder: Path) -> None:
@@ -93,13 +93,13 @@ def test_sampling_goes_back_too_and_moves_nothing(tiny_config, saved, tmp_path) 
     shutil.copytree(saved / "four", workdir)
     cut_off(workdir / "checkpoints" / "4" / "ema")
     checkpoints = Checkpoints(workdir)
-    generator = build_networks(tiny_config.model)[0]
+    denoiser = build_networks(tiny_config.model)[0]
     with pytest.warns(UserWarning, match=r"checkpoints/4 is damaged .*going back to step 2"):
-        found = checkpoints.averaged_parameters(generator, make_mesh(MeshConfig()))
+        found = checkpoints.averaged_parameters(denoiser, make_mesh(MeshConfig()))
     assert checkpoints.latest_step() == 2
     assert (workdir / "checkpoints" / "4").is_dir()
     shutil.rmtree(workdir / "checkpoints" / "4")
-    expected = Checkpoints(workdir).averaged_parameters(generator, make_mesh(MeshConfig()))
+    expected = Checkpoints(workdir).averaged_parameters(denoiser, make_mesh(MeshConfig()))
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value)
 

@@ -1,6 +1,6 @@
 """A trained model keeps the two conditions apart: exchanging one, or guiding by it, changes its own part only.
 
-The pictures are toys in which the parts can be told apart by construction (`toy_pictures`). The model learns them with
+The images are toys in which the parts can be told apart by construction (`toy_images`). The model learns them with
 training's own step and draws people whom it has not seen with sampling's own loop.
 """
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_pictures import E, G, toy_batch
+from toy_images import E, G, toy_batch
 
 from genaffect_jax.config import FlowConfig, MeshConfig, TrainConfig
 from genaffect_jax.diffusion.guidance import branch_drops, guided, repeat_branches
@@ -19,8 +19,8 @@ from genaffect_jax.diffusion.sampler import sample
 from genaffect_jax.diffusion.schedule import padded_sigmas
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.denoiser.loss import make_generator_loss
-from genaffect_jax.training.optimizer import make_optimiser
+from genaffect_jax.training.denoiser.loss import make_denoiser_loss
+from genaffect_jax.training.optimizer import make_optimizer
 from genaffect_jax.training.state import create_state
 from genaffect_jax.training.step import device_batch, make_train_step
 
@@ -34,32 +34,32 @@ LEAKED = 0.15  # largest change of the other part, as a share of its distances; 
 @pytest.fixture(scope="module")
 def trained(tiny_model):
     """The tiny model after some 15 s of training: its network and its averaged parameters."""
-    generator, autoencoder = build_networks(dataclasses.replace(tiny_model, prediction="clean"))
+    denoiser, autoencoder = build_networks(dataclasses.replace(tiny_model, prediction="x0"))
     config = TrainConfig(steps=STEPS, learning_rate=0.004, warmup_steps=20, weight_decay=0.0, ema_decay=0.9)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    optimiser = make_optimiser(config)
-    state = create_state(generator, optimiser, mesh, config.seed, {})
-    loss = make_generator_loss(FLOW, autoencoder)
-    step = make_train_step(generator, loss, optimiser, ema_decay=config.ema_decay, seed=config.seed, mesh=mesh)
+    optimizer = make_optimizer(config)
+    state = create_state(denoiser, optimizer, mesh, config.seed, {})
+    loss = make_denoiser_loss(FLOW, autoencoder)
+    step = make_train_step(denoiser, loss, optimizer, ema_decay=config.ema_decay, seed=config.seed, mesh=mesh)
     for number in range(STEPS):
         batches = [toy_batch(1 + BATCHES * number + i) for i in range(BATCHES)]
         batch = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
         state, _ = step(state, {}, device_batch(batch, mesh))
-    return generator, state.averaged
+    return denoiser, state.averaged
 
 
 @pytest.fixture(scope="module")
 def draw(trained):
     """draw(parameters, reference, expression, guidance of identity, of expression): clean latents of a held-out set."""
-    generator, _ = trained
+    denoiser, _ = trained
     noise = jax.random.normal(jax.random.key(5), (G, E, 8, 8, 4))
 
     @jax.jit
     def program(parameters, reference, expression, guidance_identity=1.0, guidance_expression=1.0):
-        model, mode = generator.merge(parameters), "decoupled"
+        model, mode = denoiser.merge(parameters), "decoupled"
         reference, expression = repeat_branches(reference, mode), repeat_branches(expression, mode)
         present = jnp.ones(reference.shape[:2], bool)
-        conditions = model.conditions(reference, present, expression, *branch_drops(mode, G, E))
+        conditions = model.encode_conditions(reference, present, expression, *branch_drops(mode, G, E))
 
         def velocity(latents, sigma, evaluation, memory):
             return model(latents, jnp.full(latents.shape[:2], sigma), conditions), memory
@@ -75,7 +75,7 @@ def size(x, part):
 
 
 def distances():
-    """How far people, and expressions, are apart in the pictures."""
+    """How far people, and expressions, are apart in the images."""
     target = toy_batch(0)["target"]
     return size(np.roll(target, 1, axis=0) - target, PERSON), size(target[:, ::-1] - target, EXPRESSION)
 

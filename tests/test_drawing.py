@@ -1,4 +1,4 @@
-"""Sets that share: pictures that depend on their anchors and on nothing else, in bounded memory."""
+"""Sets that share: images that depend on their anchors and on nothing else, in bounded memory."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def pipeline(trained_workdir):
 
 @pytest.fixture
 def floats(trained_workdir, monkeypatch):
-    """Pipelines whose pictures are the decoder's numbers, about -1 to 1, before they are rounded to 255 levels."""
+    """Pipelines whose images are the decoder's numbers, about -1 to 1, before they are rounded to 255 levels."""
     monkeypatch.setattr(generation, "to_uint8", lambda x: x)
     return lambda devices=1: Pipeline.load(trained_workdir, devices=jax.devices()[:devices])
 
@@ -41,14 +41,14 @@ def difference(a, b):
     return np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max()
 
 
-def test_a_picture_depends_on_its_anchors_only(floats):
+def test_a_image_depends_on_its_anchors_only(floats):
     pipeline = floats()
     together = draw(pipeline)
     assert difference(draw(pipeline, chunk=1), together) < 1e-5
     assert difference(draw(pipeline, chunk=8), together) < 1e-5
     backwards = "joy, anger, AU12L=0.7, surprise, sadness, pride, fear"
     assert difference(draw(pipeline, backwards), together[[0, 1, 6, 5, 4, 3, 2]]) < 1e-5
-    # One picture of the set again, alone: beside the same anchors.
+    # One image of the set again, alone: beside the same anchors.
     again = draw(pipeline, "pride", anchors=None, anchor_expressions="joy, anger")
     assert difference(again, together[3:4]) < 1e-5
     assert (
@@ -59,17 +59,17 @@ def test_a_picture_depends_on_its_anchors_only(floats):
     assert difference(draw(pipeline, "pride", anchors=1), together[3:4]) > 1e-3
 
 
-def test_a_kept_bank_gives_the_pictures_of_recomputed_anchors(floats):
+def test_a_kept_bank_gives_the_images_of_recomputed_anchors(floats):
     pipeline = floats()
     for settings in ({}, {"solver": "heun", "consistency_start": 1, "guidance": 3.0}):
-        kept, recomputed = (draw(pipeline, bank=bank, **settings) for bank in ("always", "never"))
+        kept, recomputed = (draw(pipeline, kv_cache=kv_cache, **settings) for kv_cache in ("always", "never"))
         assert difference(kept, recomputed) < 1e-5, settings
 
 
-def test_the_pictures_do_not_depend_on_the_number_of_devices(floats):
+def test_the_images_do_not_depend_on_the_number_of_devices(floats):
     one = draw(floats(1))
-    for bank in ("always", "never"):
-        assert difference(draw(floats(4), bank=bank), one) < 1e-5
+    for kv_cache in ("always", "never"):
+        assert difference(draw(floats(4), kv_cache=kv_cache), one) < 1e-5
     assert difference(draw(floats(4), consistency=0, chunk=1), draw(floats(1), consistency=0)) < 1e-5
 
 
@@ -131,11 +131,11 @@ def test_guidance_in_an_interval_equals_guidance_where_it_acts(floats):
     assert difference(draw(pipeline, guidance=3.0, guidance_interval=(0.001, 0.99)), full) > 1e-4
     assert difference(draw(pipeline, guidance=3.0, guidance_interval=(0.0005, 1.0)), full) < 1e-5
     assert difference(draw(pipeline, guidance=3.0, guidance_interval=(0.6, 0.9)), none) < 1e-5
-    with pytest.raises(ConfigError, match="--bank always: not together with --guidance_interval"):
-        draw(pipeline, guidance_interval=(0.2, 0.9), bank="always")
+    with pytest.raises(ConfigError, match="--kv_cache always: not together with --guidance_interval"):
+        draw(pipeline, guidance_interval=(0.2, 0.9), kv_cache="always")
 
 
-def test_shared_noise_starts_every_picture_of_the_set_alike(floats):
+def test_shared_noise_starts_every_image_of_the_set_alike(floats):
     pipeline = floats()
     alike = draw(pipeline, "joy, 0.999*joy", consistency=0.0, set_seed_noise="shared")
     apart = draw(pipeline, "joy, 0.999*joy", consistency=0.0)
@@ -143,19 +143,19 @@ def test_shared_noise_starts_every_picture_of_the_set_alike(floats):
 
 
 def test_memory_does_not_grow_with_the_set(pipeline):
-    draw(pipeline, WORDS, bank="never")
+    draw(pipeline, WORDS, kv_cache="never")
     programs = len(pipeline.drawer.compiled)
-    draw(pipeline, "joy, anger, joy/*", bank="never")
-    assert len(pipeline.drawer.compiled) == programs  # so no call has more pictures than before
+    draw(pipeline, "joy, anger, joy/*", kv_cache="never")
+    assert len(pipeline.drawer.compiled) == programs  # so no call has more images than before
 
 
 def test_too_little_memory_is_one_error_that_names_the_settings(pipeline, monkeypatch):
     monkeypatch.setattr("genaffect_jax.inference.chunking.device_memory", lambda: 2**20)
-    with pytest.raises(memory.MemoryLimitError, match=r"2 pictures at once needs .* GiB .* lower --chunk, --anchors"):
-        draw(pipeline, bank="never", seed=3, consistency=0.4)
+    with pytest.raises(memory.MemoryLimitError, match=r"2 images at once needs .* GiB .* lower --chunk, --anchors"):
+        draw(pipeline, kv_cache="never", seed=3, consistency=0.4)
 
 
-def test_an_added_picture_equals_the_one_of_a_larger_set(pipeline, tmp_path):
+def test_an_added_image_equals_the_one_of_a_larger_set(pipeline, tmp_path):
     larger = pipeline("seed:2", "joy, anger, fear, pride", steps=2, consistency=0.5, anchors=2, seed=5)
     pipeline("seed:2", "joy, anger, fear", steps=2, consistency=0.5, anchors=2, seed=5).save(tmp_path / "set")
     grown = pipeline.add(AvatarSet.load(tmp_path / "set"), "pride")
@@ -204,7 +204,7 @@ def test_the_command_draws_adds_and_morphs(trained_workdir, tmp_path, capsys):
             ["--identity", "seed:1", "--out", "x", "--consistency", "0.5", "--anchors", "9", "--expressions", "joy"],
             "--anchors 9: the set has",
         ),
-        (["--identity", "seed:1", "--out", "x", "--anchors", "2"], "--anchors: means nothing unless pictures share"),
+        (["--identity", "seed:1", "--out", "x", "--anchors", "2"], "--anchors: means nothing unless images share"),
         (["--identity", "seed:1", "--out", "x", "--anchor_expressions", "joy"], "give --consistency above 0"),
         (["--out", "x"], "--identity: missing"),
         (["--identity", "seed:1", "--out", "x", "--frames", "1"], "--frames 1: must be at least 2"),

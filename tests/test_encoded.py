@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genaffect_jax.data.cached_features import EncodedSource, write_encoded
+from genaffect_jax.data.cached_features import CachedFeatures, write_features
 from genaffect_jax.data.loader import make_loader
 from genaffect_jax.data.sources.folder import FolderSource, open_folder
 from genaffect_jax.errors import DataError
@@ -32,18 +32,18 @@ class Encoder:
         self.factor = factor
         self.shapes: list[tuple[int, ...]] = []
 
-    def __call__(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
-        self.shapes.append(pictures.shape)
-        return {"latents": self.factor * pictures.reshape(len(pictures), 2, 4, 2, 4, 3).mean((2, 4))}
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        self.shapes.append(images.shape)
+        return {"latents": self.factor * images.reshape(len(images), 2, 4, 2, 4, 3).mean((2, 4))}
 
 
-def test_every_picture_has_its_own_latents_in_order(source: FolderSource, tmp_path: Path) -> None:
+def test_every_image_has_its_own_latents_in_order(source: FolderSource, tmp_path: Path) -> None:
     encoder = Encoder()
-    path = write_encoded(source, tmp_path / "cache" / "latents.npy", encoder, 4, "encoder 1")
-    assert encoder.shapes == [(4, 8, 8, 3)] * 3  # nine pictures: the last batch is filled up
-    latents = EncodedSource(source, path)
-    for index, picture in enumerate(latents.pictures):
-        assert picture is source.pictures[index]
+    path = write_features(source, tmp_path / "cache" / "latents.npy", encoder, 4, "encoder 1")
+    assert encoder.shapes == [(4, 8, 8, 3)] * 3  # nine images: the last batch is filled up
+    latents = CachedFeatures(source, path)
+    for index, image in enumerate(latents.images):
+        assert image is source.examples[index]
         loaded = latents.load(index)
         assert loaded.dtype == np.float16
         np.testing.assert_array_equal(loaded, np.tile(source.load(index)[0, 0], (2, 2, 1)))
@@ -51,35 +51,35 @@ def test_every_picture_has_its_own_latents_in_order(source: FolderSource, tmp_pa
 
 def test_an_existing_file_is_reused_and_a_stale_one_never(source: FolderSource, tmp_path: Path) -> None:
     target = tmp_path / "latents.npy"
-    first = write_encoded(source, target, Encoder(), 4, "encoder 1")
+    first = write_features(source, target, Encoder(), 4, "encoder 1")
     again = Encoder()
-    assert write_encoded(source, target, again, 4, "encoder 1") == first
+    assert write_features(source, target, again, 4, "encoder 1") == first
     assert again.shapes == []
     other = Encoder(2.0)
-    second = write_encoded(source, target, other, 4, "encoder 2")
+    second = write_features(source, target, other, 4, "encoder 2")
     assert second != first
-    assert EncodedSource(source, second).load(0)[0, 0, 2] == 200
-    assert EncodedSource(source, first).load(0)[0, 0, 2] == 100
-    # A changed picture of the same name is another source.
+    assert CachedFeatures(source, second).load(0)[0, 0, 2] == 200
+    assert CachedFeatures(source, first).load(0)[0, 0, 2] == 100
+    # A changed image of the same name is another source.
     Image.new("RGB", (8, 8), (1, 2, 3)).save(source.root / source.files[0])
     changed = open_folder(source.root, 8, 0.0, tmp_path / "w")
-    third = write_encoded(changed, target, Encoder(), 4, "encoder 1")
+    third = write_features(changed, target, Encoder(), 4, "encoder 1")
     assert third not in (first, second)
-    assert EncodedSource(changed, third).load(0)[0, 0].tolist() == [1, 2, 3]
+    assert CachedFeatures(changed, third).load(0)[0, 0].tolist() == [1, 2, 3]
 
 
 def test_an_interrupted_run_leaves_no_file_behind(source: FolderSource, tmp_path: Path) -> None:
     calls: list[int] = []
 
-    def interrupted(pictures: np.ndarray) -> dict[str, np.ndarray]:
+    def interrupted(images: np.ndarray) -> dict[str, np.ndarray]:
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return Encoder()(pictures)
+        return Encoder()(images)
 
     folder = tmp_path / "cache"
     with pytest.raises(KeyboardInterrupt):
-        write_encoded(source, folder / "latents.npy", interrupted, 4, "e")
+        write_features(source, folder / "latents.npy", interrupted, 4, "e")
     assert list(folder.iterdir()) == []
 
 
@@ -92,19 +92,19 @@ def test_an_encoder_that_misbehaves_is_refused(source: FolderSource, tmp_path: P
         (shapes((4, 12)), r"latents of shape \(4, 12\)"),
         (shapes((2, 1, 1, 1)), r"latents of shape \(2, 1, 1, 1\), expected \(4, 1, 1, 1\)"),
         (shapes((4, 1, 1, 1), (4, 2, 1, 1)), r"latents of shape \(4, 2, 1, 1\), expected \(4, 1, 1, 1\)"),
-        (shapes((4, 1, 1, 1), fill=1e6), "latents of pictures 0..: not finite in float16"),
+        (shapes((4, 1, 1, 1), fill=1e6), "latents of images 0..: not finite in float16"),
         (shapes((4, 7), name="pose"), r"pose of shape \(4, 7\); it may return latents of 4 dimensions"),
     ):
         with pytest.raises(DataError, match=message):
-            write_encoded(source, tmp_path / "a.npy", encode, 4, "e")
+            write_features(source, tmp_path / "a.npy", encode, 4, "e")
     assert not list(tmp_path.glob("*.npy"))
 
 
 def test_a_damaged_or_foreign_file_is_refused(source: FolderSource, tmp_path: Path) -> None:
-    path = write_encoded(source, tmp_path / "latents.npy", Encoder(), 4, "e")
+    path = write_features(source, tmp_path / "latents.npy", Encoder(), 4, "e")
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(DataError, match="not readable as encoded pictures"):
-        write_encoded(source, tmp_path / "latents.npy", Encoder(), 4, "e")
+    with pytest.raises(DataError, match="not readable as encoded images"):
+        write_features(source, tmp_path / "latents.npy", Encoder(), 4, "e")
     rows = [("latents", np.float16, (2, 2, 3))]
     for name, array in (
         ("few.npy", np.zeros(3, rows)),
@@ -113,17 +113,17 @@ def test_a_damaged_or_foreign_file_is_refused(source: FolderSource, tmp_path: Pa
     ):
         np.save(tmp_path / name, array)
         with pytest.raises(DataError, match="expected 9 rows of latents, embedding, expression"):
-            EncodedSource(source, tmp_path / name)
+            CachedFeatures(source, tmp_path / name)
 
 
 def test_worker_processes_write_the_same_file(source: FolderSource, tmp_path: Path) -> None:
-    here = write_encoded(source, tmp_path / "here.npy", Encoder(), 4, "e")
-    there = write_encoded(source, tmp_path / "there.npy", Encoder(), 4, "e", workers=2)
+    here = write_features(source, tmp_path / "here.npy", Encoder(), 4, "e")
+    there = write_features(source, tmp_path / "there.npy", Encoder(), 4, "e", workers=2)
     assert there.read_bytes() == here.read_bytes()
 
 
 def test_the_loader_serves_latents_and_workers_map_the_file_themselves(source: FolderSource, tmp_path: Path) -> None:
-    latents = EncodedSource(source, write_encoded(source, tmp_path / "latents.npy", Encoder(), 9, "e"))
+    latents = CachedFeatures(source, write_features(source, tmp_path / "latents.npy", Encoder(), 9, "e"))
     assert len(pickle.dumps(latents)) < len(pickle.dumps(source)) + 1000  # the path travels, not the array
     settings = {"batch_size": 2, "expressions_per_set": 2, "seed": 0}
     pixels = make_loader(source, ("p0", "p1", "p2"), workers=0, **settings)
@@ -140,11 +140,11 @@ def test_the_loader_serves_latents_and_workers_map_the_file_themselves(source: F
 def test_embeddings_reach_the_batch_and_measured_expressions_take_the_place_of_the_labels(
     source: FolderSource, tmp_path: Path
 ) -> None:
-    def encode(pictures: np.ndarray) -> dict[str, np.ndarray]:
-        person, word = pictures[:, 0, 0, 0] / 50, pictures[:, 0, 0, 1] / 50
+    def encode(images: np.ndarray) -> dict[str, np.ndarray]:
+        person, word = images[:, 0, 0, 0] / 50, images[:, 0, 0, 1] / 50
         return {"embedding": np.stack([person, word], 1), "expression": np.stack([word, person, 0 * word], 1) / 4}
 
-    encoded = EncodedSource(source, write_encoded(source, tmp_path / "faces.npy", encode, 4, "e"))
+    encoded = CachedFeatures(source, write_features(source, tmp_path / "faces.npy", encode, 4, "e"))
     assert (encoded.width, encoded.load(0).shape) == (3, (8, 8, 3))  # no latents: the pixels
     loader = make_loader(encoded, ("p0", "p1", "p2"), batch_size=3, expressions_per_set=2, seed=0, workers=0)
     for batch in islice(loader, 3):
@@ -155,7 +155,7 @@ def test_embeddings_reach_the_batch_and_measured_expressions_take_the_place_of_t
         # Reference and targets show different labels, though all measured vectors differ.
         for reference, targets in zip(shown[:, 1], expected * 4, strict=True):
             assert len({reference, *targets}) == 3
-    assert {p.expression_key for p in encoded.pictures} == {b"neutral", b"joy", b"anger"}
-    latents = EncodedSource(source, write_encoded(source, tmp_path / "latents.npy", Encoder(), 4, "e"))
+    assert {p.expression_key for p in encoded.examples} == {b"neutral", b"joy", b"anger"}
+    latents = CachedFeatures(source, write_features(source, tmp_path / "latents.npy", Encoder(), 4, "e"))
     with pytest.raises(DataError, match="holds no face embeddings"):
         latents.embedding(0)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from genaffect_jax.metrics.face_encoders import expression_errors, mean_cosine, spread_shares, verify
+from genaffect_jax.metrics.face_encoders import expression_accuracy, mean_cosine, spread_shares, verify
 
 
 def unit(x):
@@ -73,14 +73,14 @@ def test_too_few_people_are_refused():
 def test_errors_are_means_over_all_over_channels_and_over_active_places():
     true = np.array([[0.0, 0.5], [0.0, -1.0]])
     predicted = np.array([[0.1, 0.5], [0.0, -0.6]])
-    found = expression_errors(predicted, true, np.array([0.0, 0.0]))
+    found = expression_accuracy(predicted, true, np.array([0.0, 0.0]))
     assert found.mean == pytest.approx(0.125)
     assert found.channels == pytest.approx((0.05, 0.2))
     assert found.baseline == pytest.approx(0.375)
     assert found.active == pytest.approx(0.2)
     assert found.active_baseline == pytest.approx(0.75)
     with pytest.raises(ValueError, match="shapes"):
-        expression_errors(predicted, true, np.zeros(3))
+        expression_accuracy(predicted, true, np.zeros(3))
 
 
 def test_spread_tells_people_from_expressions():
@@ -89,7 +89,7 @@ def test_spread_tells_people_from_expressions():
     assert spread_shares(people_only.transpose(1, 0, 2)) == pytest.approx((0.0, 1.0))
 
 
-def test_mean_cosine_leaves_out_a_picture_with_itself():
+def test_mean_cosine_leaves_out_a_image_with_itself():
     assert mean_cosine(np.array([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.8]]])) == pytest.approx(0.3)
     with pytest.raises(ValueError, match="no pairs"):
         mean_cosine(np.ones((2, 1, 3)))

@@ -1,4 +1,4 @@
-"""Face encoders: objective, changes of the training pictures, stored avatars, and the training commands."""
+"""Face encoders: objective, changes of the training images, stored avatars, and the training commands."""
 
 import json
 import textwrap
@@ -54,7 +54,7 @@ def test_the_margin_widens_the_angle_to_the_own_centre_only():
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_margin_loss_has_a_gradient_where_picture_and_centre_agree():
+def test_the_margin_loss_has_a_gradient_where_image_and_centre_agree():
     def loss(e):
         logits = arcface_logits(e, jnp.eye(2), jnp.array([0]), margin=0.3, scale=32.0)
         return -jax.nn.log_softmax(logits)[0, 0]
@@ -74,26 +74,26 @@ def test_a_channel_that_never_occurs_has_a_finite_weight():
     assert channel_deviations(vectors).tolist() == pytest.approx([0.5, 0.03])
 
 
-# Changes of the training pictures
+# Changes of the training images
 
 
 def test_nothing_changes_if_every_amount_is_zero():
-    pictures = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
-    same = make_degrade(STILL, None)({}, jnp.asarray(pictures), jax.random.key(0))
-    np.testing.assert_allclose(same, normalise(jnp.asarray(pictures)), atol=1e-5)
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    same = make_degrade(STILL, None)({}, jnp.asarray(images), jax.random.key(0))
+    np.testing.assert_allclose(same, normalise(jnp.asarray(images)), atol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def degraded():
-    """64 changed copies of a reddish picture that is bright at the left and has a white spot above the middle."""
-    picture = np.zeros((32, 32, 3), np.uint8)
-    picture[..., 0], picture[:, :12] = 120, (200, 120, 80)
-    picture[8:12, 18:22] = 255
+    """64 changed copies of a reddish image that is bright at the left and has a white spot above the middle."""
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[..., 0], image[:, :12] = 120, (200, 120, 80)
+    image[8:12, 18:22] = 255
     program = jax.jit(make_degrade(DegradeConfig(autoencoder=None), None))
-    return np.asarray(program({}, jnp.broadcast_to(picture, (64, 32, 32, 3)), jax.random.key(1)))
+    return np.asarray(program({}, jnp.broadcast_to(image, (64, 32, 32, 3)), jax.random.key(1)))
 
 
-def test_changed_pictures_differ_but_stay_in_range(degraded):
+def test_changed_images_differ_but_stay_in_range(degraded):
     assert np.abs(degraded).max() <= 1.0
     assert len(np.unique(degraded.reshape(64, -1).round(3), axis=0)) == 64
 
@@ -153,13 +153,13 @@ def folder(tmp_path_factory):
 def test_stored_avatars_are_the_procedural_people_in_other_clothes(folder):
     source, plain = StoredSource(folder), ProceduralSource(16, 3, 2)
     assert isinstance(source, Source)
-    assert [(p.identity, p.label, p.expression_key) for p in source.pictures] == [
-        (p.identity, p.label, p.expression_key) for p in plain.pictures
+    assert [(p.identity, p.label, p.expression_key) for p in source.examples] == [
+        (p.identity, p.label, p.expression_key) for p in plain.examples
     ]
     person, other = sample_identity(2), stored._somebody(2, 1)
     assert person.background_colour != other.background_colour or person.outfit_colour != other.outfit_colour
     assert not np.array_equal(source.load(5), plain.load(5))
-    undone = draw_redressed(2, source.pictures[5].expression, 2, 16)
+    undone = draw_redressed(2, source.examples[5].expression, 2, 16)
     np.testing.assert_array_equal(undone, plain.load(5))
 
 

@@ -1,4 +1,4 @@
-"""Where an expression comes from beside words and units: exemplar pictures, and the bank of an encoder's words."""
+"""Where an expression comes from beside words and units: exemplar images, and the bank of an encoder's words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from genaffect_jax.errors import DataError, ExpressionError
 from genaffect_jax.expressions.action_units import INDEX, expression_vector
 from genaffect_jax.expressions.grammar import check_expressions, parse_expression, parse_expressions
-from genaffect_jax.expressions.prototypes import ExpressionBank
+from genaffect_jax.expressions.prototypes import WordPrototypes
 from genaffect_jax.expressions.space import EncoderSpace, UnitSpace
 from genaffect_jax.expressions.vocabulary import vocabulary
 
@@ -38,7 +38,7 @@ ENCODED = EncoderSpace("some_encoder", WORDS, lambda file: np.array([2.0, 2.0, 2
         ("face.png+0.4*fear", "face.png + 0.4*fear", "face-plus-0p4-fear"),
     ],
 )
-def test_a_picture_is_written_as_a_path_and_its_name_reads_back(text, name, slug):
+def test_a_image_is_written_as_a_path_and_its_name_reads_back(text, name, slug):
     if name is None:
         with pytest.raises(ExpressionError):
             parse_expressions(text, UNITS)
@@ -75,8 +75,8 @@ def test_exemplars_blend_with_words_and_channels():
     assert found.provenance == "blend"
 
 
-def test_a_picture_without_an_encoder_is_refused_also_as_a_label():
-    with pytest.raises(ExpressionError, match=r"'face\.png': a picture needs an expression encoder"):
+def test_a_image_without_an_encoder_is_refused_also_as_a_label():
+    with pytest.raises(ExpressionError, match=r"'face\.png': an image needs an expression encoder"):
         parse_expression("face.png")
 
 
@@ -84,7 +84,7 @@ def test_what_needs_no_model_is_checked_before_one_is_loaded(tmp_path):
     (tmp_path / "a.png").touch()
     check_expressions(f"joy, {tmp_path}/a.png:1.3, all, AU12=0.5")
     for text, message in (
-        (f"{tmp_path}/b.png", "b.png': no such picture file"),
+        (f"{tmp_path}/b.png", "b.png': no such image file"),
         ("joyy", "did you mean 'joy'"),
         (f"{tmp_path}/a.png:3", "weight 3: must be a number from 0 to 2"),
     ):
@@ -105,7 +105,7 @@ def test_what_needs_no_model_is_checked_before_one_is_loaded(tmp_path):
         ("joy:0", [1, 0, -2]),
     ],
 )
-def test_an_encoders_words_and_pictures_are_weighed_from_the_neutral_face(text, vector):
+def test_an_encoders_words_and_images_are_weighed_from_the_neutral_face(text, vector):
     (found,) = parse_expressions(text, ENCODED)
     np.testing.assert_allclose(found.vector, vector, atol=1e-6)
     assert found.provenance == ("exemplar" if text == "f.png" else "blend" if "+" in text else "bank")
@@ -123,42 +123,42 @@ def test_what_an_encoders_bank_lacks_is_named_with_what_it_has():
         parse_expressions("joy:0.5", without)
 
 
-def fitted(labels: str, vectors: list) -> ExpressionBank:
-    return ExpressionBank.fit(
+def fitted(labels: str, vectors: list) -> WordPrototypes:
+    return WordPrototypes.fit(
         parse_expressions(labels), np.array(vectors, np.float32), encoder="some_encoder", encoder_checksum="abc"
     )
 
 
-def test_a_words_vector_is_the_mean_of_its_pictures():
-    bank = fitted(
+def test_a_words_vector_is_the_mean_of_its_images():
+    prototypes = fitted(
         "joy; joy + head_yaw=0.3; fear; joy + AU12=1; 0.5*joy + 0.5*fear; AU1=1",
         [[1, 0], [3, 1], [9, 9], [50, 50], [50, 50], [50, 50]],
     )
-    assert bank.pictures == {"fear": 1, "joy": 2}
-    np.testing.assert_array_equal(bank.vectors["joy"], [2, 0.5])
+    assert prototypes.images == {"fear": 1, "joy": 2}
+    np.testing.assert_array_equal(prototypes.vectors["joy"], [2, 0.5])
 
 
-def test_weaker_pictures_count_by_their_weight_from_the_neutral_face():
+def test_weaker_images_count_by_their_weight_from_the_neutral_face():
     neutral, joy = np.array([1.0, -1.0]), np.array([3.0, 5.0])
     exact = [neutral + w * (joy - neutral) for w in (0.5, 0.8, 1.0)]
-    bank = fitted("neutral; joy:0.5; joy:0.8; joy", [neutral, *exact])
-    np.testing.assert_allclose(bank.vectors["joy"], joy, atol=1e-6)
-    # Without neutral pictures only those of full weight say where the word lies.
-    assert fitted("joy:0.5; joy; fear:0.5", exact).pictures == {"joy": 1}
+    prototypes = fitted("neutral; joy:0.5; joy:0.8; joy", [neutral, *exact])
+    np.testing.assert_allclose(prototypes.vectors["joy"], joy, atol=1e-6)
+    # Without neutral images only those of full weight say where the word lies.
+    assert fitted("joy:0.5; joy; fear:0.5", exact).images == {"joy": 1}
 
 
-def test_pictures_without_a_single_word_make_no_bank():
-    with pytest.raises(DataError, match="none of 2 pictures shows a single word"):
+def test_images_without_a_single_word_make_no_bank():
+    with pytest.raises(DataError, match="none of 2 images shows a single word"):
         fitted("AU1=1; 0.5*joy + 0.5*fear", [[1, 0], [3, 1]])
 
 
 def test_a_bank_is_read_as_it_was_written_and_another_encoders_refused(tmp_path: Path):
-    bank = fitted("joy; fear; neutral", [[1, 0], [3, 1], [0.1, 0.2]])
-    bank.write(tmp_path / "bank.safetensors")
+    prototypes = fitted("joy; fear; neutral", [[1, 0], [3, 1], [0.1, 0.2]])
+    prototypes.write(tmp_path / "bank.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["bank.safetensors"]
-    found = ExpressionBank.read(tmp_path / "bank.safetensors")
-    assert (found.pictures, found.encoder, found.encoder_checksum) == (bank.pictures, "some_encoder", "abc")
-    assert {w: v.tolist() for w, v in found.vectors.items()} == {w: v.tolist() for w, v in bank.vectors.items()}
+    found = WordPrototypes.read(tmp_path / "bank.safetensors")
+    assert (found.examples, found.encoder, found.encoder_checksum) == (prototypes.images, "some_encoder", "abc")
+    assert {w: v.tolist() for w, v in found.vectors.items()} == {w: v.tolist() for w, v in prototypes.vectors.items()}
     found.check("some_encoder", "abc")
     with pytest.raises(DataError, match=r"made with some_encoder \(abc\), the model has other \(def\)"):
         found.check("other", "def")
@@ -166,6 +166,6 @@ def test_a_bank_is_read_as_it_was_written_and_another_encoders_refused(tmp_path:
     content[-1] ^= 1
     (tmp_path / "bank.safetensors").write_bytes(content)
     with pytest.raises(DataError, match=r"bank\.safetensors: damaged"):
-        ExpressionBank.read(tmp_path / "bank.safetensors")
+        WordPrototypes.read(tmp_path / "bank.safetensors")
     with pytest.raises(DataError, match="no such file"):
-        ExpressionBank.read(tmp_path / "none.safetensors")
+        WordPrototypes.read(tmp_path / "none.safetensors")

@@ -1,4 +1,4 @@
-"""A generator conditioned on face encoders, from training to a set: embeddings, measured expressions, refusals."""
+"""A denoiser conditioned on face encoders, from training to a set: embeddings, measured expressions, refusals."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from rich.console import Console
 
 from genaffect_jax import sample
 from genaffect_jax.checkpoints.components import claim_encoders
-from genaffect_jax.checkpoints.run_dir import BANK_FILE, EXPRESSION_FILE, IDENTITY_FILE
-from genaffect_jax.config import ConditioningConfig, Config, DataConfig, FlowConfig, MeshConfig, TrainConfig
+from genaffect_jax.checkpoints.run_dir import EXPRESSION_FILE, IDENTITY_FILE, PROTOTYPES_FILE
+from genaffect_jax.config import ConditioningConfig, DataConfig, DenoiserRun, FlowConfig, MeshConfig, TrainConfig
 from genaffect_jax.config.encoders import FaceEncoderConfig
-from genaffect_jax.data.cached_features import EncodedSource
+from genaffect_jax.data.cached_features import CachedFeatures
 from genaffect_jax.data.sources.open import open_source
 from genaffect_jax.errors import ConfigError, WeightsError
 from genaffect_jax.expressions.grammar import ExpressionError
-from genaffect_jax.expressions.prototypes import ExpressionBank
+from genaffect_jax.expressions.prototypes import WordPrototypes
 from genaffect_jax.io.weight_file import save_weights
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.face_encoders.encoder import build_encoder, load_expression_encoder, load_identity_encoder
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.pipeline import Pipeline
-from genaffect_jax.training.denoiser.conditioning_probe import ConditionGap
-from genaffect_jax.training.denoiser.features import encode_pictures
-from genaffect_jax.training.denoiser.loss import make_generator_loss
-from genaffect_jax.training.denoiser.task import train_generator
+from genaffect_jax.training.denoiser.conditioning_probe import ConditioningProbe
+from genaffect_jax.training.denoiser.features import cache_features
+from genaffect_jax.training.denoiser.loss import make_denoiser_loss
+from genaffect_jax.training.denoiser.task import train_denoiser
 
 QUIET = Console(quiet=True)
 SMALL = {"image_size": 16, "widths": (8, 8), "depths": (1, 1), "norm_num_groups": 4, "hidden": 8, "neck": 4}
@@ -54,8 +54,8 @@ def encoders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def config(tiny_model, encoders) -> Config:
-    return Config(
+def config(tiny_model, encoders) -> DenoiserRun:
+    return DenoiserRun(
         data=DataConfig(
             image_size=32,
             identities=6,
@@ -76,7 +76,7 @@ def config(tiny_model, encoders) -> Config:
             identity_encoder=str(encoders / "identity_avatar.safetensors"),
             expression_encoder=str(encoders / "expression_avatar.safetensors"),
         ),
-        # A high rate: the zero-initialised branches must have moved for conditions to show in the pictures.
+        # A high rate: the zero-initialised branches must have moved for conditions to show in the images.
         train=TrainConfig(steps=4, batch_size=8, warmup_steps=0, learning_rate=0.03, checkpoint_every=100),
     )
 
@@ -84,7 +84,7 @@ def config(tiny_model, encoders) -> Config:
 @pytest.fixture(scope="module")
 def workdir(config, tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
-    assert train_generator(config, path, QUIET)
+    assert train_denoiser(config, path, QUIET)
     return path
 
 
@@ -93,16 +93,16 @@ def pipeline(workdir):
     return Pipeline.load(workdir)
 
 
-def test_what_training_reads_is_what_the_encoders_make_of_the_pictures(config, workdir, encoders):
+def test_what_training_reads_is_what_the_encoders_make_of_the_images(config, workdir, encoders):
     source = open_source(config.data, workdir)
-    (path,) = workdir.glob("encoded-*.npy")
-    encoded = EncodedSource(source, path)
-    pictures = np.stack([source.load(i) for i in range(3)])
-    identity = load_identity_encoder(str(encoders / "identity_avatar.safetensors"))(pictures)
-    expression = load_expression_encoder(str(encoders / "expression_avatar.safetensors"))(pictures)
+    (path,) = workdir.glob("features-*.npy")
+    encoded = CachedFeatures(source, path)
+    images = np.stack([source.load(i) for i in range(3)])
+    identity = load_identity_encoder(str(encoders / "identity_avatar.safetensors"))(images)
+    expression = load_expression_encoder(str(encoders / "expression_avatar.safetensors"))(images)
     for i in range(3):
         np.testing.assert_allclose(encoded.embedding(i), identity[i], atol=2e-3)
-        np.testing.assert_allclose(encoded.pictures[i].expression, expression[i], atol=2e-3)
+        np.testing.assert_allclose(encoded.examples[i].expression, expression[i], atol=2e-3)
         assert encoded.load(i).shape == (8, 8, 4)
     assert np.abs(identity[0] - identity[1]).max() > 1e-3
 
@@ -110,64 +110,64 @@ def test_what_training_reads_is_what_the_encoders_make_of_the_pictures(config, w
 def test_the_working_folder_keeps_encoders_and_a_bank_of_the_people_trained_on(config, workdir, encoders):
     for target, name in (("identity", IDENTITY_FILE), ("expression", EXPRESSION_FILE)):
         assert (workdir / name).read_bytes() == (encoders / f"{target}_avatar.safetensors").read_bytes()
-    bank = ExpressionBank.read(workdir / BANK_FILE)
-    assert bank.encoder == "expression_avatar"
-    assert 0 < bank.pictures["neutral"] < 6  # everybody has a neutral picture, and somebody is held out
+    prototypes = WordPrototypes.read(workdir / PROTOTYPES_FILE)
+    assert prototypes.encoder == "expression_avatar"
+    assert 0 < prototypes.images["neutral"] < 6  # everybody has a neutral image, and somebody is held out
     encoder = load_expression_encoder(str(workdir / EXPRESSION_FILE))
     shown = open_source(config.data, workdir)
-    neutral = [i for i, p in enumerate(shown.pictures) if p.label.startswith("neutral")]
+    neutral = [i for i, p in enumerate(shown.examples) if p.label.startswith("neutral")]
     every = encoder(np.stack([shown.load(i) for i in neutral]))
-    assert (bank.vectors["neutral"] >= every.min(0) - 2e-3).all()
-    assert (bank.vectors["neutral"] <= every.max(0) + 2e-3).all()
+    assert (prototypes.vectors["neutral"] >= every.min(0) - 2e-3).all()
+    assert (prototypes.vectors["neutral"] <= every.max(0) + 2e-3).all()
 
 
 def test_words_come_from_the_bank_and_exemplars_from_the_encoder(pipeline, workdir, tmp_path):
-    bank = ExpressionBank.read(workdir / BANK_FILE)
-    word = next(w for w in bank.vectors if w != "neutral")
+    prototypes = WordPrototypes.read(workdir / PROTOTYPES_FILE)
+    word = next(w for w in prototypes.vectors if w != "neutral")
     face = pipeline.reference("seed:5")
     Image.fromarray(face).save(tmp_path / "face.png")
     avatars = pipeline("seed:4", f"{word}, {tmp_path}/face.png, {tmp_path}/face.png:1.5, neutral", steps=2)
     vectors = [e.vector for e in avatars.expressions]
-    np.testing.assert_allclose(vectors[0], bank.vectors[word], atol=1e-6)
+    np.testing.assert_allclose(vectors[0], prototypes.vectors[word], atol=1e-6)
     read = load_expression_encoder(str(workdir / EXPRESSION_FILE))(face[None])[0]
     np.testing.assert_allclose(vectors[1], read, atol=1e-5)
-    neutral = bank.vectors["neutral"]
+    neutral = prototypes.vectors["neutral"]
     np.testing.assert_allclose(vectors[2], neutral + 1.5 * (read - neutral), atol=1e-5)
     assert np.abs(avatars.images[0].astype(int) - avatars.images[1]).max() > 1
     avatars.save(tmp_path / "set")
     saved = json.loads((tmp_path / "set" / "set.json").read_text())
-    assert [p["file"] for p in saved["pictures"]][1:3] == ["02_face.png", "03_face-1p5.png"]
-    np.testing.assert_allclose(saved["pictures"][1]["vector"], read, atol=1e-5)
+    assert [p["file"] for p in saved["images"]][1:3] == ["02_face.png", "03_face-1p5.png"]
+    np.testing.assert_allclose(saved["images"][1]["vector"], read, atol=1e-5)
     assert "identity_avatar" in saved["model"]
 
 
-def test_a_word_that_no_training_picture_shows_and_action_units_are_refused(pipeline, workdir):
-    known = ExpressionBank.read(workdir / BANK_FILE).vectors
+def test_a_word_that_no_training_image_shows_and_action_units_are_refused(pipeline, workdir):
+    known = WordPrototypes.read(workdir / PROTOTYPES_FILE).vectors
     missing = next(w for w in ("pride", "shame", "glee", "envy", "rage") if w not in known)
-    with pytest.raises(ExpressionError, match=f"'{missing}': the training pictures .* its bank has .*neutral"):
+    with pytest.raises(ExpressionError, match=f"'{missing}': the training images .* its bank has .*neutral"):
         pipeline("seed:1", missing, steps=1)
     with pytest.raises(ExpressionError, match="vectors of expression_avatar, which has no action units"):
         pipeline("seed:1", "AU12=0.5", steps=1)
 
 
-def test_the_embedding_of_each_reference_shows_in_the_pictures(pipeline):
+def test_the_embedding_of_each_reference_shows_in_the_images(pipeline):
     base = pipeline("seed:1", "neutral", steps=2).images
-    kept = pipeline.drawer.frozen["identity_encoder"]
+    kept = pipeline.drawer.frozen_components["identity_encoder"]
     try:
         turned = {n: p[::-1] if n == "head.down.kernel" else p for n, p in kept.items()}
-        pipeline.drawer.frozen["identity_encoder"] = turned
+        pipeline.drawer.frozen_components["identity_encoder"] = turned
         assert (pipeline("seed:1", "neutral", steps=2).images != base).any()
     finally:
-        pipeline.drawer.frozen["identity_encoder"] = kept
+        pipeline.drawer.frozen_components["identity_encoder"] = kept
     programs = len(pipeline.drawer.compiled)
     assert (pipeline(["seed:1", "seed:2"], "neutral", steps=2).images != base).any()
     assert len(pipeline.drawer.compiled) == programs
 
 
 class Recorder:
-    """In the place of a generator: keeps what it is conditioned on."""
+    """In the place of a denoiser: keeps what it is conditioned on."""
 
-    def conditions(self, *given, embedding, **_):
+    def encode_conditions(self, *given, embedding, **_):
         self.embedding = embedding
         raise StopIteration
 
@@ -176,18 +176,18 @@ def test_the_loss_conditions_on_the_embeddings_of_the_batch():
     embedding = np.random.default_rng(0).random((2, 1, 12))
     latents = np.zeros((2, 3, 8, 8, 4), np.float16)
     batch = {"reference": latents[:, :1], "target": latents[:, 1:], "expression": np.zeros((2, 2, 40))}
-    model, compute = Recorder(), make_generator_loss(FlowConfig(), None)
+    model, compute = Recorder(), make_denoiser_loss(FlowConfig(), None)
     with pytest.raises(StopIteration):
         compute(model, {}, {**batch, "embedding": embedding}, jax.random.split(jax.random.key(0), 2))
     np.testing.assert_array_equal(model.embedding, embedding)
 
 
-def test_pictures_that_are_not_cached_are_served_with_their_embeddings(config, workdir):
+def test_images_that_are_not_cached_are_served_with_their_embeddings(config, workdir):
     uncached = dataclasses.replace(config, data=dataclasses.replace(config.data, cache_latents=False))
     _, autoencoder = build_networks(config.model)
     faces = claim_encoders(config.model, workdir)
     source = open_source(config.data, workdir)
-    encoded = encode_pictures(uncached, source, workdir, faces, autoencoder, {}, "")
+    encoded = cache_features(uncached, source, workdir, faces, autoencoder, {}, "")
     assert encoded.load(5).dtype == np.uint8
     np.testing.assert_allclose(encoded.embedding(5), faces.identity(source.load(5)[None])[0], atol=2e-3)
 
@@ -225,19 +225,19 @@ def test_the_command_draws_from_several_references_and_an_exemplar(workdir, tmp_
     saved = json.loads((tmp_path / "set" / "set.json").read_text())
     assert saved["identity"] == ["seed:1", "seed:2"]
     assert (saved["identity_scale"], saved["expression_interval"]) == ([0.5], [0.2, 0.8])
-    assert saved["pictures"][1]["provenance"] == "exemplar"
+    assert saved["images"][1]["provenance"] == "exemplar"
     capsys.readouterr()
     assert sample.main([*argv, "--expressions", f"{tmp_path}/none.png"]) == 2
-    assert "none.png': no such picture file" in capsys.readouterr().err
+    assert "none.png': no such image file" in capsys.readouterr().err
 
 
 class OnlyFaces:
-    """A generator whose velocity is the mean of its references' embeddings, and nothing else."""
+    """A denoiser whose velocity is the mean of its references' embeddings, and nothing else."""
 
     def merge(self, _):
         return self
 
-    def conditions(self, reference, mask, expression, *, embedding, **_):
+    def encode_conditions(self, reference, mask, expression, *, embedding, **_):
         return embedding.mean((1, 2))
 
     def __call__(self, latents, timestep, conditions):
@@ -252,6 +252,6 @@ def test_another_persons_references_in_the_condition_gap_come_with_their_embeddi
         "target": rng.standard_normal((2, 2, 8, 8, 4), np.float32),
         "expression": rng.random((2, 2, 40), np.float32),
     }
-    gap = ConditionGap(FlowConfig(), OnlyFaces(), None, {}, batch, make_mesh(MeshConfig(), jax.devices()[:1]))({})
-    assert abs(gap["gap/identity"]) > 1e-4
-    assert gap["gap/expression"] == 0.0
+    gap = ConditioningProbe(FlowConfig(), OnlyFaces(), None, {}, batch, make_mesh(MeshConfig(), jax.devices()[:1]))({})
+    assert abs(gap["probe/identity"]) > 1e-4
+    assert gap["probe/expression"] == 0.0

@@ -54,7 +54,7 @@ def expression(files):
     return load_expression_encoder(str(files / "ex.safetensors"))
 
 
-def pictures(count, side, seed=0):
+def images(count, side, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
 
 
@@ -67,35 +67,35 @@ def test_encoders_follow_their_protocols_and_name_their_weights(identity, expres
     assert identity.checksum != expression.checksum
 
 
-def test_identity_vectors_have_length_one_and_depend_on_the_picture(identity):
-    vectors = identity(pictures(3, 16))
+def test_identity_vectors_have_length_one_and_depend_on_the_image(identity):
+    vectors = identity(images(3, 16))
     assert (vectors.shape, vectors.dtype) == ((3, 12), np.float32)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1.0, atol=1e-5)
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
 
 
 def test_expression_vectors_stay_in_the_channels_ranges(expression):
-    raw = jax.jit(lambda p, x: expression.network.merge(p)(x))(expression.parameters, pictures(3, 16) / 127.5 - 1.0)
+    raw = jax.jit(lambda p, x: expression.network.merge(p)(x))(expression.parameters, images(3, 16) / 127.5 - 1.0)
     assert float(raw.max()) > 1.0  # else clipping would not show
-    vectors = expression(pictures(3, 16))
+    vectors = expression(images(3, 16))
     assert np.all(vectors >= LOWEST)
     assert np.all(vectors <= 1.0)
 
 
-def test_pictures_of_a_batch_do_not_mix_and_odd_counts_are_filled_up(identity):
-    many = pictures(5, 16)
+def test_images_of_a_batch_do_not_mix_and_odd_counts_are_filled_up(identity):
+    many = images(5, 16)
     together = identity(many)
     np.testing.assert_allclose(together[4:], identity(many[4:]), atol=1e-5)
     assert identity(many[:0]).shape == (0, 12)
 
 
 @pytest.mark.parametrize("side", [8, 16, 40])
-def test_a_smooth_picture_gives_the_same_vector_at_any_size(identity, side):
+def test_a_smooth_image_gives_the_same_vector_at_any_size(identity, side):
     ramp = np.linspace(20, 220, side * 4).reshape(side, 4).mean(1)
-    picture = np.broadcast_to(ramp[:, None, None], (side, side, 3)).astype(np.uint8)[None]
+    image = np.broadcast_to(ramp[:, None, None], (side, side, 3)).astype(np.uint8)[None]
     fine = np.linspace(20, 220, 64).reshape(16, 4).mean(1)
     expected = identity(np.broadcast_to(fine[:, None, None], (16, 16, 3)).astype(np.uint8)[None])
-    assert (identity(picture) @ expected.T).item() > 0.99
+    assert (identity(image) @ expected.T).item() > 0.99
 
 
 def test_shrinking_averages_instead_of_skipping_pixels():
@@ -105,13 +105,13 @@ def test_shrinking_averages_instead_of_skipping_pixels():
     assert face_encoders.resize(stripes, 64) is stripes
 
 
-def test_gradients_reach_the_picture_through_the_pure_form(identity, expression):
+def test_gradients_reach_the_image_through_the_pure_form(identity, expression):
     for encoder in (identity, expression):
 
         def loss(x, encoder=encoder):
             return encoder.network.merge(encoder.parameters)(x)[0, 0]
 
-        gradient = jax.jit(jax.grad(loss))(jnp.asarray(pictures(1, 16) / 127.5 - 1.0))
+        gradient = jax.jit(jax.grad(loss))(jnp.asarray(images(1, 16) / 127.5 - 1.0))
         assert np.isfinite(gradient).all()
         assert float(jnp.abs(gradient).max()) > 0
 

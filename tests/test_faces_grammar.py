@@ -136,8 +136,8 @@ def test_a_setting_replaces_the_channel_of_the_blend():
     expected[INDEX["AU43L"]] = 1.0
     np.testing.assert_array_equal(wink.vector, expected)
     assert wink.provenance == "blend"
-    frozen = parse_expression("AU12=0.2 + joy").vector
-    assert frozen[INDEX["AU12L"]] == frozen[INDEX["AU12R"]] == np.float32(0.2)
+    frozen_components = parse_expression("AU12=0.2 + joy").vector
+    assert frozen_components[INDEX["AU12L"]] == frozen_components[INDEX["AU12R"]] == np.float32(0.2)
 
 
 def test_one_sided_settings_win_over_both_sides_in_either_order():
@@ -199,8 +199,8 @@ def test_long_slugs_are_cut_and_stay_different():
         ("0.5", "'0.5' is no expression; a weight is written '0.5*joy' or 'joy:0.5'"),
         ("joy sadness", "unexpected 'sadness'; '+' adds words, ',' or ';' separates expressions"),
         ("joy - anger", "cannot read '-'"),
-        ("joy,,anger", "a word, a channel or a picture was expected, found ','"),
-        ("joy,", "a word, a channel or a picture was expected, found 'end of the text'"),
+        ("joy,,anger", "a word, a channel or an image was expected, found ','"),
+        ("joy,", "a word, a channel or an image was expected, found 'end of the text'"),
         ("all + joy", "cannot be part of a blend"),
         ("joy + fear/*", "cannot be part of a blend"),
         ("AU6=0.5,AU6=0.7", "'AU6' is set twice; ';' separates expressions"),

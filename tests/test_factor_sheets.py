@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genaffect_jax.avatars import draw, sample_identity
+from genaffect_jax.avatars import render, sample_identity
 from genaffect_jax.config.encoders import FaceEncoderConfig
 from genaffect_jax.expressions.action_units import neutral
 from genaffect_jax.expressions.grammar import parse_expressions
@@ -80,8 +80,8 @@ class Artist:
     ):
         self.asked.append((identity, identity_scale, expression_scale, guidance_identity, guidance_expression, seed))
         person = sample_identity(int(identity.removeprefix("seed:")))
-        images = [draw(person, np.clip(expression_scale * e.vector, -1, 1), SIDE) for e in expressions]
-        return Drawn(draw(person, neutral(), SIDE), np.stack(images), tuple(expressions))
+        images = [render(person, np.clip(expression_scale * e.vector, -1, 1), SIDE) for e in expressions]
+        return Drawn(render(person, neutral(), SIDE), np.stack(images), tuple(expressions))
 
 
 def test_the_grid_has_people_in_rows_and_expressions_in_columns(sheets):
@@ -89,14 +89,14 @@ def test_the_grid_has_people_in_rows_and_expressions_in_columns(sheets):
     sets = sheets.grid(Artist(), PEOPLE, expressions, steps=2, seed=0)
     for person, drawn in zip(PEOPLE, sets, strict=True):
         who = sample_identity(int(person.removeprefix("seed:")))
-        np.testing.assert_array_equal(drawn.images[1], draw(who, expressions[1].vector, SIDE))
+        np.testing.assert_array_equal(drawn.images[1], render(who, expressions[1].vector, SIDE))
     sheet = sheets.grid_sheet(PEOPLE, sets)
     rows, columns = sheet.shape[0] // 3, sheet.shape[1] // 3
     for row, drawn in enumerate(sets):
-        for column, picture in enumerate((drawn.reference, *drawn.images)):
+        for column, image in enumerate((drawn.reference, *drawn.images)):
             cell = sheet[row * rows : (row + 1) * rows + 8, column * columns : (column + 1) * columns + 8]
             found = any(
-                np.array_equal(cell[y : y + SIDE, x : x + SIDE], picture)
+                np.array_equal(cell[y : y + SIDE, x : x + SIDE], image)
                 for y in range(len(cell) - SIDE + 1)
                 for x in range(cell.shape[1] - SIDE + 1)
             )
@@ -126,7 +126,7 @@ def test_everything_is_written_and_measured_by_the_encoders_given(sheets, encode
     for name in ("factors", "identity_scale", "expression_scale"):
         with Image.open(tmp_path / f"{name}.png") as sheet:
             assert sheet.width > 3 * SIDE
-    assert report["grid"]["pictures"] == 6
+    assert report["grid"]["images"] == 6
     assert "evaluators" in report["measured_by"]
     assert report["grid"]["identity_encoder"] == "identity_judge"
     # Without its expression branch the artist repeats the reference: same person, no step towards the expression.

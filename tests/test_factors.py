@@ -40,18 +40,18 @@ def encoders():
 def test_figures_are_the_mean_cosine_and_the_mean_absolute_error(encoders):
     identity, expression = encoders
     rng = np.random.default_rng(0)
-    references, pictures = rng.integers(0, 256, (2, 3, 32, 32, 3), dtype=np.uint8)
-    read = expression(pictures)
-    found = factor_figures(identity, expression, references, pictures, read + np.float32(0.2), references)
+    references, images = rng.integers(0, 256, (2, 3, 32, 32, 3), dtype=np.uint8)
+    read = expression(images)
+    found = factor_figures(identity, expression, references, images, read + np.float32(0.2), references)
     assert found.expression_error == pytest.approx(0.2, abs=1e-6)
-    one_by_one = [float(identity(r[None])[0] @ identity(p[None])[0]) for r, p in zip(references, pictures, strict=True)]
+    one_by_one = [float(identity(r[None])[0] @ identity(p[None])[0]) for r, p in zip(references, images, strict=True)]
     assert found.identity_cosine == pytest.approx(np.mean(one_by_one), abs=1e-5)
     cosines = identity(references) @ identity(references).T
     assert found.stranger_cosine == pytest.approx(cosines[np.triu_indices(3, 1)].mean(), abs=1e-5)
-    with pytest.raises(ValueError, match="groups of 1 pictures"):
-        factor_figures(identity, expression, references, pictures, read, references[:1])
-    with pytest.raises(ValueError, match="3 pictures, 2 references"):
-        factor_figures(identity, expression, references[:2], pictures, read, references)
+    with pytest.raises(ValueError, match="groups of 1 images"):
+        factor_figures(identity, expression, references, images, read, references[:1])
+    with pytest.raises(ValueError, match="3 images, 2 references"):
+        factor_figures(identity, expression, references[:2], images, read, references)
     with pytest.raises(ValueError, match="vectors of 39 numbers, expression_judge gives 40"):
-        factor_figures(identity, expression, references, pictures, read[:, :39], references)
-    assert dataclasses.asdict(found)["pictures"] == 3
+        factor_figures(identity, expression, references, images, read[:, :39], references)
+    assert dataclasses.asdict(found)["images"] == 3

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from test_train_loop import QUIET, Numbered, job, rows, with_train
+from test_train_loop import QUIET, Numbered, rows, task, with_train
 
 from genaffect_jax import train
 from genaffect_jax.checkpoints.manager import Checkpoints
@@ -27,7 +27,7 @@ from genaffect_jax.models.functional import Functional
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.training.loop import fit
 from genaffect_jax.training.metric_log import TrainingLog
-from genaffect_jax.training.optimizer import make_optimiser
+from genaffect_jax.training.optimizer import make_optimizer
 from genaffect_jax.training.state import TrainState, abstract_state
 
 
@@ -51,18 +51,18 @@ class Matrix(nnx.Module):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (64, 32)), logical_axes=(None, None))
 
 
-def distance(model, frozen, batch, key):
+def distance(model, frozen_components, batch, key):
     value = jax.numpy.sum((model.kernel[...] - batch["target"].mean()) ** 2)
     return {"loss": (value, jax.numpy.ones(()))}
 
 
 def run(config, workdir, batches=None):
-    made = dataclasses.replace(job(config, batches or Numbered(), distance), functional=Functional(Matrix))
+    made = dataclasses.replace(task(config, batches or Numbered(), distance), functional=Functional(Matrix))
     return fit(made, config.train, make_mesh(MeshConfig()), workdir, QUIET)
 
 
 def end_of(config, workdir):
-    abstract = abstract_state(Functional(Matrix), make_optimiser(config.train), make_mesh(MeshConfig()))
+    abstract = abstract_state(Functional(Matrix), make_optimizer(config.train), make_mesh(MeshConfig()))
     return Checkpoints(workdir).restore(abstract)
 
 
@@ -257,21 +257,21 @@ def test_a_run_on_eight_devices_continues_on_two(config, tmp_path):
     eight = make_mesh(MeshConfig(fsdp=4, tensor=2))
     two = make_mesh(MeshConfig(), jax.devices()[:2])
     logging = with_train(config, log_every=1, steps=8, checkpoint_every=4)
-    fit(job(logging, Numbered()), logging.train, eight, tmp_path / "whole", QUIET)
+    fit(task(logging, Numbered()), logging.train, eight, tmp_path / "whole", QUIET)
     shutil.copytree(tmp_path / "whole", tmp_path / "moved")
     shutil.rmtree(tmp_path / "moved" / "checkpoints" / "8")
     # Restoring is exact ...
     states = []
     for mesh in (eight, two):
-        network, optimiser = build_networks(config.model)[0], make_optimiser(config.train)
-        state, position = Checkpoints(tmp_path / "moved").restore(abstract_state(network, optimiser, mesh))
+        network, optimizer = build_networks(config.model)[0], make_optimizer(config.train)
+        state, position = Checkpoints(tmp_path / "moved").restore(abstract_state(network, optimizer, mesh))
         assert (int(state.step), position) == (4, {"fetched": 104})
         states.append(jax.tree.leaves(state))
     for a, b in zip(*states, strict=True):
         assert b.sharding.device_set == set(jax.devices()[:2])
         np.testing.assert_array_equal(a, b)
     # ... and what follows differs by the order of sums only.
-    fit(job(logging, Numbered()), logging.train, two, tmp_path / "moved", QUIET)
+    fit(task(logging, Numbered()), logging.train, two, tmp_path / "moved", QUIET)
     losses = [{row["step"]: row["loss"] for row in rows(tmp_path / name)} for name in ("whole", "moved")]
     assert list(losses[1]) == [2, 3, 4, 6, 7, 8]  # the first of each process compiles
     for step, loss in losses[1].items():

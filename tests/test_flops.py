@@ -8,21 +8,21 @@ import pytest
 
 from genaffect_jax.config import ConditioningConfig, ModelConfig
 from genaffect_jax.models.build import build_networks
-from genaffect_jax.models.flops import Flops, forward_flops, generator_flops, training_flops
+from genaffect_jax.models.flops import Flops, denoiser_flops, forward_flops, training_flops
 
 SETS, EXPRESSIONS, REFERENCES, TEXT = 2, 3, 2, 5
 
 
 def counted(config: ModelConfig, gradient: bool = False) -> float:
     """XLA's count of one forward (or of its gradient for all parameters), elementwise operations included."""
-    generator, _ = build_networks(config, "float32")
+    denoiser, _ = build_networks(config, "float32")
     network = config.mmdit
     side, width = network.sample_size, config.conditioning.identity_embedding
     text = not network.register_tokens
 
     def forward(parameters, latents, reference, expression, embedding, tokens, pooled):
-        model = generator.merge(parameters)
-        conditions = model.conditions(
+        model = denoiser.merge(parameters)
+        conditions = model.encode_conditions(
             reference, jnp.ones(reference.shape[:2], bool), expression, embedding=embedding, text=tokens, pooled=pooled
         )
         return model(latents, jnp.full(latents.shape[:2], 0.5), conditions).sum()
@@ -31,7 +31,7 @@ def counted(config: ModelConfig, gradient: bool = False) -> float:
         return jax.ShapeDtypeStruct(sizes, jnp.float32)
 
     arguments = (
-        generator.shapes,
+        denoiser.shapes,
         shape(SETS, EXPRESSIONS, side, side, network.in_channels),
         shape(SETS, REFERENCES, side, side, network.in_channels),
         shape(SETS, EXPRESSIONS, config.conditioning.expression_width),
@@ -70,13 +70,13 @@ def test_the_generators_operations_are_those_the_compiler_counts(
     wide: ModelConfig, with_text: ModelConfig, text: bool
 ) -> None:
     config = with_text if text else wide
-    found = generator_flops(config, SETS, EXPRESSIONS, REFERENCES, TEXT if text else None).total
+    found = denoiser_flops(config, SETS, EXPRESSIONS, REFERENCES, TEXT if text else None).total
     assert found == pytest.approx(counted(config), rel=0.01)
     if not text:
         assert training_flops(Flops(found, 0.0)) == pytest.approx(counted(config, gradient=True), rel=0.01)
 
 
-def test_pictures_that_are_seen_add_attention_only(wide: ModelConfig) -> None:
+def test_images_that_are_seen_add_attention_only(wide: ModelConfig) -> None:
     alone, seen = (forward_flops(wide.mmdit, 4, 8, 2, others=others) for others in (0, 10))
     assert seen.products == alone.products
     assert seen.attention - alone.attention == 4 * 4 * (16 + 2) * 10 * wide.mmdit.width * wide.mmdit.num_layers
@@ -93,6 +93,6 @@ def test_what_stays_fixed_has_no_gradient_of_its_own_and_what_is_forgotten_is_co
 
 def test_text_tokens_are_asked_for_where_there_is_a_text_stream(wide: ModelConfig, with_text: ModelConfig) -> None:
     with pytest.raises(ValueError, match="register tokens"):
-        generator_flops(wide, 1, 1, text=5)
+        denoiser_flops(wide, 1, 1, text=5)
     with pytest.raises(ValueError, match="text=None"):
-        generator_flops(with_text, 1, 1)
+        denoiser_flops(with_text, 1, 1)

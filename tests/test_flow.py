@@ -12,7 +12,7 @@ from genaffect_jax.diffusion.flow import (
     change_weight,
     flow_loss,
     interpolate,
-    predicted_clean,
+    predicted_x0,
     sample_drops,
     sample_sigma,
     sigma_quantile,
@@ -23,19 +23,19 @@ from genaffect_jax.diffusion.sampler import sample
 from genaffect_jax.diffusion.schedule import padded_sigmas
 
 
-def pictures(seed: int, *batch: int) -> jax.Array:
+def images(seed: int, *batch: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), (*batch, 2, 3, 4))
 
 
 def test_path_runs_from_data_to_noise_at_constant_velocity() -> None:
-    clean, noise = pictures(0, 2, 3), pictures(1, 2, 3)
+    clean, noise = images(0, 2, 3), images(1, 2, 3)
     np.testing.assert_array_equal(interpolate(clean, noise, jnp.zeros((2, 3))), clean)
     np.testing.assert_array_equal(interpolate(clean, noise, jnp.ones((2, 3))), noise)
     sigma = jnp.linspace(0.1, 0.9, 6).reshape(2, 3)
     noisy, velocity = interpolate(clean, noise, sigma), velocity_target(clean, noise)
     step = interpolate(clean, noise, sigma + 0.05) - noisy
     np.testing.assert_allclose(step, 0.05 * velocity, atol=1e-6)
-    np.testing.assert_allclose(predicted_clean(noisy, velocity, sigma), clean, atol=1e-5)
+    np.testing.assert_allclose(predicted_x0(noisy, velocity, sigma), clean, atol=1e-5)
     np.testing.assert_allclose(noisy[1, 2], 0.1 * clean[1, 2] + 0.9 * noise[1, 2], atol=1e-6)
 
 
@@ -101,7 +101,7 @@ def test_whole_groups_lose_everything_at_their_own_rate_beside_the_independent_d
 
 
 def test_loss_is_a_sum_and_a_count_that_add_up_over_parts() -> None:
-    velocity, target = pictures(0, 4, 2), pictures(1, 4, 2)
+    velocity, target = images(0, 4, 2), images(1, 4, 2)
     total, count = flow_loss(velocity, target)
     np.testing.assert_allclose(total / count, jnp.square(velocity - target).mean(), rtol=1e-6)
     parts = [flow_loss(velocity[s], target[s]) for s in (slice(0, 1), slice(1, 4))]
@@ -110,7 +110,7 @@ def test_loss_is_a_sum_and_a_count_that_add_up_over_parts() -> None:
 
 
 def test_masked_items_count_neither_in_the_sum_nor_in_the_count() -> None:
-    velocity, target = pictures(0, 4, 2), pictures(1, 4, 2)
+    velocity, target = images(0, 4, 2), images(1, 4, 2)
     mask = jnp.array([[True, False], [True, True], [False, False], [False, True]])
     total, count = flow_loss(velocity.at[2].set(1e3), target, mask)
     expected, numbers = flow_loss(velocity[mask], target[mask])
@@ -119,12 +119,12 @@ def test_masked_items_count_neither_in_the_sum_nor_in_the_count() -> None:
 
 
 def test_loss_is_float32_for_bfloat16_velocities() -> None:
-    total, count = flow_loss(pictures(0, 4).astype(jnp.bfloat16), pictures(1, 4).astype(jnp.bfloat16))
+    total, count = flow_loss(images(0, 4).astype(jnp.bfloat16), images(1, 4).astype(jnp.bfloat16))
     assert total.dtype == count.dtype == jnp.float32
 
 
 def test_decoupled_guidance_is_its_formula_and_each_scale_moves_its_own_difference() -> None:
-    base, identity, full = (pictures(i, 2, 3) for i in range(3))
+    base, identity, full = (images(i, 2, 3) for i in range(3))
     stacked = jnp.stack([base, identity, full], axis=1).reshape(6, 3, 2, 3, 4)
     found = combine(stacked, "decoupled", 2.0, 5.0)
     np.testing.assert_allclose(found, base + 2.0 * (identity - base) + 5.0 * (full - identity), atol=1e-5)
@@ -134,7 +134,7 @@ def test_decoupled_guidance_is_its_formula_and_each_scale_moves_its_own_differen
 
 
 def test_joint_guidance_extrapolates_from_no_condition_to_all() -> None:
-    base, full = pictures(0, 2, 3), pictures(1, 2, 3)
+    base, full = images(0, 2, 3), images(1, 2, 3)
     stacked = jnp.stack([base, full], axis=1).reshape(4, 3, 2, 3, 4)
     np.testing.assert_allclose(combine(stacked, "joint", 9.0, 4.0), base + 4.0 * (full - base), atol=1e-5)
 
@@ -151,7 +151,7 @@ def test_branches_drop_what_their_place_in_the_formula_says() -> None:
 
 @pytest.mark.parametrize("mode", ["none", "joint", "decoupled"])
 def test_a_model_deaf_to_its_conditions_is_not_changed_by_guidance(mode) -> None:
-    latents = pictures(0, 2, 3)
+    latents = images(0, 2, 3)
     velocity = guided(lambda x, sigma, evaluation, memory: (jnp.sin(x) * sigma, memory), mode, 3.0, 7.0)
     found, _ = velocity(latents, jnp.float32(0.5), jnp.int32(0), None)
     np.testing.assert_allclose(found, 0.5 * jnp.sin(latents), atol=1e-5)
@@ -165,7 +165,7 @@ def full_branch(x, mode):
 
 
 def test_the_last_branch_drops_nothing() -> None:
-    x = pictures(0, 2, 3)
+    x = images(0, 2, 3)
     for mode in ("none", "joint", "decoupled"):
         identity, expression = branch_drops(mode, 2, 3)
         assert not full_branch(identity, mode).any()
@@ -187,7 +187,7 @@ def conditional_velocities(mode, groups, expressions):
 
 @pytest.mark.parametrize("mode", ["joint", "decoupled"])
 def test_outside_the_guidance_interval_one_branch_is_evaluated_and_leads(mode) -> None:
-    latents, branches = pictures(0, 2, 3), {"joint": 2, "decoupled": 3}[mode]
+    latents, branches = images(0, 2, 3), {"joint": 2, "decoupled": 3}[mode]
     velocity, full = conditional_velocities(mode, 2, 3)
     everywhere, nowhere = guided(velocity, mode, 2.0, 3.0), guided(full, "none")
 
@@ -228,7 +228,7 @@ def test_a_guidance_interval_saves_branches_over_a_whole_run(solver) -> None:
     @jax.jit
     def draw(low, high):
         follow = guided(watched(velocity), "decoupled", 2.0, 3.0, (low, high), watched(full))
-        return sample(follow, pictures(0, 2, 3), padded_sigmas(10, 1.0), 10, solver, jnp.int32(0))
+        return sample(follow, images(0, 2, 3), padded_sigmas(10, 1.0), 10, solver, jnp.int32(0))
 
     # Of the ten levels 1, 0.889, ... 0.112, 0.001 four are between 0.3 and 0.7; Heun's method visits each twice.
     inside, total = {"heun": (8, 19)}.get(solver, (4, 10))
@@ -246,7 +246,7 @@ def test_without_an_interval_the_program_has_no_second_network() -> None:
 
     def program(mode, interval):
         follow = guided(velocity, mode, 2.0, 3.0, interval, full)
-        return str(jax.make_jaxpr(lambda sigma: follow(pictures(0, 2, 3), sigma, 0, 0))(0.5))
+        return str(jax.make_jaxpr(lambda sigma: follow(images(0, 2, 3), sigma, 0, 0))(0.5))
 
     assert program("decoupled", (0.2, 0.8)).count("= cos") == 2
     for mode, interval in (("decoupled", None), ("none", None), ("none", (0.2, 0.8))):
@@ -264,7 +264,7 @@ def test_an_interval_needs_the_velocity_of_the_full_branch() -> None:
         guided(velocity, "both")  # type: ignore[arg-type]
 
 
-def test_changed_latents_weigh_more_and_an_equal_picture_weighs_one() -> None:
+def test_changed_latents_weigh_more_and_an_equal_image_weighs_one() -> None:
     reference = jnp.zeros((1, 4, 4, 2))
     target = jnp.zeros((1, 2, 4, 4, 2)).at[0, 0, 1, 2].set(3.0)
     weight = change_weight(target, reference, 2.0)

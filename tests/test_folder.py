@@ -1,4 +1,4 @@
-"""Picture folders: both layouts, what is rejected and reported, and when a run stops."""
+"""Image folders: both layouts, what is rejected and reported, and when a run stops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from genaffect_jax.expressions.grammar import parse_expression
 WORDS = ("joy", "anger", "sadness", "surprise", "neutral")
 
 
-def picture(path: Path, value: int = 90) -> None:
+def image(path: Path, value: int = 90) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (20, 20), (value, value, value)).save(path)
 
@@ -30,8 +30,8 @@ def root(tmp_path: Path) -> Path:
     """Four people with five expressions each."""
     for i in range(4):
         for j, word in enumerate(WORDS):
-            picture(tmp_path / "pictures" / f"p{i}" / f"{word}.png", 50 * i + 10 * j)
-    return tmp_path / "pictures"
+            image(tmp_path / "images" / f"p{i}" / f"{word}.png", 50 * i + 10 * j)
+    return tmp_path / "images"
 
 
 def opened(root: Path, max_rejected: float = 0.2) -> FolderSource:
@@ -54,11 +54,11 @@ def all_lines(root: Path) -> list[dict[str, object]]:
 
 
 def test_identity_folders_give_people_expressions_and_pixels(root: Path) -> None:
-    picture(root / "p0" / "joy_2.png")
-    picture(root / "p0" / "AU6=0.5,AU12L=0.9_1.png", 7)
+    image(root / "p0" / "joy_2.png")
+    image(root / "p0" / "AU6=0.5,AU12L=0.9_1.png", 7)
     source = opened(root)
-    assert len(source.pictures) == 22
-    by_file = dict(zip(source.files, source.pictures, strict=True))
+    assert len(source.examples) == 22
+    by_file = dict(zip(source.files, source.examples, strict=True))
     assert by_file["p3/anger.png"].identity == "p3"
     np.testing.assert_array_equal(by_file["p0/joy_2.png"].expression, parse_expression("joy").vector)
     units = by_file["p0/AU6=0.5,AU12L=0.9_1.png"]
@@ -79,16 +79,16 @@ def test_only_a_trailing_number_is_taken_off_a_file_name(name: str, expression: 
 
 def test_ten_percent_bad_files_are_skipped_and_each_is_reported_with_its_reason(root: Path) -> None:
     good = opened(root)
-    picture(root / "p0" / "fear_1.png")
+    image(root / "p0" / "fear_1.png")
     data = (root / "p0" / "fear_1.png").read_bytes()
     bad = {
         "p0/fear.png": (data[:-30], "corrupt or truncated"),
-        "p1/fear.png": (b"no picture", "not a picture"),
+        "p1/fear.png": (b"no image", "not an image"),
     }
     (root / "p0" / "fear_1.png").rename(root / "p0" / "joyy.png")
     for file, (content, _) in bad.items():
         (root / file).write_bytes(content)
-    picture(root / "loose.png")
+    image(root / "loose.png")
     source = opened(root)
     assert source.files == good.files
     found = rows(root)
@@ -97,10 +97,10 @@ def test_ten_percent_bad_files_are_skipped_and_each_is_reported_with_its_reason(
     assert "did you mean 'joy'" in found["p0/joyy.png"]["reason"]
     assert "unlabelled" in found["loose.png"]["reason"]
     assert len(found) == 4
-    people = sorted({p.identity for p in source.pictures})
+    people = sorted({p.identity for p in source.examples})
     stream = make_loader(source, people, batch_size=4, expressions_per_set=4, seed=0, workers=0)
     batch = next(stream)
-    # Every picture is the grey that its person and word were saved with, so none is a stand-in for a bad file.
+    # Every image is the grey that its person and word were saved with, so none is a stand-in for a bad file.
     vectors = [parse_expression(word).vector for word in WORDS]
     for person, shown, pixels in zip(batch["identity"], batch["expression"], batch["target"], strict=True):
         words = [next(j for j, v in enumerate(vectors) if (v == e).all()) for e in shown]
@@ -110,7 +110,7 @@ def test_ten_percent_bad_files_are_skipped_and_each_is_reported_with_its_reason(
 def test_no_file_is_dropped_silently(root: Path) -> None:
     for name in (".DS_Store", "README.md", "p0/notes.txt", "p0/.joy.png.swp"):
         (root / name).write_text("x")
-    picture(root / "p0" / "more" / "joy.png")
+    image(root / "p0" / "more" / "joy.png")
     (root / "p0" / "back").symlink_to(root, target_is_directory=True)
     source = opened(root)
     found = rows(root)
@@ -121,7 +121,7 @@ def test_no_file_is_dropped_silently(root: Path) -> None:
         "p0/.joy.png.swp",
     }
     assert {f for f, row in found.items() if row["status"] == "rejected"} == {"p0/more/joy.png", "p0/back"}
-    assert len(source.pictures) == 20
+    assert len(source.examples) == 20
 
 
 def test_too_many_bad_files_stop_the_run_and_ignored_files_do_not_count(root: Path) -> None:
@@ -132,12 +132,12 @@ def test_too_many_bad_files_stop_the_run_and_ignored_files_do_not_count(root: Pa
     with pytest.raises(DataError, match=r"5 of 25 files \(20%\).*max_rejected=0.19"):
         opened(root, max_rejected=0.19)
     assert len(rows(root)) == 35  # written although the run stopped
-    assert len(opened(root, max_rejected=0.2).pictures) == 20
+    assert len(opened(root, max_rejected=0.2).images) == 20
 
 
 def test_a_person_left_with_one_expression_stops_the_run_and_is_named(root: Path) -> None:
-    picture(root / "p9" / "joy.png")
-    picture(root / "p9" / "joy_2.png")
+    image(root / "p9" / "joy.png")
+    image(root / "p9" / "joy_2.png")
     (root / "p9" / "anger.png").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"fewer than 2 different expressions: p9 \(1\)"):
         opened(root)
@@ -147,11 +147,11 @@ def test_an_empty_missing_or_useless_root_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         opened(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no pictures found"):
+    with pytest.raises(DataError, match="no images found"):
         opened(tmp_path / "empty")
     (tmp_path / "bad" / "p").mkdir(parents=True)
     (tmp_path / "bad" / "p" / "joy.png").write_bytes(b"x")
-    with pytest.raises(DataError, match="no usable picture"):
+    with pytest.raises(DataError, match="no usable image"):
         opened(tmp_path / "bad", max_rejected=0.9)
 
 
@@ -160,23 +160,23 @@ def test_metadata_jsonl_and_csv_give_the_same_source(root: Path) -> None:
     lines[3]["expression"] = "AU6=0.6,AU12=0.8"
     metadata(root, lines)
     from_jsonl = opened(root)
-    assert {p.identity for p in from_jsonl.pictures} == {f"person {i}" for i in range(4)}
+    assert {p.identity for p in from_jsonl.images} == {f"person {i}" for i in range(4)}
     (root / "metadata.jsonl").unlink()
     quoted = [f'{line["identity"]},{line["file"]},"{line["expression"]}"' for line in lines]
     (root / "metadata.csv").write_text("\n".join(["identity,file_name,expression", *quoted]), "utf-8-sig")
     from_csv = opened(root)
     assert from_csv.files == from_jsonl.files
-    for a, b in zip(from_csv.pictures, from_jsonl.pictures, strict=True):
+    for a, b in zip(from_csv.images, from_jsonl.images, strict=True):
         assert (a.identity, a.label, a.expression_key) == (b.identity, b.label, b.expression_key)
 
 
-def test_with_metadata_unnamed_and_unlabelled_pictures_are_rejected(root: Path) -> None:
+def test_with_metadata_unnamed_and_unlabelled_images_are_rejected(root: Path) -> None:
     lines = all_lines(root)
     lines[0]["expression"] = ""
     lines[1]["identity"] = None
     metadata(root, lines[:-1])
     source = opened(root)
-    assert len(source.pictures) == 17
+    assert len(source.examples) == 17
     found = rows(root)
     assert "no expression" in found["p0/joy.png"]["reason"]
     assert "no identity" in found["p0/anger.png"]["reason"]
@@ -235,14 +235,14 @@ def test_only_new_and_changed_files_are_decoded_again(root: Path, monkeypatch: p
     from genaffect_jax.data.sources import folder
 
     read: list[str] = []
-    real = folder.read_picture
+    real = folder.read_image
 
     def recorded(path: Path, image_size: int) -> np.ndarray:
         read.append(path.name)
         return real(path, image_size)
 
     (root / "p0" / "fear.png").write_bytes(b"broken")
-    monkeypatch.setattr(folder, "read_picture", recorded)
+    monkeypatch.setattr(folder, "read_image", recorded)
     opened(root)
     assert len(read) == 21
     read.clear()
@@ -250,8 +250,8 @@ def test_only_new_and_changed_files_are_decoded_again(root: Path, monkeypatch: p
     opened(root)
     assert read == []
     assert rows(root) == first
-    picture(root / "p0" / "fear.png")
-    assert len(opened(root).pictures) == 21
+    image(root / "p0" / "fear.png")
+    assert len(opened(root).images) == 21
     assert read == ["fear.png"]
     (root.parent / "work" / "checked.json").write_text("{ torn")
     read.clear()
@@ -262,7 +262,7 @@ def test_only_new_and_changed_files_are_decoded_again(root: Path, monkeypatch: p
 def test_the_fingerprint_follows_files_labels_and_size(root: Path) -> None:
     prints = [opened(root).fingerprint(), open_folder(root, 8, 0.2, root.parent / "work").fingerprint()]
     assert opened(root).fingerprint() == prints[0]
-    picture(root / "p0" / "joy.png", 200)
+    image(root / "p0" / "joy.png", 200)
     prints.append(opened(root).fingerprint())
     (root / "p0" / "joy.png").rename(root / "p0" / "fear.png")
     prints.append(opened(root).fingerprint())
@@ -273,4 +273,4 @@ def test_open_source_opens_the_folder_of_the_configuration(root: Path) -> None:
     config = DataConfig(source="folder", root=root, image_size=24)
     source = open_source(config, root.parent / "work")
     assert source.load(0).shape == (24, 24, 3)
-    assert "20 pictures of 4 people, 5 different expressions" in source.describe()
+    assert "20 images of 4 people, 5 different expressions" in source.describe()

@@ -1,4 +1,4 @@
-"""The generator's two readings of the denoiser's output."""
+"""The denoiser's two readings of the denoiser's output."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ from genaffect_jax.models.genaffect import SMALLEST_SIGMA, BranchScales, GenAffe
 def generators(tiny_model):
     """Both kinds with the same parameters, their output layer no longer zero."""
     made = {}
-    for prediction in ("velocity", "clean"):
+    for prediction in ("velocity", "x0"):
         config = dataclasses.replace(tiny_model, prediction=prediction)
         network = Functional(lambda rngs, config=config: GenAffect(config, rngs=rngs))
         parameters = network.init(jax.random.key(0))
@@ -35,7 +35,7 @@ def inputs():
 
 def run(model, latents, sigma):
     reference, _, expression = inputs()
-    conditions = model.conditions(reference, jnp.ones((2, 1), bool), expression)
+    conditions = model.encode_conditions(reference, jnp.ones((2, 1), bool), expression)
     return model(latents, jnp.full(latents.shape[:2], sigma), conditions)
 
 
@@ -43,14 +43,14 @@ def run(model, latents, sigma):
 def test_a_clean_prediction_becomes_the_velocity_that_leads_to_it(generators, sigma):
     latents = inputs()[1]
     clean = run(generators["velocity"], latents, sigma)  # the same numbers, read as they are
-    velocity = run(generators["clean"], latents, sigma)
+    velocity = run(generators["x0"], latents, sigma)
     np.testing.assert_allclose(velocity, (latents - clean) / max(sigma, SMALLEST_SIGMA), rtol=1e-4, atol=1e-4)
 
 
 def test_one_euler_step_from_any_noise_level_ends_at_the_clean_prediction(generators):
     latents = inputs()[1]
     clean = run(generators["velocity"], latents, 0.6)
-    drawn, _ = sample(lambda x, s, *_: (run(generators["clean"], x, s), None), latents, jnp.array([0.6, 0.0]), 1)
+    drawn, _ = sample(lambda x, s, *_: (run(generators["x0"], x, s), None), latents, jnp.array([0.6, 0.0]), 1)
     np.testing.assert_allclose(drawn, clean, atol=1e-4)
 
 

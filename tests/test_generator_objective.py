@@ -1,19 +1,19 @@
-"""The generator's loss conditions the model on what the batch says, without what the draw of this step drops."""
+"""The denoiser's loss conditions the model on what the batch says, without what the draw of this step drops."""
 
 import jax
 import numpy as np
 
 from genaffect_jax.config import FlowConfig
 from genaffect_jax.diffusion import flow
-from genaffect_jax.training.denoiser.loss import make_generator_loss
+from genaffect_jax.training.denoiser.loss import make_denoiser_loss
 
 G, E = 6, 3
 
 
 class Recorder:
-    """In the place of a generator: keeps what it is conditioned on and given, and predicts nothing."""
+    """In the place of a denoiser: keeps what it is conditioned on and given, and predicts nothing."""
 
-    def conditions(self, reference, mask, expression, *, drop_identity, drop_expression, **_):
+    def encode_conditions(self, reference, mask, expression, *, drop_identity, drop_expression, **_):
         self.given = {
             "reference": reference,
             "expression": expression,
@@ -35,7 +35,7 @@ def test_the_conditions_of_a_step_are_those_of_its_batch_dropped_as_drawn():
         "expression": rng.random((G, E, 40), np.float32),
     }
     config, model = FlowConfig(drop_identity=0.4, drop_expression=0.4), Recorder()
-    terms = make_generator_loss(config, None)(model, {}, batch, keys)
+    terms = make_denoiser_loss(config, None)(model, {}, batch, keys)
     # Every set draws from its own key, whatever sets are beside it.
     sigma_keys, noise_keys, drop_keys = zip(*(jax.random.split(key, 3) for key in keys), strict=True)
     drops = [flow.sample_drops(key, 1, E, config) for key in drop_keys]

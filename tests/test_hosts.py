@@ -17,10 +17,10 @@ import pytest
 from rich.console import Console
 
 from genaffect_jax.checkpoints.manager import Checkpoints
-from genaffect_jax.config import HostsConfig, to_json
+from genaffect_jax.config import DistributedConfig, to_json
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.parallel.distributed import are_several, cluster_of
-from genaffect_jax.training.denoiser.task import train_generator
+from genaffect_jax.training.denoiser.task import train_denoiser
 
 WORKER = [sys.executable, hosts_worker.__file__]
 # Of one test; a wait that is longer means that somebody waits for ever.
@@ -38,51 +38,55 @@ class Pair:
     """Two processes started together, their errors in files."""
 
     def __init__(self, folder: Path, command, slurm=False):
-        """`command(hosts)` gives the command line of the process of these HostsConfig fields.
+        """`command(distributed)` gives the command line of the process of these DistributedConfig fields.
 
         With `slurm` SLURM's variables say who takes part, instead of flags.
         """
         folder.mkdir(parents=True, exist_ok=True)
         port = free_port()
         flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-        self.logs = [folder / f"process{index}.log" for index in range(2)]
-        self.processes = []
-        for index, log in enumerate(self.logs):
+        self.logs = [folder / f"process{process_id}.log" for process_id in range(2)]
+        self.num_processes = []
+        for process_id, log in enumerate(self.logs):
             environment = {**os.environ, "XLA_FLAGS": flags}
-            hosts = {"heartbeat_timeout": HEARTBEAT}
+            distributed = {"heartbeat_timeout": HEARTBEAT}
             if slurm:
                 environment |= {
                     "SLURM_JOB_ID": "7",
                     "SLURM_STEP_NODELIST": "127.0.0.1",
                     "SLURM_NTASKS": "2",
-                    "SLURM_PROCID": str(index),
-                    "SLURM_LOCALID": str(index),
+                    "SLURM_PROCID": str(process_id),
+                    "SLURM_LOCALID": str(process_id),
                     "JAX_COORDINATOR_PORT": str(port),
                 }
             else:
-                hosts |= {"coordinator": f"127.0.0.1:{port}", "processes": 2, "index": index}
+                distributed |= {"coordinator": f"127.0.0.1:{port}", "processes": 2, "index": process_id}
             with log.open("w") as out:
-                self.processes.append(subprocess.Popen(command(hosts), stdout=out, stderr=out, env=environment))
+                self.num_processes.append(
+                    subprocess.Popen(command(distributed), stdout=out, stderr=out, env=environment)
+                )
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        for process in self.processes:
+        for process in self.num_processes:
             process.kill()
             process.wait()
 
     def ends(self, seconds=PATIENCE):
         """Exit statuses, and what each process said."""
         until = time.monotonic() + seconds
-        for process in self.processes:
+        for process in self.num_processes:
             process.wait(timeout=max(0.1, until - time.monotonic()))
-        return [process.returncode for process in self.processes], [log.read_text() for log in self.logs]
+        return [process.returncode for process in self.num_processes], [log.read_text() for log in self.logs]
 
 
 def worker_pair(folder, workdir, slurm=False, **options):
     return Pair(
-        folder, lambda hosts: [*WORKER, json.dumps({"workdir": str(workdir), "hosts": hosts, **options})], slurm
+        folder,
+        lambda distributed: [*WORKER, json.dumps({"workdir": str(workdir), "hosts": distributed, **options})],
+        slurm,
     )
 
 
@@ -98,7 +102,7 @@ def wait_for_checkpoint(pair, workdir, beyond=0):
         steps = [int(d.name) for d in (workdir / "checkpoints").glob("*") if d.name.isdecimal()]
         if steps and max(steps) > beyond:
             return max(steps)
-        assert all(p.poll() is None for p in pair.processes), [log.read_text() for log in pair.logs]
+        assert all(p.poll() is None for p in pair.num_processes), [log.read_text() for log in pair.logs]
         time.sleep(0.05)
     raise AssertionError([log.read_text() for log in pair.logs])
 
@@ -108,7 +112,7 @@ def quiet():
 
 
 def test_losses_of_two_slurm_tasks_are_those_of_one_process_however_the_mesh_lies(tmp_path):
-    # Parameters cut across the processes, features within them; and pictures that devices of both processes share.
+    # Parameters cut across the processes, features within them; and images that devices of both processes share.
     meshes = [[1, 4, 2], [1, 1, 8]]
     options = {"meshes": meshes, "steps": 6, "checkpoint_every": 100}
     with worker_pair(tmp_path / "logs", tmp_path / "two", slurm=True, **options) as pair:
@@ -127,7 +131,7 @@ LOST = "another process of the job is lost or cannot be reached"
 
 def ends_after_a_loss(pair, survivor, killed_at):
     """The last line that the survivor said, once it has ended."""
-    pair.processes[survivor].wait(timeout=PATIENCE)
+    pair.num_processes[survivor].wait(timeout=PATIENCE)
     seconds = time.monotonic() - killed_at
     codes, said = pair.ends()
     assert seconds < HEARTBEAT + 20, said
@@ -142,7 +146,7 @@ def ends_after_a_loss(pair, survivor, killed_at):
 def test_when_the_system_kills_process_0_both_supervisors_say_what_happened(tmp_path):
     with worker_pair(tmp_path / "a", tmp_path / "run", steps=10_000, pause=0.02) as pair:
         wait_for_checkpoint(pair, tmp_path / "run")
-        supervisor = pair.processes[0].pid
+        supervisor = pair.num_processes[0].pid
         children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
         assert len(children) == 1
         os.kill(int(children[0]), signal.SIGKILL)
@@ -156,14 +160,16 @@ def test_after_sigkill_the_survivor_ends_in_time_and_the_restarted_job_continues
     workdir = tmp_path / "run"
     with worker_pair(tmp_path / "a", workdir, steps=10_000, pause=0.02) as pair:
         wait_for_checkpoint(pair, workdir)
-        os.kill(pair.processes[1].pid, signal.SIGKILL)
+        os.kill(pair.num_processes[1].pid, signal.SIGKILL)
         ends_after_a_loss(pair, 0, time.monotonic())
 
     before = Checkpoints(workdir).latest_step()
-    for index, number in enumerate((signal.SIGINT, signal.SIGTERM)):  # to one process; both stop after the same step
-        with worker_pair(tmp_path / f"b{index}", workdir, steps=10_000, pause=0.02) as pair:
+    for process_id, number in enumerate(
+        (signal.SIGINT, signal.SIGTERM)
+    ):  # to one process; both stop after the same step
+        with worker_pair(tmp_path / f"b{process_id}", workdir, steps=10_000, pause=0.02) as pair:
             wait_for_checkpoint(pair, workdir, before)
-            pair.processes[index].send_signal(number)
+            pair.num_processes[process_id].send_signal(number)
             codes, said = pair.ends()
         assert codes == [130, 130], said
         assert f"continuing at step {before} of 10000" in said[0]
@@ -175,7 +181,7 @@ def test_after_sigkill_the_survivor_ends_in_time_and_the_restarted_job_continues
     assert codes == [0, 0], said
     assert f"continuing at step {before} of {before + 3}" in said[0]
     # Process 0 alone wrote logs, each step once; four runs in two processes learned what one run in one does.
-    assert not re.search("step|pictures|loss", said[1])
+    assert not re.search("step|images|loss", said[1])
     assert len(list((workdir / "tensorboard").iterdir())) == 4
     found = {row["step"]: row["loss"] for row in rows(workdir)}
     assert len(found) == len(rows(workdir))
@@ -187,11 +193,11 @@ def test_after_sigkill_the_survivor_ends_in_time_and_the_restarted_job_continues
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_missing_process_ends_the_others_with_the_address_and_what_to_check(tmp_path, index):
-    hosts = {"coordinator": f"127.0.0.1:{free_port()}", "processes": 2, "index": index, "join_timeout": 2}
+def test_a_missing_process_ends_the_others_with_the_address_and_what_to_check(tmp_path, process_id):
+    distributed = {"coordinator": f"127.0.0.1:{free_port()}", "processes": 2, "index": process_id, "join_timeout": 2}
     began = time.monotonic()
     ended = subprocess.run(
-        [*WORKER, json.dumps({"workdir": str(tmp_path / "run"), "hosts": hosts, "steps": 1})],
+        [*WORKER, json.dumps({"workdir": str(tmp_path / "run"), "hosts": distributed, "steps": 1})],
         stderr=subprocess.PIPE,
         text=True,
         timeout=PATIENCE,
@@ -199,7 +205,8 @@ def test_a_missing_process_ends_the_others_with_the_address_and_what_to_check(tm
     assert time.monotonic() - began < 2 + 30
     assert ended.returncode == 75
     assert ended.stderr.splitlines()[-1].startswith(
-        f"error: process {index} of 2: waited 2 s at {hosts['coordinator']}, and not all processes of the job have come"
+        f"error: process {process_id} of 2: waited 2 s at {distributed['coordinator_address']}, and not "
+        "all processes of the job have come"
     )
     assert len(ended.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()
@@ -207,8 +214,8 @@ def test_a_missing_process_ends_the_others_with_the_address_and_what_to_check(tm
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_process_that_waits_for_others_can_be_stopped(tmp_path, number):
-    hosts = {"coordinator": f"127.0.0.1:{free_port()}", "processes": 2, "index": 1}
-    command = [*WORKER, json.dumps({"workdir": str(tmp_path / "run"), "hosts": hosts, "steps": 1})]
+    distributed = {"coordinator": f"127.0.0.1:{free_port()}", "processes": 2, "index": 1}
+    command = [*WORKER, json.dumps({"workdir": str(tmp_path / "run"), "hosts": distributed, "steps": 1})]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         while not children.read_text():
@@ -221,7 +228,7 @@ def test_a_process_that_waits_for_others_can_be_stopped(tmp_path, number):
 
 @pytest.mark.slow
 def test_the_train_command_in_two_processes_equals_one_and_its_folder_is_written_once(tiny_config, tmp_path):
-    train = dataclasses.replace(tiny_config.train, steps=3, batch_size=8, log_every=1, gap_every=2)
+    train = dataclasses.replace(tiny_config.train, steps=3, batch_size=8, log_every=1, probe_every=2)
     data = dataclasses.replace(tiny_config.data, cache_latents=True)
     network = dataclasses.replace(tiny_config.model.mmdit, num_layers=1)
     model = dataclasses.replace(tiny_config.model, mmdit=network)
@@ -232,8 +239,8 @@ def test_the_train_command_in_two_processes_equals_one_and_its_folder_is_written
         f"def config():\n    return from_json(Config, {to_json(config)!r})\n"
     )
 
-    def command(hosts):
-        options = [text for name, value in hosts.items() for text in (f"--hosts.{name}", str(value))]
+    def command(distributed):
+        options = [text for name, value in distributed.items() for text in (f"--distributed.{name}", str(value))]
         return [
             sys.executable,
             "-m",
@@ -249,14 +256,14 @@ def test_the_train_command_in_two_processes_equals_one_and_its_folder_is_written
         codes, said = pair.ends(400)
     assert codes == [0, 0], said
     assert "8 cpu device(s) of 2 processes" in said[0]
-    assert not re.search("step|pictures|loss", said[1])
+    assert not re.search("step|images|loss", said[1])
     assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
-    assert train_generator(config, tmp_path / "one", quiet())
+    assert train_denoiser(config, tmp_path / "one", quiet())
     for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         assert one.keys() == two.keys()
-        for name in one.keys() & {"step", "loss", "gap/right_loss", "gradient_norm"}:
+        for name in one.keys() & {"step", "loss", "eval/loss", "gradient_norm"}:
             np.testing.assert_allclose(two[name], one[name], rtol=1e-4, err_msg=name)
-    for name in ("config.json", "sheets/0000003.png", "gaps.png", "autoencoder.safetensors"):
+    for name in ("config.json", "sheets/0000003.png", "probe.png", "autoencoder.safetensors"):
         assert (tmp_path / "two" / name).exists()
 
 
@@ -280,7 +287,7 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "a[1-2]", "SLURM_PROCID": "
     ],
 )
 def test_a_cluster_counts_only_where_it_has_more_than_one_process(options, environment, cluster):
-    config = HostsConfig(**options)
+    config = DistributedConfig(**options)
     assert cluster_of(config, environment) == cluster
     assert are_several(config, environment) == (cluster is not None or "coordinator" in options)
 
@@ -297,4 +304,4 @@ def test_a_cluster_counts_only_where_it_has_more_than_one_process(options, envir
 )
 def test_settings_that_say_too_little_or_two_things_are_refused(options, words):
     with pytest.raises(ConfigError, match=words):
-        HostsConfig(**options)
+        DistributedConfig(**options)

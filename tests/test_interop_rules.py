@@ -98,9 +98,9 @@ def test_transforms_are_undone_by_their_inverse(transform, theirs, ours) -> None
 
 def test_a_patch_convolution_becomes_the_matrix_of_our_tokens() -> None:
     rng = np.random.default_rng(0)
-    weight, picture = rng.standard_normal((5, 3, 2, 2)), rng.standard_normal((4, 6, 3))
-    expected = np.einsum("dcpq,ipjqc->ijd", weight, picture.reshape(2, 2, 3, 2, 3)).reshape(6, 5)
-    found = np.asarray(patchify(picture, 2)) @ patch_linear(2).to_ours(weight)
+    weight, image = rng.standard_normal((5, 3, 2, 2)), rng.standard_normal((4, 6, 3))
+    expected = np.einsum("dcpq,ipjqc->ijd", weight, image.reshape(2, 2, 3, 2, 3)).reshape(6, 5)
+    found = np.asarray(patchify(image, 2)) @ patch_linear(2).to_ours(weight)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 

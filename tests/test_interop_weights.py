@@ -120,10 +120,10 @@ def test_keys_and_axes_in_the_file_are_those_of_diffusers(saved: tuple[Path, Pat
 
 
 def test_numbers_are_rounded_to_the_type_asked_for(saved: tuple[Path, Path], parameters: Parameters, tmp_path) -> None:
-    rounded = {name: p.astype("bfloat16") for name, p in parameters.items()}
-    assert_same(read_transformer(saved[0], dtype="bfloat16")[1], rounded)
+    cast_kernels = {name: p.astype("bfloat16") for name, p in parameters.items()}
+    assert_same(read_transformer(saved[0], dtype="bfloat16")[1], cast_kernels)
     write_transformer(CONFIG, parameters, tmp_path / "a", dtype="bfloat16")
-    assert_same(read_transformer(tmp_path / "a")[1], rounded)
+    assert_same(read_transformer(tmp_path / "a")[1], cast_kernels)
 
 
 def test_a_mesh_receives_each_parameter_cut_as_the_sharding_rules_say(saved, parameters: Parameters, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""Attention kernels on several devices: each has its own pictures and heads, and the result is that of one device."""
+"""Attention kernels on several devices: each has its own images and heads, and the result is that of one device."""
 
 import dataclasses
 from functools import partial
@@ -10,10 +10,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from genaffect_jax.compile_check.train_step import lower_train_step
-from genaffect_jax.config import Config, MeshConfig
+from genaffect_jax.config import DenoiserRun, MeshConfig
 from genaffect_jax.kernels import attention as attention_backends
 from genaffect_jax.kernels.attention import run_backend, splash_attention, xla_attention
-from genaffect_jax.kernels.partition import run_on_shares
+from genaffect_jax.kernels.partition import run_partitioned
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import batch_sharding, replicated
 
@@ -70,7 +70,7 @@ def test_what_the_mesh_does_not_divide_is_computed_whole_on_every_device() -> No
         return x * 2
 
     def run(x):
-        return run_on_shares(kernel, (x,), (("batch", "heads"),), ("batch", "heads"))
+        return run_partitioned(kernel, (x,), (("batch", "heads"),), ("batch", "heads"))
 
     x = jnp.arange(12.0).reshape(3, 4)
     np.testing.assert_array_equal(jax.jit(run)(jax.device_put(x, replicated(mesh))), 2 * x)
@@ -79,7 +79,7 @@ def test_what_the_mesh_does_not_divide_is_computed_whole_on_every_device() -> No
 
 
 @pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 8}])
-def test_the_training_step_with_the_tpu_kernel_lowers_for_several_tpus(tiny_config: Config, axes: dict) -> None:
+def test_the_training_step_with_the_tpu_kernel_lowers_for_several_tpus(tiny_config: DenoiserRun, axes: dict) -> None:
     network = dataclasses.replace(
         tiny_config.model.mmdit,
         attention_head_dim=64,

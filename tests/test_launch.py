@@ -159,11 +159,11 @@ def test_tpu_vm_commands(path):
         "130,75",
         "--",
         *TRAINING,
-        "--hosts.cluster",
+        "--distributed.cluster",
         "gcetpu",
     ]
-    own = dry(path, "tpu_vm.sh", "run", *TPU, "--", *TRAINING, "--hosts.cluster", "none")
-    assert shlex.split(own[0][-1])[-3:] == [TRAINING[-1], "--hosts.cluster", "none"]
+    own = dry(path, "tpu_vm.sh", "run", *TPU, "--", *TRAINING, "--distributed.cluster", "none")
+    assert shlex.split(own[0][-1])[-3:] == [TRAINING[-1], "--distributed.cluster", "none"]
 
 
 def test_xpk_command(path):
@@ -335,7 +335,7 @@ def test_help_names_every_option(script, path):
 
 
 def fake_training(statuses, record):
-    """A Python that notes its arguments and working directory, and ends with the next of the statuses."""
+    """A Python that notes its arguments and run folder, and ends with the next of the statuses."""
     return f"""#!/bin/bash
 {{ printf '%s\\0' "$PWD" "$@"; printf '\\1'; }} >>'{record}'
 statuses=({" ".join(map(str, statuses))})
@@ -446,7 +446,7 @@ def test_a_pod_is_set_up_and_trains_from_a_packed_revision(tmp_path, path):
             "--quiet -c source/constraints.txt --editable ./source[tpu]\n"
         )
         arguments = (folder / "source/trained").read_text().split("\0")[:-1]
-        assert arguments == ["-m", "genaffect_jax.train", *TRAINING, "--hosts.cluster", "gcetpu"]
+        assert arguments == ["-m", "genaffect_jax.train", *TRAINING, "--distributed.cluster", "gcetpu"]
 
 
 @pytest.mark.parametrize(

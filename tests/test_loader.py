@@ -32,7 +32,7 @@ PEOPLE = tuple(f"p{i}" for i in range(5))
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> FolderSource:
     """Five people with six expressions; the colour says which person (red) and which expression (green)."""
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     for i, person in enumerate(PEOPLE):
         (root / person).mkdir()
         for j, word in enumerate(WORDS):
@@ -71,14 +71,14 @@ def test_a_batch_shows_one_person_per_set_with_different_expressions_and_the_rig
 
 
 def test_with_prompts_a_batch_holds_the_row_of_every_targets_prompt(source: FolderSource) -> None:
-    rows = np.array([100 + WORDS.index(p.label) for p in source.pictures])
+    rows = np.array([100 + WORDS.index(p.label) for p in source.examples])
     stream = make_loader(source, PEOPLE, batch_size=4, expressions_per_set=3, seed=0, workers=0, prompts=rows)
     plain = loader(source)
     for batch, expected in islice(zip(stream, plain, strict=True), 10):
         words = batch["target"][:, :, 8, 8, 1] // 40
         np.testing.assert_array_equal(batch.pop("prompt"), 100 + words)
         assert_same([batch], [expected])
-    with pytest.raises(ValueError, match="prompts: 2 rows for 30 pictures"):
+    with pytest.raises(ValueError, match="prompts: 2 rows for 30 images"):
         make_loader(source, PEOPLE, batch_size=4, expressions_per_set=3, seed=0, workers=0, prompts=rows[:2])
 
 
@@ -114,10 +114,10 @@ def test_the_state_of_another_stream_is_refused_and_the_difference_named(
         loader(source, **change).set_state(loader(source).get_state())
 
 
-def test_the_state_of_other_pictures_or_people_is_refused(source: FolderSource) -> None:
+def test_the_state_of_other_images_or_people_is_refused(source: FolderSource) -> None:
     state = loader(source).get_state()
-    fewer = FolderSource(source.root, source.files[1:], source.pictures[1:], 16, "digest")
-    with pytest.raises(DataError, match="pictures"):
+    fewer = FolderSource(source.root, source.files[1:], source.examples[1:], 16, "digest")
+    with pytest.raises(DataError, match="images"):
         loader(fewer).set_state(state)
     people = make_loader(source, PEOPLE[1:], batch_size=4, expressions_per_set=3, seed=0, workers=0)
     with pytest.raises(DataError, match="identities"):
@@ -131,7 +131,7 @@ class Recorded:
 
     def __init__(self, source: FolderSource) -> None:
         self.source = source
-        self.pictures = source.pictures
+        self.examples = source.examples
         self.width = source.width
         self.loaded: list[int] = []
 
@@ -149,10 +149,10 @@ class Recorded:
 def test_the_shares_of_two_processes_are_disjoint_and_together_the_whole(source: FolderSource) -> None:
     whole = list(islice(loader(source), 5))
     recorded = [Recorded(source), Recorded(source)]
-    shares = [list(islice(loader(r, share=i, shares=2), 5)) for i, r in enumerate(recorded)]
-    joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*shares, strict=True)]
+    num_shards = [list(islice(loader(r, shard_index=i, num_shards=2), 5)) for i, r in enumerate(recorded)]
+    joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*num_shards, strict=True)]
     assert_same(joined, whole)
-    # Each process loads the four pictures of its own two sets in every batch, and no others.
+    # Each process loads the four images of its own two sets in every batch, and no others.
     assert [len(r.loaded) for r in recorded] == [5 * 2 * 4] * 2
 
 
@@ -161,7 +161,7 @@ def test_sharing_continues_with_another_number_of_processes(source: FolderSource
     list(islice(stream, 3))
     state = stream.get_state()
     expected = next(stream)
-    second = loader(source, share=1, shares=2)
+    second = loader(source, shard_index=1, num_shards=2)
     second.set_state(state)
     np.testing.assert_array_equal(next(second)["target"], expected["target"][2:])
 
@@ -237,7 +237,7 @@ from genaffect_jax.data.loader import make_loader
 
 if __name__ == "__main__":
     source = open_folder(Path(sys.argv[1]), 16, 0.0, Path(sys.argv[2]))
-    people = sorted({p.identity for p in source.pictures})
+    people = sorted({p.identity for p in source.images})
     stream = make_loader(source, people, batch_size=4, expressions_per_set=3, seed=0, workers=2)
     try:
         print("starting", flush=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from genaffect_jax.checkpoints.manager import Checkpoints
-from genaffect_jax.config import Config, DataConfig, LoraConfig, MeshConfig, TrainConfig, to_json
+from genaffect_jax.config import DataConfig, DenoiserRun, LoraConfig, MeshConfig, TrainConfig, to_json
 from genaffect_jax.errors import CheckpointError, ConfigError
 from genaffect_jax.export import __main__ as export
 from genaffect_jax.models.build import build_networks
@@ -19,23 +19,23 @@ from genaffect_jax.models.lora import LoraNetwork
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import parameter_shardings
 from genaffect_jax.pipeline import Pipeline
-from genaffect_jax.training.denoiser.loss import make_generator_loss
-from genaffect_jax.training.optimizer import make_optimiser
+from genaffect_jax.training.denoiser.loss import make_denoiser_loss
+from genaffect_jax.training.optimizer import make_optimizer
 from genaffect_jax.training.state import abstract_state, create_state
 from genaffect_jax.training.step import device_batch, make_train_step
-from genaffect_jax.training.trainable import select
+from genaffect_jax.training.trainable import freeze
 
 RANK, ALPHA = 2, 6.0
 TARGET = "mmdit.segments.0.layers.image_qkv.query.kernel"
 
 
 @pytest.fixture(scope="module")
-def config(tiny_model) -> Config:
+def config(tiny_model) -> DenoiserRun:
     """Adapters and low-rank additions."""
-    return Config(
+    return DenoiserRun(
         data=DataConfig(image_size=32, expressions_per_set=2),
         model=dataclasses.replace(tiny_model, lora=LoraConfig(rank=RANK, alpha=ALPHA)),
-        train=TrainConfig(batch_size=8, learning_rate=1e-2, warmup_steps=0, trains=("adapters",)),
+        train=TrainConfig(batch_size=8, learning_rate=1e-2, warmup_steps=0, trainable=("adapters",)),
     )
 
 
@@ -60,20 +60,20 @@ def random_base(network: LoraNetwork, mesh) -> dict[str, jax.Array]:
 @pytest.fixture(scope="module")
 def start(config, network) -> dict[str, jax.Array]:
     mesh = make_mesh(MeshConfig())
-    chosen, optimiser = select(network, config.train), make_optimiser(config.train)
-    state = create_state(chosen, optimiser, mesh, 0, random_base(network, mesh))
-    return jax.device_get({**state.parameters, **state.fixed})
+    chosen, optimizer = freeze(network, config.train), make_optimizer(config.train)
+    state = create_state(chosen, optimizer, mesh, 0, random_base(network, mesh))
+    return jax.device_get({**state.parameters, **state.frozen_params})
 
 
 @pytest.fixture(scope="module")
 def workdir(config, network, tmp_path_factory):
-    """The working folder of a training of two steps, on a mesh that cuts parameters, with a checkpoint after each."""
+    """The run folder of a training of two steps, on a mesh that cuts parameters, with a checkpoint after each."""
     folder = tmp_path_factory.mktemp("lora") / "run"
     mesh = make_mesh(MeshConfig(fsdp=4))
-    chosen, optimiser = select(network, config.train), make_optimiser(config.train)
-    state = create_state(chosen, optimiser, mesh, 0, random_base(network, mesh))
-    loss = make_generator_loss(config.flow, build_networks(config.model)[1])
-    step = make_train_step(chosen, loss, optimiser, ema_decay=0.5, seed=0, mesh=mesh)
+    chosen, optimizer = freeze(network, config.train), make_optimizer(config.train)
+    state = create_state(chosen, optimizer, mesh, 0, random_base(network, mesh))
+    loss = make_denoiser_loss(config.flow, build_networks(config.model)[1])
+    step = make_train_step(chosen, loss, optimizer, ema_decay=0.5, seed=0, mesh=mesh)
     rng = np.random.default_rng(0)
     batch = {
         "reference": rng.standard_normal((8, 1, 8, 8, 4), np.float32),
@@ -90,8 +90,8 @@ def workdir(config, network, tmp_path_factory):
 
 
 def restored(config, network, workdir):
-    chosen = select(network, config.train)
-    return Checkpoints(workdir).restore(abstract_state(chosen, make_optimiser(config.train), make_mesh(MeshConfig())))[
+    chosen = freeze(network, config.train)
+    return Checkpoints(workdir).restore(abstract_state(chosen, make_optimizer(config.train), make_mesh(MeshConfig())))[
         0
     ]
 
@@ -135,7 +135,7 @@ def test_the_addition_is_alpha_over_rank_times_the_product_in_every_layer():
 
 def test_kernels_can_be_rounded_before_they_are_multiplied_but_not_those_that_get_an_addition():
     base = Functional(lambda rngs: MLP(4, 8, 4, rngs=rngs, dtype=jnp.bfloat16))
-    types = {name: x.dtype for name, x in base.rounded(base.init(jax.random.key(0))).items()}
+    types = {name: x.dtype for name, x in base.cast_kernels(base.init(jax.random.key(0))).items()}
     assert types == {
         "up.kernel": jnp.bfloat16,
         "up.bias": jnp.float32,
@@ -143,8 +143,8 @@ def test_kernels_can_be_rounded_before_they_are_multiplied_but_not_those_that_ge
         "down.bias": jnp.float32,
     }
     network = LoraNetwork(base, LoraConfig(rank=1, targets=("up.kernel",)))
-    rounded = network.rounded(network.init(jax.random.key(0)))
-    assert {name for name, x in rounded.items() if x.dtype == jnp.bfloat16} == {"down.kernel"}
+    cast_kernels = network.cast_kernels(network.init(jax.random.key(0)))
+    assert {name for name, x in cast_kernels.items() if x.dtype == jnp.bfloat16} == {"down.kernel"}
 
 
 @pytest.mark.parametrize(
@@ -161,25 +161,25 @@ def test_targets_that_match_no_linear_kernel_are_named(network, targets, words):
 
 
 def test_target_kernels_never_train_and_factors_always_do(network):
-    for trains in (("everything",), ("adapters",), ("mmdit.out.kernel", "!*")):
-        chosen = select(network, TrainConfig(trains=trains))
-        assert chosen.added <= chosen.trainable
+    for trainable in (("everything",), ("adapters",), ("mmdit.out.kernel", "!*")):
+        chosen = freeze(network, TrainConfig(trainable=trainable))
+        assert chosen.lora_params <= chosen.trainable
         assert not chosen.trainable & set(network.targets)
     with pytest.raises(ConfigError, match="decides nothing: it matches no parameter"):
-        select(network, TrainConfig(trains=(TARGET, "*")))
+        freeze(network, TrainConfig(trainable=(TARGET, "*")))
 
 
 def test_training_moves_factors_and_adapters_and_leaves_every_bit_of_the_base(config, network, start, workdir):
     state = restored(config, network, workdir)
-    assert state.fixed.keys() >= set(network.targets)
-    for name, value in state.fixed.items():
+    assert state.frozen_params.keys() >= set(network.targets)
+    for name, value in state.frozen_params.items():
         np.testing.assert_array_equal(value, start[name], err_msg=name)
-    assert state.parameters.keys() == state.ema.keys() == select(network, config.train).trainable
+    assert state.parameters.keys() == state.ema.keys() == freeze(network, config.train).trainable
     for name in (
         f"{TARGET}.lora_a",
         f"{TARGET}.lora_b",
-        "identity_tokens.embed.kernel",
-        "expression_tokens.null",
+        "identity_projector.embed.kernel",
+        "expression_projector.null",
         "mmdit.segments.0.layers.identity.key.kernel",
     ):
         assert np.abs(np.asarray(state.parameters[name]) - start[name]).max() > 0, name

@@ -72,7 +72,7 @@ def inputs(seed: int = 0) -> dict[str, jax.Array]:
 def compiled(graph: nnx.GraphDef) -> Callable[..., jax.Array]:
     def run(state: Any, v: dict[str, jax.Array], scales: tuple[jax.Array, jax.Array]) -> jax.Array:
         model = nnx.merge(graph, state)
-        conditions = model.conditions(v["reference"], v["reference_mask"], v["expression"])
+        conditions = model.encode_conditions(v["reference"], v["reference_mask"], v["expression"])
         return model(v["latents"], v["timestep"], conditions, *scales)
 
     return jax.jit(run, compiler_options=FAST)
@@ -143,7 +143,7 @@ def test_one_number_scales_every_layer_and_changing_it_does_not_retrace() -> Non
     def run(state: Any, identity_scale: jax.Array, expression_scale: jax.Array) -> jax.Array:
         traces.append(1)
         model = nnx.merge(graph, state)
-        conditions = model.conditions(values["reference"], values["reference_mask"], values["expression"])
+        conditions = model.encode_conditions(values["reference"], values["reference_mask"], values["expression"])
         return model(values["latents"], values["timestep"], conditions, identity_scale, expression_scale)
 
     for scale in (0.0, 0.5, 1.0):
@@ -201,7 +201,7 @@ def test_the_order_of_references_and_what_padding_holds_do_not_matter() -> None:
     assert jnp.abs(forward(model, one) - forward(model, values)).max() > 1e-3
 
 
-def test_pictures_and_groups_do_not_influence_each_other() -> None:
+def test_images_and_groups_do_not_influence_each_other() -> None:
     model, values = small_model(), inputs()
     other = inputs(1)
     changed = {name: values[name].at[1].set(other[name][1]) for name in values}
@@ -220,7 +220,7 @@ def test_gradients_reach_every_parameter() -> None:
 
     def loss(params: Any) -> jax.Array:
         model = nnx.merge(graph, params, rest)
-        conditions = model.conditions(
+        conditions = model.encode_conditions(
             values["reference"], values["reference_mask"], values["expression"], drop_identity, drop_expression
         )
         return jnp.square(model(values["latents"], values["timestep"], conditions)).sum()

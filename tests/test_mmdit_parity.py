@@ -130,10 +130,10 @@ def test_bfloat16_is_as_close_to_full_precision_as_diffusers_in_bfloat16(saved) 
     exact, _ = their_output(theirs, inputs)
     half = transformer(config)
     half.load_state_dict(theirs.state_dict())
-    rounded, _ = their_output(half.to(torch.bfloat16), inputs)
+    cast_kernels, _ = their_output(half.to(torch.bfloat16), inputs)
     ours = jax.jit(run, compiler_options=FAST_COMPILE)(state, *inputs)
     error, reference = (
-        float(np.linalg.norm(np.reshape(x, exact.shape) - exact) / np.linalg.norm(exact)) for x in (ours, rounded)
+        float(np.linalg.norm(np.reshape(x, exact.shape) - exact) / np.linalg.norm(exact)) for x in (ours, cast_kernels)
     )
     print(f"bfloat16: root mean square error {error:.1e} of the velocity's, diffusers' {reference:.1e}")
     assert error <= 2e-2

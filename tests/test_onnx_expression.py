@@ -1,4 +1,4 @@
-"""ONNX expression encoders: pictures enter as the settings say, and a generator can be built on their vectors."""
+"""ONNX expression encoders: images enter as the settings say, and a denoiser can be built on their vectors."""
 
 import dataclasses
 import json
@@ -13,17 +13,17 @@ from rich.console import Console
 
 from genaffect_jax import sample
 from genaffect_jax.checkpoints.components import claim_encoders
-from genaffect_jax.checkpoints.run_dir import BANK_FILE, ONNX_EXPRESSION_FILE
-from genaffect_jax.config import AuxiliaryConfig, ConditioningConfig, Config, DataConfig, LoraConfig, TrainConfig
+from genaffect_jax.checkpoints.run_dir import ONNX_EXPRESSION_FILE, PROTOTYPES_FILE
+from genaffect_jax.config import AuxiliaryConfig, ConditioningConfig, DataConfig, DenoiserRun, LoraConfig, TrainConfig
 from genaffect_jax.data.face_encoders import ExpressionEncoder
 from genaffect_jax.errors import ConfigError, WeightsError
 from genaffect_jax.export.lora import merge_working_folder
-from genaffect_jax.expressions.prototypes import ExpressionBank
+from genaffect_jax.expressions.prototypes import WordPrototypes
 from genaffect_jax.models.face_encoders.encoder import load_conditioning_encoder, load_exemplar_encoder
 from genaffect_jax.models.face_encoders.onnx_expression import OnnxExpressionEncoder
 from genaffect_jax.pipeline import Pipeline
 from genaffect_jax.training.denoiser.auxiliary import load_auxiliary
-from genaffect_jax.training.denoiser.task import train_generator
+from genaffect_jax.training.denoiser.task import train_denoiser
 
 SIDE, WIDTH = 16, 6
 SETTINGS = {
@@ -45,13 +45,13 @@ def make_network(*, batch="batch", layout="nchw"):
     """A linear network whose second output is the vector."""
     axes = [batch, 3, SIDE, SIDE] if layout == "nchw" else [batch, SIDE, SIDE, 3]
     nodes = [
-        helper.make_node("Flatten", ["picture"], ["flat"]),
+        helper.make_node("Flatten", ["image"], ["flat"]),
         helper.make_node("MatMul", ["flat", "w"], ["vector"]),
         helper.make_node("Softmax", ["vector"], ["words"]),
     ]
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, WIDTH]) for name in ("words", "vector")]
-    picture = helper.make_tensor_value_info("picture", TensorProto.FLOAT, axes)
-    graph = helper.make_graph(nodes, "net", [picture], outputs, [numpy_helper.from_array(weights(), "w")])
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, axes)
+    graph = helper.make_graph(nodes, "net", [image], outputs, [numpy_helper.from_array(weights(), "w")])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
 
 
@@ -64,7 +64,7 @@ def write(folder, network=None, **changes):
     return folder / "encoder.json"
 
 
-def pictures(count, side=SIDE, seed=0):
+def images(count, side=SIDE, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
 
 
@@ -72,12 +72,12 @@ def by_hand(batch, mean=SETTINGS["mean"], std=SETTINGS["std"]):
     return ((batch - np.array(mean)) / std).transpose(0, 3, 1, 2).reshape(len(batch), -1) @ weights()
 
 
-def test_pictures_enter_as_the_settings_say(tmp_path):
+def test_images_enter_as_the_settings_say(tmp_path):
     encoder = OnnxExpressionEncoder(write(tmp_path))
     assert isinstance(encoder, ExpressionEncoder)
     assert (encoder.name, encoder.width, encoder.licence) == ("tiny", WIDTH, "none given")
     assert len(encoder.checksum) == 64
-    batch = pictures(40)
+    batch = images(40)
     np.testing.assert_allclose(encoder(batch), by_hand(batch), atol=1e-4)
     assert encoder(batch[:0]).shape == (0, WIDTH)
 
@@ -92,13 +92,13 @@ def test_pictures_enter_as_the_settings_say(tmp_path):
 )
 def test_every_setting_counts_and_changes_the_checksum(tmp_path, changes, change):
     encoder = OnnxExpressionEncoder(write(tmp_path / "a", **changes))
-    batch = pictures(3)
+    batch = images(3)
     np.testing.assert_allclose(encoder(batch), change(batch), rtol=1e-4, atol=1e-3)
     assert encoder.checksum != OnnxExpressionEncoder(write(tmp_path / "b")).checksum
 
 
-def test_networks_of_one_picture_and_of_channels_last_are_run(tmp_path):
-    batch = pictures(3)
+def test_networks_of_one_image_and_of_channels_last_are_run(tmp_path):
+    batch = images(3)
     single = OnnxExpressionEncoder(write(tmp_path / "a", make_network(batch=1)))
     np.testing.assert_allclose(single(batch), by_hand(batch), atol=1e-4)
     last = OnnxExpressionEncoder(write(tmp_path / "b", make_network(layout="nhwc"), layout="nhwc"))
@@ -108,7 +108,7 @@ def test_networks_of_one_picture_and_of_channels_last_are_run(tmp_path):
 
 def test_the_crop_is_read_and_resized(tmp_path):
     encoder = OnnxExpressionEncoder(write(tmp_path, crop=[0.25, 0.5, 0.5]))
-    batch = pictures(2, 2 * SIDE)
+    batch = images(2, 2 * SIDE)
     np.testing.assert_allclose(encoder(batch), by_hand(batch[:, 16:32, 8:24]), atol=1e-4)
 
 
@@ -160,7 +160,7 @@ def config(tiny_model, tmp_path_factory):
     conditioning = ConditioningConfig(
         expression_space="encoder", expression_width=WIDTH, expression_tokens=2, identity_layers=1
     )
-    return Config(
+    return DenoiserRun(
         data=DataConfig(image_size=32, identities=6, expressions_per_identity=4, expressions_per_set=2, workers=0),
         model=dataclasses.replace(
             tiny_model, conditioning=conditioning, expression_encoder=str(path), lora=LoraConfig(rank=1)
@@ -173,29 +173,29 @@ def config(tiny_model, tmp_path_factory):
 def workdir(config, tmp_path_factory):
     """The folder of a run of one step, with low-rank additions."""
     path = tmp_path_factory.mktemp("run")
-    assert train_generator(config, path, Console(quiet=True))
+    assert train_denoiser(config, path, Console(quiet=True))
     return path
 
 
 def test_a_generator_of_an_onnx_encoders_vectors_trains_and_draws_from_its_own_copy(config, workdir, tmp_path):
     copied = OnnxExpressionEncoder(workdir / ONNX_EXPRESSION_FILE)
     assert copied.checksum == OnnxExpressionEncoder(type(workdir)(config.model.expression_encoder)).checksum
-    bank = ExpressionBank.read(workdir / BANK_FILE)
-    assert bank.encoder == "tiny"
-    assert bank.vectors["neutral"].shape == (WIDTH,)
+    prototypes = WordPrototypes.read(workdir / PROTOTYPES_FILE)
+    assert prototypes.encoder == "tiny"
+    assert prototypes.vectors["neutral"].shape == (WIDTH,)
     pipeline = Pipeline.load(workdir)
     face = pipeline.reference("seed:3")
     Image.fromarray(face).save(tmp_path / "face.png")
     read = pipeline.parse(f"{tmp_path}/face.png")[0]
     np.testing.assert_allclose(read.vector, copied(face[None])[0], atol=1e-5)
     avatars = pipeline("seed:1", f"neutral, {tmp_path}/face.png", steps=1)
-    np.testing.assert_allclose(avatars.expressions[0].vector, bank.vectors["neutral"], atol=1e-6)
+    np.testing.assert_allclose(avatars.expressions[0].vector, prototypes.vectors["neutral"], atol=1e-6)
     assert avatars.settings["align"] == "none"
 
 
 def test_a_merged_model_keeps_its_onnx_encoder(workdir, tmp_path):
     merge_working_folder(workdir, tmp_path / "merged")
-    Image.fromarray(pictures(1, 32)[0]).save(tmp_path / "face.png")
+    Image.fromarray(images(1, 32)[0]).save(tmp_path / "face.png")
     text = f"{tmp_path}/face.png"
     merged, original = (Pipeline.load(folder).parse(text)[0].vector for folder in (tmp_path / "merged", workdir))
     np.testing.assert_array_equal(merged, original)
@@ -221,12 +221,12 @@ def test_references_and_exemplars_are_aligned_when_sampling_says_so(workdir, tmp
     assert settings["align"] == "face"
     reference = np.asarray(Image.open(tmp_path / "set" / "reference.png")).astype(int)
     assert np.abs(reference[16, 16] - [127, 127, 255]).max() < 8  # the middle of the larger face
-    vector = settings["pictures"][1]["vector"]
+    vector = settings["images"][1]["vector"]
     encoder = OnnxExpressionEncoder(workdir / ONNX_EXPRESSION_FILE)
     np.testing.assert_allclose(vector, encoder(reference[None].astype(np.uint8))[0], atol=1e-4)
     assert sample.main([*aligned, "--face_index", "1"]) == 0
     settings = json.loads((tmp_path / "set" / "set.json").read_text())
-    np.testing.assert_allclose(settings["pictures"][1]["vector"], vector, atol=1e-6)  # exemplars: the largest
+    np.testing.assert_allclose(settings["images"][1]["vector"], vector, atol=1e-6)  # exemplars: the largest
     other = np.asarray(Image.open(tmp_path / "set" / "reference.png")).astype(int)
     assert np.abs(other[:4] - reference[:4]).max() > 20  # the surroundings of the smaller face
     capsys.readouterr()
@@ -238,7 +238,7 @@ def test_references_and_exemplars_are_aligned_when_sampling_says_so(workdir, tmp
     assert "--align face needs the folder of an insightface model pack" in capsys.readouterr().err
 
 
-def test_a_model_of_aligned_pictures_asks_for_face_models_unless_told_otherwise(workdir, tmp_path):
+def test_a_model_of_aligned_images_asks_for_face_models_unless_told_otherwise(workdir, tmp_path):
     aligned = tmp_path / "run"
     shutil.copytree(workdir, aligned)
     for path in aligned.rglob("*"):

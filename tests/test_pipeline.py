@@ -1,4 +1,4 @@
-"""From training to a saved set: files, settings, and pictures that do not depend on their company."""
+"""From training to a saved set: files, settings, and images that do not depend on their company."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from genaffect_jax.expressions.action_units import CHANNELS
 from genaffect_jax.expressions.grammar import ExpressionError, parse_expressions
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.pipeline import Pipeline, item_numbers
+from genaffect_jax.pipeline import Pipeline, noise_ids_of
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ def test_kernels_are_read_as_they_are_multiplied_and_draw_the_same(half_precisio
     assert pipeline.config.train.compute_dtype == "bfloat16"
     network = build_networks(pipeline.config.model, "bfloat16")[0]
     whole = Checkpoints(half_precision).averaged_parameters(network, make_mesh(MeshConfig(), jax.devices()[:1]))
-    read, rounded = pipeline.drawer.parameters, network.rounded(whole)
+    read, cast_kernels = pipeline.drawer.parameters, network.cast_kernels(whole)
     assert {x.dtype for x in read.values()} == {jnp.dtype("bfloat16"), jnp.dtype("float32")}
-    for name, expected in rounded.items():
+    for name, expected in cast_kernels.items():
         assert read[name].dtype == expected.dtype, name
         np.testing.assert_array_equal(read[name], expected, err_msg=name)
     unrounded = Pipeline.load(half_precision, devices=jax.devices()[:1])
@@ -54,7 +54,7 @@ def test_kernels_are_read_as_they_are_multiplied_and_draw_the_same(half_precisio
     np.testing.assert_array_equal(images, expected)
 
 
-def test_a_set_is_saved_as_sheet_pictures_and_settings(pipeline, tmp_path):
+def test_a_set_is_saved_as_sheet_images_and_settings(pipeline, tmp_path):
     avatars = pipeline("seed:11", "joy, 0.5*fear + 0.5*joy, AU12L=0.7", steps=2, seed=3)
     avatars.save(tmp_path / "set")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["set"]
@@ -62,13 +62,13 @@ def test_a_set_is_saved_as_sheet_pictures_and_settings(pipeline, tmp_path):
     assert {"seed": 3, "identity": "seed:11", "steps": 2}.items() <= saved.items()
     assert {"jax", "flax", "numpy", "genaffect-jax", "python"} <= saved["versions"].keys()
     assert "step 6" in saved["model"]
-    assert len(saved["pictures"]) == 3
-    for entry, expression, image in zip(saved["pictures"], avatars.expressions, avatars.images, strict=True):
+    assert len(saved["images"]) == 3
+    for entry, expression, image in zip(saved["images"], avatars.expressions, avatars.images, strict=True):
         vector = np.array([entry["vector"][c] for c in CHANNELS], np.float32)
         np.testing.assert_allclose(vector, expression.vector, atol=1e-6)
         with Image.open(tmp_path / "set" / entry["file"]) as read:
             np.testing.assert_array_equal(np.asarray(read), image)
-            assert "generated picture" in read.text["Comment"]
+            assert "generated image" in read.text["Comment"]
     with Image.open(tmp_path / "set" / "sheet.png") as sheet:
         assert sheet.width > 32 * 2
 
@@ -90,7 +90,7 @@ def test_a_new_set_replaces_an_old_one_but_nothing_else(pipeline, tmp_path):
     assert (tmp_path / "mine" / "holiday.jpg").read_bytes() == b"precious"
 
 
-def test_a_picture_drawn_apart_is_the_same_alone_in_a_set_and_in_another_order(pipeline):
+def test_a_image_drawn_apart_is_the_same_alone_in_a_set_and_in_another_order(pipeline):
     words = ["joy", "anger", "fear", "pride"]
     together = pipeline("seed:2", ",".join(words), steps=2, consistency=0).images
     backwards = pipeline("seed:2", ",".join(words[::-1]), steps=2, consistency=0).images
@@ -118,7 +118,7 @@ def test_sets_longer_than_a_chunk_keep_their_order(pipeline):
     assert np.abs(long.images[-1].astype(int) - last.astype(int)).max() <= 1
 
 
-def test_the_seed_and_the_identity_change_the_pictures(pipeline):
+def test_the_seed_and_the_identity_change_the_images(pipeline):
     base = pipeline("seed:2", "joy", steps=1).images
     assert (pipeline("seed:2", "joy", steps=1, seed=1).images != base).any()
     assert (pipeline("seed:3", "joy", steps=1).images != base).any()
@@ -126,12 +126,12 @@ def test_the_seed_and_the_identity_change_the_pictures(pipeline):
 
 
 def test_equal_expressions_in_one_set_get_different_noise():
-    numbers = item_numbers(parse_expressions("joy,joy,sadness"))
+    numbers = noise_ids_of(parse_expressions("joy,joy,sadness"))
     assert len(set(numbers.tolist())) == 3
-    assert numbers[0] == item_numbers(parse_expressions("joy"))[0]
+    assert numbers[0] == noise_ids_of(parse_expressions("joy"))[0]
 
 
-def test_a_picture_file_gives_the_same_set_as_its_pixels(pipeline, tmp_path):
+def test_a_image_file_gives_the_same_set_as_its_pixels(pipeline, tmp_path):
     reference = pipeline.reference("seed:4")
     Image.fromarray(reference).save(tmp_path / "face.png")
     from_file = pipeline(tmp_path / "face.png", "joy", steps=1)
@@ -143,8 +143,8 @@ def test_a_picture_file_gives_the_same_set_as_its_pixels(pipeline, tmp_path):
     [
         ({"identity": "seed:x"}, "seed:N needs a whole number"),
         ({"identity": np.zeros((8, 8, 3), np.uint8)}, r"needs uint8 \(32, 32, 3\)"),
-        ({"identity": []}, "--identity: 0 pictures, must be 1 to 4"),
-        ({"identity": ["seed:1"] * 5}, "--identity: 5 pictures, must be 1 to 4"),
+        ({"identity": []}, "--identity: 0 images, must be 1 to 4"),
+        ({"identity": ["seed:1"] * 5}, "--identity: 5 images, must be 1 to 4"),
         ({"identity_scale": -1.0}, "--identity_scale -1.0"),
         ({"expression_interval": (0.5, 2.0)}, "--expression_interval"),
         ({"steps": 0}, "--steps 0: must be at least 1"),
@@ -233,5 +233,5 @@ def test_an_unknown_expression_draws_nothing(pipeline):
 
 
 def test_a_folder_that_is_no_training_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no working folder of a training"):
+    with pytest.raises(ConfigError, match="no run folder of a training"):
         Pipeline.load(tmp_path)

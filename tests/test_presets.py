@@ -6,22 +6,22 @@ from pathlib import Path
 import pytest
 
 from genaffect_jax.checkpoints.components import claim_encoders
-from genaffect_jax.config import AutoencoderRun, Config
+from genaffect_jax.config import AutoencoderRun, DenoiserRun
 from genaffect_jax.models.build import build_networks
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-def preset(name: str) -> Config | AutoencoderRun:
+def preset(name: str) -> DenoiserRun | AutoencoderRun:
     return runpy.run_path(str(CONFIGS / f"{name}.py"))["config"]()
 
 
 def test_avatar_s_reads_the_autoencoder_that_its_own_preset_trains(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # no weights here yet, as on a new machine
-    generator, autoencoder = preset("avatar_s"), preset("autoencoder_s")
-    assert generator.model.autoencoder == autoencoder.autoencoder
-    assert generator.model.image_size == generator.data.image_size == autoencoder.data.image_size == 256
-    assert generator.train.compute_dtype == autoencoder.train.compute_dtype == "bfloat16"
+    denoiser, autoencoder = preset("avatar_s"), preset("autoencoder_s")
+    assert denoiser.model.autoencoder == autoencoder.autoencoder
+    assert denoiser.model.image_size == denoiser.data.image_size == autoencoder.data.image_size == 256
+    assert denoiser.train.compute_dtype == autoencoder.train.compute_dtype == "bfloat16"
 
 
 def test_avatar_s_is_conditioned_on_the_encoders_in_the_package(tmp_path):
@@ -33,8 +33,8 @@ def test_avatar_s_is_conditioned_on_the_encoders_in_the_package(tmp_path):
 
 def test_avatar_s_has_the_planned_sizes():
     model = preset("avatar_s").model
-    generator, autoencoder = build_networks(model)
-    assert generator.size / 1e6 == pytest.approx(50.8, abs=0.1)
+    denoiser, autoencoder = build_networks(model)
+    assert denoiser.size / 1e6 == pytest.approx(50.8, abs=0.1)
     assert autoencoder.size / 1e6 == pytest.approx(5.3, abs=0.1)
     assert (model.mmdit.sample_size // model.mmdit.patch_size) ** 2 == 256
     assert (256 + model.mmdit.register_tokens) % 8 == 0

@@ -15,8 +15,8 @@ from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.config import (
     AutoencoderConfig,
     ConditioningConfig,
-    Config,
     DataConfig,
+    DenoiserRun,
     MeshConfig,
     MMDiTConfig,
     ModelConfig,
@@ -33,11 +33,11 @@ from genaffect_jax.models.functional import Functional
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.pipeline import Pipeline
 from genaffect_jax.training.denoiser.pretrained import initial_parameters, place_autoencoder
-from genaffect_jax.training.denoiser.task import train_generator
-from genaffect_jax.training.optimizer import make_optimiser
+from genaffect_jax.training.denoiser.task import train_denoiser
+from genaffect_jax.training.optimizer import make_optimizer
 from genaffect_jax.training.state import create_state
 
-# The released position table is of 16 x 16 latents; the fine-tuned model draws smaller pictures with its centre.
+# The released position table is of 16 x 16 latents; the fine-tuned model draws smaller images with its centre.
 RELEASED = MMDiTConfig(
     sample_size=16,
     in_channels=4,
@@ -88,14 +88,14 @@ def model(folder: Path, **changes) -> ModelConfig:
 @pytest.fixture(scope="module")
 def state(pipeline_folder):
     config, mesh = model(pipeline_folder), make_mesh(MeshConfig(fsdp=4))
-    generator = build_networks(config)[0]
-    return create_state(generator, make_optimiser(TrainConfig()), mesh, 0, initial_parameters(config, mesh))
+    denoiser = build_networks(config)[0]
+    return create_state(denoiser, make_optimizer(TrainConfig()), mesh, 0, initial_parameters(config, mesh))
 
 
 def test_parameters_and_average_start_as_the_released_weights_and_lie_cut_over_the_devices(state, pipeline_folder):
     released = read_transformer(pipeline_folder)[1]
     for name, value in released.items():
-        for found in ({**state.parameters, **state.fixed}, state.averaged):
+        for found in ({**state.parameters, **state.frozen_params}, state.averaged):
             np.testing.assert_array_equal(found[f"mmdit.{name}"], value)
     kernel = state.parameters["mmdit.segments.0.layers.image_mlp.up.kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
@@ -119,12 +119,14 @@ def test_the_first_forward_is_the_released_models(state, pipeline_folder):
     latents, reference = (rng.standard_normal((1, n, 8, 8, 4), np.float32) for n in (2, 1))
     text, pooled = rng.standard_normal((1, 2, 5, 12), np.float32), rng.standard_normal((1, 2, 8), np.float32)
     expression, sigma = rng.random((1, 2, 40), np.float32), np.full((1, 2), 0.7, np.float32)
-    generator, released = build_networks(config)[0], TRANSFORMER.network(RELEASED)
+    denoiser, released = build_networks(config)[0], TRANSFORMER.network(RELEASED)
 
     @jax.jit
     def both(generator_parameters, released_parameters):
-        fine_tuned, plain = generator.merge(generator_parameters), released.merge(released_parameters)
-        conditions = fine_tuned.conditions(reference, jnp.ones((1, 1), bool), expression, text=text, pooled=pooled)
+        fine_tuned, plain = denoiser.merge(generator_parameters), released.merge(released_parameters)
+        conditions = fine_tuned.encode_conditions(
+            reference, jnp.ones((1, 1), bool), expression, text=text, pooled=pooled
+        )
         return (
             fine_tuned(latents, sigma, conditions),
             plain(latents, sigma, plain.project_conditions(text=text, pooled=pooled)),
@@ -148,14 +150,14 @@ def test_a_missing_folder_and_a_needless_one_are_named(pipeline_folder, tmp_path
     with pytest.raises(WeightsError, match="nowhere: no such folder"):
         initial_parameters(model(tmp_path / "nowhere"), make_mesh(MeshConfig()))
     with pytest.raises(ConfigError, match="prediction=clean: must be velocity"):
-        dataclasses.replace(model(pipeline_folder), prediction="clean")
+        dataclasses.replace(model(pipeline_folder), prediction="x0")
 
 
 def test_given_parameters_that_do_not_fit_are_named(pipeline_folder):
     config, mesh = model(pipeline_folder), make_mesh(MeshConfig())
     given = {"mmdit.out.bias": jnp.zeros(3), "mmdit.nothing": jnp.zeros(1)}
     with pytest.raises(ValueError, match=r"mmdit\.out\.bias float32\[3\], mmdit\.nothing float32\[1\]"):
-        create_state(build_networks(config)[0], make_optimiser(TrainConfig()), mesh, 0, given)
+        create_state(build_networks(config)[0], make_optimizer(TrainConfig()), mesh, 0, given)
 
 
 @pytest.mark.parametrize("part", ["", "vae"])
@@ -183,7 +185,7 @@ def test_a_fine_tuning_starts_at_the_released_weights_continues_without_their_fo
     tokens, pooled = rng.standard_normal((len(prompts), 5, 12), np.float32), rng.random((len(prompts), 8), np.float32)
     table = tmp_path / "prompts.safetensors"
     PromptTable(prompts, tokens, pooled, TextConfig().template, "random", 77).write(table)
-    config = Config(
+    config = DenoiserRun(
         data=DataConfig(
             image_size=32, identities=6, expressions_per_identity=4, expressions_per_set=2, holdout=0.2, workers=0
         ),
@@ -192,7 +194,7 @@ def test_a_fine_tuning_starts_at_the_released_weights_continues_without_their_fo
         train=TrainConfig(steps=2, batch_size=8, learning_rate=1e-3, warmup_steps=0, schedule="constant", log_every=1),
     )
     console = Console(file=io.StringIO())
-    assert train_generator(config, workdir, console)
+    assert train_denoiser(config, workdir, console)
     released = read_transformer(folder)[1]
     found = Checkpoints(workdir).averaged_parameters(build_networks(config.model)[0], make_mesh(MeshConfig()))
     np.testing.assert_array_equal(found["mmdit.position_table"], released["position_table"])
@@ -203,7 +205,7 @@ def test_a_fine_tuning_starts_at_the_released_weights_continues_without_their_fo
 
     shutil.rmtree(folder)
     table.unlink()
-    assert train_generator(
+    assert train_denoiser(
         dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3)), workdir, console
     )
     avatars = Pipeline.load(workdir)("seed:3", "joy, fear", steps=1)

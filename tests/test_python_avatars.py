@@ -1,4 +1,4 @@
-"""The example that writes a folder of python-avatars pictures: it opens as a source, and people keep their looks."""
+"""The example that writes a folder of python-avatars images: it opens as a source, and people keep their looks."""
 
 from __future__ import annotations
 
@@ -45,29 +45,29 @@ def source(folder: Path, tmp_path: Path) -> FolderSource:
 
 
 def test_the_folder_opens_with_nothing_rejected(source: FolderSource, tmp_path: Path) -> None:
-    assert len(source.pictures) == 36
-    assert len({p.identity for p in source.pictures}) == 3
-    assert len({p.expression_key for p in source.pictures}) == 12
+    assert len(source.examples) == 36
+    assert len({p.identity for p in source.examples}) == 3
+    assert len({p.expression_key for p in source.examples}) == 12
     assert '"rejected"' not in (tmp_path / "rejected.jsonl").read_text()
     assert all(split_identities(source, 0.2, 0))
 
 
 def test_words_of_the_table_are_the_vocabularys_own_vectors(source: FolderSource) -> None:
-    shown = {p.expression_key for p in source.pictures}
+    shown = {p.expression_key for p in source.examples}
     for word in ("joy", "sadness", "anger", "surprise", "fear", "neutral"):
         assert parse_expression(word).vector.tobytes() in shown
 
 
 def test_expressions_change_the_face_and_nothing_else(source: FolderSource) -> None:
     for start in range(0, 36, 12):
-        pictures = np.stack([source.load(i) for i in range(start, start + 12)]).astype(int)
-        changes = np.abs(pictures - pictures[0]).max((0, 3)) > 8
+        images = np.stack([source.load(i) for i in range(start, start + 12)]).astype(int)
+        changes = np.abs(images - images[0]).max((0, 3)) > 8
         assert not changes[:10].any()  # hair
         assert not changes[:, :10].any()  # background
         assert not changes[54:].any()  # neck and clothes
         for i in range(12):
             for j in range(i):
-                assert np.abs(pictures[i] - pictures[j]).max() > 30, (i, j)
+                assert np.abs(images[i] - images[j]).max() > 30, (i, j)
 
 
 def test_people_differ_and_follow_the_seed(example: ModuleType) -> None:
@@ -84,7 +84,7 @@ def test_the_shut_eye_of_the_wink_is_the_persons_left(example: ModuleType) -> No
         for eyes in ("WINK", "DEFAULT")
     )
     different = np.abs(wink - both) > 30
-    assert different[:, 32:].any()  # the right half of the picture
+    assert different[:, 32:].any()  # the right half of the image
     assert not different[:, :32].any()
 
 

@@ -1,4 +1,4 @@
-"""A whole StableDiffusion3Pipeline, from prompts to pictures, is the same computation here and in diffusers."""
+"""A whole StableDiffusion3Pipeline, from prompts to images, is the same computation here and in diffusers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEPS, GUIDANCE, LENGTH = 4, 5.0, 32
 
 
 @pytest.mark.parametrize("t5", [True, False], ids=["t5", "no_t5"])
-def test_latents_and_pictures_equal_those_of_diffusers(tmp_path, t5):
+def test_latents_and_images_equal_those_of_diffusers(tmp_path, t5):
     theirs = tiny_pipeline(tmp_path, t5)
     noise = np.random.default_rng(0).standard_normal((2, 8, 8, 4), np.float32)
 
@@ -46,10 +46,10 @@ def test_latents_and_pictures_equal_those_of_diffusers(tmp_path, t5):
         ).images
 
     expected_latents = run("latent").numpy().transpose(0, 2, 3, 1)
-    expected_pictures = np.stack([np.asarray(picture) for picture in run("pil")])
+    expected_images = np.stack([np.asarray(image) for image in run("pil")])
 
     tokens, pooled = TextEncoders(tmp_path, max_sequence_length=LENGTH).encode([NEGATIVE, *PROMPTS])
-    # One group of two pictures; its two branches are groups side by side: without the prompt, with it.
+    # One group of two images; its two branches are groups side by side: without the prompt, with it.
     branches = np.array([[0, 0], [1, 2]])
     sigmas = euler_sigmas(STEPS, scheduler_shift(tmp_path))
     graph, state = nnx.split((load_transformer(tmp_path), load_autoencoder(tmp_path)))
@@ -65,13 +65,11 @@ def test_latents_and_pictures_equal_those_of_diffusers(tmp_path, t5):
         latents, _ = sample(guided(velocity, "joint", guidance_expression=GUIDANCE), noise, sigmas, STEPS)
         return latents, to_uint8(autoencoder.from_latents(latents))
 
-    latents, pictures = draw(state, tokens[branches], pooled[branches], noise[None])
+    latents, found = draw(state, tokens[branches], pooled[branches], noise[None])
     assert np.abs(expected_latents[0] - expected_latents[1]).max() > 1
     error = np.abs(latents[0] - expected_latents).max()
-    difference = np.abs(np.asarray(pictures[0]).astype(int) - expected_pictures)
-    print(
-        f"latents up to {np.abs(expected_latents).max():.1f}: max error {error:.1e}; pictures: {difference.max()}/255"
-    )
+    difference = np.abs(np.asarray(found[0]).astype(int) - expected_images)
+    print(f"latents up to {np.abs(expected_latents).max():.1f}: max error {error:.1e}; images: {difference.max()}/255")
     assert error <= 1e-4
-    assert expected_pictures.std() > 20
+    assert expected_images.std() > 20
     assert difference.max() <= 1

@@ -13,32 +13,32 @@ from genaffect_jax.config import MeshConfig, TrainConfig
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.denoiser.task import train_generator
-from genaffect_jax.training.optimizer import make_optimiser
+from genaffect_jax.training.denoiser.task import train_denoiser
+from genaffect_jax.training.optimizer import make_optimizer
 from genaffect_jax.training.state import abstract_state
-from genaffect_jax.training.trainable import describe, select
+from genaffect_jax.training.trainable import describe, freeze
 
 
 @pytest.fixture(scope="module")
-def generator(tiny_model):
+def denoiser(tiny_model):
     return build_networks(tiny_model)[0]
 
 
-def trained(network, *trains):
-    return select(network, TrainConfig(trains=trains)).trainable
+def trained(network, *trainable):
+    return freeze(network, TrainConfig(trainable=trainable)).trainable
 
 
-def test_everything_is_all_but_the_position_table(generator):
-    assert trained(generator, "everything") == generator.shapes.keys() - {"mmdit.position_table"}
-    assert "all train" in describe(generator)
+def test_everything_is_all_but_the_position_table(denoiser):
+    assert trained(denoiser, "everything") == denoiser.shapes.keys() - {"mmdit.position_table"}
+    assert "all train" in describe(denoiser)
 
 
-def test_adapters_are_the_branches_and_the_token_makers_with_their_null_tokens(generator):
-    found = trained(generator, "adapters")
+def test_adapters_are_the_branches_and_the_token_makers_with_their_null_tokens(denoiser):
+    found = trained(denoiser, "adapters")
     base = [n for n in found if n.startswith("mmdit.") and ".identity." not in n and ".expression." not in n]
     assert not base
-    assert {"identity_tokens.null", "expression_tokens.null", "expression_tokens.base"} <= found
-    assert found >= {n for n in generator.shapes if not n.startswith("mmdit.")}
+    assert {"identity_projector.null", "expression_projector.null", "expression_projector.base"} <= found
+    assert found >= {n for n in denoiser.shapes if not n.startswith("mmdit.")}
     for branch in ("identity", "expression"):
         for part in ("key.kernel", "value.kernel", "key_norm.scale"):
             assert f"mmdit.segments.0.layers.{branch}.{part}" in found
@@ -50,14 +50,14 @@ def test_the_adapters_of_sd35_medium_are_those_parameters_that_its_released_weig
     config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "sd35_medium.py"))["config"]()
     network = build_networks(config.model)[0]
     released = {f"mmdit.{name}" for name in TRANSFORMER.network(config.model.mmdit).shapes}
-    assert select(network, config.train).trainable == network.shapes.keys() - released
+    assert freeze(network, config.train).trainable == network.shapes.keys() - released
 
 
-def test_the_first_pattern_that_matches_decides(generator):
-    kernels = {n for n in generator.trainable if n.endswith(".kernel")}
-    assert trained(generator, "!mmdit.out.*", "*.kernel", "!*") == kernels - {"mmdit.out.kernel"}
-    assert trained(generator, "*.kernel", "!mmdit.*", "*") == kernels | {
-        n for n in generator.trainable if not n.startswith("mmdit.")
+def test_the_first_pattern_that_matches_decides(denoiser):
+    kernels = {n for n in denoiser.trainable if n.endswith(".kernel")}
+    assert trained(denoiser, "!mmdit.out.*", "*.kernel", "!*") == kernels - {"mmdit.out.kernel"}
+    assert trained(denoiser, "*.kernel", "!mmdit.*", "*") == kernels | {
+        n for n in denoiser.trainable if not n.startswith("mmdit.")
     }
 
 
@@ -72,31 +72,31 @@ def test_the_first_pattern_that_matches_decides(generator):
         (["!*"], "nothing trains"),
     ],
 )
-def test_undecided_parameters_and_idle_patterns_are_errors_that_name_them(generator, trains, words):
+def test_undecided_parameters_and_idle_patterns_are_errors_that_name_them(denoiser, trainable, words):
     with pytest.raises(ConfigError, match=words):
-        trained(generator, *trains)
+        trained(denoiser, *trainable)
 
 
-def test_what_is_fixed_has_no_moments_no_average_and_lies_among_the_fixed(generator):
-    config = TrainConfig(trains=("adapters",))
-    network = select(generator, config)
-    state = abstract_state(network, make_optimiser(config), make_mesh(MeshConfig()))
+def test_what_is_fixed_has_no_moments_no_average_and_lies_among_the_fixed(denoiser):
+    config = TrainConfig(trainable=("adapters",))
+    network = freeze(denoiser, config)
+    state = abstract_state(network, make_optimizer(config), make_mesh(MeshConfig()))
     assert state.parameters.keys() == state.ema.keys() == network.trainable
-    assert state.fixed.keys() == network.shapes.keys() - network.trainable
-    numbers = sum(leaf.size for leaf in jax.tree.leaves(state.optimiser) if leaf.ndim)
+    assert state.frozen_params.keys() == network.shapes.keys() - network.trainable
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim)
     assert numbers == 2 * network.trainable_size < 2 * network.size
 
 
 def test_a_wrong_pattern_stops_a_training_before_it_claims_its_folder(tiny_config, tmp_path):
-    config = dataclasses.replace(tiny_config, train=dataclasses.replace(tiny_config.train, trains=("adaptres",)))
+    config = dataclasses.replace(tiny_config, train=dataclasses.replace(tiny_config.train, trainable=("adaptres",)))
     with pytest.raises(ConfigError, match="adaptres"):
-        train_generator(config, tmp_path / "run", Console(file=io.StringIO()))
+        train_denoiser(config, tmp_path / "run", Console(file=io.StringIO()))
     assert not (tmp_path / "run").exists()
 
 
-def test_the_start_says_how_many_of_how_many_parameters_train(generator):
-    network = select(generator, TrainConfig(trains=("expression_tokens.*", "!*")))
-    some = sum(s.size for name, s in generator.shapes.items() if name.startswith("expression_tokens."))
-    total = generator.size
+def test_the_start_says_how_many_of_how_many_parameters_train(denoiser):
+    network = freeze(denoiser, TrainConfig(trainable=("expression_projector.*", "!*")))
+    some = sum(s.size for name, s in denoiser.shapes.items() if name.startswith("expression_tokens."))
+    total = denoiser.size
     assert describe(network) == f"{some / 1e6:.2f} M of {total / 1e6:.2f} M parameters train,"
-    assert total == sum(s.size for name, s in generator.shapes.items() if name != "mmdit.position_table")
+    assert total == sum(s.size for name, s in denoiser.shapes.items() if name != "mmdit.position_table")

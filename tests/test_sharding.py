@@ -14,7 +14,7 @@ from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.functional import Functional
 from genaffect_jax.parallel import sharding
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.optimizer import make_optimiser
+from genaffect_jax.training.optimizer import make_optimizer
 from genaffect_jax.training.state import create_state
 
 
@@ -46,23 +46,23 @@ def test_axes_that_do_not_fit_are_refused(axes, shape, message):
 
 def test_every_large_matrix_and_its_moments_are_cut_over_fsdp(tiny_config):
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
-    generator, _ = build_networks(tiny_config.model)
-    state = create_state(generator, make_optimiser(tiny_config.train), mesh, 0)
+    denoiser, _ = build_networks(tiny_config.model)
+    state = create_state(denoiser, make_optimizer(tiny_config.train), mesh, 0)
     kernels = [name for name in state.parameters if name.endswith("kernel")]
     assert kernels
     for name in kernels:
         assert "fsdp" in state.parameters[name].sharding.spec, name
     for name, array in state.parameters.items():
         assert state.ema[name].sharding == array.sharding
-    moments = [m for m in jax.tree.leaves(state.optimiser) if m.ndim]
+    moments = [m for m in jax.tree.leaves(state.optimizer) if m.ndim]
     shapes = sorted((m.shape, str(m.sharding.spec)) for m in moments)
     assert shapes == sorted((p.shape, str(p.sharding.spec)) for p in [*state.parameters.values()] * 2)
 
 
 def test_heads_and_feed_forwards_are_cut_over_tensor(tiny_config):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    generator, _ = build_networks(tiny_config.model)
-    parameters = create_state(generator, make_optimiser(tiny_config.train), mesh, 0).parameters
+    denoiser, _ = build_networks(tiny_config.model)
+    parameters = create_state(denoiser, make_optimizer(tiny_config.train), mesh, 0).parameters
     for name, spec in (
         ("image_qkv.query.kernel", (None, "fsdp", "tensor")),
         ("image_out.kernel", (None, "tensor", "fsdp")),
@@ -75,14 +75,14 @@ def test_heads_and_feed_forwards_are_cut_over_tensor(tiny_config):
         assert found[0].addressable_shards[0].data.size * 4 == found[0].size
 
 
-def test_the_batch_is_cut_over_all_devices_that_share_no_picture():
+def test_the_batch_is_cut_over_all_devices_that_share_no_image():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     assert sharding.batch_sharding(mesh).spec == PartitionSpec(("data", "fsdp"))
     assert sharding.batch_parts(mesh) == 4
 
 
 def job_mesh(processes, each, tensor):
-    """What `batch_share` looks at, of a job of several processes."""
+    """What `batch_shard` looks at, of a job of several processes."""
     owners = np.repeat(np.arange(processes), each).reshape(-1, 1, tensor)
     devices = np.vectorize(lambda owner: SimpleNamespace(process_index=owner), otypes=[object])(owners)
     return SimpleNamespace(devices=devices, size=devices.size, shape={"data": len(owners), "fsdp": 1, "tensor": tensor})
@@ -94,21 +94,21 @@ def job_mesh(processes, each, tensor):
         (1, 8, 2, [(0, 1)]),
         (2, 4, 1, [(0, 2), (1, 2)]),
         (2, 4, 4, [(0, 2), (1, 2)]),
-        (4, 2, 4, [(0, 2), (0, 2), (1, 2), (1, 2)]),  # two processes share their pictures
+        (4, 2, 4, [(0, 2), (0, 2), (1, 2), (1, 2)]),  # two processes share their images
         (2, 4, 8, [(0, 1), (0, 1)]),
     ],
 )
-def test_every_process_has_the_share_of_a_batch_that_its_devices_hold(monkeypatch, processes, each, tensor, shares):
-    for process, share in enumerate(shares):
+def test_every_process_has_the_share_of_a_batch_that_its_devices_hold(monkeypatch, processes, each, tensor, num_shards):
+    for process, shard_index in enumerate(num_shards):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        assert sharding.batch_share(job_mesh(processes, each, tensor)) == share
+        assert sharding.batch_shard(job_mesh(processes, each, tensor)) == shard_index
 
 
 @pytest.mark.parametrize("process", [0, 1, 2])
 def test_a_mesh_that_gives_processes_unequal_shares_is_refused_by_all(monkeypatch, process):
     monkeypatch.setattr(jax, "process_index", lambda: process)
     with pytest.raises(ValueError, match=r"mesh\.tensor=6: there are 3 processes of 4 devices"):
-        sharding.batch_share(job_mesh(3, 4, 6))
+        sharding.batch_shard(job_mesh(3, 4, 6))
 
 
 def test_a_batch_that_does_not_divide_is_refused_by_name():

@@ -1,4 +1,4 @@
-"""Contact sheets show every picture unchanged; picture files are whole or absent."""
+"""Contact sheets show every image unchanged; image files are whole or absent."""
 
 import numpy as np
 import pytest
@@ -7,24 +7,24 @@ from PIL import Image
 from genaffect_jax.io.image_grid import contact_sheet, write_png
 
 
-def pictures(count, side=48):
+def images(count, side=48):
     return [np.full((side, side, 3), (17 * i + 3, 200 - 11 * i, 90), np.uint8) for i in range(count)]
 
 
-def test_every_picture_stands_on_the_sheet_unchanged():
-    shown = pictures(7)
-    sheet = contact_sheet(shown, [f"picture {i}" for i in range(7)], columns=3)
-    for picture in shown:
-        color = picture[0, 0]
+def test_every_image_stands_on_the_sheet_unchanged():
+    shown = images(7)
+    sheet = contact_sheet(shown, [f"image {i}" for i in range(7)], columns=3)
+    for image in shown:
+        color = image[0, 0]
         rows, columns = np.nonzero((sheet == color).all(-1))
         assert len(rows) == 48 * 48
         assert (np.ptp(rows), np.ptp(columns)) == (47, 47)
 
 
 def test_labels_are_drawn_and_long_ones_stay_inside_their_cell():
-    blank = contact_sheet(pictures(1), [""])
-    short = contact_sheet(pictures(1), ["joy"])
-    long = contact_sheet(pictures(1), ["0.6*joy + 0.4*surprise + 0.2*something"])
+    blank = contact_sheet(images(1), [""])
+    short = contact_sheet(images(1), ["joy"])
+    long = contact_sheet(images(1), ["0.6*joy + 0.4*surprise + 0.2*something"])
     assert blank.shape == short.shape == long.shape
     assert (short != blank).any()
     changed = np.nonzero((long != blank).any(-1))[1]
@@ -33,7 +33,7 @@ def test_labels_are_drawn_and_long_ones_stay_inside_their_cell():
 
 
 @pytest.mark.parametrize(
-    ("given", "labels"), [([], []), (pictures(2), ["one"]), ([*pictures(1), *pictures(1, 32)], ["a", "b"])]
+    ("given", "labels"), [([], []), (images(2), ["one"]), ([*images(1), *images(1, 32)], ["a", "b"])]
 )
 def test_a_sheet_that_makes_no_sense_is_refused(given, labels):
     with pytest.raises(ValueError, match="contact sheet"):
@@ -41,15 +41,15 @@ def test_a_sheet_that_makes_no_sense_is_refused(given, labels):
 
 
 def test_a_png_keeps_its_pixels_and_text(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
-    write_png(picture, tmp_path / "new" / "a.png", {"Comment": "generated picture"})
+    image = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    write_png(image, tmp_path / "new" / "a.png", {"Comment": "generated image"})
     with Image.open(tmp_path / "new" / "a.png") as read:
-        assert read.text == {"Comment": "generated picture"}
-        np.testing.assert_array_equal(np.asarray(read), picture)
+        assert read.text == {"Comment": "generated image"}
+        np.testing.assert_array_equal(np.asarray(read), image)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    write_png(pictures(1)[0], tmp_path / "a.png")
+    write_png(images(1)[0], tmp_path / "a.png")
     before = (tmp_path / "a.png").read_bytes()
     with pytest.raises(TypeError):
         write_png(np.zeros((4, 4, 7), np.uint8), tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""The procedural source: what its pictures are, and that they stay what they are."""
+"""The procedural source: what its images are, and that they stay what they are."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ def source() -> ProceduralSource:
     return ProceduralSource(image_size=32, identities=40, expressions_per_identity=8)
 
 
-def test_every_label_gives_exactly_the_pictures_vector(source: ProceduralSource) -> None:
-    for picture in source.pictures:
-        np.testing.assert_array_equal(parse_expression(picture.label).vector, picture.expression)
+def test_every_label_gives_exactly_the_images_vector(source: ProceduralSource) -> None:
+    for image in source.examples:
+        np.testing.assert_array_equal(parse_expression(image.label).vector, image.expression)
 
 
 def test_every_person_has_different_expressions_and_the_first_is_near_neutral(source: ProceduralSource) -> None:
     units = [i for name, i in INDEX.items() if name not in DEGREES]
     for person in range(40):
-        mine = source.pictures[8 * person : 8 * person + 8]
+        mine = source.examples[8 * person : 8 * person + 8]
         assert {p.identity for p in mine} == {f"avatar{person:06d}"}
         assert len({p.expression_key for p in mine}) == 8
         assert not mine[0].expression[units].any()
         assert np.abs(mine[0].expression).max() <= 0.2
 
 
-def test_more_people_or_expressions_leave_the_first_pictures_as_they_are(source: ProceduralSource) -> None:
+def test_more_people_or_expressions_leave_the_first_images_as_they_are(source: ProceduralSource) -> None:
     larger = ProceduralSource(image_size=32, identities=41, expressions_per_identity=9)
     for index in (0, 7, 8 * 39 + 3):
         person, place = divmod(index, 8)
         same = 9 * person + place
-        assert larger.pictures[same].label == source.pictures[index].label
+        assert larger.images[same].label == source.examples[index].label
         np.testing.assert_array_equal(larger.load(same), source.load(index))
 
 
-def test_a_picture_shows_its_person_and_its_expression(source: ProceduralSource) -> None:
+def test_a_image_shows_its_person_and_its_expression(source: ProceduralSource) -> None:
     first = source.load(1)
     assert first.shape == (32, 32, 3)
     assert first.dtype == np.uint8
@@ -86,7 +86,7 @@ def test_expressions_cover_words_blends_and_all_action_units_gaze_and_head() -> 
     assert vectors.shape[1] == len(CHANNELS)
 
 
-def test_a_pickled_source_loads_the_same_pictures(source: ProceduralSource) -> None:
+def test_a_pickled_source_loads_the_same_images(source: ProceduralSource) -> None:
     copy = pickle.loads(pickle.dumps(source))
     assert copy.fingerprint() == source.fingerprint()
     np.testing.assert_array_equal(copy.load(5), source.load(5))
@@ -101,7 +101,7 @@ def test_open_source_makes_what_the_configuration_says(tmp_path: Path) -> None:
     config = DataConfig(image_size=32, identities=3, expressions_per_identity=4)
     source = open_source(config, tmp_path)
     assert isinstance(source, Source)
-    assert "12 pictures of 3 people" in source.describe()
+    assert "12 images of 3 people" in source.describe()
     assert source.load(0).shape == (32, 32, 3)
 
 

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from genaffect_jax.config import Config, DataConfig, FlowConfig, TextConfig, TrainConfig, to_json
+from genaffect_jax.config import DataConfig, DenoiserRun, FlowConfig, TextConfig, TrainConfig, to_json
 from genaffect_jax.data.prompts.table import PromptTable
 from genaffect_jax.data.prompts.templates import all_prompts
 from genaffect_jax.diffusion.schedule import euler_sigmas
 from genaffect_jax.errors import DataError
 from genaffect_jax.expressions.grammar import parse_expressions
-from genaffect_jax.inference.program import Controls, Kind, SetInputs, make_program
+from genaffect_jax.inference.program import SamplerParams, SamplerSpec, SetInputs, make_program
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.pipeline import Pipeline
-from genaffect_jax.training.denoiser.loss import make_generator_loss
-from genaffect_jax.training.denoiser.task import train_generator
+from genaffect_jax.training.denoiser.loss import make_denoiser_loss
+from genaffect_jax.training.denoiser.task import train_denoiser
 
 TEXT = TextConfig(template="{word} it is", plain="a face", negative="nothing", max_sequence_length=3)
 QUIET = Console(quiet=True)
@@ -49,11 +49,11 @@ def random_table(text: TextConfig, prompts: tuple[str, ...] | None = None) -> Pr
 
 
 @pytest.fixture(scope="module")
-def config(tiny_model, tmp_path_factory) -> Config:
+def config(tiny_model, tmp_path_factory) -> DenoiserRun:
     path = tmp_path_factory.mktemp("table") / "prompts.safetensors"
     random_table(TEXT).write(path)
     mmdit = dataclasses.replace(tiny_model.mmdit, register_tokens=0, joint_attention_dim=24, pooled_projection_dim=12)
-    return Config(
+    return DenoiserRun(
         data=DataConfig(image_size=32, identities=6, expressions_per_identity=4, expressions_per_set=2, workers=0),
         model=dataclasses.replace(tiny_model, mmdit=mmdit),
         text=dataclasses.replace(TEXT, embeddings=path),
@@ -107,16 +107,18 @@ def test_the_branch_without_conditions_has_the_negative_prompt(pipeline, config)
     vectors = np.stack([e.vector for e in parse_expressions("joy, AU1=1")])[None]
     reference, rows = pipeline.reference("seed:2")[None, None], table.rows(["joy it is", "a face"])[None]
 
-    generator, autoencoder = build_networks(config.model)
-    program = make_program(config.model, generator, autoencoder)
+    denoiser, autoencoder = build_networks(config.model)
+    program = make_program(config.model, denoiser, autoencoder)
     inputs = SetInputs(reference, jnp.ones((1, 1), bool), vectors, jnp.array([[5, 6]]), rows)
-    controls = Controls.plain(config.model.mmdit.num_layers, euler_sigmas(2, 1.0), 2)
+    params = SamplerParams.plain(config.model.mmdit.num_layers, euler_sigmas(2, 1.0), 2)
 
     def draw(tokens, guidance):
         prompts = Prompts(jnp.asarray(tokens), jnp.asarray(table.pooled), jnp.asarray(table.rows(["nothing"])[0]))
-        guided = dataclasses.replace(controls, guidance_identity=jnp.float32(guidance))
-        frozen = {**pipeline.drawer.frozen, "prompts": prompts}
-        return np.asarray(program(pipeline.drawer.parameters, frozen, inputs, guided, kind=Kind("decoupled"))[0])
+        guided = dataclasses.replace(params, guidance_identity=jnp.float32(guidance))
+        frozen_components = {**pipeline.drawer.frozen_components, "prompts": prompts}
+        return np.asarray(
+            program(pipeline.drawer.parameters, frozen_components, inputs, guided, spec=SamplerSpec("decoupled"))[0]
+        )
 
     other = table.tokens.copy()
     other[table.rows(["nothing"])] *= -3
@@ -138,7 +140,7 @@ def test_dropped_prompts_are_replaced_by_the_negative_one():
 
 
 def test_the_training_loss_sees_the_prompts_and_where_they_drop_the_negative_one(pipeline, config):
-    generator, autoencoder = build_networks(config.model)
+    denoiser, autoencoder = build_networks(config.model)
     table = random_table(TEXT)
     rng = np.random.default_rng(1)
     batch = {
@@ -146,11 +148,11 @@ def test_the_training_loss_sees_the_prompts_and_where_they_drop_the_negative_one
         "target": rng.standard_normal((4, 2, 8, 8, 4), np.float32),
         "expression": rng.random((4, 2, 40), np.float32),
     }
-    compute = make_generator_loss(FlowConfig(drop_text=0.5), autoencoder)
+    compute = make_denoiser_loss(FlowConfig(drop_text=0.5), autoencoder)
 
     @jax.jit
     def loss(parameters, prompts, rows):
-        model = generator.merge(parameters)
+        model = denoiser.merge(parameters)
         keys = jax.random.split(jax.random.key(0), 4)
         return compute(model, {"prompts": prompts}, {**batch, "prompt": rows}, keys)["loss"][0]
 
@@ -164,8 +166,8 @@ def test_a_table_without_the_needed_prompts_is_refused_and_not_copied(config, tm
     random_table(TEXT, ("nothing", "a face", "joy it is")).write(tmp_path / "few.safetensors")
     broken = dataclasses.replace(config, text=dataclasses.replace(config.text, embeddings=tmp_path / "few.safetensors"))
     with pytest.raises(DataError, match=r"few\.safetensors: .*no embeddings of '.* it is' and \d+ more"):
-        train_generator(broken, tmp_path / "run", QUIET)
+        train_denoiser(broken, tmp_path / "run", QUIET)
     assert not (tmp_path / "run" / "prompts.safetensors").exists()
     other = dataclasses.replace(config.text, embeddings=tmp_path / "none.safetensors")
     with pytest.raises(DataError, match=r"none\.safetensors: no such prompt table; make it: python -m"):
-        train_generator(dataclasses.replace(config, text=other), tmp_path / "other", QUIET)
+        train_denoiser(dataclasses.replace(config, text=other), tmp_path / "other", QUIET)

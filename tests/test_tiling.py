@@ -21,10 +21,10 @@ NETWORK = Functional(lambda rngs: AutoencoderKL(CONFIG, rngs=rngs))
 
 @pytest.fixture(scope="module")
 def parameters() -> Parameters:
-    generator = np.random.default_rng(0)
+    denoiser = np.random.default_rng(0)
     return {
         name: jnp.asarray(
-            np.prod(s.shape[:-1]) ** -0.5 * generator.standard_normal(s.shape) + name.endswith("scale"), s.dtype
+            np.prod(s.shape[:-1]) ** -0.5 * denoiser.standard_normal(s.shape) + name.endswith("scale"), s.dtype
         )
         for name, s in NETWORK.shapes.items()
     }
@@ -69,13 +69,13 @@ def test_one_tile_that_covers_everything_is_the_plain_program():
     def program(function, shape):
         return str(jax.make_jaxpr(lambda p, x: function(NETWORK.merge(p), x))(NETWORK.shapes, jnp.zeros(shape)))
 
-    latents, pictures = (2, 6, 7, 4), (2, 12, 14, 3)
+    latents, images = (2, 6, 7, 4), (2, 12, 14, 3)
     plain = program(AutoencoderKL.decode, latents)
     assert program(lambda model, z: decode_tiled(model, z, 8, 2), latents) == plain
     assert program(lambda model, z: decode_tiled(model, z, 6, 2), latents) != plain
-    plain = program(AutoencoderKL.encode, pictures)
-    assert program(lambda model, x: encode_tiled(model, x, 8, 2), pictures) == plain
-    assert program(lambda model, x: encode_tiled(model, x, 6, 2), pictures) != plain
+    plain = program(AutoencoderKL.encode, images)
+    assert program(lambda model, x: encode_tiled(model, x, 8, 2), images) == plain
+    assert program(lambda model, x: encode_tiled(model, x, 6, 2), images) != plain
 
 
 def test_tiled_results_stay_near_the_plain_ones(parameters):
@@ -87,15 +87,15 @@ def test_tiled_results_stay_near_the_plain_ones(parameters):
         plain = model.decode(z)
         return plain, decode_tiled(model, z, 16, 8), model.encode(plain).mean, encode_tiled(model, plain, 16, 8).mean
 
-    picture, tiled_picture, latents, tiled_latents = both(parameters, z)
-    for plain, tiled in ((picture, tiled_picture), (latents, tiled_latents)):
+    image, tiled_image, latents, tiled_latents = both(parameters, z)
+    for plain, tiled in ((image, tiled_image), (latents, tiled_latents)):
         assert tiled.shape == plain.shape
         error = float(jnp.abs(tiled - plain).mean() / jnp.std(plain))
-        # Not zero: statistics and attention are those of a tile. Random pictures differ by 1.1.
+        # Not zero: statistics and attention are those of a tile. Random images differ by 1.1.
         assert 0 < error < 0.5
 
 
-def test_memory_beyond_the_picture_itself_does_not_grow_with_the_picture(parameters):
+def test_memory_beyond_the_image_itself_does_not_grow_with_the_image(parameters):
     def scratch(side: int, *, tiled: bool) -> int:
         def decode(parameters, z):
             model = NETWORK.merge(parameters)
@@ -126,18 +126,18 @@ def test_sampling_decodes_in_tiles_from_the_stated_size_on(tiny_model, monkeypat
 
     monkeypatch.setattr(generation, "TILED_FROM", threshold)
     monkeypatch.setattr(generation, "decode_tiled", recorded)
-    generator, autoencoder = generation.build_networks(tiny_model)
-    program = generation.make_program(tiny_model, generator, autoencoder)
+    denoiser, autoencoder = generation.build_networks(tiny_model)
+    program = generation.make_program(tiny_model, denoiser, autoencoder)
     inputs = generation.SetInputs(
         jnp.zeros((1, 1, 32, 32, 3), jnp.uint8), jnp.ones((1, 1), bool), jnp.zeros((1, 2, 40)), jnp.zeros((1, 2), int)
     )
-    controls = generation.Controls.plain(tiny_model.mmdit.num_layers, np.linspace(1, 0, 3, dtype=np.float32), 2)
+    params = generation.SamplerParams.plain(tiny_model.mmdit.num_layers, np.linspace(1, 0, 3, dtype=np.float32), 2)
     drawn, _ = jax.eval_shape(
-        functools.partial(program, kind=generation.Kind()),
-        generator.shapes,
+        functools.partial(program, spec=generation.SamplerSpec()),
+        denoiser.shapes,
         {"autoencoder": autoencoder.shapes},
         inputs,
-        controls,
+        params,
     )
     assert drawn.shape == (1, 2, 32, 32, 3)
     assert seen == ([(1, 2, 8, 8, 4)] if tiled else [])

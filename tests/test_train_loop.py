@@ -1,4 +1,4 @@
-"""The loop: exact resume, Ctrl-C, logs, and a working folder that protects its run."""
+"""The loop: exact resume, Ctrl-C, logs, and a run folder that protects its run."""
 
 import dataclasses
 import itertools
@@ -16,13 +16,13 @@ from rich.console import Console
 
 from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.checkpoints.run_dir import claim_workdir
-from genaffect_jax.config import Config, MeshConfig, from_json
+from genaffect_jax.config import DenoiserRun, MeshConfig, from_json
 from genaffect_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.denoiser.task import train_generator
-from genaffect_jax.training.loop import Job, fit, utilisation
-from genaffect_jax.training.optimizer import make_optimiser
+from genaffect_jax.training.denoiser.task import train_denoiser
+from genaffect_jax.training.loop import Task, fit, utilisation
+from genaffect_jax.training.optimizer import make_optimizer
 from genaffect_jax.training.state import abstract_state
 
 QUIET = Console(file=open(os.devnull, "w"))  # noqa: SIM115 (lives as long as the tests)
@@ -37,18 +37,18 @@ def rows(workdir):
 
 
 def final_state(config, workdir):
-    generator, _ = build_networks(config.model)
+    denoiser, _ = build_networks(config.model)
     mesh = make_mesh(MeshConfig())
-    return Checkpoints(workdir).restore(abstract_state(generator, make_optimiser(config.train), mesh))
+    return Checkpoints(workdir).restore(abstract_state(denoiser, make_optimizer(config.train), mesh))
 
 
-@pytest.mark.parametrize("cached", [True, False], ids=["cached latents", "pictures"])
+@pytest.mark.parametrize("cached", [True, False], ids=["cached latents", "images"])
 def test_a_stopped_and_continued_run_equals_an_uninterrupted_one(tiny_config, tmp_path, cached):
     config = with_train(tiny_config, schedule="constant")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache_latents=cached))
-    assert train_generator(with_train(config, steps=4), tmp_path / "whole", QUIET)
-    assert train_generator(with_train(config, steps=2), tmp_path / "parts", QUIET)
-    assert train_generator(with_train(config, steps=4), tmp_path / "parts", QUIET)
+    assert train_denoiser(with_train(config, steps=4), tmp_path / "whole", QUIET)
+    assert train_denoiser(with_train(config, steps=2), tmp_path / "parts", QUIET)
+    assert train_denoiser(with_train(config, steps=4), tmp_path / "parts", QUIET)
     whole, whole_position = final_state(config, tmp_path / "whole")
     parts, parts_position = final_state(config, tmp_path / "parts")
     assert int(parts.step) == 4
@@ -100,17 +100,17 @@ class Numbered(Interrupting):
         return {**batch, "target": np.full_like(batch["target"], self.fetched - 100)}
 
 
-def job(config, batches, loss=None):
+def task(config, batches, loss=None):
     from genaffect_jax.config import to_json
-    from genaffect_jax.training.denoiser.loss import make_generator_loss
+    from genaffect_jax.training.denoiser.loss import make_denoiser_loss
 
-    generator, autoencoder = build_networks(config.model)
-    return Job(
-        functional=generator,
-        loss=loss or make_generator_loss(config.flow, autoencoder),
-        frozen={},
+    denoiser, autoencoder = build_networks(config.model)
+    return Task(
+        functional=denoiser,
+        loss=loss or make_denoiser_loss(config.flow, autoencoder),
+        frozen_components={},
         batches=batches,
-        pictures_per_step=16,
+        images_per_step=16,
         preview=lambda _: np.zeros((8, 8, 3), np.uint8),
         config=to_json(config),
     )
@@ -121,13 +121,13 @@ def test_a_signal_finishes_the_step_and_leaves_a_checkpoint_that_continues(tiny_
     mesh = make_mesh(MeshConfig())
     config = with_train(tiny_config, steps=6)
     before = signal.getsignal(number)
-    assert not fit(job(config, Interrupting(number)), config.train, mesh, tmp_path, QUIET)
+    assert not fit(task(config, Interrupting(number)), config.train, mesh, tmp_path, QUIET)
     assert signal.getsignal(number) == before
     state, position = final_state(config, tmp_path)
     assert (int(state.step), position) == (3, {"fetched": 3})
 
     batches = Interrupting(number)
-    assert fit(job(config, batches), config.train, mesh, tmp_path, QUIET)
+    assert fit(task(config, batches), config.train, mesh, tmp_path, QUIET)
     assert batches.fetched == 6
     assert Checkpoints(tmp_path).latest_step() == 6
     steps = [row["step"] for row in rows(tmp_path)]
@@ -138,7 +138,7 @@ def test_a_signal_finishes_the_step_and_leaves_a_checkpoint_that_continues(tiny_
 def broken_at(steps):
     """A loss that is not finite in some steps, which it knows by the number in the batch."""
 
-    def loss(model, frozen, batch, key):
+    def loss(model, frozen_components, batch, key):
         bad = jax.numpy.isin(batch["target"].ravel()[0], jax.numpy.array(steps, float))
         value = jax.numpy.sum(model.mmdit.out.kernel[...] ** 2 + model.mmdit.out.kernel[...])
         return {"loss": (jax.numpy.where(bad, jax.numpy.nan, 1.0) * value, jax.numpy.ones(()))}
@@ -147,8 +147,8 @@ def broken_at(steps):
 
 
 def test_many_steps_in_a_row_that_are_not_finite_end_the_run_with_advice(tiny_config, tmp_path):
-    config = with_train(tiny_config, steps=9, log_every=2, most_skipped=4)
-    broken = job(config, Numbered(), broken_at([2, 4, 5, 6, 7]))
+    config = with_train(tiny_config, steps=9, log_every=2, max_consecutive_skips=4)
+    broken = task(config, Numbered(), broken_at([2, 4, 5, 6, 7]))
     with pytest.raises(
         TrainingError,
         match=r"step 7: loss nan, gradient norm nan, for 4 steps in a row; they changed "
@@ -158,22 +158,22 @@ def test_many_steps_in_a_row_that_are_not_finite_end_the_run_with_advice(tiny_co
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tiny_config, tmp_path):
-    config = with_train(tiny_config, steps=6, log_every=2, most_skipped=3, warmup_steps=0, schedule="constant")
+    config = with_train(tiny_config, steps=6, log_every=2, max_consecutive_skips=3, warmup_steps=0, schedule="constant")
     numbers = {"all": [], "some": [3, 4]}
     for name, bad in numbers.items():
         folder = tmp_path / name
-        fit(job(config, Numbered(), broken_at(bad)), config.train, make_mesh(MeshConfig()), folder, QUIET)
+        fit(task(config, Numbered(), broken_at(bad)), config.train, make_mesh(MeshConfig()), folder, QUIET)
     logged = {row["step"]: row for row in rows(tmp_path / "some")}
     assert [logged[step].get("skipped_steps") for step in (2, 4, 6)] == [None, 2.0, None]
     assert logged[4]["loss"] is None
     # Four good steps of six are the first four steps of a run without bad ones.
     short = with_train(config, steps=4)
-    fit(job(short, Numbered(), broken_at([])), short.train, make_mesh(MeshConfig()), tmp_path / "short", QUIET)
+    fit(task(short, Numbered(), broken_at([])), short.train, make_mesh(MeshConfig()), tmp_path / "short", QUIET)
     expected, found = (final_state(c, tmp_path / n)[0] for c, n in ((short, "short"), (config, "some")))
     assert (int(expected.step), int(found.step)) == (4, 6)
     for name, value in expected.parameters.items():
         np.testing.assert_array_equal(found.parameters[name], value)
-    for before, after in zip(jax.tree.leaves(expected.optimiser), jax.tree.leaves(found.optimiser), strict=True):
+    for before, after in zip(jax.tree.leaves(expected.optimizer), jax.tree.leaves(found.optimizer), strict=True):
         np.testing.assert_array_equal(after, before)
 
 
@@ -182,7 +182,7 @@ def test_a_few_steps_are_profiled_on_request_and_change_nothing(tiny_config, tmp
     config = with_train(tiny_config, steps=steps, profile_at=at)
     with (tmp_path / "out").open("w") as file:
         console = Console(file=file, width=400)
-        fit(job(config, Numbered()), config.train, make_mesh(MeshConfig()), tmp_path / "run", console)
+        fit(task(config, Numbered()), config.train, make_mesh(MeshConfig()), tmp_path / "run", console)
     said = (tmp_path / "out").read_text()
     assert ("profile of" in said) == (traced is not None)
     assert traced is None or traced in said
@@ -192,7 +192,7 @@ def test_a_few_steps_are_profiled_on_request_and_change_nothing(tiny_config, tmp
 
 
 def test_the_log_has_loss_rate_gradient_norm_and_throughput(tiny_config, tmp_path):
-    train_generator(tiny_config, tmp_path, QUIET)
+    train_denoiser(tiny_config, tmp_path, QUIET)
     for row in rows(tmp_path):
         assert row["images_per_second"] > 0
         assert row["tflops_per_device"] > 0
@@ -215,13 +215,13 @@ def test_the_utilisation_is_of_the_peak_of_devices_that_are_known():
 
 
 def test_the_configuration_lies_beside_the_checkpoint_and_rebuilds_the_model(tiny_config, tmp_path):
-    train_generator(tiny_config, tmp_path, QUIET)
+    train_denoiser(tiny_config, tmp_path, QUIET)
     checkpoints = Checkpoints(tmp_path)
-    config = from_json(Config, checkpoints.config())
+    config = from_json(DenoiserRun, checkpoints.config())
     assert config == tiny_config
-    generator, _ = build_networks(config.model)
-    parameters = checkpoints.averaged_parameters(generator, make_mesh(MeshConfig()))
-    assert parameters.keys() == generator.shapes.keys()
+    denoiser, _ = build_networks(config.model)
+    parameters = checkpoints.averaged_parameters(denoiser, make_mesh(MeshConfig()))
+    assert parameters.keys() == denoiser.shapes.keys()
 
 
 def test_another_configuration_cannot_take_over_a_working_folder(tiny_config, tmp_path):
@@ -262,16 +262,18 @@ def test_ctrl_c_on_the_command_ends_with_status_130_and_the_same_command_continu
 
 def test_a_finished_run_says_so_and_does_nothing(tiny_config, tmp_path):
     config = with_train(tiny_config, steps=2)
-    assert fit(job(config, Numbered()), config.train, make_mesh(MeshConfig()), tmp_path / "run", QUIET)
+    assert fit(task(config, Numbered()), config.train, make_mesh(MeshConfig()), tmp_path / "run", QUIET)
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*") if f.is_file()}
     with (tmp_path / "out").open("w") as file:
-        assert fit(job(config, Numbered()), config.train, make_mesh(MeshConfig()), tmp_path / "run", Console(file=file))
+        assert fit(
+            task(config, Numbered()), config.train, make_mesh(MeshConfig()), tmp_path / "run", Console(file=file)
+        )
     assert "already finished: step 2 of 2" in (tmp_path / "out").read_text()
     assert before == {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*") if f.is_file()}
 
 
-def test_a_folder_of_pictures_that_is_not_there_claims_no_working_folder(tiny_config, tmp_path):
+def test_a_folder_of_images_that_is_not_there_claims_no_working_folder(tiny_config, tmp_path):
     data = dataclasses.replace(tiny_config.data, source="folder", root=str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"nowhere: no such folder \(data\.root\)"):
-        train_generator(dataclasses.replace(tiny_config, data=data), tmp_path / "run", QUIET)
+        train_denoiser(dataclasses.replace(tiny_config, data=data), tmp_path / "run", QUIET)
     assert not (tmp_path / "run").exists()

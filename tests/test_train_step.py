@@ -10,8 +10,8 @@ import pytest
 from genaffect_jax.config import MeshConfig
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.denoiser.loss import make_generator_loss
-from genaffect_jax.training.optimizer import learning_rate, make_optimiser
+from genaffect_jax.training.denoiser.loss import make_denoiser_loss
+from genaffect_jax.training.optimizer import learning_rate, make_optimizer
 from genaffect_jax.training.state import create_state
 from genaffect_jax.training.step import device_batch, make_train_step
 
@@ -28,18 +28,18 @@ def batches():
         }
 
 
-def run(config, mesh, steps, stream=None, accumulate=1):
-    generator, autoencoder = build_networks(config.model)
-    optimiser = make_optimiser(config.train)
-    state = create_state(generator, optimiser, mesh, config.train.seed)
+def run(config, mesh, steps, stream=None, gradient_accumulation_steps=1):
+    denoiser, autoencoder = build_networks(config.model)
+    optimizer = make_optimizer(config.train)
+    state = create_state(denoiser, optimizer, mesh, config.train.seed)
     train_step = make_train_step(
-        generator,
-        make_generator_loss(config.flow, autoencoder),
-        optimiser,
+        denoiser,
+        make_denoiser_loss(config.flow, autoencoder),
+        optimizer,
         ema_decay=0.99,
         seed=0,
         mesh=mesh,
-        accumulate=accumulate,
+        gradient_accumulation_steps=gradient_accumulation_steps,
     )
     losses = []
     for batch in itertools.islice(stream or batches(), steps):
@@ -67,7 +67,7 @@ def test_a_batch_in_parts_makes_the_step_of_the_whole_batch(tiny_config, sizes):
     config = dataclasses.replace(tiny_config, flow=dataclasses.replace(tiny_config.flow, change_weight=2.0))
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
     whole, expected, _ = run(config, mesh, 3)
-    parts, losses, step = run(config, mesh, 3, accumulate=2)
+    parts, losses, step = run(config, mesh, 3, gradient_accumulation_steps=2)
     assert step._cache_size() == 1
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     for name, value in whole.parameters.items():
@@ -75,7 +75,7 @@ def test_a_batch_in_parts_makes_the_step_of_the_whole_batch(tiny_config, sizes):
 
 
 def test_adafactor_keeps_rows_and_columns_and_learns_on_a_cut_state(tiny_config):
-    train = dataclasses.replace(tiny_config.train, optimiser="adafactor", steps=30, learning_rate=0.01)
+    train = dataclasses.replace(tiny_config.train, optimizer="adafactor", steps=30, learning_rate=0.01)
     config = dataclasses.replace(tiny_config, train=train)
     wide = dataclasses.replace(
         config.model,
@@ -84,32 +84,32 @@ def test_adafactor_keeps_rows_and_columns_and_learns_on_a_cut_state(tiny_config)
         ),
     )
     config = dataclasses.replace(config, model=wide)
-    # With empty pictures the velocity is the noise, which the noisy input shows in full.
+    # With empty images the velocity is the noise, which the noisy input shows in full.
     batch = {**next(batches()), "target": np.zeros((GROUPS, EXPRESSIONS, 8, 8, 4), np.float32)}
     state, losses, _ = run(config, make_mesh(MeshConfig(1, 4, 2)), 30, itertools.repeat(batch))
-    kernel, moments = state.parameters["mmdit.segments.0.layers.image_mlp.up.kernel"], state.optimiser[1]
+    kernel, moments = state.parameters["mmdit.segments.0.layers.image_mlp.up.kernel"], state.optimizer[1]
     assert moments.v_row["mmdit.segments.0.layers.image_mlp.up.kernel"].shape == (kernel.shape[0], kernel.shape[1])
-    assert sum(x.size for x in jax.tree.leaves(state.optimiser)) < 0.2 * sum(x.size for x in state.parameters.values())
+    assert sum(x.size for x in jax.tree.leaves(state.optimizer)) < 0.2 * sum(x.size for x in state.parameters.values())
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
 
 def test_the_old_state_is_donated(tiny_config):
     mesh = make_mesh(MeshConfig())
-    generator, autoencoder = build_networks(tiny_config.model)
-    optimiser = make_optimiser(tiny_config.train)
-    state = create_state(generator, optimiser, mesh, 0)
+    denoiser, autoencoder = build_networks(tiny_config.model)
+    optimizer = make_optimizer(tiny_config.train)
+    state = create_state(denoiser, optimizer, mesh, 0)
     step = make_train_step(
-        generator, make_generator_loss(tiny_config.flow, autoencoder), optimiser, ema_decay=0.9, seed=0, mesh=mesh
+        denoiser, make_denoiser_loss(tiny_config.flow, autoencoder), optimizer, ema_decay=0.9, seed=0, mesh=mesh
     )
     step(state, {}, device_batch(next(batches()), mesh))
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.parameters, state.ema, state.optimiser)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.parameters, state.ema, state.optimizer)))
 
 
 def test_the_loss_falls_on_a_repeated_batch(tiny_config):
     config = dataclasses.replace(
         tiny_config, train=dataclasses.replace(tiny_config.train, steps=60, learning_rate=0.01)
     )
-    # With empty pictures the velocity is the noise, which the noisy input shows in full (divided by sigma).
+    # With empty images the velocity is the noise, which the noisy input shows in full (divided by sigma).
     batch = {**next(batches()), "target": np.zeros((8, 2, 8, 8, 4), np.float32)}
     _, losses, _ = run(config, make_mesh(MeshConfig(), jax.devices()[:1]), 30, itertools.repeat(batch))
     assert np.mean(losses[-10:]) < 0.15 * np.mean(losses[:3])
@@ -117,8 +117,8 @@ def test_the_loss_falls_on_a_repeated_batch(tiny_config):
 
 def test_the_average_follows_the_parameters_at_the_stated_decay(tiny_config):
     first, _, _ = run(tiny_config, make_mesh(MeshConfig()), 1)
-    generator, _ = build_networks(tiny_config.model)
-    start = create_state(generator, make_optimiser(tiny_config.train), make_mesh(MeshConfig()), 0).parameters
+    denoiser, _ = build_networks(tiny_config.model)
+    start = create_state(denoiser, make_optimizer(tiny_config.train), make_mesh(MeshConfig()), 0).parameters
     decay = 1 / 10  # min(0.99, (1 + 0) / (10 + 0))
     for name, value in first.parameters.items():
         np.testing.assert_allclose(first.ema[name], decay * start[name] + (1 - decay) * value, atol=1e-6, err_msg=name)

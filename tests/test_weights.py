@@ -34,8 +34,8 @@ def network() -> Functional[AutoencoderKL]:
 
 @pytest.fixture(scope="module")
 def parameters(network: Functional[AutoencoderKL]) -> Parameters:
-    generator = np.random.default_rng(0)
-    return {name: jnp.asarray(generator.standard_normal(s.shape), s.dtype) for name, s in network.shapes.items()}
+    denoiser = np.random.default_rng(0)
+    return {name: jnp.asarray(denoiser.standard_normal(s.shape), s.dtype) for name, s in network.shapes.items()}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

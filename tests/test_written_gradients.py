@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genaffect_jax.kernels import token_reduce as token_pass
-from genaffect_jax.kernels.fused_bias import add_bias, biased_heads, gated_add
+from genaffect_jax.kernels import token_reduce as token_reduce
+from genaffect_jax.kernels.fused_bias import add_bias, bias_and_qk_norm, gated_residual
 from genaffect_jax.kernels.fused_mlp import gelu_products
-from genaffect_jax.kernels.matmul import full_product
+from genaffect_jax.kernels.matmul import matmul
 from genaffect_jax.kernels.norms import layer_norm, modulated_norm, rms_norm
 
 
@@ -35,12 +35,12 @@ def assert_same_gradients(written, derived, *inputs, rtol=1e-4, atol=1e-5):
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3, 5)])
 def test_of_a_product_and_its_kernel(batch):
     arrays = normal(0, *batch, 8), normal(1, 8, 6)
-    assert_same_gradients(lambda *a: full_product(*a, jnp.float32), jnp.matmul, *arrays, rtol=1e-5, atol=1e-6)
+    assert_same_gradients(lambda *a: matmul(*a, jnp.float32), jnp.matmul, *arrays, rtol=1e-5, atol=1e-6)
 
 
 def test_of_half_precision_keep_the_types_of_what_was_multiplied():
     x, kernel = normal(0, 3, 8).astype(jnp.bfloat16), normal(1, 8, 6).astype(jnp.bfloat16)
-    dx, dkernel = jax.grad(lambda x, kernel: full_product(x, kernel, jnp.float32).sum(), (0, 1))(x, kernel)
+    dx, dkernel = jax.grad(lambda x, kernel: matmul(x, kernel, jnp.float32).sum(), (0, 1))(x, kernel)
     assert (dx.dtype, dkernel.dtype) == (jnp.bfloat16, jnp.bfloat16)
 
 
@@ -70,12 +70,12 @@ def test_of_queries_keys_and_values():
         return rms_norm(query, query_scale), rms_norm(key, key_scale), value
 
     arrays = normal(0, 2, 3, 5, 48), normal(1, 48), normal(2, 8), normal(3, 8)
-    assert_same_gradients(biased_heads, derived, *arrays)
+    assert_same_gradients(bias_and_qk_norm, derived, *arrays)
 
 
 def test_of_a_gated_branch():
     arrays = normal(0, 2, 3, 5, 8), normal(1, 2, 3, 1, 8), normal(2, 2, 3, 5, 8), normal(3, 8)
-    assert_same_gradients(gated_add, lambda stream, gate, product, bias: stream + gate * (product + bias), *arrays)
+    assert_same_gradients(gated_residual, lambda stream, gate, product, bias: stream + gate * (product + bias), *arrays)
 
 
 def test_of_a_modulated_norm_its_shift_and_scale():
@@ -89,13 +89,13 @@ def of_half_precision(length):
     def array(*shape, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    tokens, picture, vector = array(2, 1, length, 128), array(2, 1, 1, 128, dtype=jnp.float32), array(128)
+    tokens, image, vector = array(2, 1, length, 128), array(2, 1, 1, 128, dtype=jnp.float32), array(128)
     head = array(64, dtype=jnp.float32)
     return {
         "gelu": (lambda *a: gelu_products(*a, jnp.bfloat16), (tokens, array(128, 128), vector, array(128, 64))),
-        "heads": (biased_heads, (array(2, 1, length, 384), array(384), head, head)),
-        "gate": (gated_add, (tokens, picture, tokens, vector)),
-        "norm": (modulated_norm, (tokens, picture, picture)),
+        "heads": (bias_and_qk_norm, (array(2, 1, length, 384), array(384), head, head)),
+        "gate": (gated_residual, (tokens, image, tokens, vector)),
+        "norm": (modulated_norm, (tokens, image, image)),
     }
 
 
@@ -112,28 +112,30 @@ def test_sums_over_tokens_are_made_by_the_kernel_on_a_hopper_gpu(name, length, m
         return jax.jit(gradient).trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
 
     assert "mosaic_gpu" not in lowered()
-    monkeypatch.setattr(token_pass, "is_hopper", lambda: True)
+    monkeypatch.setattr(token_reduce, "is_hopper", lambda: True)
     jax.clear_caches()
     assert "mosaic_gpu" in lowered()
 
 
 def test_float32_and_odd_widths_do_without_the_kernel(monkeypatch):
-    monkeypatch.setattr(token_pass, "is_hopper", lambda: True)
+    monkeypatch.setattr(token_reduce, "is_hopper", lambda: True)
     for width, dtype in ((128, jnp.float32), (96, jnp.bfloat16)):
         x = jnp.ones((1, 16, width), dtype)
-        (doubled,), (total,) = token_pass.token_pass(lambda t, _v, _n: ((2 * t[0],), (t[0],)), [x], outputs=1, sums=1)
+        (doubled,), (total,) = token_reduce.token_reduce(
+            lambda t, _v, _n: ((2 * t[0],), (t[0],)), [x], outputs=1, sums=1
+        )
         np.testing.assert_array_equal(doubled, 2 * x)
         np.testing.assert_array_equal(total, np.full((1, width), 16))
 
 
-def test_a_pass_gives_every_picture_its_vector_and_every_token_its_number():
+def test_a_pass_gives_every_image_its_vector_and_every_token_its_number():
     x, y, vector, number = normal(0, 2, 5, 8), normal(1, 2, 5, 8), normal(2, 2, 8), normal(3, 2, 5)
 
     def function(tokens, vectors, numbers):
         (x, y), (vector,), (number,) = tokens, vectors, numbers
-        return (x * vector, y + number), (x * number, token_pass.over_group(y))
+        return (x * vector, y + number), (x * number, token_reduce.over_group(y))
 
-    made, summed = token_pass.token_pass(function, [x, y], [vector], [number], outputs=2, sums=2, group=4)
+    made, summed = token_reduce.token_reduce(function, [x, y], [vector], [number], outputs=2, sums=2, group=4)
     np.testing.assert_allclose(made[0], x * vector[:, None], rtol=1e-6)
     np.testing.assert_allclose(made[1], y + number[..., None], rtol=1e-6)
     np.testing.assert_allclose(summed[0], (x * number[..., None]).sum(axis=1), rtol=1e-5, atol=1e-6)

@@ -8,7 +8,7 @@ G, E = 8, 2
 
 
 def toy_batch(number):
-    """Pictures that follow from reference and expression: the reference, with one channel as the first unit says.
+    """Images that follow from reference and expression: the reference, with one channel as the first unit says.
 
     The reference has a number of its own in that channel, as a face has an expression of its own: it is to be ignored.
     """

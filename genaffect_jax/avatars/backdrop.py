@@ -1,4 +1,4 @@
-"""The background of the picture: a soft gradient and a quiet motif. Nothing here depends on the expression."""
+"""The background of the image: a soft gradient and a quiet motif. Nothing here depends on the expression."""
 
 from __future__ import annotations
 

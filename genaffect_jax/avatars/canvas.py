@@ -1,11 +1,11 @@
 """A small vector canvas over celiagg: smooth shapes from few control points, gradients, clipping.
 
-All coordinates are design units: the picture is 256 x 256 units whatever its size in pixels. Before anything reaches
+All coordinates are design units: the image is 256 x 256 units whatever its size in pixels. Before anything reaches
 the rasteriser the control points are rounded to 1/256 pixel, and curves are flattened with dyadic weights, so every
 intermediate sum is exact in float64 and the polygons are the same bits on every machine, whatever order or fused
 instruction evaluates them.
 
-celiagg 2.1 widens every filled shape by half a pixel on all sides (it passes fills through a contour generator of
+celiagg 2.1 widens every filled shape by half a pixel on all sides (it passes fills through a contour denoiser of
 width 1 that no setting switches off). The art is tuned to that at 256 pixels.
 """
 
@@ -143,7 +143,7 @@ class Stencil:
 
 
 class Canvas:
-    """A `size` x `size` RGB picture addressed in design units.
+    """A `size` x `size` RGB image addressed in design units.
 
     Every drawing call takes a shape as one or more *chains* of control points: each chain becomes a smooth open curve
     and the chains are joined by straight edges into one polygon. A single array is a smooth closed curve. A shape that
@@ -168,7 +168,7 @@ class Canvas:
         self.face = Stencil(size)
 
     def render(self) -> UInt8[np.ndarray, "H W 3"]:
-        """The picture with everything drawn so far; the canvas goes on drawing on the same array."""
+        """The image with everything drawn so far; the canvas goes on drawing on the same array."""
         for n, strokes in self._strokes.items():
             paths, centres, half_widths = zip(*strokes, strict=True)
             centre = np.concatenate(centres, axis=1)
@@ -190,7 +190,7 @@ class Canvas:
             path.close()
 
     def backdrop(self, start: Colour, end: Colour) -> None:
-        """Covers the picture with a gradient from the top left corner to the bottom right one, under all shapes.
+        """Covers the image with a gradient from the top left corner to the bottom right one, under all shapes.
 
         Row y is the same ramp of colours begun y places later, so a strided copy does it at the cost of a clear.
         """

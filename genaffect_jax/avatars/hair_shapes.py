@@ -35,7 +35,7 @@ class Head:
         return self.pose.face(np.array(points), lift)
 
     def crown(self, side: float, top: float, low: float) -> list[tuple[float, float]]:
-        """The outside of the hair from the left of the picture over the top to the right.
+        """The outside of the hair from the left of the image over the top to the right.
 
         `side` and `top` are how far it stands off the skull, `low` the head y where it ends.
         """
@@ -44,7 +44,7 @@ class Head:
         return [*((-x, y) for x, y in reversed(right)), (0.0, -82.0 - top), *right]
 
     def hair_line(self, middle: float, corner: float, low: float) -> list[tuple[float, float]]:
-        """The edge on the forehead from the right of the picture to the left; `low` where it leaves the head."""
+        """The edge on the forehead from the right of the image to the left; `low` where it leaves the head."""
         w, up = self.wide, -self.line
         right = [
             (w - 0.5, low),
@@ -56,7 +56,7 @@ class Head:
         return [*right, (0.0, middle + up), *((-x, y) for x, y in reversed(right))]
 
 
-# --- parts in front of the head: each returns closed shapes in picture coordinates ---------------------------------
+# --- parts in front of the head: each returns closed shapes in image coordinates ---------------------------------
 
 
 def _buzz(h: Head) -> list[Shape]:
@@ -224,7 +224,7 @@ def _slick(h: Head) -> list[Shape]:
 
 
 def lobes(h: Head, grow: float, low: float, count: int, bulge: float, depth: float) -> list[Points]:
-    """The outline of a mass of curls from the left of the picture over the top to the right: round lobes and notches.
+    """The outline of a mass of curls from the left of the image over the top to the right: round lobes and notches.
 
     `grow` is how far it stands off the skull, `low` the head y where it ends, `bulge` the height of a lobe.
     """
@@ -305,5 +305,5 @@ def head_of(identity: Identity, pose: Pose) -> Head:
 
 
 def front_shapes(identity: Identity, pose: Pose) -> list[Shape]:
-    """Closed shapes of the hair in front of the head, in picture coordinates."""
+    """Closed shapes of the hair in front of the head, in image coordinates."""
     return FRONTS[identity.hair_style](head_of(identity, pose))

@@ -16,7 +16,7 @@ EAR_DEPTH = -12.0
 
 
 def outline(pose: Pose, face: Face) -> Points:
-    """The silhouette of the head in picture coordinates. The chin lies nearer than the skull."""
+    """The silhouette of the head in image coordinates. The chin lies nearer than the skull."""
     depth = HEAD_DEPTH + 9.0 * np.maximum(face.outline[:, 1:], 0.0) / 80.0
     return pose.layer(face.outline, depth)
 

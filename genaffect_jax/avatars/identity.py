@@ -37,7 +37,7 @@ BACKGROUNDS: tuple[str, ...] = ("plain", "disc", "dots", "waves", "rays")
 
 @dataclass(frozen=True)
 class Identity:
-    """One person. Scales are factors of the average face (1 = average); lengths are design units (1/256 picture)."""
+    """One person. Scales are factors of the average face (1 = average); lengths are design units (1/256 image)."""
 
     face_width: float
     """Width of the whole face, scale, 0.9 to 1.1."""
@@ -126,7 +126,7 @@ class Identity:
     hair_line: float
     """How far the hair line sits above the average, design units, -4 to 7."""
     hair_part: float
-    """Side of the parting: -1 (right of the picture) or 1."""
+    """Side of the parting: -1 (right of the image) or 1."""
     facial_hair: str
     """One of `FACIAL_HAIR`."""
     facial_hair_density: float

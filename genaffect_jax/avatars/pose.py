@@ -1,6 +1,6 @@
-"""Head pose: from head coordinates to the picture, with the parallax of a round head turned in space.
+"""Head pose: from head coordinates to the image, with the parallax of a round head turned in space.
 
-Head coordinates have their origin in the middle of the head, x to the right of the picture (the person's left), y
+Head coordinates have their origin in the middle of the head, x to the right of the image (the person's left), y
 down, in design units. Every point has a depth towards the viewer; a turn of the head moves near points one way and
 far points the other, which is what makes a flat drawing look round.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from genaffect_jax.avatars.canvas import Points
 from genaffect_jax.expressions.action_units import DEGREES, INDEX
 
-CENTRE = (128.0, 117.0)  # where the middle of the head sits in the picture
+CENTRE = (128.0, 117.0)  # where the middle of the head sits in the image
 NECK = 66.0  # the roll pivot, below the middle of the head
 RADIUS = 69.0  # of the sphere whose cap carries the face
 DEPTH = 36.0  # of the face surface at its middle
@@ -41,7 +41,7 @@ class Pose:
         self._origin = np.array((CENTRE[0], CENTRE[1] + NECK)) - np.array((0.0, NECK)) @ tilt
 
     def face(self, points: Points, lift: float = 0.0) -> Points:
-        """Points on the face surface, a shallow paraboloid, `lift` units above the skin, in picture coordinates."""
+        """Points on the face surface, a shallow paraboloid, `lift` units above the skin, in image coordinates."""
         raised = self._origin + (DEPTH + lift) * self._shift
         return points.dot(self._turn) + (points * points).dot(self._curve) + raised
 

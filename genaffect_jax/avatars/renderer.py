@@ -19,11 +19,11 @@ from genaffect_jax.expressions.action_units import validate
 _COVERS_EARS = ("bob", "fringe_bob", "long_straight", "long_wavy", "headscarf")
 
 
-def draw(identity: Identity, expression: Float[np.ndarray, " W"], size: int = 256) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture of `identity` showing `expression`.
+def render(identity: Identity, expression: Float[np.ndarray, " W"], size: int = 256) -> UInt8[np.ndarray, "H W 3"]:
+    """The image of `identity` showing `expression`.
 
     A size below 256 is drawn at the next multiple that is 256 or more and averaged down, because the rasteriser widens
-    every shape by half a pixel: drawn directly, thin lines would thicken and small pictures show coarser faces.
+    every shape by half a pixel: drawn directly, thin lines would thicken and small images show coarser faces.
     The same arguments give the same bytes. Pixels of the background and the clothes do not depend on the action
     units; head angles move the head only.
 

@@ -3,7 +3,7 @@
 Every control point is a *multilinear* function of the action units: with the others held still, each unit moves it in
 a straight line in proportion to its intensity. Where units meet (a lid that is both raised and closed, lips that are
 both parted and pressed) their effects multiply, so no blend of intensities in [0, 1] can turn a lid or a lip inside
-out. Movements are roughly 1.5 times those of a photographed face, because they must read in a 64-pixel picture.
+out. Movements are roughly 1.5 times those of a photographed face, because they must read in a 64-pixel image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from genaffect_jax.avatars.canvas import Points
 from genaffect_jax.avatars.identity import Identity
 from genaffect_jax.expressions.action_units import INDEX
 
-SIDES: tuple[tuple[str, float], ...] = (("L", 1.0), ("R", -1.0))  # the person's left is the right of the picture
+SIDES: tuple[tuple[str, float], ...] = (("L", 1.0), ("R", -1.0))  # the person's left is the right of the image
 
 # Lips: position along the mouth (-1 the person's right corner, 1 the left one), and what each place does.
 LIP = np.array([-1.0, -0.8, -0.52, -0.22, 0.0, 0.22, 0.52, 0.8, 1.0])
@@ -57,7 +57,7 @@ class Eye:
 
 @dataclass(frozen=True)
 class Mouth:
-    """Lip chains from the picture's left to its right `(9, 2)`: outer upper, inner upper, inner lower, outer lower."""
+    """Lip chains from the image's left to its right `(9, 2)`: outer upper, inner upper, inner lower, outer lower."""
 
     outer_upper: Points
     inner_upper: Points
@@ -131,7 +131,7 @@ def solve(identity: Identity, expression: np.ndarray) -> Face:
 
 
 def _outline(identity: Identity, jaw: float, chin_raise: float) -> Points:
-    """The head, a closed curve of 16 points from the top of the skull clockwise in the picture."""
+    """The head, a closed curve of 16 points from the top of the skull clockwise in the image."""
     wide = half_width(identity)
     low = wide * (0.5 + 0.5 * identity.jaw_width)
     full = identity.cheek_fullness

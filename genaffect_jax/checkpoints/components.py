@@ -1,4 +1,4 @@
-"""The face encoders of a generator's working folder, and what they make of the training pictures."""
+"""The face encoders of a denoiser's run folder, and what they make of the training images."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from genaffect_jax.checkpoints.run_dir import BANK_FILE, EXPRESSION_FILE, IDENTITY_FILE, ONNX_EXPRESSION_FILE
+from genaffect_jax.checkpoints.run_dir import EXPRESSION_FILE, IDENTITY_FILE, ONNX_EXPRESSION_FILE, PROTOTYPES_FILE
 from genaffect_jax.config import ModelConfig
 from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
-from genaffect_jax.data.sources.base import Picture
+from genaffect_jax.data.sources.base import Example
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.expressions.grammar import parse_expression
-from genaffect_jax.expressions.prototypes import ExpressionBank
+from genaffect_jax.expressions.prototypes import WordPrototypes
 from genaffect_jax.io.weight_file import resolve_weights
 from genaffect_jax.models.face_encoders.encoder import AvatarEncoder, load_conditioning_encoder, load_exemplar_encoder
 from genaffect_jax.models.face_encoders.onnx_expression import OnnxExpressionEncoder
@@ -30,7 +30,7 @@ class FaceEncoders:
     identity: AvatarEncoder | None
     """Gives the embeddings of the references."""
     expression: AvatarEncoder | OnnxExpressionEncoder | None
-    """Reads expressions from pictures."""
+    """Reads expressions from images."""
 
 
 def claim_encoders(config: ModelConfig, workdir: Path) -> FaceEncoders:
@@ -56,7 +56,7 @@ def claim_encoders(config: ModelConfig, workdir: Path) -> FaceEncoders:
 
 
 def expression_file(workdir: Path) -> Path:
-    """The file of a working folder that says what its expression encoder is."""
+    """The file of a run folder that says what its expression encoder is."""
     onnx = workdir / ONNX_EXPRESSION_FILE
     return onnx if onnx.exists() else workdir / EXPRESSION_FILE
 
@@ -68,7 +68,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def read_encoders(config: ModelConfig, workdir: Path) -> FaceEncoders:
-    """The encoders in a working folder.
+    """The encoders in a run folder.
 
     Raises:
         WeightsError: a file is missing or damaged.
@@ -84,41 +84,41 @@ def read_encoders(config: ModelConfig, workdir: Path) -> FaceEncoders:
     return FaceEncoders(identity, expression)
 
 
-def claim_bank(
-    workdir: Path, pictures: Sequence[Picture], people: Sequence[str], encoder: ExpressionEncoder
-) -> ExpressionBank:
-    """The expression bank of a run, learned when it begins from the pictures of the people it trains on.
+def claim_prototypes(
+    workdir: Path, images: Sequence[Example], people: Sequence[str], encoder: ExpressionEncoder
+) -> WordPrototypes:
+    """The word prototypes of a run, learned when it begins from the images of the people it trains on.
 
     Args:
         workdir: folder of the run; the bank is written there.
-        pictures: labelled pictures with the encoder's vectors.
+        images: labelled images with the encoder's vectors.
         people: names of the people that are trained on.
         encoder: the expression encoder.
 
     Raises:
-        DataError: as `ExpressionBank.fit` and `read`, or the bank there is of another encoder.
+        DataError: as `WordPrototypes.fit` and `read`, or the bank there is of another encoder.
     """
-    path = workdir / BANK_FILE
+    path = workdir / PROTOTYPES_FILE
     if not path.exists():
         known = set(people)
-        chosen = [picture for picture in pictures if picture.identity in known]
+        chosen = [image for image in images if image.identity in known]
         labels = {label: parse_expression(label) for label in {p.label for p in chosen}}
         vectors: Float[np.ndarray, "n W"] = np.stack([p.expression for p in chosen])
-        ExpressionBank.fit(
+        WordPrototypes.fit(
             [labels[p.label] for p in chosen], vectors, encoder=encoder.name, encoder_checksum=encoder.checksum
         ).write(path)
-    return read_bank(workdir, encoder)
+    return read_prototypes(workdir, encoder)
 
 
-def read_bank(workdir: Path, encoder: ExpressionEncoder) -> ExpressionBank:
-    """The expression bank in a working folder.
+def read_prototypes(workdir: Path, encoder: ExpressionEncoder) -> WordPrototypes:
+    """The word prototypes in a run folder.
 
     Raises:
         DataError: it is missing or damaged, or of another encoder.
     """
-    bank = ExpressionBank.read(workdir / BANK_FILE)
-    bank.check(encoder.name, encoder.checksum)
-    return bank
+    prototypes = WordPrototypes.read(workdir / PROTOTYPES_FILE)
+    prototypes.check(encoder.name, encoder.checksum)
+    return prototypes
 
 
 def _require_width(field: str, width: int, encoder: IdentityEncoder | ExpressionEncoder) -> None:

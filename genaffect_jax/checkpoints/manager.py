@@ -35,13 +35,13 @@ class Saved(Protocol):
     def parameters(self) -> Parameters: ...
 
     @property
-    def fixed(self) -> Parameters: ...
+    def frozen_params(self) -> Parameters: ...
 
     @property
     def ema(self) -> Parameters: ...
 
     @property
-    def optimiser(self) -> Any: ...
+    def optimizer(self) -> Any: ...
 
 
 State = TypeVar("State", bound=Saved)
@@ -53,12 +53,12 @@ SMALLEST_SHARE = 0.8
 
 
 class Checkpoints:
-    """The checkpoints of one working folder, `WORKDIR/checkpoints/<step>/`, and `WORKDIR/fixed/`.
+    """The checkpoints of one run folder, `WORKDIR/checkpoints/<step>/`, and `WORKDIR/frozen_params/`.
 
-    Each checkpoint holds the items `parameters` (what trains), `ema` (its average) and `optimiser` (arrays),
+    Each checkpoint holds the items `parameters` (what trains), `ema` (its average) and `optimizer` (arrays),
     `position` (the input iterator's state) and `config` (the resolved configuration), and `measured`, its value, if it
     has one. What does not train, which may be nearly all of a model, is written once, before the first checkpoint, into
-    `fixed`; it is there if there is such. A sampler reads `ema`, `config` and `fixed`.
+    `frozen_params`; it is there if there is such. A sampler reads `ema`, `config` and `frozen_params`.
 
     A checkpoint appears under its name only when it is complete. If the newest is damaged all the same, the one before
     is read, with a warning. Their order is that of their steps; no clock is asked.
@@ -70,13 +70,13 @@ class Checkpoints:
         self, workdir: Path, keep: int = 1, warn: Callable[[str], None] = warnings.warn, keep_best: int = 0
     ) -> None:
         """Args:
-        workdir: the working folder.
+        workdir: the run folder.
         keep: number of newest checkpoints that stay.
         warn: is told of a damaged checkpoint.
         keep_best: number of checkpoints with the lowest values that stay beside them.
         """
         self.folder = (workdir / "checkpoints").resolve()
-        self.fixed_folder = (workdir / "fixed").resolve()
+        self.frozen_folder = (workdir / "fixed").resolve()
         self.damaged_folder = (workdir / "damaged").resolve()
         self._warn = warn
         self._unreadable: set[int] = set()
@@ -155,7 +155,7 @@ class Checkpoints:
         items: dict[str, Any] = {
             "parameters": ocp.args.StandardSave(state.parameters),
             "ema": ocp.args.StandardSave(state.ema),
-            "optimiser": ocp.args.StandardSave(state.optimiser),
+            "optimizer": ocp.args.StandardSave(state.optimizer),
             "position": ocp.args.JsonSave(position),
             "config": ocp.args.JsonSave(json.loads(config)),
         }
@@ -166,7 +166,7 @@ class Checkpoints:
         self._saving = step
         try:
             if not self._manager.all_steps():
-                self._save_fixed(state.fixed)
+                self._save_frozen(state.frozen_params)
             self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as e:
             raise self._failed(e) from e
@@ -190,8 +190,8 @@ class Checkpoints:
         """
         self._remove_partial()
         there = len(self._manager.all_steps())
-        one = sum(leaf.nbytes for leaf in jax.tree.leaves((state.parameters, state.ema, state.optimiser)))
-        once = 0 if there else sum(leaf.nbytes for leaf in jax.tree.leaves(state.fixed))
+        one = sum(leaf.nbytes for leaf in jax.tree.leaves((state.parameters, state.ema, state.optimizer)))
+        once = 0 if there else sum(leaf.nbytes for leaf in jax.tree.leaves(state.frozen_params))
         free = shutil.disk_usage(self.folder).free
         found = f"{self.folder}: {_size(free)} free, a checkpoint takes about {_size(one)}"
         if once:
@@ -202,7 +202,7 @@ class Checkpoints:
         if free < once + more * one:
             self._warn(f"{found}, and {more} more will lie there at once; training stops when the disk is full")
 
-    def save_for_sampling(self, step: int, parameters: Parameters, fixed: Parameters, config: str) -> None:
+    def save_for_sampling(self, step: int, parameters: Parameters, frozen_params: Parameters, config: str) -> None:
         """Writes a checkpoint that can be sampled from and not continued, as the first of its folder.
 
         Args:
@@ -211,7 +211,7 @@ class Checkpoints:
             fixed: the other parameters.
             config: the configuration that rebuilds the model, as JSON.
         """
-        self._save_fixed(fixed)
+        self._save_frozen(frozen_params)
         items = ocp.args.Composite(ema=ocp.args.StandardSave(parameters), config=ocp.args.JsonSave(json.loads(config)))
         self._manager.save(step, args=items)
 
@@ -227,7 +227,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             parameters=ocp.args.StandardRestore(abstract.parameters),
             ema=ocp.args.StandardRestore(abstract.ema),
-            optimiser=ocp.args.StandardRestore(abstract.optimiser),
+            optimizer=ocp.args.StandardRestore(abstract.optimizer),
             position=ocp.args.JsonRestore(),
         )
         step, found = self._newest("this configuration", lambda step: self._manager.restore(step, args=items))
@@ -240,14 +240,14 @@ class Checkpoints:
             self._manager.reload()
             self._unreadable.clear()
         counter = place(jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding)
-        fixed = self._restore_fixed(abstract.fixed)
+        frozen_params = self._restore_frozen(abstract.frozen_params)
         state: Any = dataclasses.replace(
             abstract,  # type: ignore[type-var]
             step=counter,
             parameters=found["parameters"],
-            fixed=fixed,
+            frozen_params=frozen_params,
             ema=found["ema"],
-            optimiser=found["optimiser"],
+            optimizer=found["optimizer"],
         )
         return state, found["position"]
 
@@ -257,7 +257,7 @@ class Checkpoints:
         return json.dumps(self._newest("any", lambda s: self._manager.restore(s, args=items), step)[1]["config"])
 
     def averaged_parameters(
-        self, functional: Functional, mesh: jax.sharding.Mesh, step: int | None = None, *, rounded: bool = False
+        self, functional: Functional, mesh: jax.sharding.Mesh, step: int | None = None, *, cast_kernels: bool = False
     ) -> Parameters:
         """Full parameters, averaged where they trained, read straight to their devices.
 
@@ -265,23 +265,23 @@ class Checkpoints:
             functional: the network.
             mesh: where its parameters shall lie.
             step: whose; left out, the newest that can be read.
-            rounded: kernels in the type that they are multiplied in (`Functional.rounded`).
+            rounded: kernels in the type that they are multiplied in (`Functional.cast_kernels`).
 
         Raises:
             CheckpointError: it does not fit the network, or cannot be read.
         """
-        types = functional.multiplied_in if rounded else {}
+        types = functional.compute_dtypes if cast_kernels else {}
         shardings = parameter_shardings(functional.logical_axes, functional.shapes, mesh)
         abstract = {
             name: jax.ShapeDtypeStruct(s.shape, types.get(name, s.dtype), sharding=shardings[name])
             for name, s in functional.shapes.items()
         }
-        names = self._fixed_names()
+        names = self._frozen_names()
         ema = {name: s for name, s in abstract.items() if name not in names}
         items = ocp.args.Composite(ema=ocp.args.StandardRestore(ema))
-        missing = "" if names else f" ({self.fixed_folder}, for what did not train, is not there)"
+        missing = "" if names else f" ({self.frozen_folder}, for what did not train, is not there)"
         found = self._newest(f"its configuration{missing}", lambda s: self._manager.restore(s, args=items), step)[1]
-        return {**found["ema"], **self._restore_fixed({name: abstract[name] for name in names if name in abstract})}
+        return {**found["ema"], **self._restore_frozen({name: abstract[name] for name in names if name in abstract})}
 
     def close(self) -> None:
         """Waits until everything is on disk.
@@ -318,32 +318,32 @@ class Checkpoints:
     def _remove_partial(self) -> None:
         if not is_first():
             return
-        for folder in (self.folder, self.fixed_folder.parent):
+        for folder in (self.folder, self.frozen_folder.parent):
             for partial in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _save_fixed(self, fixed: Parameters) -> None:
+    def _save_frozen(self, frozen_params: Parameters) -> None:
         # Waits: no checkpoint may be complete without it. A folder left by a run that ended before its first
         # checkpoint is replaced.
-        if fixed:
+        if frozen_params:
             with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(self.fixed_folder, fixed, force=True)
+                checkpointer.save(self.frozen_folder, frozen_params, force=True)
                 checkpointer.wait_until_finished()
 
-    def _fixed_names(self) -> frozenset[str]:
-        if not self.fixed_folder.is_dir():
+    def _frozen_names(self) -> frozenset[str]:
+        if not self.frozen_folder.is_dir():
             return frozenset()
         with ocp.StandardCheckpointer() as checkpointer:
-            return frozenset(checkpointer.metadata(self.fixed_folder).item_metadata.tree)
+            return frozenset(checkpointer.metadata(self.frozen_folder).item_metadata.tree)
 
-    def _restore_fixed(self, abstract: Mapping[str, Any]) -> Parameters:
+    def _restore_frozen(self, abstract: Mapping[str, Any]) -> Parameters:
         if not abstract:
             return {}
         try:
             with ocp.StandardCheckpointer() as checkpointer:
-                return checkpointer.restore(self.fixed_folder, abstract)
+                return checkpointer.restore(self.frozen_folder, abstract)
         except (ValueError, FileNotFoundError) as e:
-            raise CheckpointError(f"{self.fixed_folder}: does not fit this configuration: {e}") from e
+            raise CheckpointError(f"{self.frozen_folder}: does not fit this configuration: {e}") from e
 
     def _newest(self, what: str, read: Callable[[int], Found], only: int | None = None) -> tuple[int, Found]:
         """The newest step that can be read, or only the given one, and what was read.

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from genaffect_jax.config import AutoencoderRun, Config, from_json, to_json
+from genaffect_jax.config import AutoencoderRun, DenoiserRun, from_json, to_json
 from genaffect_jax.config.encoders import EncoderRun
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.parallel.distributed import describe_process, is_first
@@ -19,20 +19,20 @@ IDENTITY_FILE = "identity_encoder.safetensors"
 EXPRESSION_FILE = "expression_encoder.safetensors"
 ONNX_EXPRESSION_FILE = "expression_encoder.json"
 """Takes the place of `EXPRESSION_FILE` where the encoder is an ONNX file; that lies beside it."""
-BANK_FILE = "expression_bank.safetensors"
+PROTOTYPES_FILE = "word_prototypes.safetensors"
 REPORT_FILE = "report.json"
 
-# Fields that may change between the runs of one working folder: they do not touch what is learned, but for the order of
+# Fields that may change between the runs of one run folder: they do not touch what is learned, but for the order of
 # sums over devices.
 _MAY_CHANGE = (
     "train.steps",
     "train.log_every",
-    "train.sheet_every",
-    "train.gap_every",
+    "train.sample_every",
+    "train.probe_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.keep_best",
-    "train.most_skipped",
+    "train.max_consecutive_skips",
     "train.profile_at",
     "data.workers",
     "mesh.data",
@@ -41,8 +41,8 @@ _MAY_CHANGE = (
 )
 
 
-def claim_workdir(workdir: Path, config: Config | AutoencoderRun | EncoderRun) -> str:
-    """Writes `config.json` into the working folder, or checks that the run there is the same one.
+def claim_workdir(workdir: Path, config: DenoiserRun | AutoencoderRun | EncoderRun) -> str:
+    """Writes `config.json` into the run folder, or checks that the run there is the same one.
 
     Of several processes the first writes it; the others, which come after it, must find it.
 

@@ -1,10 +1,10 @@
 """`python -m genaffect_jax.compile_check`: compile a preset for TPUs that are not there, and say whether it fits.
 
     python -m genaffect_jax.compile_check --config configs/sd35_medium.py --topology v5e:4x4 --mesh.fsdp 16 \\
-        --train.trains everything --train.batch_size 64
+        --train.trainable everything --train.batch_size 64
 
 The training step and the sampler are those of training and drawing, compiled for all chips of the topology; no
-weights, pictures or prompts are read and nothing runs. Needs the extra `tpu`. Exit status: 0 if every program fits, 1
+weights, images or prompts are read and nothing runs. Needs the extra `tpu`. Exit status: 0 if every program fits, 1
 if one does not, 2 for wrong arguments.
 """
 
@@ -30,9 +30,9 @@ from genaffect_jax.compile_check.report import ATTAINABLE, ProgramReport, compil
 from genaffect_jax.compile_check.sampler import lower_sampler, sampler_flops
 from genaffect_jax.compile_check.topology import topology_devices
 from genaffect_jax.compile_check.train_step import lower_train_step, trained_share
-from genaffect_jax.config import Config, GuidanceMode
+from genaffect_jax.config import DenoiserRun, GuidanceMode
 from genaffect_jax.errors import COMPLETE, FAILED, ConfigError, GenAffectError
-from genaffect_jax.inference.program import Kind
+from genaffect_jax.inference.program import SamplerSpec
 from genaffect_jax.models.flops import step_flops
 from genaffect_jax.parallel.chips import Chip
 from genaffect_jax.parallel.mesh import make_mesh
@@ -51,8 +51,8 @@ class Arguments(Generic[Run]):
     run: Annotated[Run, tyro.conf.arg(name="")]
     programs: tuple[Literal["train", "sampler"], ...] = ("train", "sampler")
     """What is compiled."""
-    pictures: int = 8
-    """Pictures that the sampler draws on each chip at once, anchors not counted."""
+    images: int = 8
+    """Images that the sampler draws on each chip at once, anchors not counted."""
     steps: int = 24
     """Denoising steps of the sampler."""
     guidance: GuidanceMode = "decoupled"
@@ -60,7 +60,7 @@ class Arguments(Generic[Run]):
     consistency: float = 0.0
     """Share of its tokens that every anchor shows the set."""
     anchors: int = 8
-    """Anchors of the sampler, drawn beside the pictures on every chip; none without --consistency."""
+    """Anchors of the sampler, drawn beside the images on every chip; none without --consistency."""
     reserve: float = 0.05
     """Share of a chip's memory that must stay free, for what is on it beside the program."""
     json: Path | None = None
@@ -70,7 +70,7 @@ class Arguments(Generic[Run]):
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, compiles and prints; returns the exit status."""
     jax.config.update("jax_platforms", "cpu")  # the compiler's library would have JAX look for chips here
-    arguments = cli.parse(Arguments, [Config], argv, Path("configs/avatar_tiny.py"), adapt=without_files)
+    arguments = cli.parse(Arguments, [DenoiserRun], argv, Path("configs/avatar_tiny.py"), adapt=without_files)
     fits: list[bool] = []
 
     def work(_: Console) -> bool:
@@ -127,7 +127,7 @@ def without_files(run: Any) -> Any:
 
 def _check(arguments: Arguments) -> None:
     for name, value, low, high in (
-        ("pictures", arguments.pictures, 1, None),
+        ("images", arguments.images, 1, None),
         ("steps", arguments.steps, 1, None),
         ("anchors", arguments.anchors, 1, None),
         ("consistency", arguments.consistency, 0, 1),
@@ -149,15 +149,15 @@ def _report(name: str, arguments: Arguments, mesh: Mesh, chip: Chip) -> ProgramR
         return compile_and_report(name, lower_train_step(run, mesh), chip, flops, arguments.reserve)
     tokens = (run.model.mmdit.sample_size // run.model.mmdit.patch_size) ** 2
     anchors = arguments.anchors if arguments.consistency else 0
-    kind = Kind(
-        mode=arguments.guidance, shared=round(arguments.consistency * tokens), anchors=anchors, pictures_from=anchors
+    spec = SamplerSpec(
+        mode=arguments.guidance, shared=round(arguments.consistency * tokens), anchors=anchors, first_decoded=anchors
     )
-    pictures = arguments.pictures + anchors
+    images = arguments.images + anchors
     return compile_and_report(
         name,
-        lower_sampler(run, mesh, kind, pictures, steps=arguments.steps),
+        lower_sampler(run, mesh, spec, images, steps=arguments.steps),
         chip,
-        sampler_flops(run, kind, pictures, arguments.steps),
+        sampler_flops(run, spec, images, arguments.steps),
         arguments.reserve,
     )
 
@@ -172,12 +172,12 @@ def _table(report: ProgramReport, chip: Chip) -> Table:
         table.add_row(
             "total", f"{in_words(memory.total)} of {in_words(chip.memory)} ({memory.total / chip.memory:.0%})"
         )
-    part = "generator" if report.name == "train" else "denoising"
+    part = "denoiser" if report.name == "train" else "denoising"
     table.add_row(f"operations, {part}", f"{report.flops / 1e12:.3g} TFLOP")
     table.add_row("Pallas kernels", str(report.kernels))
-    for kind, total in report.collectives.items():
+    for spec, total in report.collectives.items():
         loops = ", one turn of loops of unknown length" if total.loop else ""
-        table.add_row(kind, f"{total.count} of {in_words(total.size)} in all, {in_words(total.sent)} sent{loops}")
+        table.add_row(spec, f"{total.count} of {in_words(total.size)} in all, {in_words(total.sent)} sent{loops}")
     estimate = report.estimate
     if estimate is not None:
         parts = (

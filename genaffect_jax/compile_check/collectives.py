@@ -157,9 +157,9 @@ def _length(loop: str, condition: list[str]) -> int | None:
     note = _TRIPS.search(loop)
     if note:
         return int(note[1])
-    constants = [int(c[1]) for line in condition if (c := _CONSTANT.search(line))]
+    buffers = [int(c[1]) for line in condition if (c := _CONSTANT.search(line))]
     counted = any(line.lstrip().startswith("ROOT") and "direction=LT" in line for line in condition)
-    return constants[0] if counted and len(constants) == 1 else None
+    return buffers[0] if counted and len(buffers) == 1 else None
 
 
 def _bytes(kind: str, sizes: str) -> int:

@@ -5,13 +5,13 @@ The classes hold numbers and words only, so that one JSON file rebuilds a model 
 
 from genaffect_jax.config.as_json import from_json, to_json
 from genaffect_jax.config.auxiliary import AuxiliaryConfig
-from genaffect_jax.config.distributed import HostsConfig
+from genaffect_jax.config.distributed import DistributedConfig
 from genaffect_jax.config.encoders import EncoderRun, FaceEncoderConfig
 from genaffect_jax.config.networks import AutoencoderConfig, ConditioningConfig, LoraConfig, MMDiTConfig, ModelConfig
 from genaffect_jax.config.runs import (
     AutoencoderRun,
-    Config,
     DataConfig,
+    DenoiserRun,
     DType,
     FlowConfig,
     MeshConfig,
@@ -25,14 +25,14 @@ __all__ = [
     "AutoencoderRun",
     "AuxiliaryConfig",
     "ConditioningConfig",
-    "Config",
     "DType",
     "DataConfig",
+    "DenoiserRun",
+    "DistributedConfig",
     "EncoderRun",
     "FaceEncoderConfig",
     "FlowConfig",
     "GuidanceMode",
-    "HostsConfig",
     "LoraConfig",
     "MMDiTConfig",
     "MeshConfig",

@@ -1,4 +1,4 @@
-"""Configuration of the optional losses on the picture that the generator's prediction stands for."""
+"""Configuration of the optional losses on the image that the denoiser's prediction stands for."""
 
 from __future__ import annotations
 

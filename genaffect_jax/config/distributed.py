@@ -11,18 +11,18 @@ Cluster = Literal["auto", "none", "slurm", "ompi", "mpi4py", "k8s", "gketpu", "g
 
 
 @dataclass(frozen=True)
-class HostsConfig:
+class DistributedConfig:
     """Processes that train together, on one host or several. It says nothing about what is trained."""
 
     cluster: Cluster = "auto"
     """Who says how many processes there are and which one this is. `auto`: the variables of SLURM, Open MPI or a GKE
     TPU slice, if they speak of more than one process; a name: that system (`gcetpu`, the TPU VMs of a pod, and `k8s`
     ask a server and are never tried unasked); `none`: this process trains alone."""
-    coordinator: str | None = None
-    """HOST:PORT of process 0, instead of a cluster; goes with `processes` and `index`."""
-    processes: int | None = None
+    coordinator_address: str | None = None
+    """HOST:PORT of process 0, instead of a cluster; goes with `num_processes` and `process_id`."""
+    num_processes: int | None = None
     """Number of processes of the whole job."""
-    index: int | None = None
+    process_id: int | None = None
     """Number of this process, from 0."""
     join_timeout: int = 300
     """Seconds that a process waits at its start until all are there."""
@@ -30,24 +30,34 @@ class HostsConfig:
     """Seconds without a sign of life after which a process counts as lost, and the others end."""
 
     def __post_init__(self) -> None:
-        given = (self.coordinator, self.processes, self.index)
+        given = (self.coordinator_address, self.num_processes, self.process_id)
         missing = [n for n, v in zip(("coordinator", "processes", "index"), given, strict=True) if v is None]
         require(
             len(missing) in (0, 3),
-            f"hosts.{missing[0] if missing else ''}",
+            f"distributed.{missing[0] if missing else ''}",
             None,
             "coordinator, processes and index are given together or not at all",
         )
-        if self.coordinator is not None and self.processes is not None and self.index is not None:
-            host, _, port = self.coordinator.rpartition(":")
-            require(bool(host) and port.isdecimal(), "hosts.coordinator", self.coordinator, "must be HOST:PORT")
-            require(self.processes >= 1, "hosts.processes", self.processes, "must be at least 1")
-            require(0 <= self.index < self.processes, "hosts.index", self.index, f"must lie in 0..{self.processes - 1}")
+        if self.coordinator_address is not None and self.num_processes is not None and self.process_id is not None:
+            host, _, port = self.coordinator_address.rpartition(":")
+            require(
+                bool(host) and port.isdecimal(),
+                "distributed.coordinator_address",
+                self.coordinator_address,
+                "must be HOST:PORT",
+            )
+            require(self.num_processes >= 1, "distributed.num_processes", self.num_processes, "must be at least 1")
+            require(
+                0 <= self.process_id < self.num_processes,
+                "distributed.process_id",
+                self.process_id,
+                f"must lie in 0..{self.num_processes - 1}",
+            )
             require(
                 self.cluster in ("auto", "none"),
-                "hosts.cluster",
+                "distributed.cluster",
                 self.cluster,
                 "takes the place of coordinator, processes and index; give one or the other",
             )
         for name in ("join_timeout", "heartbeat_timeout"):
-            require(getattr(self, name) >= 1, f"hosts.{name}", getattr(self, name), "must be at least 1")
+            require(getattr(self, name) >= 1, f"distributed.{name}", getattr(self, name), "must be at least 1")

@@ -13,29 +13,29 @@ from genaffect_jax.config.runs import DataConfig, MeshConfig, TrainConfig
 from genaffect_jax.errors import require
 
 Crop = tuple[float, float, float]
-"""A square part of a square picture: left edge, top edge, side, as shares of the picture's side."""
+"""A square part of a square image: left edge, top edge, side, as shares of the image's side."""
 WHOLE: Crop = (0.0, 0.0, 1.0)
 ARCFACE_CROP: Crop = (0.125, 0.125, 0.75)
-"""Where ArcFace's 112-px square lies in an aligned picture (`data.photos.alignment`)."""
+"""Where ArcFace's 112-px square lies in an aligned image (`data.photos.alignment`)."""
 
 
 def require_crop(crop: Crop, name: str) -> None:
-    """Raises ConfigError unless the crop lies inside the picture."""
+    """Raises ConfigError unless the crop lies inside the image."""
     inside = len(crop) == 3 and min(crop[:2]) >= 0.0 and crop[2] > 0.0 and max(crop[:2]) + crop[2] <= 1.0 + 1e-9
-    require(inside, name, crop, "must be left, top, side: shares of the picture's side that stay inside it")
+    require(inside, name, crop, "must be left, top, side: shares of the image's side that stay inside it")
 
 
 @dataclass(frozen=True)
 class FaceEncoderConfig:
-    """A network from a picture of a face to one vector."""
+    """A network from an image of a face to one vector."""
 
     target: Literal["identity", "expression"] = "identity"
-    """`identity`: a vector of unit length, near for pictures of one person; `expression`: an expression vector."""
+    """`identity`: a vector of unit length, near for images of one person; `expression`: an expression vector."""
     architecture: Literal["residual", "transformer", "iresnet"] = "residual"
     """`residual`: convolutions at ever lower resolution; `transformer`: attention between patches of one resolution;
     `iresnet`: ArcFace's network (`models.face_encoders.iresnet`), for converted weights."""
     image_size: int = 112
-    """Side of the pictures inside the network, in pixels; pictures of other sizes are resized."""
+    """Side of the images inside the network, in pixels; images of other sizes are resized."""
     widths: tuple[int, ...] = (24, 48, 96, 160)
     """Channels at each resolution, the first at half of image_size, each further one at half of the one before
     (`iresnet`: the stem, at image_size, has the first number of channels too)."""
@@ -53,11 +53,11 @@ class FaceEncoderConfig:
     width: int = 256
     """Numbers in the vector."""
     crop: Crop = field(default=WHOLE, metadata=ADDED_LATER)
-    """Part of the picture that the network looks at: left edge, top edge, side, as shares of the picture's side."""
+    """Part of the image that the network looks at: left edge, top edge, side, as shares of the image's side."""
 
     @property
     def downsample(self) -> int:
-        """Pixels of the picture per pixel of the last resolution, along one side."""
+        """Pixels of the image per pixel of the last resolution, along one side."""
         return 2 ** len(self.widths)
 
     def __post_init__(self) -> None:
@@ -110,12 +110,12 @@ class FaceEncoderConfig:
 
     @classmethod
     def expression_avatar(cls) -> FaceEncoderConfig:
-        """The expression encoder for conditioning: sharper pictures, as lids and gaze are small."""
+        """The expression encoder for conditioning: sharper images, as lids and gaze are small."""
         return cls(target="expression", image_size=128, width=40)
 
     @classmethod
     def identity_evaluator(cls) -> FaceEncoderConfig:
-        """The identity encoder that judges: smaller pictures, fewer and wider stages, a coarser neck than the other."""
+        """The identity encoder that judges: smaller images, fewer and wider stages, a coarser neck than the other."""
         return cls(
             target="identity",
             image_size=96,
@@ -160,7 +160,7 @@ class FaceEncoderConfig:
 
 @dataclass(frozen=True)
 class DegradeConfig:
-    """How training pictures are made worse without changing who and what they show
+    """How training images are made worse without changing who and what they show
     (`training.face_encoder.degrade`)."""
 
     shift: float = 0.06
@@ -172,15 +172,15 @@ class DegradeConfig:
     tint: float = 0.04
     """Largest change of one channel against the others."""
     blur: float = 1.2
-    """Largest standard deviation of the Gaussian blur, in pixels; half of the pictures stay sharp."""
+    """Largest standard deviation of the Gaussian blur, in pixels; half of the images stay sharp."""
     noise: float = 0.03
-    """Largest standard deviation of the noise, of the range 0 to 1; half of the pictures stay clean."""
+    """Largest standard deviation of the noise, of the range 0 to 1; half of the images stay clean."""
     quantise: float = 0.15
-    """Coarsest step of block-transform (JPEG-like) coefficients, of the range 0 to 1; in 3 of 10 pictures."""
+    """Coarsest step of block-transform (JPEG-like) coefficients, of the range 0 to 1; in 3 of 10 images."""
     autoencoder: str | None = "package:autoencoder_tiny"
-    """Weights of an autoencoder that some of the pictures pass through; left out if None."""
+    """Weights of an autoencoder that some of the images pass through; left out if None."""
     autoencoder_share: float = 0.25
-    """Share of the pictures that pass through it."""
+    """Share of the images that pass through it."""
     latent_noise: float = 0.3
     """Largest standard deviation of the noise added to their latents, whose own is about 1."""
 
@@ -200,11 +200,11 @@ class EncoderRun:
     licence: str = "Apache-2.0"
     """Licence that the weights get; goes into the weight file."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Pictures."""
+    """Images."""
     stored: Path | None = None
-    """Folder of the drawn avatars, which several runs may share; the working folder if None (source `procedural`)."""
+    """Folder of the drawn avatars, which several runs may share; the run folder if None (source `procedural`)."""
     split_seed: int = 0
-    """Decides who is held out; the `train.seed` of a generator holds out the same people as there."""
+    """Decides who is held out; the `train.seed` of a denoiser holds out the same people as there."""
     encoder: FaceEncoderConfig = field(default_factory=FaceEncoderConfig)
     """The network."""
     margin: float = 0.3
@@ -212,7 +212,7 @@ class EncoderRun:
     scale: float = 32.0
     """Factor of the cosines in the softmax (target `identity`)."""
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
-    """Changes of the training pictures."""
+    """Changes of the training images."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Optimisation, logging, checkpoints."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -228,10 +228,10 @@ class EncoderRun:
         require(bool(self.licence.strip()), "licence", repr(self.licence), "must not be empty")
         require(self.split_seed >= 0, "split_seed", self.split_seed, "must be at least 0")
         require(
-            self.train.accumulate == 1,
-            "train.accumulate",
-            self.train.accumulate,
-            "must be 1: only the generator's training accumulates",
+            self.train.gradient_accumulation_steps == 1,
+            "train.gradient_accumulation_steps",
+            self.train.gradient_accumulation_steps,
+            "must be 1: only the denoiser's training accumulates",
         )
         require(0.0 <= self.margin < 1.5, "margin", self.margin, "must lie in [0, 1.5) radians")
         require(self.scale > 0.0, "scale", self.scale, "must be positive")

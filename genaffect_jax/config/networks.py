@@ -196,9 +196,9 @@ class AutoencoderConfig:
     """An AutoencoderKL as SD3 uses it: no quantisation convolutions, latents shifted and scaled."""
 
     in_channels: int = 3
-    """Channels of the pictures read."""
+    """Channels of the images read."""
     out_channels: int = 3
-    """Channels of the pictures written."""
+    """Channels of the images written."""
     latent_channels: int = 16
     """Channels of the latents."""
     block_out_channels: tuple[int, ...] = (16, 32, 64, 64)
@@ -214,7 +214,7 @@ class AutoencoderConfig:
 
     @property
     def downsample(self) -> int:
-        """Picture pixels per latent pixel, along one side."""
+        """Image pixels per latent pixel, along one side."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     def __post_init__(self) -> None:
@@ -243,7 +243,7 @@ class AutoencoderConfig:
 
     @classmethod
     def avatar_s(cls) -> AutoencoderConfig:
-        """The default autoencoder for avatars: 256 px pictures become 32 x 32 latents with 16 channels.
+        """The default autoencoder for avatars: 256 px images become 32 x 32 latents with 16 channels.
 
         Twice the channels of `avatar_tiny` and two residual blocks per resolution: 5.3 M parameters, which in bfloat16
         are 11 MB, small enough for a package. The flat colours and thin lines of drawn avatars need no more depth, and
@@ -254,7 +254,7 @@ class AutoencoderConfig:
 
     @classmethod
     def avatar_tiny(cls) -> AutoencoderConfig:
-        """Small enough for a CPU: 128 px pictures become 16 x 16 latents with 16 channels."""
+        """Small enough for a CPU: 128 px images become 16 x 16 latents with 16 channels."""
         return cls(
             block_out_channels=(16, 32, 64, 64),
             layers_per_block=1,
@@ -271,11 +271,11 @@ class ConditioningConfig:
 
     expression_space: Literal["units", "encoder"] = "units"
     """What an expression vector is: `units`, the channels of `expressions.action_units`; `encoder`, whatever
-    `model.expression_encoder` makes of a picture; words then stand for means over the training pictures."""
+    `model.expression_encoder` makes of an image; words then stand for means over the training images."""
     expression_width: int = 40
     """Numbers in one expression vector (40: action units, gaze and head of `expressions.action_units`)."""
     expression_tokens: int = 8
-    """Expression tokens per picture."""
+    """Expression tokens per image."""
     identity_layers: int = 2
     """Layers of the transformer, or of the resampler, that makes identity tokens."""
     identity_tokens: int = 0
@@ -300,7 +300,7 @@ class ConditioningConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank additions to kernels of the generator (Hu et al. 2021, arXiv 2106.09685); see `models.lora`."""
+    """Low-rank additions to kernels of the denoiser (Hu et al. 2021, arXiv 2106.09685); see `models.lora`."""
 
     rank: int = 0
     """Rank r of the additions; 0 leaves them out."""
@@ -322,12 +322,12 @@ class ModelConfig:
     mmdit: MMDiTConfig = field(default_factory=MMDiTConfig)
     """The denoiser."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    """The picture autoencoder; it is frozen while the denoiser trains."""
+    """The image autoencoder; it is frozen while the denoiser trains."""
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     """Identity and expression tokens."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Low-rank additions that train in the place of whole kernels."""
-    prediction: Literal["velocity", "clean"] = "velocity"
+    prediction: Literal["velocity", "x0"] = "velocity"
     """What the denoiser gives: the velocity (SD3), or the clean latents, from which the velocity follows."""
     autoencoder_weights: str = "package:autoencoder_tiny"
     """Where the autoencoder's weights come from: `package:NAME`, a safetensors file, or a diffusers folder."""
@@ -337,7 +337,7 @@ class ModelConfig:
     """Face encoder whose embeddings of the references condition the denoiser: `package:NAME` or a weight file; empty:
     none."""
     expression_encoder: str = ""
-    """Face encoder that reads expressions from pictures: `package:NAME`, a weight file, or the .json of an ONNX
+    """Face encoder that reads expressions from images: `package:NAME`, a weight file, or the .json of an ONNX
     encoder; empty: none."""
 
     def __post_init__(self) -> None:
@@ -369,5 +369,5 @@ class ModelConfig:
 
     @property
     def image_size(self) -> int:
-        """Side of the pictures the model was made for, in pixels."""
+        """Side of the images the model was made for, in pixels."""
         return self.mmdit.sample_size * self.autoencoder.downsample

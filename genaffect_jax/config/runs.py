@@ -1,4 +1,4 @@
-"""Training runs: pictures, prompts, objective, optimisation, devices."""
+"""Training runs: images, prompts, objective, optimisation, devices."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ CLIP_TOKENS = 77
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where pictures come from and how sets are put together."""
+    """Where images come from and how sets are put together."""
 
     source: Literal["procedural", "folder"] = "procedural"
-    """`procedural`: avatars drawn by this package; `folder`: picture files below `root`."""
+    """`procedural`: avatars drawn by this package; `folder`: image files below `root`."""
     root: Path | None = None
-    """Folder of pictures (source `folder`): `<identity>/<expression>[_n].png`, or one with metadata.jsonl or .csv."""
+    """Folder of images (source `folder`): `<identity>/<expression>[_n].png`, or one with metadata.jsonl or .csv."""
     align: Literal["none", "face"] = field(default="none", metadata=ADDED_LATER)
-    """How the pictures of `root` were made: `face` by `python -m genaffect_jax.prepare photos`, `none` in any other
-    way. It changes nothing in training; pictures given to the trained model are treated the same way unless told
+    """How the images of `root` were made: `face` by `python -m genaffect_jax.prepare photos`, `none` in any other
+    way. It changes nothing in training; images given to the trained model are treated the same way unless told
     otherwise."""
     image_size: int = 128
-    """Side of the pictures, in pixels."""
+    """Side of the images, in pixels."""
     identities: int = 512
     """Number of people (source `procedural`)."""
     expressions_per_identity: int = 8
-    """Pictures of each person (source `procedural`)."""
+    """Images of each person (source `procedural`)."""
     pose_scale: float = 1.0
-    """How far gaze and head move at random in procedural pictures, 0 (not at all) to 1; words keep their own pose."""
+    """How far gaze and head move at random in procedural images, 0 (not at all) to 1; words keep their own pose."""
     expressions_per_set: int = 3
     """Targets E in one training set, beside its reference; all show different expressions of one person."""
     holdout: float = 0.05
     """Share of the people kept out of training for evaluation and preview sheets."""
     max_rejected: float = 0.2
-    """Largest share of unusable pictures that a run tolerates; a person left with one expression always stops it."""
+    """Largest share of unusable images that a run tolerates; a person left with one expression always stops it."""
     workers: int = 1
     """Worker processes of the input pipeline; 0 loads in the main process."""
     cache_latents: bool = False
-    """Encode every picture once, before training, into a file of the working folder (for sources of fixed size)."""
+    """Encode every image once, before training, into a file of the run folder (for sources of fixed size)."""
 
     def __post_init__(self) -> None:
         require(
             self.source != "folder" or self.root is not None,
             "data.root",
             self.root,
-            "source 'folder' needs a folder of pictures (--data.root DIR)",
+            "source 'folder' needs a folder of images (--data.root DIR)",
         )
         for name in ("image_size", "identities", "expressions_per_set"):
             require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "must be at least 1")
@@ -75,9 +75,9 @@ class TextConfig:
     prompts`."""
 
     template: str = "a portrait of a person, {word} expression"
-    """Prompt of a picture whose expression is one word of the vocabulary, or neutral; {word} stands for the word."""
+    """Prompt of an image whose expression is one word of the vocabulary, or neutral; {word} stands for the word."""
     plain: str = "a portrait of a person"
-    """Prompt of every other picture: blends and action units."""
+    """Prompt of every other image: blends and action units."""
     negative: str = ""
     """Prompt that stands for no text, in training (flow.drop_text) and in guidance."""
     max_sequence_length: int = 77
@@ -138,16 +138,16 @@ class TrainConfig:
     """Optimisation, logging and checkpoints."""
 
     steps: int = 1000
-    """Optimiser steps of the whole run."""
-    trains: tuple[str, ...] = ("everything",)
+    """Optimizer steps of the whole run."""
+    trainable: tuple[str, ...] = ("everything",)
     """Which parameters train: `everything`, `adapters`, or patterns of names, the first that matches decides;
     `*` stands for anything, a `!` in front keeps what matches fixed."""
     batch_size: int = 16
-    """Sets per step over all devices; each set holds `data.expressions_per_set` target pictures."""
-    accumulate: int = field(default=1, metadata=ADDED_LATER)
+    """Sets per step over all devices; each set holds `data.expressions_per_set` target images."""
+    gradient_accumulation_steps: int = field(default=1, metadata=ADDED_LATER)
     """Parts that each batch is computed in, one after the other: the same step with the activations of a part. It
-    divides `batch_size`, and so must the devices that cut the batch divide a part. The generator's training only."""
-    optimiser: Literal["adamw", "adafactor"] = field(default="adamw", metadata=ADDED_LATER)
+    divides `batch_size`, and so must the devices that cut the batch divide a part. The denoiser's training only."""
+    optimizer: Literal["adamw", "adafactor"] = field(default="adamw", metadata=ADDED_LATER)
     """`adamw`, or `adafactor`: second moments of matrices as their row and column means, no first moments."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
@@ -163,7 +163,7 @@ class TrainConfig:
     """Second-moment decay (adamw)."""
     gradient_clip: float = 1.0
     """Largest global gradient norm; larger gradients are scaled down to it."""
-    most_skipped: int = field(default=10, metadata=ADDED_LATER)
+    max_consecutive_skips: int = field(default=10, metadata=ADDED_LATER)
     """Steps in a row whose loss or gradients are not finite, and which therefore change nothing, that end the run."""
     ema_decay: float = 0.99
     """Decay of the averaged weights that sampling uses."""
@@ -172,15 +172,15 @@ class TrainConfig:
     seed: int = 0
     """Seed of initialisation, data order, noise and dropout."""
     profile_at: int = field(default=0, metadata=ADDED_LATER)
-    """First of three steps that are profiled into `profile/` of the working folder; 0 profiles none. The first step of
+    """First of three steps that are profiled into `profile/` of the run folder; 0 profiles none. The first step of
     a process, which compiles, is a poor choice."""
     log_every: int = 20
     """Steps between rows of metrics.jsonl."""
-    sheet_every: int = 0
+    sample_every: int = 0
     """Steps between preview sheets; 0 draws one at the end only."""
-    gap_every: int = 200
-    """Steps between measurements of how much worse the generator is with another person's references, and with another
-    expression (`gaps.png`); every checkpoint is measured too. 0 never measures. Only the generator's training does."""
+    probe_every: int = 200
+    """Steps between measurements of how much worse the denoiser is with another person's references, and with another
+    expression (`probe.png`); every checkpoint is measured too. 0 never measures. Only the denoiser's training does."""
     checkpoint_every: int = 500
     """Steps between checkpoints; one is always written at the end and on Ctrl-C."""
     keep_checkpoints: int = 2
@@ -196,18 +196,23 @@ class TrainConfig:
             "log_every",
             "checkpoint_every",
             "keep_checkpoints",
-            "most_skipped",
+            "max_consecutive_skips",
             "accumulate",
         ):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
         require(
-            self.batch_size % self.accumulate == 0,
-            "train.accumulate",
-            self.accumulate,
+            self.batch_size % self.gradient_accumulation_steps == 0,
+            "train.gradient_accumulation_steps",
+            self.gradient_accumulation_steps,
             f"must divide train.batch_size = {self.batch_size}",
         )
-        require(bool(self.trains) and all(self.trains), "train.trains", self.trains, "must name or match something")
-        for name in ("warmup_steps", "sheet_every", "gap_every", "keep_best", "profile_at", "weight_decay", "seed"):
+        require(
+            bool(self.trainable) and all(self.trainable),
+            "train.trainable",
+            self.trainable,
+            "must name or match something",
+        )
+        for name in ("warmup_steps", "sample_every", "probe_every", "keep_best", "profile_at", "weight_decay", "seed"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must be at least 0")
         for name in ("learning_rate", "gradient_clip"):
             require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")
@@ -222,9 +227,9 @@ class MeshConfig:
     data: int = -1
     """Devices along the `data` axis (copies of the parameters); -1 takes all that remain."""
     fsdp: int = 1
-    """Devices along the `fsdp` axis (parameters and optimiser state are cut over it)."""
+    """Devices along the `fsdp` axis (parameters and optimizer state are cut over it)."""
     tensor: int = field(default=1, metadata=ADDED_LATER)
-    """Devices along the `tensor` axis: they share each picture, heads and feed-forward features are cut over it."""
+    """Devices along the `tensor` axis: they share each image, heads and feed-forward features are cut over it."""
 
     def __post_init__(self) -> None:
         require(self.data == -1 or self.data >= 1, "mesh.data", self.data, "must be -1 or at least 1")
@@ -233,11 +238,11 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
-class Config:
-    """One training run of the generator."""
+class DenoiserRun:
+    """One training run of the denoiser."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    """Pictures."""
+    """Images."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Networks."""
     text: TextConfig = field(default_factory=TextConfig)
@@ -245,7 +250,7 @@ class Config:
     flow: FlowConfig = field(default_factory=FlowConfig)
     """Training objective."""
     auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
-    """Optional losses on the predicted picture."""
+    """Optional losses on the predicted image."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Optimisation, logging, checkpoints."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -260,9 +265,9 @@ class Config:
         heads = self.model.mmdit.num_attention_heads
         auxiliary = self.auxiliary.identity_weight or self.auxiliary.expression_weight
         require(
-            self.train.accumulate == 1 or not auxiliary,
-            "train.accumulate",
-            self.train.accumulate,
+            self.train.gradient_accumulation_steps == 1 or not auxiliary,
+            "train.gradient_accumulation_steps",
+            self.train.gradient_accumulation_steps,
             "must be 1 with auxiliary losses: they are means over those examples that count",
         )
         require(
@@ -311,13 +316,13 @@ class AutoencoderRun:
     """One training run of the autoencoder."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    """Pictures."""
+    """Images."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     """The network."""
     kl_weight: float = 1e-6
     """Weight of the KL divergence to a unit Gaussian, per latent number."""
     edge_weight: float = 1.0
-    """Weight of the loss on picture gradients, which keeps outlines sharp."""
+    """Weight of the loss on image gradients, which keeps outlines sharp."""
     repeats: int = 1
     """Steps in a row that use one batch, each time moved, mirrored and recoloured anew on the device."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -334,10 +339,10 @@ class AutoencoderRun:
         )
         require(self.repeats >= 1, "repeats", self.repeats, "must be at least 1")
         require(
-            self.train.accumulate == 1,
-            "train.accumulate",
-            self.train.accumulate,
-            "must be 1: only the generator's training accumulates",
+            self.train.gradient_accumulation_steps == 1,
+            "train.gradient_accumulation_steps",
+            self.train.gradient_accumulation_steps,
+            "must be 1: only the denoiser's training accumulates",
         )
         for name in ("kl_weight", "edge_weight"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")

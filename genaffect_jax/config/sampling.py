@@ -1,4 +1,4 @@
-"""How a set is drawn: steps, guidance, seeds, and what its pictures share."""
+"""How a set is drawn: steps, guidance, seeds, and what its images share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SamplingConfig:
     seed: int = 0
     """Seed of noise and shared tokens, at least 0."""
     set_seed_noise: Literal["per-item", "shared"] = "per-item"
-    """`per-item`: every expression starts from its own noise; `shared`: all pictures of the set from the same."""
+    """`per-item`: every expression starts from its own noise; `shared`: all images of the set from the same."""
     guidance: float | None = None
     """Joint guidance towards person and expression at once, at least 0, in the place of the two below; 1 is none."""
     guidance_identity: float = 1.0
@@ -46,26 +46,26 @@ class SamplingConfig:
     expression_interval: tuple[float, float] = (0.0, 1.0)
     """Lowest and highest noise level, in [0, 1], at which expression_scale acts; elsewhere it is 1."""
     consistency: float = 0.0
-    """Share of its image tokens that every anchor shows the whole set, 0 (pictures are drawn apart) to 1. What it
+    """Share of its image tokens that every anchor shows the whole set, 0 (images are drawn apart) to 1. What it
     gives and costs is measured in docs/consistency.md."""
     anchors: int | None = None
-    """Pictures, the first of the set, that all others look at; left out: 8, or all of a smaller set."""
+    """Images, the first of the set, that all others look at; left out: 8, or all of a smaller set."""
     consistency_layers: tuple[int, ...] = ()
-    """Layers, from 0, in which pictures share; empty: all."""
+    """Layers, from 0, in which images share; empty: all."""
     consistency_start: int = 0
-    """First step, from 0, in which pictures share."""
+    """First step, from 0, in which images share."""
     consistency_end: int | None = None
     """First step in which they no longer share; left out: they share to the end."""
     shared_mask: Path | None = None
-    """Picture whose bright parts (a face, the foreground) hold all tokens that may be shared; left out: all may."""
-    reuse: int = field(default=1, metadata=ADDED_LATER)
+    """Image whose bright parts (a face, the foreground) hold all tokens that may be shared; left out: all may."""
+    block_cache_interval: int = field(default=1, metadata=ADDED_LATER)
     """Evaluations in a row that share one computation of the middle blocks, at least 1; 1 computes all blocks in each.
     Larger is faster and an approximation (docs/consistency.md)."""
     chunk: int = 8
-    """Pictures drawn at once, beside the anchors and on each device; lower needs less memory."""
-    bank: Literal["auto", "always", "never"] = "auto"
+    """Images drawn at once, beside the anchors and on each device; lower needs less memory."""
+    kv_cache: Literal["auto", "always", "never"] = "auto"
     """Keep the anchors' keys and values for later chunks instead of computing the anchors beside each; `auto` does so
-    if they fit into memory. The pictures are the same."""
+    if they fit into memory. The images are the same."""
 
     def __post_init__(self) -> None:
         for name, low in (("steps", 1), ("seed", 0), ("consistency_start", 0), ("reuse", 1), ("chunk", 1)):

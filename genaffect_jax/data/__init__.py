@@ -1,1 +1,1 @@
-"""Pictures: procedural avatars, sources, and the input pipeline."""
+"""Images: procedural avatars, sources, and the input pipeline."""

@@ -1,6 +1,6 @@
-"""Variety for the autoencoder's training pictures: changed pictures, and drawn scenes that show no face at all.
+"""Variety for the autoencoder's training images: changed images, and drawn scenes that show no face at all.
 
-The autoencoder also serves pictures of other drawing systems, so it must not learn one palette or one line width.
+The autoencoder also serves images of other drawing systems, so it must not learn one palette or one line width.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-Picture = UInt8[np.ndarray, "H W 3"]
+Pixels = UInt8[np.ndarray, "H W 3"]
 
 
-def augment(picture: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
-    """A picture moved, mirrored, recoloured and drawn over, each with some probability; the input is not changed.
+def augment(image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
+    """An image moved, mirrored, recoloured and drawn over, each with some probability; the input is not changed.
 
-    Everything is a function of the picture and the generator's state.
+    Everything is a function of the image and the generator's state.
 
     Raises:
-        TypeError: the picture is not uint8.
+        TypeError: the image is not uint8.
         ValueError: it has not three axes with three channels.
     """
-    if picture.dtype != np.uint8:
-        raise TypeError(f"augment: the picture has dtype {picture.dtype}, must be uint8")
-    if picture.ndim != 3 or picture.shape[-1] != 3:
-        raise ValueError(f"augment: the picture has shape {picture.shape}, must be (height, width, 3)")
-    picture = np.array(picture, order="C")
+    if image.dtype != np.uint8:
+        raise TypeError(f"augment: the image has dtype {image.dtype}, must be uint8")
+    if image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(f"augment: the image has shape {image.shape}, must be (height, width, 3)")
+    image = np.array(image, order="C")
     for change, probability in ((_move, 0.7), (_mirror, 0.5), (_recolour, 0.7), (_draw_over, 0.3)):
         if rng.random() < probability:
-            picture = change(picture, rng)
-    return np.ascontiguousarray(picture)
+            image = change(image, rng)
+    return np.ascontiguousarray(image)
 
 
 def random_scene(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "size size 3"]:
@@ -50,8 +50,8 @@ def random_scene(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "size
     if size < 1:
         raise ValueError(f"random_scene: size={size}: must be at least 1")
     palette = _palette(rng)
-    picture = np.empty((size, size, 3), np.uint8)
-    canvas = agg.CanvasRGB24(picture)
+    image = np.empty((size, size, 3), np.uint8)
+    canvas = agg.CanvasRGB24(image)
     background = agg.Path()
     background.rect(0, 0, size, size)
     canvas.draw_shape(
@@ -59,12 +59,12 @@ def random_scene(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "size
     )
     for _ in range(int(rng.integers(4, 16))):
         _SHAPES[rng.choice(len(_SHAPES), p=_SHARES)](canvas, rng, palette, size)
-    return picture
+    return image
 
 
-def _move(picture: Picture, rng: np.random.Generator) -> Picture:
+def _move(image: Pixels, rng: np.random.Generator) -> Pixels:
     """Scale 0.6 to 1.6, rotation to 30 degrees, shift to 15 %; a plain colour fills what comes into view."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     angle, zoom = math.radians(rng.uniform(-30, 30)), 2.0 ** rng.uniform(-0.7, 0.7)
     shift = rng.uniform(-0.15, 0.15, 2) * (width, height)
     cosine, sine = math.cos(angle) / zoom, math.sin(angle) / zoom
@@ -78,24 +78,24 @@ def _move(picture: Picture, rng: np.random.Generator) -> Picture:
         cosine,
         y + sine * (x + shift[0]) - cosine * (y + shift[1]),
     )
-    corner = tuple(int(c) for c in picture[0, 0]) if rng.random() < 0.5 else tuple(rng.integers(0, 256, 3).tolist())
+    corner = tuple(int(c) for c in image[0, 0]) if rng.random() < 0.5 else tuple(rng.integers(0, 256, 3).tolist())
     # Bicubic: bilinear would teach the autoencoder that outlines are soft.
-    moved = Image.fromarray(picture).transform(
+    moved = Image.fromarray(image).transform(
         (width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=corner
     )
     return np.array(moved)
 
 
-def _mirror(picture: Picture, rng: np.random.Generator) -> Picture:
+def _mirror(image: Pixels, rng: np.random.Generator) -> Pixels:
     if rng.random() < 0.2:
-        picture = picture[::-1]
-    return np.ascontiguousarray(picture[:, ::-1])
+        image = image[::-1]
+    return np.ascontiguousarray(image[:, ::-1])
 
 
-def _recolour(picture: Picture, rng: np.random.Generator) -> Picture:
+def _recolour(image: Pixels, rng: np.random.Generator) -> Pixels:
     """Channels reordered, then an affine map of them: hue, saturation, contrast, brightness, negative."""
     if rng.random() < 0.3:
-        picture = picture[..., rng.permutation(3)]
+        image = image[..., rng.permutation(3)]
     # Rotation about the grey axis (Rodrigues' formula) turns the hue and keeps grey grey.
     hue, saturation, contrast = rng.uniform(-math.pi, math.pi), rng.uniform(0.0, 1.5), rng.uniform(0.6, 1.4)
     grey = np.full((3, 3), 1 / 3)
@@ -105,20 +105,20 @@ def _recolour(picture: Picture, rng: np.random.Generator) -> Picture:
         contrast = -contrast
     matrix = (contrast * turn).astype(np.float32)
     offset = np.float32(127.5 + rng.uniform(-40, 40)) - matrix @ np.full(3, 127.5, np.float32)
-    changed = picture.reshape(-1, 3).astype(np.float32) @ matrix.T + offset
-    return np.clip(np.rint(changed), 0, 255).astype(np.uint8).reshape(picture.shape)
+    changed = image.reshape(-1, 3).astype(np.float32) @ matrix.T + offset
+    return np.clip(np.rint(changed), 0, 255).astype(np.uint8).reshape(image.shape)
 
 
-def _draw_over(picture: Picture, rng: np.random.Generator) -> Picture:
-    picture = np.ascontiguousarray(picture)
-    canvas, palette = agg.CanvasRGB24(picture), _palette(rng)
+def _draw_over(image: Pixels, rng: np.random.Generator) -> Pixels:
+    image = np.ascontiguousarray(image)
+    canvas, palette = agg.CanvasRGB24(image), _palette(rng)
     for _ in range(int(rng.integers(1, 4))):
-        _SHAPES[rng.choice(len(_SHAPES), p=_SHARES)](canvas, rng, palette, min(picture.shape[:2]))
-    return picture
+        _SHAPES[rng.choice(len(_SHAPES), p=_SHARES)](canvas, rng, palette, min(image.shape[:2]))
+    return image
 
 
 def _palette(rng: np.random.Generator) -> np.ndarray:
-    """Five colours: drawn pictures repeat few colours, black and white among them."""
+    """Five colours: drawn images repeat few colours, black and white among them."""
     palette = rng.random((5, 3))
     if rng.random() < 0.5:
         palette = palette.mean(0) + 0.4 * (palette - palette.mean(0))  # related colours, as in shaded skin or hair
@@ -132,7 +132,7 @@ def _colour(rng: np.random.Generator, palette: np.ndarray) -> tuple[float, float
 
 
 def _paint(rng: np.random.Generator, palette: np.ndarray, size: int, opacity: float | None = None) -> Any:
-    """A plain colour, or now and then a gradient across the picture."""
+    """A plain colour, or now and then a gradient across the image."""
     if opacity is None:
         opacity = 1.0 if rng.random() < 0.75 else rng.uniform(0.2, 0.9)
     if rng.random() < 0.7:

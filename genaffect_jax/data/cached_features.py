@@ -1,4 +1,4 @@
-"""What frozen networks make of every picture of a source, computed once before training, in one memory-mapped file."""
+"""What frozen networks make of every image of a source, computed once before training, in one memory-mapped file."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from uuid import uuid4
 import numpy as np
 from jaxtyping import Float16, Shaped, UInt8
 
-from genaffect_jax.data.sources.base import Picture, Source
+from genaffect_jax.data.sources.base import Example, Source
 from genaffect_jax.errors import DataError
 from genaffect_jax.io.progress import progress_bar
 
-# What can be kept of a picture, by its number of dimensions: the autoencoder's latents [h, w, c], the face embedding
+# What can be kept of an image, by its number of dimensions: the autoencoder's latents [h, w, c], the face embedding
 # [F] of an identity encoder, the expression vector [W] of an expression encoder.
 FIELDS: dict[str, int] = {"latents": 3, "embedding": 1, "expression": 1}
 Encode = Callable[[UInt8[np.ndarray, "B S S 3"]], Mapping[str, np.ndarray]]
 
 
-def write_encoded(
+def write_features(
     source: Source, path: Path, encode: Encode, batch_size: int, fingerprint: str, workers: int = 0
 ) -> Path:
-    """Encodes every picture of a source into one float16 file, or finds the file that an earlier run wrote.
+    """Encodes every image of a source into one float16 file, or finds the file that an earlier run wrote.
 
     The file's name holds a digest of `source.fingerprint()` and `fingerprint`, and a file gets its name only when it
-    is whole: a file of this name is complete and belongs to these pictures and these networks. Files of other pictures
+    is whole: a file of this name is complete and belongs to these images and these networks. Files of other images
     or networks are left where they are.
 
     Args:
-        source: pictures with pixels.
-        path: where to write; `encoded.npy` becomes `encoded-<digest>.npy` beside it.
+        source: images with pixels.
+        path: where to write; `features.npy` becomes `features-<digest>.npy` beside it.
         encode: uint8 `[B, S, S, 3]` to some of `FIELDS`, each `[B, ...]`; always called with B = `batch_size`.
-        batch_size: pictures per call of `encode`; the last batch is filled up with copies of its last picture.
+        batch_size: images per call of `encode`; the last batch is filled up with copies of its last image.
         fingerprint: what the networks are; another text means other numbers.
-        workers: processes that load the pictures; 0 loads in threads of this one, which is enough for picture files but
+        workers: processes that load the images; 0 loads in threads of this one, which is enough for image files but
             not for drawing, which holds Python's lock.
 
     Returns:
-        The file, an `.npy` of one row per picture, in the order of `source.pictures`; a row is a record of the fields.
+        The file, an `.npy` of one row per image, in the order of `source.images`; a row is a record of the fields.
 
     Raises:
-        DataError: a picture cannot be read, or `encode` returns other fields or shapes, or numbers that float16 cannot
+        DataError: an image cannot be read, or `encode` returns other fields or shapes, or numbers that float16 cannot
             hold.
         ValueError: `batch_size` below 1.
     """
@@ -55,7 +55,7 @@ def write_encoded(
     digest = hashlib.sha256(f"{source.fingerprint()} {fingerprint}".encode()).hexdigest()[:16]
     final = path.with_name(f"{path.stem}-{digest}.npy")
     if final.exists():
-        _open(final, len(source.pictures))
+        _open(final, len(source.examples))
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_name(f".{final.stem}-{uuid4().hex}.npy")
@@ -68,27 +68,27 @@ def write_encoded(
 
 
 @dataclass(frozen=True)
-class MeasuredPicture(Picture):
-    """A picture whose expression vector an encoder read off its pixels."""
+class MeasuredImage(Example):
+    """An image whose expression vector an encoder read off its pixels."""
 
     @property
     def expression_key(self) -> bytes:
-        """The label: two pictures show the same expression if people say so; measured vectors are never equal."""
+        """The label: two images show the same expression if people say so; measured vectors are never equal."""
         return self.label.encode()
 
 
-class EncodedSource:
-    """The pictures of another source, with what was encoded in place of what it gives itself.
+class CachedFeatures:
+    """The images of another source, with what was encoded in place of what it gives itself.
 
     Latents take the place of pixels and expressions of encoders that of the labels' vectors; what the file does not
     hold comes from the source.
 
     Args:
         source: the source that was encoded.
-        path: the file that `write_encoded` returned; it is mapped into memory, in every process by itself.
+        path: the file that `write_features` returned; it is mapped into memory, in every process by itself.
 
     Raises:
-        DataError: the file does not hold one row per picture.
+        DataError: the file does not hold one row per image.
     """
 
     def __init__(self, source: Source, path: Path) -> None:
@@ -97,13 +97,13 @@ class EncodedSource:
         self._map()
 
     def _map(self) -> None:
-        self._rows = _open(self._path, len(self._source.pictures))
+        self._rows = _open(self._path, len(self._source.examples))
         self._fields = self._rows.dtype.names or ()
-        self._pictures = self._source.pictures
+        self._images = self._source.examples
         if "expression" in self._fields:
             vectors = np.asarray(self._rows["expression"], np.float32)
-            self._pictures = tuple(
-                MeasuredPicture(p.identity, p.label, v) for p, v in zip(self._source.pictures, vectors, strict=True)
+            self._images = tuple(
+                MeasuredImage(p.identity, p.label, v) for p, v in zip(self._source.examples, vectors, strict=True)
             )
 
     def __getstate__(self) -> dict[str, object]:
@@ -114,9 +114,9 @@ class EncodedSource:
         self._map()
 
     @property
-    def pictures(self) -> Sequence[Picture]:
-        """The pictures of the encoded source."""
-        return self._pictures
+    def examples(self) -> Sequence[Example]:
+        """The images of the encoded source."""
+        return self._images
 
     @property
     def width(self) -> int:
@@ -129,11 +129,11 @@ class EncodedSource:
         return "embedding" in self._fields
 
     def load(self, index: int) -> Shaped[np.ndarray, "h w c"]:
-        """A copy of one picture's latents (float16), or its pixels if the file holds none."""
+        """A copy of one image's latents (float16), or its pixels if the file holds none."""
         return np.array(self._rows[index]["latents"]) if "latents" in self._fields else self._source.load(index)
 
     def embedding(self, index: int) -> Float16[np.ndarray, " F"]:
-        """A copy of one picture's face embedding.
+        """A copy of one image's face embedding.
 
         Raises:
             DataError: the file holds none.
@@ -152,7 +152,7 @@ class EncodedSource:
         return hashlib.sha256(f"{self._source.fingerprint()} {self._path.name}".encode()).hexdigest()
 
 
-# The source of a worker process, which gets it once instead of with every picture.
+# The source of a worker process, which gets it once instead of with every image.
 _worker_source: Source | None = None
 
 
@@ -167,7 +167,7 @@ def _load_in_worker(index: int) -> UInt8[np.ndarray, "S S 3"]:
 
 
 def _encode_into(path: Path, source: Source, encode: Encode, batch_size: int, workers: int) -> None:
-    count = len(source.pictures)
+    count = len(source.examples)
     rows: np.memmap | None = None
     pool: Executor
     if workers:  # spawned, not forked: this process may run JAX's threads
@@ -180,13 +180,13 @@ def _encode_into(path: Path, source: Source, encode: Encode, batch_size: int, wo
     def load(first: int) -> list:
         return [pool.submit(read, min(i, count - 1)) for i in range(first, first + batch_size)]
 
-    with progress_bar("encoding pictures", count) as step:
+    with progress_bar("encoding images", count) as step:
         try:
             coming = load(0)
             for first in range(0, count, batch_size):
-                pictures = np.stack([picture.result() for picture in coming])
+                images = np.stack([image.result() for image in coming])
                 coming = load(first + batch_size) if first + batch_size < count else []  # read while encoding
-                batch = {name: np.asarray(array) for name, array in encode(pictures).items()}
+                batch = {name: np.asarray(array) for name, array in encode(images).items()}
                 if rows is None:
                     rows = np.lib.format.open_memmap(path, "w+", _row_type(batch), (count,))
                 if batch.keys() != set(rows.dtype.names or ()):
@@ -202,14 +202,14 @@ def _encode_into(path: Path, source: Source, encode: Encode, batch_size: int, wo
                         half = array.astype(np.float16)
                     if not np.isfinite(half).all():
                         raise DataError(
-                            f"{name} of pictures {first}..: not finite in float16 (largest {np.abs(array).max()})"
+                            f"{name} of images {first}..: not finite in float16 (largest {np.abs(array).max()})"
                         )
                     rows[name][first : first + kept] = half[:kept]
                 step(kept)
         finally:
             pool.shutdown(cancel_futures=True)
     if rows is None:
-        raise DataError("the source has no pictures to encode")
+        raise DataError("the source has no images to encode")
     rows.flush()
 
 
@@ -225,7 +225,7 @@ def _open(path: Path, count: int) -> np.memmap:
     try:
         rows = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as e:
-        raise DataError(f"{path}: not readable as encoded pictures ({e}); delete it and it is made again") from e
+        raise DataError(f"{path}: not readable as encoded images ({e}); delete it and it is made again") from e
     names = rows.dtype.names or ()
     if not names or not set(names) <= FIELDS.keys() or rows.shape != (count,):
         raise DataError(

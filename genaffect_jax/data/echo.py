@@ -1,4 +1,4 @@
-"""Batches used several times in a row, for training that is faster than the pictures can be drawn."""
+"""Batches used several times in a row, for training that is faster than the images can be drawn."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from genaffect_jax.data.loader import Loader
 Batch = dict[str, np.ndarray]
 
 
-class RepeatedBatches(Iterator[Batch]):
+class EchoedBatches(Iterator[Batch]):
     """Every batch of a loader `times` times in a row; the position inside a repetition is saved and restored too.
 
-    The consumer should vary the pictures by itself, or it sees the very same batch again.
+    The consumer should vary the images by itself, or it sees the very same batch again.
 
     Args:
         loader: the batches.

@@ -1,6 +1,6 @@
 """What an identity encoder and an expression encoder are, whatever stands behind them.
 
-The conditioning of a generator, exemplar pictures and measurements read faces through these two protocols only. The
+The conditioning of a denoiser, exemplar images and measurements read faces through these two protocols only. The
 avatar encoders of this package (`models.face_encoders.encoder`) follow them.
 """
 
@@ -14,7 +14,7 @@ from jaxtyping import Float32, UInt8
 
 @runtime_checkable
 class IdentityEncoder(Protocol):
-    """Pictures of faces to vectors of unit length; the cosine of two says how surely they show one person."""
+    """Images of faces to vectors of unit length; the cosine of two says how surely they show one person."""
 
     @property
     def name(self) -> str:
@@ -36,11 +36,11 @@ class IdentityEncoder(Protocol):
         """SHA-256 of the weight file, 64 hexadecimal digits."""
         ...
 
-    def __call__(self, pictures: UInt8[np.ndarray, "B S S 3"]) -> Float32[np.ndarray, "B W"]:
-        """The vectors, each of Euclidean length 1, of square RGB pictures of any size.
+    def __call__(self, images: UInt8[np.ndarray, "B S S 3"]) -> Float32[np.ndarray, "B W"]:
+        """The vectors, each of Euclidean length 1, of square RGB images of any size.
 
         Raises:
-            TypeError: the pictures are not uint8.
+            TypeError: the images are not uint8.
             ValueError: they have another shape.
         """
         ...
@@ -48,7 +48,7 @@ class IdentityEncoder(Protocol):
 
 @runtime_checkable
 class ExpressionEncoder(Protocol):
-    """Pictures of faces to expression vectors; the avatar encoders give `expressions.action_units` channels."""
+    """Images of faces to expression vectors; the avatar encoders give `expressions.action_units` channels."""
 
     @property
     def name(self) -> str:
@@ -70,11 +70,11 @@ class ExpressionEncoder(Protocol):
         """SHA-256 of the weight file, 64 hexadecimal digits."""
         ...
 
-    def __call__(self, pictures: UInt8[np.ndarray, "B S S 3"]) -> Float32[np.ndarray, "B W"]:
-        """The expression vectors of square RGB pictures of any size.
+    def __call__(self, images: UInt8[np.ndarray, "B S S 3"]) -> Float32[np.ndarray, "B W"]:
+        """The expression vectors of square RGB images of any size.
 
         Raises:
-            TypeError: the pictures are not uint8.
+            TypeError: the images are not uint8.
             ValueError: they have another shape.
         """
         ...

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genaffect_jax.data.sources.base import Picture, Source
+from genaffect_jax.data.sources.base import Example, Source
 from genaffect_jax.errors import DataError
 
 # References of one training group.
@@ -31,7 +31,7 @@ def split_identities(source: Source, holdout: float, seed: int) -> tuple[list[st
     person has nobody held out.
 
     Args:
-        source: the pictures.
+        source: the images.
         holdout: share in [0, 1); 0 holds nobody out.
         seed: another seed makes another split.
 
@@ -40,7 +40,7 @@ def split_identities(source: Source, holdout: float, seed: int) -> tuple[list[st
     """
     if not 0.0 <= holdout < 1.0:
         raise ValueError(f"holdout={holdout}: must lie in [0, 1)")
-    place = {identity: _unit_hash(seed, identity) for identity in {p.identity for p in source.pictures}}
+    place = {identity: _unit_hash(seed, identity) for identity in {p.identity for p in source.examples}}
     names = sorted(place)
     if holdout == 0.0 or len(names) < 2:
         return names, []
@@ -52,7 +52,7 @@ def split_identities(source: Source, holdout: float, seed: int) -> tuple[list[st
 
 @dataclass(frozen=True)
 class SetIndices:
-    """The pictures of one training set, as indices into the source."""
+    """The images of one training set, as indices into the source."""
 
     identity: int
     """Place of the person in the loader's list of people."""
@@ -60,28 +60,28 @@ class SetIndices:
     targets: tuple[int, ...]
 
 
-class SetSampler:
+class GroupSampler:
     """The endless sequence of training sets, by number: `sampler[n]` is the same set whenever it is asked for.
 
     Set n belongs to epoch `n // people`. Every epoch visits every person once, in an order of its own. Reference and
     targets show different expressions (expression vectors) of one person, drawn by a key folded from
     (seed, epoch, index in the epoch). A person with fewer than E + 1 different expressions has all of those that the
-    reference does not show among the targets, some repeated; never the reference's. Of several pictures with the
+    reference does not show among the targets, some repeated; never the reference's. Of several images with the
     same expression one is drawn.
 
     Args:
-        pictures: the source's pictures.
+        images: the source's images.
         identities: the people to draw from; their order is the numbering of `SetIndices.identity`.
         expressions_per_set: targets E of a set.
         seed: at least 0.
 
     Raises:
-        DataError: no people, a name twice, a name without pictures, or a person with only one expression.
+        DataError: no people, a name twice, a name without images, or a person with only one expression.
         ValueError: `expressions_per_set` below 1 or a negative seed.
     """
 
     def __init__(
-        self, pictures: Sequence[Picture], identities: Sequence[str], expressions_per_set: int, seed: int
+        self, images: Sequence[Example], identities: Sequence[str], expressions_per_set: int, seed: int
     ) -> None:
         if expressions_per_set < 1:
             raise ValueError(f"expressions_per_set={expressions_per_set}: must be at least 1")
@@ -93,16 +93,16 @@ class SetSampler:
         self._seed = seed
         wanted = set(identities)
         grouped: dict[str, dict[bytes, list[int]]] = defaultdict(lambda: defaultdict(list))
-        for index, picture in enumerate(pictures):
-            if picture.identity in wanted:
-                grouped[picture.identity][picture.expression_key].append(index)
+        for index, image in enumerate(images):
+            if image.identity in wanted:
+                grouped[image.identity][image.expression_key].append(index)
         few = [name for name in identities if len(grouped[name]) < 2]
         if few:
             raise DataError(
                 f"people with fewer than 2 different expressions: {', '.join(few[:5])}"
                 f"{f' and {len(few) - 5} more' if len(few) > 5 else ''}; reference and target must differ"
             )
-        # [person][expression] -> picture indices
+        # [person][expression] -> image indices
         self._groups = [list(grouped[name].values()) for name in identities]
         self._last_order: tuple[int, np.ndarray] | None = None
 

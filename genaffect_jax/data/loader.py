@@ -18,9 +18,9 @@ from absl import flags
 from jaxtyping import Int
 from rich.console import Console
 
-from genaffect_jax.data.cached_features import EncodedSource
-from genaffect_jax.data.groups import SetIndices, SetSampler
-from genaffect_jax.data.sources.base import Picture, Source, pictures_digest
+from genaffect_jax.data.cached_features import CachedFeatures
+from genaffect_jax.data.groups import GroupSampler, SetIndices
+from genaffect_jax.data.sources.base import Example, Source, examples_digest
 from genaffect_jax.errors import DataError
 
 Batch = dict[str, np.ndarray]
@@ -40,19 +40,19 @@ def make_loader(
     expressions_per_set: int,
     seed: int,
     workers: int,
-    share: int = 0,
-    shares: int = 1,
-    prompts: Int[np.ndarray, " pictures"] | None = None,
+    shard_index: int = 0,
+    num_shards: int = 1,
+    prompts: Int[np.ndarray, " images"] | None = None,
 ) -> Loader:
     """The stream of training batches of one process.
 
-    Batch k of the whole run holds the sets `k * batch_size` to `(k + 1) * batch_size - 1` of `data.groups.SetSampler`;
-    share s is the s-th of `shares` equal slices of it, and nothing else is loaded. The stream is a function of
-    the source, `identities`, `batch_size`, `expressions_per_set` and `seed` only; `workers` and the number of
-    processes do not change it.
+    Batch k of the whole run holds the sets `k * batch_size` to `(k + 1) * batch_size - 1` of
+    `data.groups.GroupSampler`; share s is the s-th of `num_shards` equal slices of it, and nothing else is loaded. The
+    stream is a function of the source, `identities`, `batch_size`, `expressions_per_set` and `seed` only; `workers` and
+    the number of processes do not change it.
 
     Args:
-        source: pictures, or what was encoded of them; batches then hold `embedding`, if that was.
+        source: images, or what was encoded of them; batches then hold `embedding`, if that was.
         identities: people to draw from; batches number them in this order.
         batch_size: sets G per batch over all processes.
         expressions_per_set: targets E per set.
@@ -60,34 +60,34 @@ def make_loader(
         workers: worker processes of this process; 0 loads in this process, when a batch is asked for.
         share: which share of every batch this process reads.
         shares: number of shares.
-        prompts: a number for each picture of the source, the row of its prompt; batches then hold `prompt`.
+        prompts: a number for each image of the source, the row of its prompt; batches then hold `prompt`.
 
     Returns:
         An iterator of batches with `get_state`, `set_state` and `close`.
 
     Raises:
         DataError: a person is unknown or has only one expression, or there is no person.
-        ValueError: `batch_size` does not divide by `shares`, a number is out of range, or `prompts` has not one
-            entry per picture.
+        ValueError: `batch_size` does not divide by `num_shards`, a number is out of range, or `prompts` has not one
+            entry per image.
     """
-    if batch_size < 1 or shares < 1 or batch_size % shares:
-        raise ValueError(f"batch_size={batch_size}: must be a positive multiple of shares={shares}")
-    if not 0 <= share < shares:
-        raise ValueError(f"share={share}: must lie in 0..{shares - 1}")
+    if batch_size < 1 or num_shards < 1 or batch_size % num_shards:
+        raise ValueError(f"batch_size={batch_size}: must be a positive multiple of shares={num_shards}")
+    if not 0 <= shard_index < num_shards:
+        raise ValueError(f"share={shard_index}: must lie in 0..{num_shards - 1}")
     if workers < 0:
         raise ValueError(f"workers={workers}: must be at least 0")
-    if prompts is not None and len(prompts) != len(source.pictures):
-        raise ValueError(f"prompts: {len(prompts)} rows for {len(source.pictures)} pictures")
-    sampler = SetSampler(source.pictures, identities, expressions_per_set, seed)
+    if prompts is not None and len(prompts) != len(source.examples):
+        raise ValueError(f"prompts: {len(prompts)} rows for {len(source.examples)} images")
+    sampler = GroupSampler(source.examples, identities, expressions_per_set, seed)
     stream = {
         "seed": seed,
         "batch_size": batch_size,
         "expressions_per_set": expressions_per_set,
         "identities": sha256("\0".join(identities).encode()).hexdigest(),
-        "pictures": pictures_digest(source.pictures),
+        "images": examples_digest(source.examples),
     }
-    rows = batch_size // shares
-    return Loader(_Batches(source, sampler, batch_size, share * rows, rows, prompts), workers, stream)
+    rows = batch_size // num_shards
+    return Loader(_Batches(source, sampler, batch_size, shard_index * rows, rows, prompts), workers, stream)
 
 
 class Loader(Iterator[Batch]):
@@ -154,7 +154,7 @@ class Loader(Iterator[Batch]):
         """Goes on exactly where `get_state` was called, also with another number of workers or processes.
 
         Raises:
-            DataError: the state belongs to another stream (other pictures, people, seed, batch or set size).
+            DataError: the state belongs to another stream (other images, people, seed, batch or set size).
         """
         if not isinstance(state, dict) or not {"next_batch", "stream"} <= set(state):
             raise DataError(f"loader state: expected next_batch and stream, found {state!r:.200}")
@@ -178,11 +178,11 @@ class _Batches:
     def __init__(
         self,
         source: Source,
-        sampler: SetSampler,
+        sampler: GroupSampler,
         batch_size: int,
         first_row: int,
         rows: int,
-        prompts: Int[np.ndarray, " pictures"] | None,
+        prompts: Int[np.ndarray, " images"] | None,
     ) -> None:
         self._source = source
         self._sampler = sampler
@@ -205,7 +205,7 @@ class _Batches:
         }
         if self._prompts is not None:
             batch["prompt"] = np.array([self._prompts[list(s.targets)] for s in sets], np.int32)
-        if isinstance(self._source, EncodedSource) and self._source.has_embeddings:
+        if isinstance(self._source, CachedFeatures) and self._source.has_embeddings:
             batch["embedding"] = np.stack([self._source.embedding(s.reference)[None] for s in sets])
         return batch
 
@@ -213,8 +213,8 @@ class _Batches:
         return np.stack([self._source.load(i) for i in indices])
 
     def _expressions(self, indices: SetIndices) -> np.ndarray:
-        pictures: Sequence[Picture] = self._source.pictures
-        return np.stack([pictures[i].expression for i in indices.targets]).astype(np.float32)
+        images: Sequence[Example] = self._source.examples
+        return np.stack([images[i].expression for i in indices.targets]).astype(np.float32)
 
 
 def _init_worker(index: int, count: int) -> None:

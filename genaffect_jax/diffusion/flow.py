@@ -44,7 +44,7 @@ def sigma_quantile(rank: Float[Array, "*shape"], flow: FlowConfig) -> Float[Arra
 def sample_drops(
     key: Key[Array, ""], groups: int, expressions: int, flow: FlowConfig
 ) -> tuple[Bool[Array, " G"], Bool[Array, "G E"], Bool[Array, "G E"]]:
-    """Which groups lose their identity, and which pictures their expression and their text.
+    """Which groups lose their identity, and which images their expression and their text.
 
     Independently at `flow.drop_identity`, `drop_expression` and `drop_text`; beside that whole groups lose all three,
     with probability `flow.drop_all`.
@@ -77,7 +77,7 @@ def velocity_target(
     return noise - clean
 
 
-def predicted_clean(
+def predicted_x0(
     noisy: Float[Array, "*batch h w c"], velocity: Float[Array, "*batch h w c"], sigma: Float[Array, "*batch"]
 ) -> Float[Array, "*batch h w c"]:
     """The clean latents that a velocity points at, `noisy - sigma velocity`."""
@@ -106,9 +106,9 @@ def change_weight(
 ) -> Float[Array, "G E h w 1"]:
     """Loss weight of each latent pixel: `1 + strength * d / mean(d)`, where d is how far target and reference differ.
 
-    Most of a picture is the reference again; what the expression moves is a few latent pixels at mouth, eyes and
+    Most of an image is the reference again; what the expression moves is a few latent pixels at mouth, eyes and
     brows. The weight lets short trainings learn those too. d is the mean absolute difference over channels, its mean
-    is over one picture.
+    is over one image.
     """
     difference = jnp.abs(target - reference[:, None]).mean(-1, keepdims=True)
     return 1.0 + strength * difference / (difference.mean((2, 3, 4), keepdims=True) + 1e-6)

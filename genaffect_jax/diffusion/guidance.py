@@ -1,6 +1,6 @@
 """Classifier-free guidance, joint or decoupled for identity and expression.
 
-The branches of a picture (without conditions, with some, with all) are extra groups of one batch: group g becomes
+The branches of an image (without conditions, with some, with all) are extra groups of one batch: group g becomes
 the groups `g * n ... g * n + n - 1`, so that a batch cut over devices stays where it is.
 """
 
@@ -24,7 +24,7 @@ BRANCHES: dict[str, tuple[tuple[bool, bool], ...]] = {
 
 
 def branch_drops(mode: GuidanceMode, groups: int, expressions: int) -> tuple[Bool[Array, " n*G"], Bool[Array, "n*G E"]]:
-    """What each branch's conditions drop: identity per group, expression per picture.
+    """What each branch's conditions drop: identity per group, expression per image.
 
     Raises:
         ValueError: an unknown mode.
@@ -77,7 +77,7 @@ def guided(
         mode: which branches there are.
         guidance_identity, guidance_expression: see `combine`; may be traced.
         interval: lowest and highest noise level, both included, at which guidance acts (Kynkaanniemi et al. 2024,
-            arXiv 2404.07724); may be traced. Elsewhere the picture follows the branch that has all conditions, and
+            arXiv 2404.07724); may be traced. Elsewhere the image follows the branch that has all conditions, and
             only that branch is evaluated. None: everywhere, and the program has no second network in it.
         velocity_full: the velocity of that branch alone, for latents [G, E, h, w, c]; its conditions are those of the
             last branch of every group. Needed with an interval. It is given the memory that `velocity` is given, and

@@ -22,8 +22,8 @@ Count = TypeVar("Count", int, Int[Array, ""])
 NOISE_PURPOSE = 0x6E6F6973
 
 
-def item_noise(
-    seed: int | Int[Array, ""], items: Int[Array, "*batch"], shape: tuple[int, ...]
+def initial_noise(
+    seed: int | Int[Array, ""], noise_ids: Int[Array, "*batch"], shape: tuple[int, ...]
 ) -> Float[Array, "*batch *shape"]:
     """Standard normal noise of each item, from a key folded from (seed, item).
 
@@ -31,16 +31,16 @@ def item_noise(
 
     Args:
         seed: the run's seed.
-        items: number of each picture, non-negative.
-        shape: shape of one picture's noise.
+        items: number of each image, non-negative.
+        shape: shape of one image's noise.
     """
     base = jax.random.fold_in(jax.random.key(seed), NOISE_PURPOSE)
 
     def noise(item: Int[Array, ""]) -> Float[Array, "*shape"]:
         return jax.random.normal(jax.random.fold_in(base, item), shape)
 
-    flat = jax.vmap(noise)(jnp.ravel(items))
-    return flat.reshape(*jnp.shape(items), *shape)
+    flat = jax.vmap(noise)(jnp.ravel(noise_ids))
+    return flat.reshape(*jnp.shape(noise_ids), *shape)
 
 
 def evaluations(solver: Solver, steps: Count) -> Count:

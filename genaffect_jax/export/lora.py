@@ -18,7 +18,7 @@ from rich.console import Console
 
 from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.checkpoints.run_dir import ONNX_EXPRESSION_FILE
-from genaffect_jax.config import Config, LoraConfig, MeshConfig, from_json, to_json
+from genaffect_jax.config import DenoiserRun, LoraConfig, MeshConfig, from_json, to_json
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.lora import LoraNetwork
@@ -43,40 +43,40 @@ def run(arguments: Arguments, console: Console) -> bool:
 
 
 def merge_working_folder(workdir: Path, out: Path) -> None:
-    """Writes a working folder that samples as `workdir` does, without low-rank additions; it appears whole.
+    """Writes a run folder that samples as `workdir` does, without low-rank additions; it appears whole.
 
     Its kernels are `W + alpha / r * A @ B` of the newest checkpoint's averages (`models.lora`), its configuration has
     `model.lora.rank` 0. It cannot be trained further.
 
     Raises:
-        ConfigError: `workdir` is no working folder or has no low-rank additions, or `out` exists.
+        ConfigError: `workdir` is no run folder or has no low-rank additions, or `out` exists.
         CheckpointError: there is no complete checkpoint, or it does not fit its configuration.
     """
     if out.exists():
         raise ConfigError(f"--out {out}: exists; name a new folder")
     if not (workdir / "checkpoints").is_dir():
-        raise ConfigError(f"--model {workdir}: no working folder of a training (it has no checkpoints/)")
+        raise ConfigError(f"--model {workdir}: no run folder of a training (it has no checkpoints/)")
     checkpoints = Checkpoints(workdir)
-    config = from_json(Config, checkpoints.config())
+    config = from_json(DenoiserRun, checkpoints.config())
     network, step = build_networks(config.model)[0], checkpoints.latest_step()
     if not isinstance(network, LoraNetwork) or step is None:
         raise ConfigError(f"--model {workdir}: has no low-rank additions (model.lora.rank=0)")
     plain = network.plain(checkpoints.averaged_parameters(network, make_mesh(MeshConfig())))
-    parameters = {name: value for name, value in plain.items() if name not in network.constants}
-    constants = {name: value for name, value in plain.items() if name in network.constants}
+    parameters = {name: value for name, value in plain.items() if name not in network.buffers}
+    buffers = {name: value for name, value in plain.items() if name in network.buffers}
     text = to_json(dataclasses.replace(config, model=dataclasses.replace(config.model, lora=LoraConfig())))
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         new = Path(scratch) / "new"
         new.mkdir()
-        # All else that a sampler reads: autoencoder, face encoders, expression bank, prompts.
+        # All else that a sampler reads: autoencoder, face encoders, word prototypes, prompts.
         onnx = workdir / ONNX_EXPRESSION_FILE
         others = [path for path in (onnx, onnx.with_suffix(".onnx")) if path.exists()]
         for path in (*sorted(workdir.glob("*.safetensors")), *others):
             shutil.copyfile(path, new / path.name)
         (new / "config.json").write_text(text)
         merged = Checkpoints(new)
-        merged.save_for_sampling(step, parameters, constants, text)
+        merged.save_for_sampling(step, parameters, buffers, text)
         merged.close()
         os.replace(new, out)

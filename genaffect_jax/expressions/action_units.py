@@ -2,7 +2,7 @@
 
 One vector of `WIDTH` float32 numbers describes what a face does. Action units (AUs, Ekman & Friesen 1978)
 are intensities in [0, 1]; units that FACS scores on each side of the face have two channels, `L` being the
-*person's* left (the right half of a frontal picture). Gaze and head channels are signed, in [-1, 1], and
+*person's* left (the right half of a frontal image). Gaze and head channels are signed, in [-1, 1], and
 scale to degrees with `DEGREES`.
 """
 

@@ -5,15 +5,15 @@
     group      = "all" | name "/" "*" | name "/" name "/" "*"
     blend      = term { "+" term }
     term       = face [":" number] | number "*" face | setting { "," setting }
-    face       = word | picture
+    face       = word | image
     setting    = channel "=" number
 
-`word` is one of the 135 words or `neutral`; `picture` is a file whose face gives the expression (an exemplar): a path
-that ends like a picture (`faces/anna.png`), or any path in double quotes. A blend adds its faces times their weights
+`word` is one of the 135 words or `neutral`; `image` is a file whose face gives the expression (an exemplar): a path
+that ends like an image (`faces/anna.png`), or any path in double quotes. A blend adds its faces times their weights
 (0 to 2), clips every channel to its range and then sets the channels it names, so `joy + AU43L=1` is joy with the left
 eye shut. `AU12=0.5` sets both sides and `AU12L=0.5` the person's left; of the two, the one-sided wins in either order.
 Settings separated by commas belong together: `joy,AU6=0.5,AU12=0.9,anger` is three expressions; `;` always starts a
-new one. What words and pictures are as vectors is up to a space (`expressions.space`), by default that of action
+new one. What words and images are as vectors is up to a space (`expressions.space`), by default that of action
 units.
 
 Every name of a cluster or sub-cluster is itself a word, and a bare name is always the word. `joy/*` is all words of
@@ -48,7 +48,7 @@ _SINGLE_NAMES = ("neutral", "all")
 
 UNITS = UnitSpace()
 
-# A picture file: in quotes, or a path without the grammar's own signs that ends like a picture.
+# An image file: in quotes, or a path without the grammar's own signs that ends like an image.
 _FILE = r'"[^"]+"|[^\s,;:*+="]+\.(?:avif|bmp|gif|jpe?g|jp2|j2k|png|pbm|pgm|ppm|pnm|tiff?|webp)(?![^\s,;:*+="])'
 _FILE_PATTERN = re.compile(_FILE, re.IGNORECASE)
 
@@ -62,10 +62,10 @@ class Expression:
         vector: expression vector of its space, float32, read-only; of action units `(WIDTH,)`, every channel within
             its range.
         provenance: `"published"` or `"derived"` (one word, at any weight; see `Word.provenance`), `"neutral"`,
-            `"exemplar"` (one picture, at any weight), `"channels"` (settings only) or `"blend"` (anything put
+            `"exemplar"` (one image, at any weight), `"channels"` (settings only) or `"blend"` (anything put
             together). Where the vectors are an encoder's, one word is `"bank"`.
         word: the one word (or `"neutral"`) that the face shows, at whatever weight, beside gaze and head; None for
-            blends, pictures, action units and a weight of 0.
+            blends, images, action units and a weight of 0.
         weight: the weight of `word`; 1 if that is None.
     """
 
@@ -79,7 +79,7 @@ class Expression:
     def slug(self) -> str:
         """The name as part of a file name: only `a-z 0-9 _ -`, at most `SLUG_LENGTH` characters, always the same.
 
-        A decimal point becomes `p`, a minus sign `m`: `joy:0.6` is `joy-0p6`. A picture gives its file's name without
+        A decimal point becomes `p`, a minus sign `m`: `joy:0.6` is `joy-0p6`. An image gives its file's name without
         folder and ending. A longer slug is cut and ends in a hash of the name.
         """
         text = _FILE_PATTERN.sub(lambda file: Path(file[0].strip('"')).stem, self.name)
@@ -97,7 +97,7 @@ def parse_expressions(text: str, space: ExpressionSpace = UNITS) -> list[Express
 
     Args:
         text: the request.
-        space: what words and pictures are as vectors; the default knows words and action units, and no pictures.
+        space: what words and images are as vectors; the default knows words and action units, and no images.
 
     Raises:
         ExpressionError: the text is not in the grammar, a name is unknown or a number out of its range, or the space
@@ -110,7 +110,7 @@ def check_expressions(text: str) -> None:
     """Checks all of a request that can be checked without knowing the model that will draw it.
 
     Raises:
-        ExpressionError: the text is not in the grammar, a word is unknown, a number out of its range or a picture file
+        ExpressionError: the text is not in the grammar, a word is unknown, a number out of its range or an image file
             missing.
     """
     _Parser(text, AnySpace()).request()
@@ -162,15 +162,15 @@ class _Group(NamedTuple):
     words: tuple[str, ...]
 
 
-class _Picture(NamedTuple):
+class _Image(NamedTuple):
     file: str
 
     def __str__(self) -> str:
         return self.file if not self.file.startswith('"') and _FILE_PATTERN.fullmatch(self.file) else f'"{self.file}"'
 
 
-# A word, or a picture.
-_Face = str | _Picture
+# A word, or an image.
+_Face = str | _Image
 
 
 class _Parser:
@@ -229,9 +229,9 @@ class _Parser:
     def _face(self) -> _Face | _Group:
         token = self._next()
         if token.kind == "file":
-            return _Picture(token.text.strip('"'))
+            return _Image(token.text.strip('"'))
         if token.kind != "name":
-            self._fail(f"a word, a channel or a picture was expected, found '{_excerpt(token.text)}'")
+            self._fail(f"a word, a channel or an image was expected, found '{_excerpt(token.text)}'")
         name = token.text.lower()
         path = [name]
         while self._peek().kind == "/":
@@ -319,7 +319,7 @@ class _Parser:
 def _build(faces: Sequence[tuple[_Face, float]], settings: dict[str, float], space: ExpressionSpace) -> Expression:
     """The blend of `faces` with `settings` on top, and its canonical name."""
     vectors = [
-        (space.picture(face.file) if isinstance(face, _Picture) else space.word(face), weight) for face, weight in faces
+        (space.image(face.file) if isinstance(face, _Image) else space.word(face), weight) for face, weight in faces
     ]
     vector = space.blend(vectors, settings)
     vector.setflags(write=False)
@@ -335,7 +335,7 @@ def _build(faces: Sequence[tuple[_Face, float]], settings: dict[str, float], spa
         provenance = "blend"
     elif first is None:
         provenance = "channels"
-    elif isinstance(first[0], _Picture):
+    elif isinstance(first[0], _Image):
         provenance = "exemplar"
     elif not isinstance(space, UnitSpace):
         provenance = "bank"

@@ -1,7 +1,7 @@
-"""What words, action units and pictures are as expression vectors: the spaces that the expression grammar speaks of.
+"""What words, action units and images are as expression vectors: the spaces that the expression grammar speaks of.
 
 A model's expressions live in one space. In `UnitSpace` a vector is the channels of `expressions.action_units`; in
-`EncoderSpace` it is whatever a face encoder makes of a picture, and words stand for means over pictures.
+`EncoderSpace` it is whatever a face encoder makes of an image, and words stand for means over images.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from genaffect_jax.errors import ExpressionError
 from genaffect_jax.expressions.action_units import INDEX, LOWEST, expression_vector, neutral
 from genaffect_jax.expressions.vocabulary import vocabulary
 
-# Reads the expression off a picture file; raises ExpressionError if the file cannot be read.
-PictureReader = Callable[[str], Float32[np.ndarray, " W"]]
+# Reads the expression off an image file; raises ExpressionError if the file cannot be read.
+ImageReader = Callable[[str], Float32[np.ndarray, " W"]]
 _NEUTRAL = "neutral"
 
 
 class ExpressionSpace(Protocol):
-    """Vectors of single words and pictures, and how they are put together."""
+    """Vectors of single words and images, and how they are put together."""
 
     def word(self, name: str) -> Float[np.ndarray, " W"]:
         """The vector of a word of the vocabulary, or of `neutral`.
@@ -33,11 +33,11 @@ class ExpressionSpace(Protocol):
         """
         ...
 
-    def picture(self, file: str) -> Float[np.ndarray, " W"]:
-        """The vector of the face on a picture file, the exemplar.
+    def image(self, file: str) -> Float[np.ndarray, " W"]:
+        """The vector of the face on an image file, the exemplar.
 
         Raises:
-            ExpressionError: there is no such picture, or nothing that reads it.
+            ExpressionError: there is no such image, or nothing that reads it.
         """
         ...
 
@@ -56,17 +56,17 @@ class UnitSpace:
     """Expression vectors of action units, gaze and head; words have those of the vocabulary.
 
     Args:
-        read: reads pictures; without it they are refused.
+        read: reads images; without it they are refused.
     """
 
-    def __init__(self, read: PictureReader | None = None) -> None:
+    def __init__(self, read: ImageReader | None = None) -> None:
         self._read = read
 
     def word(self, name: str) -> Float[np.ndarray, " W"]:
         return neutral() if name == _NEUTRAL else vocabulary()[name].vector
 
-    def picture(self, file: str) -> Float[np.ndarray, " W"]:
-        return _read_picture(self._read, file)
+    def image(self, file: str) -> Float[np.ndarray, " W"]:
+        return _read_image(self._read, file)
 
     def blend(
         self, terms: Sequence[tuple[Float[np.ndarray, " W"], float]], settings: Mapping[str, float]
@@ -89,24 +89,24 @@ class EncoderSpace:
     Args:
         encoder: name of the encoder, for messages.
         words: vectors of the known words.
-        read: reads pictures with that encoder; without it they are refused.
+        read: reads images with that encoder; without it they are refused.
     """
 
     def __init__(
-        self, encoder: str, words: Mapping[str, Float32[np.ndarray, " W"]], read: PictureReader | None = None
+        self, encoder: str, words: Mapping[str, Float32[np.ndarray, " W"]], read: ImageReader | None = None
     ) -> None:
         self._encoder, self._words, self._read = encoder, words, read
 
     def word(self, name: str) -> Float[np.ndarray, " W"]:
         if name not in self._words:
             raise ExpressionError(
-                f"expression '{name}': the training pictures of this model show no such expression; its bank has "
+                f"expression '{name}': the training images of this model show no such expression; its bank has "
                 f"{', '.join(sorted(self._words)) or 'nothing'}"
             )
         return self._words[name]
 
-    def picture(self, file: str) -> Float[np.ndarray, " W"]:
-        return _read_picture(self._read, file)
+    def image(self, file: str) -> Float[np.ndarray, " W"]:
+        return _read_image(self._read, file)
 
     def blend(
         self, terms: Sequence[tuple[Float[np.ndarray, " W"], float]], settings: Mapping[str, float]
@@ -114,7 +114,7 @@ class EncoderSpace:
         if settings:
             raise ExpressionError(
                 f"expression '{', '.join(settings)}': this model's expressions are vectors of {self._encoder}, which "
-                "has no action units; write words or pictures"
+                "has no action units; write words or images"
             )
         total = sum(weight * vector.astype(np.float64) for vector, weight in terms)
         rest = 1.0 - sum(weight for _, weight in terms)
@@ -124,15 +124,15 @@ class EncoderSpace:
 
 
 class AnySpace:
-    """Knows every word and every picture file that exists, as no numbers at all: to check a text before a model is
+    """Knows every word and every image file that exists, as no numbers at all: to check a text before a model is
     loaded."""
 
     def word(self, name: str) -> Float[np.ndarray, " 0"]:
         return np.zeros(0, np.float32)
 
-    def picture(self, file: str) -> Float[np.ndarray, " 0"]:
+    def image(self, file: str) -> Float[np.ndarray, " 0"]:
         if not Path(file).is_file():
-            raise ExpressionError(f"expression '{file}': no such picture file")
+            raise ExpressionError(f"expression '{file}': no such image file")
         return np.zeros(0, np.float32)
 
     def blend(
@@ -141,7 +141,7 @@ class AnySpace:
         return np.zeros(0, np.float32)
 
 
-def _read_picture(read: PictureReader | None, file: str) -> Float[np.ndarray, " W"]:
+def _read_image(read: ImageReader | None, file: str) -> Float[np.ndarray, " W"]:
     if read is None:
-        raise ExpressionError(f"expression '{file}': a picture needs an expression encoder, and there is none here")
+        raise ExpressionError(f"expression '{file}': an image needs an expression encoder, and there is none here")
     return read(file)

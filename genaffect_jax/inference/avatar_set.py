@@ -1,4 +1,4 @@
-"""A drawn set: pictures of one identity, their expressions, what decided them, and the folder they are kept in."""
+"""A drawn set: images of one identity, their expressions, what decided them, and the folder they are kept in."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ SETTINGS_FILE = "set.json"
 
 @dataclass(frozen=True)
 class AvatarSet:
-    """Pictures of one identity, made together.
+    """Images of one identity, made together.
 
     Attributes:
-        references: uint8 [R, S, S, 3], the pictures that gave the identity.
+        references: uint8 [R, S, S, 3], the images that gave the identity.
         images: uint8 [E, S, S, 3], one per expression.
         expressions: names and vectors, in the order of `images`.
-        anchors: the expressions whose pictures all others looked at; empty if every picture was drawn by itself.
-        settings: everything else that decided the pictures: model, seed, identity, steps, guidance, versions.
+        anchors: the expressions whose images all others looked at; empty if every image was drawn by itself.
+        settings: everything else that decided the images: model, seed, identity, steps, guidance, versions.
     """
 
     references: UInt8[np.ndarray, "R S S 3"]
@@ -47,7 +47,7 @@ class AvatarSet:
         return self.references[0]
 
     def sheet(self, columns: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
-        """The references and every picture, labelled."""
+        """The references and every image, labelled."""
         return contact_sheet(
             [*self.references, *self.images],
             ["reference"] * len(self.references) + [e.name for e in self.expressions],
@@ -55,17 +55,17 @@ class AvatarSet:
         )
 
     def note(self) -> dict[str, str]:
-        """What picture files say of themselves: that they are generated, by which model and seed."""
+        """What image files say of themselves: that they are generated, by which model and seed."""
         return {
             "Software": f"genaffect_jax {__version__}",
-            "Comment": "generated picture; model {model}, seed {seed}".format(**self.settings),
+            "Comment": "generated image; model {model}, seed {seed}".format(**self.settings),
         }
 
     def save(self, folder: Path, animation: Literal["gif", "webp"] | None = None) -> None:
         """Writes `sheet.png`, `NN_<expression>.png`, `reference.png` and `set.json`; all of it or nothing.
 
         Several references are `reference_1.png`, `reference_2.png` and so on. An earlier set in `folder` is replaced.
-        With `animation`, `morph.gif` or `morph.webp` shows the pictures in their order.
+        With `animation`, `morph.gif` or `morph.webp` shows the images in their order.
 
         Raises:
             ConfigError: `folder` holds something that is not an avatar set.
@@ -81,15 +81,15 @@ class AvatarSet:
             for name, reference in zip(references, self.references, strict=True):
                 write_png(reference, new / name)
             write_png(self.sheet(), new / "sheet.png", note)
-            pictures, digits = [], max(2, len(str(len(self.images))))
+            records, digits = [], max(2, len(str(len(self.images))))
             for number, (image, expression) in enumerate(zip(self.images, self.expressions, strict=True), 1):
                 name = f"{number:0{digits}d}_{expression.slug}.png"
                 write_png(image, new / name, note)
-                pictures.append({"file": name, **self._record(expression)})
+                records.append({"file": name, **self._record(expression)})
             saved = {
                 **self.settings,
                 "references": references,
-                "pictures": pictures,
+                "images": records,
                 "anchor_expressions": [self._record(e) for e in self.anchors],
             }
             if animation is not None:
@@ -110,9 +110,9 @@ class AvatarSet:
         try:
             saved = json.loads((folder / SETTINGS_FILE).read_text())
             references = np.stack([_read_png(folder / name) for name in saved.pop("references")])
-            pictures, anchors = saved.pop("pictures"), saved.pop("anchor_expressions")
-            images = np.stack([_read_png(folder / entry["file"]) for entry in pictures])
-            expressions, shared = (tuple(map(_expression, entries)) for entries in (pictures, anchors))
+            records, anchors = saved.pop("images"), saved.pop("anchor_expressions")
+            images = np.stack([_read_png(folder / entry["file"]) for entry in records])
+            expressions, shared = (tuple(map(_expression, entries)) for entries in (records, anchors))
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise DataError(f"{folder}: no avatar set, or a damaged one ({type(e).__name__}: {e})") from e
         return cls(references, images, expressions, shared, saved)

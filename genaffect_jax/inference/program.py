@@ -1,4 +1,4 @@
-"""From reference pictures and expressions to pictures: one jitted program (encode, denoise, decode)."""
+"""From reference images and expressions to images: one jitted program (encode, denoise, decode)."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from genaffect_jax.config import GuidanceMode, ModelConfig, Solver
 from genaffect_jax.diffusion.guidance import BRANCHES, branch_drops, guided, repeat_branches
-from genaffect_jax.diffusion.sampler import evaluations, item_noise, sample
+from genaffect_jax.diffusion.sampler import evaluations, initial_noise, sample
 from genaffect_jax.models.autoencoder.model import AutoencoderKL, normalise, to_uint8
 from genaffect_jax.models.autoencoder.tiling import decode_tiled
 from genaffect_jax.models.face_encoders.networks import FaceEncoder
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.genaffect import BranchScales, GenAffect
 from genaffect_jax.models.mmdit.attention import KeyValue
-from genaffect_jax.models.mmdit.block_cache import Added, Reuse
+from genaffect_jax.models.mmdit.block_cache import BlockCache, StreamDeltas
 from genaffect_jax.models.mmdit.consistent_attention import Sharing, random_tokens
 from genaffect_jax.models.mmdit.model import Conditions
 from genaffect_jax.parallel.xla import compiler_options
 
-# Side of the pictures, in pixels, from which on they are decoded in tiles. Whole, SD3's autoencoder takes 2.6 GB for
-# each picture of 1024 px, four times as much as for one of 512 px; in tiles 0.7 GB for any number of any size.
+# Side of the images, in pixels, from which on they are decoded in tiles. Whole, SD3's autoencoder takes 2.6 GB for
+# each image of 1024 px, four times as much as for one of 512 px; in tiles 0.7 GB for any number of any size.
 TILED_FROM = 1024
 # Folded into the seed first, so that shared tokens share no key with what else is drawn from the seed.
 TOKENS_PURPOSE = 0x746F6B65
-# The mesh axis over which the pictures of a call are spread.
-PICTURES = "pictures"
+# The mesh axis over which the images of a call are spread.
+IMAGES = "images"
 
 
 @dataclass(frozen=True)
-class Kind:
+class SamplerSpec:
     """What a program is compiled for; changing any of it compiles again."""
 
     mode: GuidanceMode = "none"
@@ -47,44 +47,44 @@ class Kind:
     shared: int = 0
     """S, image tokens that every anchor shares."""
     anchors: int = 0
-    """Pictures, the first of each group, that form the pool; 0: none, or the pool is given."""
+    """Images, the first of each group, that form the pool; 0: none, or the pool is given."""
     pool: Literal["made", "kept", "given"] = "made"
     """Whether the anchors' keys and values of every evaluation are also a result, or an argument."""
     guidance_limited: bool = False
     """Whether guidance acts at some noise levels only."""
     sharing_limited: bool = False
     """Whether sharing happens in some layers or steps only."""
-    reuses: bool = False
+    uses_block_cache: bool = False
     """Whether evaluations reuse what the middle blocks added before."""
-    pictures_from: int = 0
-    """Pictures before this place are drawn but not decoded."""
+    first_decoded: int = 0
+    """Images before this place are drawn but not decoded."""
 
     @property
     def shares(self) -> bool:
-        """Whether the pictures of a group see each other at all."""
+        """Whether the images of a group see each other at all."""
         return (self.anchors > 0 or self.pool == "given") and self.shared > 0
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SetInputs:
-    """The people and the pictures of one call."""
+    """The people and the images of one call."""
 
     reference: UInt8[Array, "G R S S 3"]
-    """Pictures of each person."""
+    """Images of each person."""
     reference_mask: Bool[Array, "G R"]
     """False where a reference is padding."""
     expression: Float[Array, "G E W"]
-    """Expression vector of each picture."""
-    items: Int[Array, "G E"]
-    """Number of each picture, which with the seed alone decides its noise."""
+    """Expression vector of each image."""
+    noise_ids: Int[Array, "G E"]
+    """Number of each image, which with the seed alone decides its noise."""
     prompt: Int[Array, "G E"] | None = None
-    """Row of each picture in the prompts, for models with a text stream."""
+    """Row of each image in the prompts, for models with a text stream."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Controls:
+class SamplerParams:
     """Settings that are arguments of the program: changing them never compiles."""
 
     seed: Int[Array, ""]
@@ -102,16 +102,16 @@ class Controls:
     scales: BranchScales
     """Weights of the two branches."""
     sharing_layers: Bool[Array, " layers"]
-    """Layers in which pictures share (`Kind.sharing_limited`)."""
+    """Layers in which images share (`SamplerSpec.sharing_limited`)."""
     sharing_interval: Float[Array, " 2"]
-    """Noise levels, the lower end excluded, at which they share (`Kind.sharing_limited`)."""
-    reuse: Int[Array, ""]
-    """Evaluations that share one computation of the middle blocks (`Kind.reuses`)."""
+    """Noise levels, the lower end excluded, at which they share (`SamplerSpec.sharing_limited`)."""
+    block_cache_interval: Int[Array, ""]
+    """Evaluations that share one computation of the middle blocks (`SamplerSpec.uses_block_cache`)."""
     candidates: Bool[Array, " L"] | None = None
     """Image tokens that may be shared; None: all."""
 
     @classmethod
-    def plain(cls, layers: int, sigmas: Float[np.ndarray, " N+1"], steps: int, seed: int = 0) -> Controls:
+    def plain(cls, layers: int, sigmas: Float[np.ndarray, " N+1"], steps: int, seed: int = 0) -> SamplerParams:
         """No guidance, both branches as trained, nothing limited."""
         everywhere = jnp.array([0.0, 1.0], jnp.float32)
         return cls(
@@ -124,66 +124,66 @@ class Controls:
             scales=BranchScales.of(layers),
             sharing_layers=jnp.ones(layers, bool),
             sharing_interval=everywhere,
-            reuse=jnp.int32(1),
+            block_cache_interval=jnp.int32(1),
         )
 
 
 # Keys and values of the anchors at every evaluation: [evaluations, layers, branches * G, K, N, H].
-Bank = KeyValue
+AnchorCache = KeyValue
 
 
-class Memory(NamedTuple):
+class SamplerCarry(NamedTuple):
     """What goes from one evaluation to the next."""
 
-    bank: Bank | None
+    kv_cache: AnchorCache | None
     """The rows of the bank so far, if it is kept."""
-    added: Added | None
+    deltas: StreamDeltas | None
     """What the middle blocks added, if it is reused."""
 
 
-# program(generator parameters, frozen arrays, inputs, controls, kind=..., bank=...): pictures, and the bank if kept.
-Program = Callable[..., tuple[UInt8[Array, "G E S S 3"], Bank | None]]
+# program(denoiser parameters, frozen arrays, inputs, controls, kind=..., bank=...): images, and the bank if kept.
+Program = Callable[..., tuple[UInt8[Array, "G E S S 3"], AnchorCache | None]]
 
 
 def make_program(
     config: ModelConfig,
-    generator: Functional[GenAffect],
+    denoiser: Functional[GenAffect],
     autoencoder: Functional[AutoencoderKL],
     identity_encoder: Functional[FaceEncoder] | None = None,
     mesh: Mesh | None = None,
 ) -> Program:
     """Builds the jitted program that draws sets.
 
-    Its arguments are the generator's parameters; `frozen`, the arrays that never train: the parameters of
+    Its arguments are the denoiser's parameters; `frozen_components`, the arrays that never train: the parameters of
     "autoencoder" and, for models with face embeddings, of "identity_encoder", and for models with a text stream
-    "prompts" (`models.prompts.Prompts`); `SetInputs`; `Controls`; `kind`, static; and for `kind.pool == "given"` the
-    bank. The branch that drops both identity and expression has the negative prompt, the others the picture's own.
+    "prompts" (`models.prompts.Prompts`); `SetInputs`; `SamplerParams`; `spec`, static; and for `spec.pool == "given"`
+    the bank. The branch that drops both identity and expression has the negative prompt, the others the image's own.
 
     Conditions are encoded once, denoising is one loop, and all of it is one XLA program per shape and kind.
 
     Args:
         config: sizes.
-        generator, autoencoder, identity_encoder: networks.
-        mesh: of one axis, `PICTURES`: the expressions of a call are cut over it, [device 0's | device 1's | ...], each
+        denoiser, autoencoder, identity_encoder: networks.
+        mesh: of one axis, `IMAGES`: the expressions of a call are cut over it, [device 0's | device 1's | ...], each
             device draws its own as if it were alone. None: one device, or whatever the parameters are spread over.
     """
 
     def program(
         parameters: Parameters,
-        frozen: Mapping[str, Any],
+        frozen_components: Mapping[str, Any],
         inputs: SetInputs,
-        controls: Controls,
-        bank: Bank | None = None,
+        params: SamplerParams,
+        kv_cache: AnchorCache | None = None,
         *,
-        kind: Kind,
-    ) -> tuple[UInt8[Array, "G E S S 3"], Bank | None]:
-        model = generator.merge(parameters)
-        pictures = autoencoder.merge(frozen["autoencoder"])
-        conditions = _encode(model, pictures, identity_encoder, frozen, inputs, kind.mode)
-        drawn, memory = _denoise(config, model, controls, kind, bank, inputs.items, conditions)
-        drawn = drawn[:, kind.pictures_from :]
-        decode = partial(decode_tiled, pictures) if config.image_size >= TILED_FROM else pictures.decode
-        return to_uint8(decode(pictures.unscaled(drawn))), memory
+        spec: SamplerSpec,
+    ) -> tuple[UInt8[Array, "G E S S 3"], AnchorCache | None]:
+        model = denoiser.merge(parameters)
+        vae = autoencoder.merge(frozen_components["autoencoder"])
+        conditions = _encode(model, vae, identity_encoder, frozen_components, inputs, spec.mode)
+        drawn, carry = _denoise(config, model, params, spec, kv_cache, inputs.noise_ids, conditions)
+        drawn = drawn[:, spec.first_decoded :]
+        decode = partial(decode_tiled, vae) if config.image_size >= TILED_FROM else vae.decode
+        return to_uint8(decode(vae.unscaled(drawn))), carry
 
     if mesh is None:
         return jax.jit(program, static_argnames="kind", compiler_options=compiler_options())
@@ -191,54 +191,54 @@ def make_program(
     @partial(jax.jit, static_argnames="kind", compiler_options=compiler_options())
     def spread(
         parameters: Parameters,
-        frozen: Mapping[str, Any],
+        frozen_components: Mapping[str, Any],
         inputs: SetInputs,
-        controls: Controls,
-        bank: Bank | None = None,
+        params: SamplerParams,
+        kv_cache: AnchorCache | None = None,
         *,
-        kind: Kind,
-    ) -> tuple[UInt8[Array, "G E S S 3"], Bank | None]:
-        whole, cut = PartitionSpec(), PartitionSpec(None, PICTURES)
+        spec: SamplerSpec,
+    ) -> tuple[UInt8[Array, "G E S S 3"], AnchorCache | None]:
+        whole, cut = PartitionSpec(), PartitionSpec(None, IMAGES)
         of_inputs = SetInputs(whole, whole, cut, cut, None if inputs.prompt is None else cut)  # type: ignore[arg-type]
         # Every device makes the same bank of the same anchors.
         return jax.shard_map(
-            partial(program, kind=kind),
+            partial(program, spec=spec),
             mesh=mesh,
             in_specs=(whole, whole, of_inputs, whole, whole),
             out_specs=(cut, whole),
             check_vma=False,
-        )(parameters, frozen, inputs, controls, bank)
+        )(parameters, frozen_components, inputs, params, kv_cache)
 
     return spread
 
 
-def bank_bytes(config: ModelConfig, kind: Kind, steps: int, item_bytes: int) -> int:
+def kv_cache_bytes(config: ModelConfig, spec: SamplerSpec, steps: int, item_bytes: int) -> int:
     """Size of the bank of one group's anchors, in bytes, for models whose activations have `item_bytes`."""
     network = config.mmdit
-    rows = evaluations(kind.solver, steps) * network.num_layers * len(BRANCHES[kind.mode])
-    return 2 * rows * kind.anchors * kind.shared * network.width * item_bytes
+    rows = evaluations(spec.solver, steps) * network.num_layers * len(BRANCHES[spec.mode])
+    return 2 * rows * spec.anchors * spec.shared * network.width * item_bytes
 
 
 def _encode(
     model: GenAffect,
-    pictures: AutoencoderKL,
+    vae: AutoencoderKL,
     identity_encoder: Functional[FaceEncoder] | None,
-    frozen: Mapping[str, Any],
+    frozen_components: Mapping[str, Any],
     inputs: SetInputs,
     mode: GuidanceMode,
 ) -> Conditions:
     """The conditions of all guidance branches."""
-    groups, expressions = inputs.items.shape
+    groups, expressions = inputs.noise_ids.shape
     faces = normalise(inputs.reference)
-    latents, embedding = pictures.to_latents(faces), None
+    latents, embedding = vae.to_latents(faces), None
     if identity_encoder is not None:
-        embedding = repeat_branches(identity_encoder.merge(frozen["identity_encoder"])(faces), mode)
+        embedding = repeat_branches(identity_encoder.merge(frozen_components["identity_encoder"])(faces), mode)
     drop_identity, drop_expression = branch_drops(mode, groups, expressions)
     text = pooled = None
     if inputs.prompt is not None:
         drop_text = drop_identity[:, None] & drop_expression
-        text, pooled = frozen["prompts"].lookup(repeat_branches(inputs.prompt, mode), drop_text)
-    return model.conditions(
+        text, pooled = frozen_components["prompts"].lookup(repeat_branches(inputs.prompt, mode), drop_text)
+    return model.encode_conditions(
         repeat_branches(latents, mode),
         repeat_branches(inputs.reference_mask, mode),
         repeat_branches(inputs.expression, mode),
@@ -253,85 +253,95 @@ def _encode(
 def _denoise(
     config: ModelConfig,
     model: GenAffect,
-    controls: Controls,
-    kind: Kind,
-    bank: Bank | None,
-    items: Int[Array, "G E"],
+    params: SamplerParams,
+    spec: SamplerSpec,
+    kv_cache: AnchorCache | None,
+    noise_ids: Int[Array, "G E"],
     conditions: Conditions,
-) -> tuple[Float[Array, "G E h w c"], Bank | None]:
-    """From the pictures' noise to clean latents, and the bank, if it is kept."""
+) -> tuple[Float[Array, "G E h w c"], AnchorCache | None]:
+    """From the images' noise to clean latents, and the bank, if it is kept."""
 
     def make_velocity(conditions: Conditions) -> Callable:
-        def velocity(noisy: Array, sigma: Array, evaluation: Array, memory: Memory) -> tuple[Array, Memory]:
-            sharing = _sharing(config, controls, kind, bank, sigma, evaluation)
-            reuse = Reuse(evaluation % controls.reuse != 0, memory.added) if kind.reuses else None
+        def velocity(noisy: Array, sigma: Array, evaluation: Array, carry: SamplerCarry) -> tuple[Array, SamplerCarry]:
+            sharing = _sharing(config, params, spec, kv_cache, sigma, evaluation)
+            cache = None
+            if spec.uses_block_cache:
+                cache = BlockCache(evaluation % params.block_cache_interval != 0, carry.deltas)
             found, left = model.consistent(
-                noisy, jnp.full(noisy.shape[:2], sigma), conditions, *controls.scales.at(sigma), sharing, reuse
+                noisy, jnp.full(noisy.shape[:2], sigma), conditions, *params.scales.at(sigma), sharing, cache
             )
-            rows = memory.bank
+            rows = carry.kv_cache
             if rows is not None:
                 rows = jax.tree.map(
                     lambda rows, row: jax.lax.dynamic_update_index_in_dim(rows, row, evaluation, 0), rows, left.pool
                 )
-            return found, Memory(rows, left.added)
+            return found, SamplerCarry(rows, left.deltas)
 
         return velocity
 
-    branches = len(BRANCHES[kind.mode])
-    limited = kind.guidance_limited and branches > 1
+    branches = len(BRANCHES[spec.mode])
+    limited = spec.guidance_limited and branches > 1
     side, channels = config.mmdit.sample_size, config.mmdit.in_channels
-    noise = item_noise(controls.seed, items, (side, side, channels))
-    velocity, memory = make_velocity(conditions), Memory(None, None)
-    if kind.pool == "kept" or kind.reuses:
+    noise = initial_noise(params.seed, noise_ids, (side, side, channels))
+    velocity, carry = make_velocity(conditions), SamplerCarry(None, None)
+    if spec.pool == "kept" or spec.uses_block_cache:
         left = jax.eval_shape(
             lambda noisy, sharing: model.consistent(
-                noisy, jnp.zeros(noisy.shape[:2]), conditions, 1.0, 1.0, sharing, Reuse() if kind.reuses else None
+                noisy,
+                jnp.zeros(noisy.shape[:2]),
+                conditions,
+                1.0,
+                1.0,
+                sharing,
+                BlockCache() if spec.uses_block_cache else None,
             )[1],
-            repeat_branches(noise, kind.mode),
-            _sharing(config, controls, kind, bank, jnp.ones(()), jnp.zeros((), int)),
+            repeat_branches(noise, spec.mode),
+            _sharing(config, params, spec, kv_cache, jnp.ones(()), jnp.zeros((), int)),
         )
-        rows = evaluations(kind.solver, controls.sigmas.shape[0] - 1)
-        empty = Memory(jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), left.pool), left.added)
-        memory = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)
-    latents, memory = sample(
+        rows = evaluations(spec.solver, params.sigmas.shape[0] - 1)
+        empty = SamplerCarry(
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), left.pool), left.deltas
+        )
+        carry = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)
+    latents, carry = sample(
         guided(
             velocity,
-            kind.mode,
-            controls.guidance_identity,
-            controls.guidance_expression,
-            interval=(controls.guidance_interval[0], controls.guidance_interval[1]) if limited else None,
+            spec.mode,
+            params.guidance_identity,
+            params.guidance_expression,
+            interval=(params.guidance_interval[0], params.guidance_interval[1]) if limited else None,
             # The last branch of every group is the one with all conditions.
             velocity_full=make_velocity(conditions.of_groups(branches - 1, branches)) if limited else None,
         ),
         noise,
-        controls.sigmas,
-        controls.steps,
-        kind.solver,
-        memory,
+        params.sigmas,
+        params.steps,
+        spec.solver,
+        carry,
     )
-    return latents, memory.bank
+    return latents, carry.kv_cache
 
 
 def _sharing(
     config: ModelConfig,
-    controls: Controls,
-    kind: Kind,
-    bank: Bank | None,
+    params: SamplerParams,
+    spec: SamplerSpec,
+    kv_cache: AnchorCache | None,
     sigma: Array,
     evaluation: Array,
 ) -> Sharing | None:
-    """What the pictures share in one evaluation, other tokens each time."""
-    if not kind.shares:
+    """What the images share in one evaluation, other tokens each time."""
+    if not spec.shares:
         return None
     network = config.mmdit
     layers, side = network.num_layers, network.sample_size // network.patch_size
-    key = jax.random.fold_in(jax.random.key(controls.seed), TOKENS_PURPOSE)
-    tokens = random_tokens(jax.random.fold_in(key, evaluation), layers, side * side, kind.shared, controls.candidates)
+    key = jax.random.fold_in(jax.random.key(params.seed), TOKENS_PURPOSE)
+    tokens = random_tokens(jax.random.fold_in(key, evaluation), layers, side * side, spec.shared, params.candidates)
     active = None
-    if kind.sharing_limited:
-        low, high = controls.sharing_interval
-        active = controls.sharing_layers & (sigma > low) & (sigma <= high)
+    if spec.sharing_limited:
+        low, high = params.sharing_interval
+        active = params.sharing_layers & (sigma > low) & (sigma <= high)
     pool = None
-    if kind.pool == "given":
-        pool = jax.tree.map(lambda rows: jax.lax.dynamic_index_in_dim(rows, evaluation, 0, keepdims=False), bank)
-    return Sharing(tokens, active, pool, kind.anchors, keep_pool=kind.pool == "kept")
+    if spec.pool == "given":
+        pool = jax.tree.map(lambda rows: jax.lax.dynamic_index_in_dim(rows, evaluation, 0, keepdims=False), kv_cache)
+    return Sharing(tokens, active, pool, spec.anchors, keep_pool=spec.pool == "kept")

@@ -11,13 +11,15 @@ from jaxtyping import Bool
 from genaffect_jax.config import ModelConfig, SamplingConfig
 from genaffect_jax.diffusion.schedule import euler_sigmas, padded_sigmas
 from genaffect_jax.errors import ConfigError, DataError
-from genaffect_jax.inference.program import Controls, Kind
-from genaffect_jax.io.images import read_picture
+from genaffect_jax.inference.program import SamplerParams, SamplerSpec
+from genaffect_jax.io.images import read_image
 from genaffect_jax.models.genaffect import BranchScales
 from genaffect_jax.models.mmdit.block_cache import FEWEST_BLOCKS
 
 
-def kind_and_controls(model: ModelConfig, trained_shift: float, settings: SamplingConfig) -> tuple[Kind, Controls]:
+def resolve_settings(
+    model: ModelConfig, trained_shift: float, settings: SamplingConfig
+) -> tuple[SamplerSpec, SamplerParams]:
     """What the settings mean for a model.
 
     Args:
@@ -49,23 +51,25 @@ def kind_and_controls(model: ModelConfig, trained_shift: float, settings: Sampli
         raise ConfigError(f"--consistency_layers {unknown}: the model has layers 0 to {layers - 1}")
     if start >= settings.steps:
         raise ConfigError(f"--consistency_start {start}: must be below --steps {settings.steps}")
-    if settings.reuse > 1 and settings.guidance_interval != (0.0, 1.0):
-        raise ConfigError("--reuse: not together with --guidance_interval, whose steps differ in branches")
-    if settings.reuse > 1 and layers < FEWEST_BLOCKS:
-        raise ConfigError(f"--reuse: the model has {layers} blocks, needs at least {FEWEST_BLOCKS}")
+    if settings.block_cache_interval > 1 and settings.guidance_interval != (0.0, 1.0):
+        raise ConfigError(
+            "--block_cache_interval: not together with --guidance_interval, whose steps differ in branches"
+        )
+    if settings.block_cache_interval > 1 and layers < FEWEST_BLOCKS:
+        raise ConfigError(f"--block_cache_interval: the model has {layers} blocks, needs at least {FEWEST_BLOCKS}")
     candidates = None if settings.shared_mask is None else _mask(settings.shared_mask, side)
     shared = round(settings.consistency * (side * side if candidates is None else int(candidates.sum())))
     joint = settings.guidance is not None
-    kind = Kind(
+    spec = SamplerSpec(
         mode=settings.mode,
         solver=settings.solver,
         shared=shared,
         guidance_limited=settings.guidance_interval != (0.0, 1.0),
         sharing_limited=bool(settings.consistency_layers or start or end is not None),
-        reuses=settings.reuse > 1,
+        uses_block_cache=settings.block_cache_interval > 1,
     )
     among = np.isin(np.arange(layers), settings.consistency_layers or np.arange(layers))
-    controls = Controls(
+    params = SamplerParams(
         seed=jnp.int32(settings.seed),
         sigmas=jnp.asarray(padded_sigmas(settings.steps, shift)),
         steps=jnp.int32(settings.steps),
@@ -75,20 +79,20 @@ def kind_and_controls(model: ModelConfig, trained_shift: float, settings: Sampli
         scales=scales,
         sharing_layers=jnp.asarray(among),
         sharing_interval=jnp.asarray([sigmas[min(end or settings.steps, settings.steps)], sigmas[start]]),
-        reuse=jnp.int32(settings.reuse),
+        block_cache_interval=jnp.int32(settings.block_cache_interval),
         candidates=None if candidates is None else jnp.asarray(candidates),
     )
-    return kind, controls
+    return spec, params
 
 
 def _mask(file: Path, side: int) -> Bool[np.ndarray, " L"]:
-    """Tokens that are at least half bright in a picture.
+    """Tokens that are at least half bright in an image.
 
     Raises:
-        ConfigError: there are none, or the file is no picture.
+        ConfigError: there are none, or the file is no image.
     """
     try:
-        grey = read_picture(file, side).mean(-1)  # a pixel is the mean of its token's place
+        grey = read_image(file, side).mean(-1)  # a pixel is the mean of its token's place
     except DataError as e:
         raise ConfigError(f"--shared_mask {file}: {e}") from e
     bright = (grey >= 127.5).ravel()

@@ -1,4 +1,4 @@
-"""Animations of pictures."""
+"""Animations of images."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ FRAME_SECONDS = 0.08
 END_SECONDS = 0.5
 
 
-def write_animation(pictures: Sequence[UInt8[np.ndarray, "S S 3"]], path: Path, note: str) -> None:
-    """Writes pictures as an endless animation, there and back, whole or not at all.
+def write_animation(images: Sequence[UInt8[np.ndarray, "S S 3"]], path: Path, note: str) -> None:
+    """Writes images as an endless animation, there and back, whole or not at all.
 
     Args:
-        pictures: the frames, at least two.
+        images: the frames, at least two.
         path: a file that ends in .gif or .webp.
         note: what the file says of itself.
     """
-    frames = [Image.fromarray(picture) for picture in pictures]
+    frames = [Image.fromarray(image) for image in images]
     seconds = [END_SECONDS, *[FRAME_SECONDS] * (len(frames) - 2), END_SECONDS]
     frames, seconds = frames + frames[-2:0:-1], seconds + seconds[-2:0:-1]
     kind = path.suffix.removeprefix(".").lower()

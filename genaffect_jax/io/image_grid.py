@@ -1,4 +1,4 @@
-"""Contact sheets and picture files."""
+"""Contact sheets and image files."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ _INK = (52, 49, 46)
 
 
 def contact_sheet(
-    pictures: Sequence[UInt8[np.ndarray, "S S 3"]], labels: Sequence[str], *, columns: int | None = None
+    images: Sequence[UInt8[np.ndarray, "S S 3"]], labels: Sequence[str], *, columns: int | None = None
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Lays pictures of equal size out in rows, each with its label underneath.
+    """Lays images of equal size out in rows, each with its label underneath.
 
     Args:
-        pictures: uint8 RGB, all of one size.
-        labels: one per picture; a label that is too long for its cell is cut with an ellipsis.
-        columns: pictures per row; near-square when left out.
+        images: uint8 RGB, all of one size.
+        labels: one per image; a label that is too long for its cell is cut with an ellipsis.
+        columns: images per row; near-square when left out.
 
     Raises:
-        ValueError: no pictures, unequal sizes, or not one label per picture.
+        ValueError: no images, unequal sizes, or not one label per image.
     """
-    if not pictures or len(pictures) != len(labels):
-        raise ValueError(f"contact sheet: {len(pictures)} pictures and {len(labels)} labels")
-    sizes = {p.shape for p in pictures}
+    if not images or len(images) != len(labels):
+        raise ValueError(f"contact sheet: {len(images)} images and {len(labels)} labels")
+    sizes = {p.shape for p in images}
     if len(sizes) != 1:
-        raise ValueError(f"contact sheet: pictures of different sizes {sorted(sizes)}")
-    side = pictures[0].shape[0]
-    columns = columns or math.ceil(math.sqrt(len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
+        raise ValueError(f"contact sheet: images of different sizes {sorted(sizes)}")
+    side = images[0].shape[0]
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
     gap, text = max(side // 16, 4), max(side // 9, 11)
     cell_width, cell_height = side + gap, side + text + 2 * gap
     sheet = Image.new("RGB", (columns * cell_width + gap, rows * cell_height + gap), _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(text)
-    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         x, y = gap + i % columns * cell_width, gap + i // columns * cell_height
-        sheet.paste(Image.fromarray(np.asarray(picture)), (x, y))
+        sheet.paste(Image.fromarray(np.asarray(image)), (x, y))
         draw.text((x + side / 2, y + side + gap / 2 + text), _fit(label, font, side), _INK, font, anchor="ms")
     return np.asarray(sheet)
 
@@ -56,7 +56,7 @@ def _fit(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
     return label + "…"
 
 
-def write_png(picture: UInt8[np.ndarray, "H W 3"], path: Path, text: Mapping[str, str] | None = None) -> None:
+def write_png(image: UInt8[np.ndarray, "H W 3"], path: Path, text: Mapping[str, str] | None = None) -> None:
     """Writes a PNG atomically (beside its name, then renamed), with `text` as its text chunks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     information = PngInfo()
@@ -64,7 +64,7 @@ def write_png(picture: UInt8[np.ndarray, "H W 3"], path: Path, text: Mapping[str
         information.add_itxt(key, value)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        Image.fromarray(np.asarray(picture)).save(temporary, format="PNG", pnginfo=information, optimize=True)
+        Image.fromarray(np.asarray(image)).save(temporary, format="PNG", pnginfo=information, optimize=True)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Picture files to RGB arrays: one reading of a file for training, latents and the reference of a set."""
+"""Image files to RGB arrays: one reading of a file for training, latents and the reference of a set."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from genaffect_jax.errors import DataError
 # Raster formats with a reliable signature. Left out on purpose: EPS and WMF (they start other programs) and TGA
 # (it has no signature, so that any file may look like one).
 FORMATS: tuple[str, ...] = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-# 8192 x 8192: larger than the largest phone pictures in use (50 million), small enough to decode in 1 GiB.
+# 8192 x 8192: larger than the largest phone images in use (50 million), small enough to decode in 1 GiB.
 MAX_PIXELS: int = 2**26
 
 
-def read_picture(path: Path | str, image_size: int) -> UInt8[np.ndarray, "S S 3"]:
-    """Reads a picture file as a square RGB array.
+def read_image(path: Path | str, image_size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """Reads an image file as a square RGB array.
 
-    The EXIF orientation is applied, transparent parts are laid on white, grey, palette and 16-bit pictures become
+    The EXIF orientation is applied, transparent parts are laid on white, grey, palette and 16-bit images become
     8-bit RGB, the centre square is cut out and resized with a Lanczos filter. Of an animation the first frame counts.
     Colour profiles are not applied. The size is read from the header and checked before anything is decoded.
 
@@ -33,7 +33,7 @@ def read_picture(path: Path | str, image_size: int) -> UInt8[np.ndarray, "S S 3"
         uint8 `[S, S, 3]`.
 
     Raises:
-        DataError: the file is missing, is no picture of a known format, is larger than `MAX_PIXELS`, or is broken;
+        DataError: the file is missing, is no image of a known format, is larger than `MAX_PIXELS`, or is broken;
             the message says which, without the file's name (callers know it as the user wrote it).
     """
     square = ImageOps.fit(_decode(path, 2 * image_size), (image_size, image_size), Image.Resampling.LANCZOS)
@@ -41,12 +41,12 @@ def read_picture(path: Path | str, image_size: int) -> UInt8[np.ndarray, "S S 3"
 
 
 def read_photo(path: Path | str) -> UInt8[np.ndarray, "H W 3"]:
-    """Reads a picture file as an RGB array of its own size and shape; else as `read_picture`, with its errors."""
+    """Reads an image file as an RGB array of its own size and shape; else as `read_image`, with its errors."""
     return np.array(_decode(path, None), np.uint8)
 
 
 def _decode(path: Path | str, draft: int | None) -> Image.Image:
-    """The whole picture as 8-bit RGB; `draft`: a JPEG may come smaller, but not smaller than this many pixels."""
+    """The whole image as 8-bit RGB; `draft`: a JPEG may come smaller, but not smaller than this many pixels."""
     if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for ever
         raise DataError("not a file")
     try:
@@ -54,7 +54,7 @@ def _decode(path: Path | str, draft: int | None) -> Image.Image:
     except Image.DecompressionBombError as e:
         raise DataError(f"too large: {e} (at most {MAX_PIXELS} pixels are decoded)") from e
     except Image.UnidentifiedImageError as e:
-        raise DataError(f"not a picture of a known format ({', '.join(FORMATS)})") from e
+        raise DataError(f"not an image of a known format ({', '.join(FORMATS)})") from e
     except OSError as e:
         raise DataError(f"cannot be opened: {e.strerror or e}") from e
     except Exception as e:  # a broken header makes Pillow's plugins raise whatever they stumble over

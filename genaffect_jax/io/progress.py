@@ -1,4 +1,4 @@
-"""The progress bar of long work on pictures: share done, rate and time left, on stderr."""
+"""The progress bar of long work on images: share done, rate and time left, on stderr."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Float32
 
-from genaffect_jax.kernels.partition import run_on_shares
+from genaffect_jax.kernels.partition import run_partitioned
 from genaffect_jax.kernels.remat import ATTENTION
 from genaffect_jax.parallel.xla import is_hopper, platform
 
@@ -66,7 +66,7 @@ def run_backend(
         ValueError: a mask for cuDNN.
     """
     if backend == "splash":
-        return _splash_on_shares(query, key, value, mask, return_lse)
+        return _splash_partitioned(query, key, value, mask, return_lse)
     if backend == "xla":
         return xla_attention(query, key, value, mask, return_lse)
     if mask is not None:
@@ -122,10 +122,10 @@ def _cudnn_with_lse(query: Array, key: Array, value: Array) -> Result:
     return out, jnp.swapaxes(lse.astype(jnp.float32), 1, 2)  # cuDNN gives [B, N, Q]
 
 
-def _splash_on_shares(query: Array, key: Array, value: Array, mask: Array | None, return_lse: bool) -> Result:
-    """`splash_attention` of each device's pictures and heads."""
+def _splash_partitioned(query: Array, key: Array, value: Array, mask: Array | None, return_lse: bool) -> Result:
+    """`splash_attention` of each device's images and heads."""
     split, one_per_key, statistics = ("batch", None, "heads", None), ("batch", None), ("batch", None, "heads")
-    return run_on_shares(
+    return run_partitioned(
         partial(splash_attention, return_lse=return_lse),
         (query, key, value, mask),
         axes=(split, split, split, one_per_key),

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from genaffect_jax.kernels.norms import NORM_EPS, rms_norm
-from genaffect_jax.kernels.partition import run_on_shares
+from genaffect_jax.kernels.partition import run_partitioned
 from genaffect_jax.kernels.remat import keep_product
-from genaffect_jax.kernels.token_reduce import token_pass
+from genaffect_jax.kernels.token_reduce import token_reduce
 from genaffect_jax.kernels.token_reduce_reference import over_group
 
 
@@ -34,7 +34,7 @@ add_bias.defvjp(lambda product, bias: (add_bias(product, bias), bias), _add_bias
 
 
 @jax.custom_vjp
-def gated_add(
+def gated_residual(
     stream: Float[Array, "G *batch L D"],
     gate: Float[Array, "G *batch 1 D"],
     product: Float[Array, "G *batch L D"],
@@ -55,12 +55,12 @@ def _gated_add_backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array
 
     def backward(branch: Array, gradient: Array, gate: Array) -> Any:
         flat = [x.reshape(-1, *x.shape[-2:]) for x in (branch, gradient)]
-        (dbranch,), (dgate, total) = token_pass(
+        (dbranch,), (dgate, total) = token_reduce(
             gated_gradient, flat, (gate.reshape(-1, gate.shape[-1]),), outputs=1, sums=2
         )
         return dbranch.reshape(branch.shape), dgate.reshape(gate.shape), total.reshape(gate.shape)
 
-    dbranch, dgate, total = run_on_shares(
+    dbranch, dgate, total = run_partitioned(
         backward, (branch, gradient, gate), axes=(axes, axes, axes), out=(axes, axes, axes)
     )
     dbias = (gate * total).reshape(-1, bias.shape[0]).sum(axis=0)
@@ -68,12 +68,12 @@ def _gated_add_backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array
 
 
 def gated_gradient(tokens: Sequence[Array], vectors: Sequence[Array], _numbers: Sequence[Array]) -> Any:
-    """For `token_pass`: the gradient of a gated branch; sums for that of its gate, and of the gradient."""
+    """For `token_reduce`: the gradient of a gated branch; sums for that of its gate, and of the gradient."""
     (branch, gradient), (gate,) = tokens, vectors
     return (gate * gradient,), (gradient * branch, gradient)
 
 
-gated_add.defvjp(_gated_add_forward, _gated_add_backward)
+gated_residual.defvjp(_gated_add_forward, _gated_add_backward)
 
 
 def _sum_of_tokens(x: Float[Array, "*batch C"]) -> Float[Array, " C"]:
@@ -87,7 +87,7 @@ def _sum_of_tokens(x: Float[Array, "*batch C"]) -> Float[Array, " C"]:
 
 
 @jax.custom_vjp
-def biased_heads(
+def bias_and_qk_norm(
     product: Float[Array, "G *batch 3*N*H"],
     bias: Float[Array, " 3*N*H"],
     query_scale: Float[Array, " H"],
@@ -121,7 +121,7 @@ def _biased_heads_backward(kept: Any, gradients: tuple[Array, Array, Array]) -> 
         count = width // size
         scales = jnp.concatenate([jnp.tile(query_scale, count), jnp.tile(key_scale, count), jnp.ones(width)])
         normed = jnp.concatenate([jnp.ones(2 * width), jnp.zeros(width)])
-        (dx,), sums = token_pass(
+        (dx,), sums = token_reduce(
             heads_gradient, flat, (scales[None], normed[None]), outputs=1, sums=2, group=size, sections=3
         )
         dx = dx.reshape(*streams[0].shape[:-1], 3 * width)
@@ -129,7 +129,7 @@ def _biased_heads_backward(kept: Any, gradients: tuple[Array, Array, Array]) -> 
 
     summed = [("batch", "heads")] * 3
     streams_axes = [tokens] * 3
-    dx, dbias, dscales = run_on_shares(
+    dx, dbias, dscales = run_partitioned(
         backward,
         (*streams, *gradients, query_scale, key_scale),
         axes=(*streams_axes, *[heads] * 3, (None,), (None,)),
@@ -144,7 +144,7 @@ def _biased_heads_backward(kept: Any, gradients: tuple[Array, Array, Array]) -> 
 
 
 def heads_gradient(tokens: Sequence[Array], vectors: Sequence[Array], _numbers: Sequence[Array]) -> Any:
-    """For `token_pass`: the gradient of RMS norms with scale where `normed` is 1, else what came in.
+    """For `token_reduce`: the gradient of RMS norms with scale where `normed` is 1, else what came in.
 
     The first sum is that of the gradient, for biases; the second is for the scales.
     """
@@ -158,4 +158,4 @@ def heads_gradient(tokens: Sequence[Array], vectors: Sequence[Array], _numbers: 
     return (dx,), (dx, gradient * unit)
 
 
-biased_heads.defvjp(_biased_heads_forward, _biased_heads_backward)
+bias_and_qk_norm.defvjp(_biased_heads_forward, _biased_heads_backward)

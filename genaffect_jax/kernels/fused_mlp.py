@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from genaffect_jax.kernels.matmul import full_product, input_gradient, kernel_gradient
-from genaffect_jax.kernels.partition import run_on_shares
+from genaffect_jax.kernels.matmul import input_gradient, kernel_gradient, matmul
+from genaffect_jax.kernels.partition import run_partitioned
 from genaffect_jax.kernels.remat import keep_product
-from genaffect_jax.kernels.token_reduce import token_pass
+from genaffect_jax.kernels.token_reduce import token_reduce
 
 # GELU in its tanh form: Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2.
 GELU_SCALE, GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
@@ -42,8 +42,8 @@ def gelu_products(
 
 
 def _forward(x: Array, up: Array, bias: Array, down: Array, dtype: Any) -> tuple[Array, tuple[Array, ...]]:
-    before = full_product(x.astype(dtype), up.astype(dtype), dtype) + bias.astype(dtype)
-    y = full_product(jax.nn.gelu(before), down.astype(dtype), dtype)
+    before = matmul(x.astype(dtype), up.astype(dtype), dtype) + bias.astype(dtype)
+    y = matmul(jax.nn.gelu(before), down.astype(dtype), dtype)
     # Only the copy that is kept has the name: where what is named is also used, JAX rounds it first, and cuBLAS could
     # not make GELU within the product.
     return y, (x, keep_product(before), up, bias, down)
@@ -55,10 +55,10 @@ def _backward(dtype: Any, kept: tuple[Array, ...], gradient: Array) -> tuple[Arr
 
     def through_gelu(before: Array, gradient: Array) -> Any:
         flat = [a.reshape(1, -1, a.shape[-1]) for a in (before, gradient)]
-        made, (dbias,) = token_pass(gelu_gradient, flat, outputs=2, sums=1)
+        made, (dbias,) = token_reduce(gelu_gradient, flat, outputs=2, sums=1)
         return *(a.reshape(before.shape) for a in made), dbias
 
-    after, dbefore, dbias = run_on_shares(
+    after, dbefore, dbias = run_partitioned(
         through_gelu,
         (before, input_gradient(gradient, down.astype(dtype), dtype)),
         axes=(tokens, tokens),
@@ -73,7 +73,7 @@ def _backward(dtype: Any, kept: tuple[Array, ...], gradient: Array) -> tuple[Arr
 
 
 def gelu_gradient(tokens: Sequence[Array], _vectors: Sequence[Array], _numbers: Sequence[Array]) -> Any:
-    """For `token_pass`: GELU and its gradient; the latter is summed."""
+    """For `token_reduce`: GELU and its gradient; the latter is summed."""
     x, gradient = tokens
     square = x * x
     tanh = jnp.tanh(GELU_SCALE * x * (1.0 + GELU_CUBE * square))

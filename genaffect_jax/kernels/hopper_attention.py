@@ -49,9 +49,9 @@ def max_free_attention(
 
     Args:
         query: bfloat16 or float16; every score, over the square root of the head size, must lie within
-            `bounded_scores.LARGEST_SCORE`. This is not checked: larger scores overflow.
+            `score_bound.LARGEST_SCORE`. This is not checked: larger scores overflow.
         sources: keys and values; any lengths but 0. An array of fewer entries b than the queries' B serves B / b
-            entries in a row each, as a pool serves the pictures of its group.
+            entries in a row each, as a pool serves the images of its group.
 
     Raises:
         ValueError: another head size or type, no keys, or entries that do not divide.

@@ -29,7 +29,7 @@ TILES_IN, TILES_OUT = 8, 2
 PROGRAMS = 1024
 
 
-def pass_over_tiles(
+def hopper_token_reduce(
     function: TokenFunction,
     tokens: Sequence[Float[Array, "P L C"]],
     vectors: Sequence[Float[Array, "P C"]],
@@ -37,12 +37,12 @@ def pass_over_tiles(
     outputs: int,
     sums: int,
 ) -> tuple[list[Float[Array, "P L C"]], list[Float32[Array, "P C"]]]:
-    """`token_pass` of half-precision tokens; C is a multiple of 64."""
-    (pictures, seen, width), dtype = tokens[0].shape, tokens[0].dtype
+    """`token_reduce` of half-precision tokens; C is a multiple of 64."""
+    (images, seen, width), dtype = tokens[0].shape, tokens[0].dtype
     tokens = [jnp.pad(x, ((0, 0), (0, -seen % ROWS), (0, 0))) for x in tokens]
     length = tokens[0].shape[1]
     tiles, strips = pl.cdiv(length, TILE), width // STRIP
-    part = pl.cdiv(tiles, pl.cdiv(PROGRAMS, strips * pictures))
+    part = pl.cdiv(tiles, pl.cdiv(PROGRAMS, strips * images))
     parts, stages = pl.cdiv(tiles, part), min(max(TILES_IN // len(tokens), 3), part)
     transforms = (plgpu.TilingTransform((ROWS, STRIP)), plgpu.SwizzleTransform(128))
 
@@ -52,11 +52,11 @@ def pass_over_tiles(
     def kernel(*refs: Any) -> None:
         sizes = (len(tokens), len(vectors), len(numbers), outputs, sums, len(tokens), len(numbers), outputs)
         ends = list(accumulate(sizes))
-        sources, of_picture, of_tokens, made, summed, read, read_numbers, written = (
+        sources, of_image, of_tokens, made, summed, read, read_numbers, written = (
             refs[end - size : end] for end, size in zip(ends, sizes, strict=True)
         )
         there = refs[-1]
-        strip, place, picture = (lax.axis_index(name) for name in ("strip", "part", "picture"))
+        strip, place, image = (lax.axis_index(name) for name in ("strip", "part", "image"))
         features = pl.ds(strip * STRIP, STRIP)
         first = place * part
         count = jnp.minimum(jnp.int32(part), jnp.int32(tiles) - first)
@@ -68,9 +68,9 @@ def pass_over_tiles(
             stage = lax.rem(i, jnp.int32(stages))
             # Tokens beyond the end arrive as zeros.
             for source, target in zip(sources, read, strict=True):
-                plgpu.copy_gmem_to_smem(source.at[picture, lines(i), features], target.at[stage], there.at[stage])
+                plgpu.copy_gmem_to_smem(source.at[image, lines(i), features], target.at[stage], there.at[stage])
             for source, target in zip(of_tokens, read_numbers, strict=True):
-                plgpu.copy_gmem_to_smem(source.at[picture, lines(i)], target.at[stage], there.at[stage])
+                plgpu.copy_gmem_to_smem(source.at[image, lines(i)], target.at[stage], there.at[stage])
 
         for i in range(stages):
             pl.when(i < count)(partial(copy_in, jnp.int32(i)))
@@ -80,7 +80,7 @@ def pass_over_tiles(
             vector = plgpu.load(x, index, layout=plgpu.Layout.WGMMA.reduce(1 - axis), optimized=False)
             return lax.broadcast_in_dim(vector, (TILE, STRIP), (axis,))
 
-        spread = [load(x, (picture, features), 1) for x in of_picture]
+        spread = [load(x, (image, features), 1) for x in of_image]
 
         def step(i: Any, totals: tuple[Array, ...]) -> tuple[Array, ...]:
             stage, slot = lax.rem(i, jnp.int32(stages)), lax.rem(i, jnp.int32(TILES_OUT))
@@ -93,22 +93,22 @@ def pass_over_tiles(
             # All threads have read their inputs and written their outputs.
             plgpu.commit_smem()
             for source, target in zip(written, made, strict=True):
-                plgpu.copy_smem_to_gmem(source.at[slot], target.at[picture, lines(i), features], commit_group=False)
+                plgpu.copy_smem_to_gmem(source.at[slot], target.at[image, lines(i), features], commit_group=False)
             plgpu.commit_smem_to_gmem_group()
             pl.when(i + stages < count)(lambda: copy_in(i + stages))
             return tuple(total + term for total, term in zip(totals, terms, strict=True))
 
         zeros = plgpu.layout_cast(jnp.zeros((TILE, STRIP), jnp.float32), plgpu.Layout.WGMMA)
         for target, total in zip(summed, lax.fori_loop(jnp.int32(0), count, step, (zeros,) * sums), strict=True):
-            target[picture, place, features] = jnp.sum(total, axis=0)
+            target[image, place, features] = jnp.sum(total, axis=0)
         plgpu.wait_smem_to_gmem(0)
 
     numbers = [jnp.pad(x.astype(jnp.float32), ((0, 0), (0, -seen % TILE))) for x in numbers]
     out = plgpu.kernel(
         kernel,
         out_type=[
-            *[jax.ShapeDtypeStruct((pictures, length, width), dtype)] * outputs,
-            *[jax.ShapeDtypeStruct((pictures, parts, width), jnp.float32)] * sums,
+            *[jax.ShapeDtypeStruct((images, length, width), dtype)] * outputs,
+            *[jax.ShapeDtypeStruct((images, parts, width), jnp.float32)] * sums,
         ],
         scratch_types=[
             *[shared(stages)] * len(tokens),
@@ -116,8 +116,8 @@ def pass_over_tiles(
             *[shared(TILES_OUT)] * outputs,
             plgpu.Barrier(num_arrivals=len(tokens) + len(numbers), num_barriers=stages),
         ],
-        grid=(strips, parts, pictures),
-        grid_names=("strip", "part", "picture"),
+        grid=(strips, parts, images),
+        grid_names=("strip", "part", "image"),
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )(*tokens, *(x.astype(jnp.float32) for x in vectors), *numbers)
     return [x[:, :seen] for x in out[:outputs]], [x.sum(axis=1) for x in out[outputs:]]

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def full_product(x: Float[Array, "*batch i"], kernel: Float[Array, "i o"], out_dtype: Any) -> Float[Array, "*batch o"]:
+def matmul(x: Float[Array, "*batch i"], kernel: Float[Array, "i o"], out_dtype: Any) -> Float[Array, "*batch o"]:
     """`x @ kernel` over the last axis of `x`, summed and given in `out_dtype`.
 
     The gradients are the derived ones, but that of the kernel sums over the rows of two matrices. Summed over several
@@ -22,7 +22,7 @@ def full_product(x: Float[Array, "*batch i"], kernel: Float[Array, "i o"], out_d
 
 
 def _forward(x: Array, kernel: Array, out_dtype: Any) -> tuple[Array, tuple[Array, Array]]:
-    return full_product(x, kernel, out_dtype), (x, kernel)
+    return matmul(x, kernel, out_dtype), (x, kernel)
 
 
 def _backward(_out_dtype: Any, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
@@ -46,4 +46,4 @@ def kernel_gradient(x: Float[Array, "*batch i"], gradient: Float[Array, "*batch 
     )
 
 
-full_product.defvjp(_forward, _backward)
+matmul.defvjp(_forward, _backward)

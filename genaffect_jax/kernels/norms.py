@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from genaffect_jax.kernels.partition import run_on_shares
-from genaffect_jax.kernels.token_reduce import token_pass
+from genaffect_jax.kernels.partition import run_partitioned
+from genaffect_jax.kernels.token_reduce import token_reduce
 
 # Layer and RMS norms of the SD3 family share this epsilon.
 NORM_EPS = 1e-6
@@ -63,7 +63,7 @@ def _modulated_norm_backward(kept: Any, gradients: tuple[Array, Array]) -> tuple
 
     def backward(x: Array, passed: Array, gradient: Array, factor: Array, *numbers: Array) -> Any:
         tokens = [a.reshape(-1, *a.shape[-2:]) for a in (x, passed, gradient)]
-        (dx,), sums = token_pass(
+        (dx,), sums = token_reduce(
             norm_gradient,
             tokens,
             (factor.reshape(-1, factor.shape[-1]),),
@@ -78,11 +78,11 @@ def _modulated_norm_backward(kept: Any, gradients: tuple[Array, Array]) -> tuple
     along_mean = jnp.mean(scaled, axis=-1, keepdims=True)
     along_normed = jnp.mean(scaled * _standardised(x, mean, inverse), axis=-1, keepdims=True)
     arrays = (x, *gradients, factor, mean, inverse, along_mean, along_normed)
-    return run_on_shares(backward, arrays, axes=(axes,) * len(arrays), out=(axes, axes, axes))
+    return run_partitioned(backward, arrays, axes=(axes,) * len(arrays), out=(axes, axes, axes))
 
 
 def norm_gradient(tokens: Sequence[Array], vectors: Sequence[Array], numbers: Sequence[Array]) -> Any:
-    """For `token_pass`: the gradient of a modulated norm and what passed by; sums for those of shift and scale."""
+    """For `token_reduce`: the gradient of a modulated norm and what passed by; sums for those of shift and scale."""
     (x, passed, gradient), (factor,), (mean, inverse, along_mean, along_normed) = tokens, vectors, numbers
     normed = (x - mean) * inverse
     dx = passed + inverse * (gradient * factor - along_mean - normed * along_normed)

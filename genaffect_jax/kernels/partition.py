@@ -14,13 +14,13 @@ from genaffect_jax.parallel.sharding import RULES, mesh_size
 Axes = tuple[str | None, ...]
 
 
-def run_on_shares(
+def run_partitioned(
     function: Callable[..., Any], arrays: tuple[Array | None, ...], axes: tuple[Axes, ...], out: Any
 ) -> Any:
     """`function(*arrays)`, cut over the mesh that the arrays lie on.
 
     A Pallas kernel is opaque to the compiler, which refuses to cut it; this says how. The result is that of the whole
-    arrays only if the function treats the cut dimensions entry by entry (pictures, heads). Arrays on one device, or
+    arrays only if the function treats the cut dimensions entry by entry (images, heads). Arrays on one device, or
     inside a `jax.shard_map`, go to the function as they are. Inside a jitted function the mesh is that of its
     arguments, which must have been placed there before the call; JAX refuses the kernel otherwise.
 

@@ -1,4 +1,4 @@
-"""One pass over tokens that gives new tokens and, at the same time, sums over the tokens of each picture.
+"""One pass over tokens that gives new tokens and, at the same time, sums over the tokens of each image.
 
 Gradients of biases, of learned scales, of shifts and gates are sums over tokens of what other gradients read or write
 anyway. XLA makes them in passes of their own, at a quarter of a GPU's memory rate (docs/performance.md). On NVIDIA
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
-from genaffect_jax.kernels.token_reduce_reference import STRIP, TokenFunction, pass_over_arrays
+from genaffect_jax.kernels.token_reduce_reference import STRIP, TokenFunction, token_reduce_reference
 from genaffect_jax.parallel.xla import is_hopper
 
 
-def token_pass(
+def token_reduce(
     function: TokenFunction,
     tokens: Sequence[Float[Array, "P L C"]],
     vectors: Sequence[Float[Array, "P C"]] = (),
@@ -28,12 +28,12 @@ def token_pass(
     group: int | None = None,
     sections: int = 1,
 ) -> tuple[list[Float[Array, "P L C"]], list[Float32[Array, "P C"]]]:
-    """Applies a function to every token, and sums over the tokens of each picture.
+    """Applies a function to every token, and sums over the tokens of each image.
 
     Args:
         function: what becomes of the tokens; where all tokens are 0, what it has summed must be 0.
         tokens: arrays of one shape and type.
-        vectors: one number per feature, for all tokens of a picture.
+        vectors: one number per feature, for all tokens of an image.
         numbers: one number per token.
         outputs: how many arrays of new tokens the function makes.
         sums: how many arrays it wants summed.
@@ -46,15 +46,16 @@ def token_pass(
     width = tokens[0].shape[-1]
     half = all(x.dtype in (jnp.bfloat16, jnp.float16) for x in tokens)
     if is_hopper() and half and group in (None, STRIP) and width % STRIP == 0:
-        from genaffect_jax.kernels.hopper_token_reduce import pass_over_tiles
+        from genaffect_jax.kernels.hopper_token_reduce import hopper_token_reduce
 
-        return pass_over_tiles(function, tokens, vectors, numbers, outputs, sums)
+        return hopper_token_reduce(function, tokens, vectors, numbers, outputs, sums)
 
     def section(arrays: Sequence[Array], i: int) -> list[Array]:
         return [jnp.split(x, sections, axis=-1)[i] for x in arrays]
 
     parts = [
-        pass_over_arrays(function, section(tokens, i), section(vectors, i), numbers, group) for i in range(sections)
+        token_reduce_reference(function, section(tokens, i), section(vectors, i), numbers, group)
+        for i in range(sections)
     ]
     made, summed = (
         [jnp.concatenate(x, axis=-1) for x in zip(*arrays, strict=True)] for arrays in zip(*parts, strict=True)

@@ -21,28 +21,28 @@ def over_group(x: Float32[Array, "*tokens d"]) -> Float32[Array, "*tokens d"]:
     return lax.broadcast_in_dim(jnp.sum(x, axis=-1), x.shape, tuple(range(x.ndim - 1)))
 
 
-def pass_over_arrays(
+def token_reduce_reference(
     function: TokenFunction,
     tokens: Sequence[Float[Array, "P L C"]],
     vectors: Sequence[Float[Array, "P C"]],
     numbers: Sequence[Float[Array, "P L"]],
     group: int | None,
 ) -> tuple[list[Float[Array, "P L C"]], list[Float32[Array, "P C"]]]:
-    """`token_pass` in plain JAX."""
-    (pictures, _, width), dtype = tokens[0].shape, tokens[0].dtype
+    """`token_reduce` in plain JAX."""
+    (images, _, width), dtype = tokens[0].shape, tokens[0].dtype
 
     def grouped(x: Array) -> Array:
         x = x.astype(jnp.float32)
         return x if group is None else x.reshape(*x.shape[:-1], -1, group)
 
     cut = [grouped(x) for x in tokens]
-    of_pictures = [jnp.broadcast_to(grouped(x)[:, None], cut[0].shape) for x in vectors]
+    of_images = [jnp.broadcast_to(grouped(x)[:, None], cut[0].shape) for x in vectors]
     of_tokens = [
         jnp.broadcast_to(x.astype(jnp.float32).reshape(*x.shape, *(1,) * (cut[0].ndim - 2)), cut[0].shape)
         for x in numbers
     ]
-    made, summed = function(cut, of_pictures, of_tokens)
+    made, summed = function(cut, of_images, of_tokens)
     return (
         [x.reshape(tokens[0].shape).astype(dtype) for x in made],
-        [x.sum(axis=1).reshape(pictures, width) for x in summed],
+        [x.sum(axis=1).reshape(images, width) for x in summed],
     )

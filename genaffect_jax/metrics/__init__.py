@@ -1,1 +1,1 @@
-"""Figures about generated pictures. They see encoders through the protocols of `data.face_encoders` only."""
+"""Figures about generated images. They see encoders through the protocols of `data.face_encoders` only."""

@@ -30,7 +30,7 @@ class Verification:
 
 
 def verify(embeddings: Float[np.ndarray, "B W"], people: Sequence[str] | np.ndarray, far: float = 1e-3) -> Verification:
-    """Verification over all pairs of pictures, the threshold chosen on one half of the people, measured on the other.
+    """Verification over all pairs of images, the threshold chosen on one half of the people, measured on the other.
 
     The people are sorted by name and divided alternately; each half chooses the threshold for the other, and what is
     reported is the mean of both (counts: the sum). Accuracy weighs same and different pairs equally, as the balanced
@@ -38,11 +38,11 @@ def verify(embeddings: Float[np.ndarray, "B W"], people: Sequence[str] | np.ndar
 
     Args:
         embeddings: unit vectors.
-        people: who each picture shows.
+        people: who each image shows.
         far: false-accept rate, above 0.
 
     Raises:
-        ValueError: not one name per picture, or a half has no pair of one person or of two.
+        ValueError: not one name per image, or a half has no pair of one person or of two.
     """
     names = np.asarray(people)
     if len(names) != len(embeddings):
@@ -53,8 +53,8 @@ def verify(embeddings: Float[np.ndarray, "B W"], people: Sequence[str] | np.ndar
     for same, different in halves:
         if not len(same) or not len(different):
             raise ValueError(
-                f"verify: {len(order)} people with {len(names)} pictures: each half of the people needs two people "
-                "and two pictures of one of them"
+                f"verify: {len(order)} people with {len(names)} images: each half of the people needs two people "
+                "and two images of one of them"
             )
     thresholds = [_best_threshold(*halves[1]), _best_threshold(*halves[0])]
     accuracies = [((same >= t).mean() + (other < t).mean()) / 2 for (same, other), t in zip(halves, thresholds)]  # noqa: B905 (two of each)
@@ -71,15 +71,15 @@ def verify(embeddings: Float[np.ndarray, "B W"], people: Sequence[str] | np.ndar
 
 
 @dataclass(frozen=True)
-class ExpressionErrors:
+class ExpressionAccuracy:
     """Absolute errors of predicted expression vectors, in units of the channels (action units: 0 to 1)."""
 
     mean: float
-    """Over all pictures and channels."""
+    """Over all images and channels."""
     baseline: float
-    """Of predicting `typical` for every picture."""
+    """Of predicting `typical` for every image."""
     channels: tuple[float, ...]
-    """Of each channel, over all pictures."""
+    """Of each channel, over all images."""
     channel_baselines: tuple[float, ...]
     """Of each channel, of predicting `typical`."""
     active: float
@@ -90,22 +90,22 @@ class ExpressionErrors:
     """Size from which a channel counts as active."""
 
 
-def expression_errors(
+def expression_accuracy(
     predicted: Float[np.ndarray, "B W"],
     true: Float[np.ndarray, "B W"],
     typical: Float[np.ndarray, " W"],
     active_from: float = 0.1,
-) -> ExpressionErrors:
-    """Mean absolute errors, beside those of the constant guess `typical` (the training pictures' mean).
+) -> ExpressionAccuracy:
+    """Mean absolute errors, beside those of the constant guess `typical` (the training images' mean).
 
     Raises:
         ValueError: the shapes differ.
     """
     if predicted.shape != true.shape or typical.shape != true.shape[1:]:
-        raise ValueError(f"expression_errors: shapes {predicted.shape}, {true.shape} and {typical.shape}")
+        raise ValueError(f"expression_accuracy: shapes {predicted.shape}, {true.shape} and {typical.shape}")
     error, guess = np.abs(predicted - true), np.abs(typical - true)
     active: Bool[np.ndarray, "B W"] = np.abs(true) >= active_from
-    return ExpressionErrors(
+    return ExpressionAccuracy(
         mean=float(error.mean()),
         baseline=float(guess.mean()),
         channels=tuple(float(e) for e in error.mean(0)),
@@ -127,14 +127,14 @@ def spread_shares(values: Float[np.ndarray, "P V W"]) -> tuple[float, float]:
 
 
 def mean_cosine(groups: Float[np.ndarray, "N K W"]) -> float:
-    """Mean cosine of the pairs of different pictures inside each of N groups of K unit vectors.
+    """Mean cosine of the pairs of different images inside each of N groups of K unit vectors.
 
     Raises:
-        ValueError: groups of one picture.
+        ValueError: groups of one image.
     """
     K = groups.shape[1]
     if K < 2:
-        raise ValueError(f"mean_cosine: groups of {K} pictures have no pairs")
+        raise ValueError(f"mean_cosine: groups of {K} images have no pairs")
     cosines = np.einsum("nkw,njw->nkj", groups, groups)
     return float(((cosines.sum((1, 2)) - np.einsum("nkk->n", cosines)) / (K * (K - 1))).mean())
 

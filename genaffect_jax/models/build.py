@@ -12,16 +12,16 @@ from genaffect_jax.models.lora import LoraNetwork
 def build_networks(
     config: ModelConfig, dtype: DType = "float32", max_free: bool = False
 ) -> tuple[Functional[GenAffect], Functional[AutoencoderKL]]:
-    """The generator and the autoencoder of a model, without parameters; `dtype` is the type of activations.
+    """The denoiser and the autoencoder of a model, without parameters; `dtype` is the type of activations.
 
     `max_free` is for networks that only draw with parameters whose `models.mmdit.score_bound.score_bound` is at most
     its `LARGEST_SCORE` (see `MMDiT`).
 
     Raises:
-        ConfigError: `config.lora` does not fit the generator (see `models.lora.LoraNetwork`).
+        ConfigError: `config.lora` does not fit the denoiser (see `models.lora.LoraNetwork`).
     """
-    generator = Functional(lambda rngs: GenAffect(config, rngs=rngs, dtype=dtype, max_free=max_free))
+    denoiser = Functional(lambda rngs: GenAffect(config, rngs=rngs, dtype=dtype, max_free=max_free))
     return (
-        LoraNetwork(generator, config.lora) if config.lora.rank else generator,
+        LoraNetwork(denoiser, config.lora) if config.lora.rank else denoiser,
         Functional(lambda rngs: AutoencoderKL(config.autoencoder, rngs=rngs, dtype=dtype)),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from genaffect_jax.config import Config, MMDiTConfig, ModelConfig
+from genaffect_jax.config import DenoiserRun, MMDiTConfig, ModelConfig
 from genaffect_jax.data.groups import REFERENCES_PER_GROUP
 from genaffect_jax.kernels.remat import Remat
 from genaffect_jax.models.layers import TIMESTEP_FEATURES
@@ -34,7 +34,7 @@ class Flops(NamedTuple):
 
 def forward_flops(
     config: MMDiTConfig,
-    pictures: int,
+    images: int,
     side: int,
     text: int,
     *,
@@ -46,25 +46,25 @@ def forward_flops(
 
     Args:
         config: the denoiser.
-        pictures: how many.
+        images: how many.
         side: height and width of the latents.
-        text: text (or register) tokens of each picture.
-        identity_tokens, expression_tokens: those that the image queries of each picture look at.
-        others: image tokens of other pictures that each picture sees.
+        text: text (or register) tokens of each image.
+        identity_tokens, expression_tokens: those that the image queries of each image look at.
+        others: image tokens of other images that each image sees.
     """
     width, image = config.width, (side // config.patch_size) ** 2
     products = attention = 0.0
     for layer in range(config.num_layers):
         last, dual = layer == config.num_layers - 1, layer in config.dual_attention_layers
         # Query, key, value and output projections (4 D^2) and the feed-forward (8 D^2), 2 operations per weight.
-        products += 2 * pictures * image * 12 * width**2
-        products += 2 * pictures * text * (3 if last else 12) * width**2
-        attention += 4 * pictures * (image + text) * (image + text + others) * width
-        attention += 4 * pictures * image * (identity_tokens + expression_tokens) * width
+        products += 2 * images * image * 12 * width**2
+        products += 2 * images * text * (3 if last else 12) * width**2
+        attention += 4 * images * (image + text) * (image + text + others) * width
+        attention += 4 * images * image * (identity_tokens + expression_tokens) * width
         if dual:
-            products += 2 * pictures * image * 4 * width**2
-            attention += 4 * pictures * image**2 * width
-        products += 2 * pictures * ((9 if dual else 6) + (2 if last else 6)) * width**2
+            products += 2 * images * image * 4 * width**2
+            attention += 4 * images * image**2 * width
+        products += 2 * images * ((9 if dual else 6) + (2 if last else 6)) * width**2
     return Flops(products, attention)
 
 
@@ -74,12 +74,12 @@ def condition_flops(model: ModelConfig, sets: int, expressions: int, references:
     Args:
         model: sizes.
         sets: people.
-        expressions: pictures of each.
+        expressions: images of each.
         references: of each person.
         text: text tokens of each prompt, or register tokens, which are not projected.
     """
     network, conditioning = model.mmdit, model.conditioning
-    width, pictures = network.width, sets * expressions
+    width, images = network.width, sets * expressions
     patch = network.patch_size**2 * network.in_channels
     patches = references * (network.sample_size // network.patch_size) ** 2
     context = patches + (references if conditioning.identity_embedding else 0)
@@ -92,24 +92,24 @@ def condition_flops(model: ModelConfig, sets: int, expressions: int, references:
         products += layers * 2 * sets * context * 12 * width**2
         attention += layers * 4 * sets * context**2 * width
     tokens = conditioning.expression_tokens
-    products += 2 * pictures * (conditioning.expression_width * width + width * tokens * width)
-    products += network.num_layers * 2 * 2 * (sets * (made or context) + pictures * tokens) * width**2
+    products += 2 * images * (conditioning.expression_width * width + width * tokens * width)
+    products += network.num_layers * 2 * 2 * (sets * (made or context) + images * tokens) * width**2
     if not network.register_tokens:
-        products += 2 * pictures * text * network.joint_attention_dim * width
+        products += 2 * images * text * network.joint_attention_dim * width
     if network.pooled_projection_dim:
-        products += 2 * pictures * (network.pooled_projection_dim + width) * width
+        products += 2 * images * (network.pooled_projection_dim + width) * width
     return Flops(products, attention)
 
 
-def generator_flops(
+def denoiser_flops(
     model: ModelConfig, sets: int, expressions: int, references: int = 1, text: int | None = None
 ) -> Flops:
-    """One forward of the whole generator (`models.genaffect.GenAffect`), conditions included, on latents.
+    """One forward of the whole denoiser (`models.genaffect.GenAffect`), conditions included, on latents.
 
     Args:
         model: sizes.
         sets: people.
-        expressions: pictures of each.
+        expressions: images of each.
         references: of each person.
         text: text tokens of each prompt; None for a model with register tokens.
 
@@ -123,11 +123,11 @@ def generator_flops(
             "text tokens are counted where there are no registers"
         )
     seen = network.register_tokens if text is None else text
-    pictures, width, image = sets * expressions, network.width, (network.sample_size // network.patch_size) ** 2
+    images, width, image = sets * expressions, network.width, (network.sample_size // network.patch_size) ** 2
     context = references * (image + bool(conditioning.identity_embedding))
     blocks = forward_flops(
         network,
-        pictures,
+        images,
         network.sample_size,
         seen,
         identity_tokens=conditioning.identity_tokens or context,
@@ -135,7 +135,7 @@ def generator_flops(
     )
     patch = network.patch_size**2 * (network.in_channels + network.out_channels)
     # Patches in and out, the timestep's embedding, the last modulation.
-    ends = 2.0 * pictures * (image * patch * width + (TIMESTEP_FEATURES + width) * width + 2 * width**2)
+    ends = 2.0 * images * (image * patch * width + (TIMESTEP_FEATURES + width) * width + 2 * width**2)
     return blocks.plus(Flops(ends, 0.0)).plus(condition_flops(model, sets, expressions, references, seen))
 
 
@@ -157,15 +157,15 @@ def training_flops(forward: Flops, trained: float = 1.0, remat: Remat = "none") 
     return forward.products * (2 + trained) + forward.attention * 3 + again
 
 
-def step_flops(config: Config, trained: float, remat: bool) -> float:
-    """Operations of one step over all devices, of the generator alone: no autoencoder, no auxiliary losses.
+def step_flops(config: DenoiserRun, trained: float, remat: bool) -> float:
+    """Operations of one step over all devices, of the denoiser alone: no autoencoder, no auxiliary losses.
 
     Args:
         config: the training.
         trained: share of the weights that train.
         remat: count what the backward pass computes again (`mmdit.remat`), too.
     """
-    forward = generator_flops(
+    forward = denoiser_flops(
         config.model, config.train.batch_size, config.data.expressions_per_set, REFERENCES_PER_GROUP, config.text_tokens
     )
     return training_flops(forward, trained, config.model.mmdit.remat if remat else "none")

@@ -1,7 +1,7 @@
 """A network as a pure function of a flat dictionary of arrays.
 
 Training, sampling and checkpoints handle parameters as `{"blocks.attention.query": array, ...}`: sharding rules,
-optimisers, averages and weight files all read that one form. The module's structure is split off once, when the
+optimizers, averages and weight files all read that one form. The module's structure is split off once, when the
 `Functional` is made, and joined with the arrays inside the jitted function that uses it.
 """
 
@@ -30,7 +30,7 @@ class Functional(Generic[Module]):
     Attributes:
         shapes: name to shape and dtype of every parameter.
         logical_axes: name to the logical axis names of every parameter (see `parallel.sharding`).
-        multiplied_in: name of each kernel to the type that it is rounded to before it is multiplied.
+        compute_dtypes: name of each kernel to the type that it is rounded to before it is multiplied.
         constants: names that are no parameters (a position table): `nnx.Variable`s that are no `nnx.Param`. They are
             handled like parameters so that they are arguments of every program, not constants of it.
         trainable: names that training may change: all parameters, unless `training` chose some.
@@ -52,17 +52,17 @@ class Functional(Generic[Module]):
             for name, (_, v) in self._variables.items()
         }
         self.logical_axes: dict[str, tuple[str | None, ...]] = {}
-        self.multiplied_in: dict[str, Any] = {}
+        self.compute_dtypes: dict[str, Any] = {}
         for name, (_, variable) in self._variables.items():
             axes = variable.get_metadata().get("logical_axes")
             if axes is None or len(axes) != len(self.shapes[name].shape):
                 raise ValueError(f"{name}: logical axes {axes} for shape {self.shapes[name].shape}")
             self.logical_axes[name] = tuple(axes)
-            if (dtype := variable.get_metadata().get("multiplied_in")) is not None:
-                self.multiplied_in[name] = dtype
+            if (dtype := variable.get_metadata().get("compute_dtypes")) is not None:
+                self.compute_dtypes[name] = dtype
         self.trainable = frozenset(name for name, (_, v) in self._variables.items() if issubclass(v.type, nnx.Param))
-        self.constants = frozenset(self.shapes) - self.trainable
-        self.added: frozenset[str] = frozenset()
+        self.buffers = frozenset(self.shapes) - self.trainable
+        self.lora_params: frozenset[str] = frozenset()
 
     def training(self, names: Collection[str]) -> Self:
         """The same network, of which only these parameters train.
@@ -88,14 +88,14 @@ class Functional(Generic[Module]):
             {name: value for name, value in parameters.items() if name not in self.trainable},
         )
 
-    def rounded(self, parameters: Parameters) -> Parameters:
+    def cast_kernels(self, parameters: Parameters) -> Parameters:
         """Some parameters, kernels among them as they are multiplied.
 
         Layers round what they are given. Kernels that are rounded before are read in full only once where forward and
         backward pass use them, and half precision is what devices that share them send to each other. The price is that
         the rounded copies exist all at once.
         """
-        return {n: x.astype(self.multiplied_in[n]) if n in self.multiplied_in else x for n, x in parameters.items()}
+        return {n: x.astype(self.compute_dtypes[n]) if n in self.compute_dtypes else x for n, x in parameters.items()}
 
     def merge(self, parameters: Parameters) -> Module:
         """The module with these parameters.
@@ -118,7 +118,7 @@ class Functional(Generic[Module]):
     @property
     def size(self) -> int:
         """Number of parameters (single numbers), whether they train or not."""
-        return sum(s.size for name, s in self.shapes.items() if name not in self.constants)
+        return sum(s.size for name, s in self.shapes.items() if name not in self.buffers)
 
     @property
     def trainable_size(self) -> int:

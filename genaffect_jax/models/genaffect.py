@@ -1,4 +1,4 @@
-"""Gen-AFFECT's generator: the denoiser with its two token makers (arXiv 2508.09461)."""
+"""Gen-AFFECT's denoiser: the denoiser with its two token makers (arXiv 2508.09461)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.config import ModelConfig
 from genaffect_jax.errors import ConfigError
-from genaffect_jax.models.mmdit.block_cache import Reuse
-from genaffect_jax.models.mmdit.condition_projectors import ExpressionTokens, IdentityTokens
+from genaffect_jax.models.mmdit.block_cache import BlockCache
+from genaffect_jax.models.mmdit.condition_projectors import ExpressionProjector, IdentityProjector
 from genaffect_jax.models.mmdit.consistent_attention import Sharing
 from genaffect_jax.models.mmdit.model import Conditions, Left, MMDiT
 
@@ -83,9 +83,9 @@ class BranchScales:
 
 
 class GenAffect(nnx.Module):
-    """Velocity of the pictures of a set, given who the person is and what each face does.
+    """Velocity of the images of a set, given who the person is and what each face does.
 
-    With `config.prediction` "clean" the denoiser's output is read as the clean latents x, and the velocity is
+    With `config.prediction` "x0" the denoiser's output is read as the clean latents x, and the velocity is
     `(latents - x) / sigma`: a narrow network then need not carry the noise through to its output.
 
     `conditions` runs once per set, the call once per denoising step. The autoencoder is a network of its own.
@@ -107,10 +107,10 @@ class GenAffect(nnx.Module):
     ) -> None:
         self.prediction = config.prediction
         self.mmdit = MMDiT(config.mmdit, branches=True, rngs=rngs, dtype=dtype, max_free=max_free)
-        self.identity_tokens = IdentityTokens(config.mmdit, config.conditioning, rngs=rngs, dtype=dtype)
-        self.expression_tokens = ExpressionTokens(config.mmdit.width, config.conditioning, rngs=rngs, dtype=dtype)
+        self.identity_tokens = IdentityProjector(config.mmdit, config.conditioning, rngs=rngs, dtype=dtype)
+        self.expression_tokens = ExpressionProjector(config.mmdit.width, config.conditioning, rngs=rngs, dtype=dtype)
 
-    def conditions(
+    def encode_conditions(
         self,
         reference: Float[Array, "G R h w c"],
         reference_mask: Bool[Array, "G R"],
@@ -125,11 +125,11 @@ class GenAffect(nnx.Module):
         """All that stays constant while a set is denoised.
 
         Args:
-            reference: latents of R reference pictures of each person, shared by the group's expressions.
+            reference: latents of R reference images of each person, shared by the group's expressions.
             reference_mask: False where a reference is padding; a group without any has no identity (as if dropped).
-            expression: expression vector of each picture.
+            expression: expression vector of each image.
             drop_identity: groups that get the learned null identity token.
-            drop_expression: pictures that get the learned null expression tokens.
+            drop_expression: images that get the learned null expression tokens.
             embedding: face embeddings of the references, for models with `conditioning.identity_embedding`.
             text, pooled: text embeddings, for models without register tokens.
 
@@ -172,11 +172,11 @@ class GenAffect(nnx.Module):
         identity_scale: Float[Array, "*layers"] | float,
         expression_scale: Float[Array, "*layers"] | float,
         sharing: Sharing | None,
-        reuse: Reuse | None = None,
+        block_cache: BlockCache | None = None,
     ) -> tuple[Float[Array, "G E h w c"], Left]:
-        """The same for pictures that share tokens or reuse features, and what is left for others (see `MMDiT`)."""
+        """The same for images that share tokens or reuse features, and what is left for others (see `MMDiT`)."""
         predicted, left = self.mmdit.consistent(
-            latents, timestep, conditions, identity_scale, expression_scale, sharing, reuse
+            latents, timestep, conditions, identity_scale, expression_scale, sharing, block_cache
         )
         if self.prediction == "velocity":
             return predicted, left

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from genaffect_jax.kernels.fused_bias import add_bias
 from genaffect_jax.kernels.fused_mlp import gelu_products
-from genaffect_jax.kernels.matmul import full_product
+from genaffect_jax.kernels.matmul import matmul
 from genaffect_jax.kernels.norms import rms_norm
 from genaffect_jax.kernels.remat import keep_product
 
@@ -58,7 +58,7 @@ class Linear(nnx.Module):
         self.dtype, self.out_dtype = dtype, dtype if out_dtype is None else out_dtype
         shape = (in_features, out_features)
         kernel = kernel_init(rngs.params(), shape, jnp.float32)
-        self.kernel = nnx.Param(kernel, logical_axes=axes, multiplied_in=dtype)
+        self.kernel = nnx.Param(kernel, logical_axes=axes, compute_dtypes=dtype)
         bias = bias_init(rngs.params(), (out_features,), jnp.float32)
         self.bias = nnx.Param(bias, logical_axes=(None,)) if use_bias else None
 
@@ -67,7 +67,7 @@ class Linear(nnx.Module):
 
     def product(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         """`x @ kernel`, without the bias."""
-        return full_product(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.out_dtype)
+        return matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.out_dtype)
 
     def biased(self, product: Float[Array, "*batch o"]) -> Float[Array, "*batch o"]:
         """The product with the bias, if there is one."""
@@ -78,7 +78,7 @@ def joined_product(x: Float[Array, "*batch i"], layers: Sequence[Linear]) -> Flo
     """What `Linear.product` of n layers of one width and type makes of `x`, computed as one product."""
     dtype = layers[0].dtype
     kernel = jnp.concatenate([layer.kernel[...] for layer in layers], axis=1)
-    return full_product(x.astype(dtype), kernel.astype(dtype), dtype)
+    return matmul(x.astype(dtype), kernel.astype(dtype), dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -165,7 +165,7 @@ def sincos_table(side: int, width: int, base_side: int) -> Float[Array, "side si
     Args:
         side: rows and columns of the table, in tokens.
         width: D, a multiple of 4.
-        base_side: tokens a side of the pictures the model was trained on.
+        base_side: tokens a side of the images the model was trained on.
     """
     if width % 4:
         raise ValueError(f"sincos_table: width {width} must be a multiple of 4 (sine and cosine of two axes)")
@@ -180,7 +180,7 @@ def sincos_table(side: int, width: int, base_side: int) -> Float[Array, "side si
 
 
 def patchify(x: Float[Array, "*batch h w c"], patch: int) -> Float[Array, "*batch L ppc"]:
-    """Cuts pictures into `patch` x `patch` tokens, row by row; a remainder at the right or bottom is dropped."""
+    """Cuts images into `patch` x `patch` tokens, row by row; a remainder at the right or bottom is dropped."""
     *batch, h, w, c = x.shape
     rows, columns = h // patch, w // patch
     x = x[..., : rows * patch, : columns * patch, :].reshape(*batch, rows, patch, columns, patch, c)

@@ -48,11 +48,11 @@ class LoraNetwork(Functional[Module]):
             self.shapes[f"{name}.{LORA_B}"] = jax.ShapeDtypeStruct((*layers, config.rank, columns), dtype)
             self.logical_axes[f"{name}.{LORA_A}"] = (*layer_axes, row_axis, None)
             self.logical_axes[f"{name}.{LORA_B}"] = (*layer_axes, None, column_axis)
-        self.added = frozenset(self.shapes) - frozenset(base.shapes)
-        self.constants = base.constants
+        self.lora_params = frozenset(self.shapes) - frozenset(base.shapes)
+        self.buffers = base.buffers
         # The sums are rounded, not their parts.
-        self.multiplied_in = {n: dtype for n, dtype in base.multiplied_in.items() if n not in self.targets}
-        self.trainable = (base.trainable - frozenset(self.targets)) | self.added
+        self.compute_dtypes = {n: dtype for n, dtype in base.compute_dtypes.items() if n not in self.targets}
+        self.trainable = (base.trainable - frozenset(self.targets)) | self.lora_params
 
     def init(self, key: jax.Array) -> Parameters:
         """Random parameters from one typed key; those of the base are what the base makes of that key."""

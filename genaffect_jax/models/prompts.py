@@ -36,7 +36,7 @@ class Prompts:
     def lookup(
         self, rows: Int[Array, "G E"], drop: Bool[Array, "G E"] | None = None
     ) -> tuple[Float[Array, "G E T C"], Float[Array, "G E D"]]:
-        """Tokens and pooled embedding of each picture's prompt; of the negative one where `drop` is True."""
+        """Tokens and pooled embedding of each image's prompt; of the negative one where `drop` is True."""
         if drop is not None:
             rows = jnp.where(drop, self.negative, rows)
         return self.tokens[rows], self.pooled[rows]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from genaffect_jax.config.distributed import HostsConfig
+from genaffect_jax.config.distributed import DistributedConfig
 from genaffect_jax.errors import ConfigError, LostProcessError
 
 Tree = TypeVar("Tree")
@@ -31,14 +31,14 @@ CONTINUE = "No checkpoint is touched: start all processes again, and they contin
 _barriers = itertools.count()
 
 
-def cluster_of(config: HostsConfig, environment: Mapping[str, str] = os.environ) -> str | None:
+def cluster_of(config: DistributedConfig, environment: Mapping[str, str] = os.environ) -> str | None:
     """The cluster system that says who takes part, by JAX's name; None if none does.
 
     Args:
         config: what was asked for.
         environment: variables of this process.
     """
-    if config.coordinator is not None or config.cluster == "none":
+    if config.coordinator_address is not None or config.cluster == "none":
         return None
     if config.cluster != "auto":
         return config.cluster
@@ -57,12 +57,12 @@ def cluster_of(config: HostsConfig, environment: Mapping[str, str] = os.environ)
     return None
 
 
-def are_several(config: HostsConfig, environment: Mapping[str, str] = os.environ) -> bool:
+def are_several(config: DistributedConfig, environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process is to join others."""
-    return (config.processes or 1) > 1 or cluster_of(config, environment) is not None
+    return (config.num_processes or 1) > 1 or cluster_of(config, environment) is not None
 
 
-def join(config: HostsConfig) -> None:
+def join(config: DistributedConfig) -> None:
     """Joins the other processes; returns when all are there and have exchanged something. Comes before any use of JAX.
 
     Raises:
@@ -71,15 +71,15 @@ def join(config: HostsConfig) -> None:
     cluster = cluster_of(config)
     try:
         jax.distributed.initialize(
-            config.coordinator,
-            config.processes,
-            config.index,
+            config.coordinator_address,
+            config.num_processes,
+            config.process_id,
             cluster_detection_method=cluster or "deactivate",
             initialization_timeout=config.join_timeout + _LATER,
             heartbeat_timeout_seconds=config.heartbeat_timeout,
         )
     except (ValueError, KeyError) as e:
-        raise ConfigError(f"hosts.cluster={config.cluster}: {cluster} does not say who takes part ({e})") from e
+        raise ConfigError(f"distributed.cluster={config.cluster}: {cluster} does not say who takes part ({e})") from e
     # Now rather than in the middle of the start: a process that can be reached, but not for what devices exchange.
     multihost_utils.sync_global_devices("joined")
 

@@ -15,7 +15,7 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Lays the devices out as `[data, fsdp, tensor]`: neighbours, which talk fastest, share a picture.
+    """Lays the devices out as `[data, fsdp, tensor]`: neighbours, which talk fastest, share an image.
 
     Devices of one process are neighbours, so every process holds one piece of a batch.
 

@@ -18,7 +18,7 @@ from genaffect_jax.errors import ConfigError
 Tree = TypeVar("Tree")
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
-    "batch": ("data", "fsdp"),  # pictures
+    "batch": ("data", "fsdp"),  # images
     "embed": "fsdp",  # width of the residual streams: present in every large matrix
     "conv_out": "fsdp",
     "heads": "tensor",  # heads * head size
@@ -84,14 +84,14 @@ def parameter_shardings(
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """Into how many parts a batch is cut: devices that share pictures have the same part."""
+    """Into how many parts a batch is cut: devices that share images have the same part."""
     return mesh_size(mesh, RULES["batch"])
 
 
-def batch_share(mesh: Mesh) -> tuple[int, int]:
+def batch_shard(mesh: Mesh) -> tuple[int, int]:
     """Which share of every batch this process puts on its devices, as (number from 0, number of shares).
 
-    Processes whose devices hold the same pictures (`tensor` reaches across them) have the same share.
+    Processes whose devices hold the same images (`tensor` reaches across them) have the same share.
 
     Raises:
         ConfigError: the processes' devices do not hold equal shares.
@@ -123,8 +123,8 @@ def check_batch(size: int, accumulate: int, mesh: Mesh) -> None:
     parts = batch_parts(mesh)
     if size % (accumulate * parts):
         raise ConfigError(
-            f"train.batch_size={size}: must be a multiple of train.accumulate * mesh.data * mesh.fsdp = "
-            f"{accumulate} * {parts}, so that every device has equal shares"
+            f"train.batch_size={size}: must be a multiple of train.gradient_accumulation_steps * mesh.data * "
+            f"mesh.fsdp = {accumulate} * {parts}, so that every device has equal shares"
         )
 
 

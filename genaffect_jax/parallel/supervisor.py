@@ -13,12 +13,12 @@ import sys
 import threading
 from collections.abc import Callable
 
-from genaffect_jax.config.distributed import HostsConfig
+from genaffect_jax.config.distributed import DistributedConfig
 from genaffect_jax.errors import FAILED, INTERRUPTED, LOST
 from genaffect_jax.parallel.distributed import CONTINUE
 
 
-def supervise(config: HostsConfig, work: Callable[[Callable[[str], None]], int]) -> int:
+def supervise(config: DistributedConfig, work: Callable[[Callable[[str], None]], int]) -> int:
     """Runs `work` in a child process and waits for it; returns the exit status.
 
     SIGINT and SIGTERM are passed on. The child does not outlive this process. Call it before JAX is used: it forks.
@@ -91,17 +91,17 @@ def _end_with(pipe: int) -> None:
     threading.Thread(target=wait, daemon=True, name="end-with-parent").start()
 
 
-def _place(config: HostsConfig) -> str:
-    if config.coordinator is None:
-        return f"this process (hosts.cluster {config.cluster})"
-    return f"process {config.index} of {config.processes}"
+def _place(config: DistributedConfig) -> str:
+    if config.coordinator_address is None:
+        return f"this process (distributed.cluster {config.cluster})"
+    return f"process {config.process_id} of {config.num_processes}"
 
 
-def _missing(config: HostsConfig) -> str:
-    where = f"at {config.coordinator}" if config.coordinator else "where the cluster's variables say"
+def _missing(config: DistributedConfig) -> str:
+    where = f"at {config.coordinator_address}" if config.coordinator_address else "where the cluster's variables say"
     return (
         f"{_place(config)}: waited {config.join_timeout} s {where}, and not all processes of the job have come "
-        "(--hosts.join_timeout). Look at the logs of the others: every one must have started, with the same "
+        "(--distributed.join_timeout). Look at the logs of the others: every one must have started, with the same "
         "coordinator and number of processes and an index of its own; process 0 must run on the coordinator's host, "
         "and the others must be able to reach its port and each other"
     )

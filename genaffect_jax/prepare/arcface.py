@@ -28,8 +28,8 @@ class Arguments:
     name: str | None = None
     """Name of the encoder; the name of the weights without suffix if left out."""
     crop: tuple[float, float, float] = ARCFACE_CROP
-    """Part of a picture that the network looks at: left edge, top edge, side, as shares of the picture's side. The
-    default suits pictures of python -m genaffect_jax.prepare photos; 0 0 1 is the whole picture."""
+    """Part of an image that the network looks at: left edge, top edge, side, as shares of the image's side. The
+    default suits images of python -m genaffect_jax.prepare photos; 0 0 1 is the whole image."""
     dtype: WeightDType = "float32"
     """Type the numbers are stored in."""
 

@@ -1,4 +1,4 @@
-"""`python -m genaffect_jax.prepare photos`: a folder of photos as aligned pictures, ready for training.
+"""`python -m genaffect_jax.prepare photos`: a folder of photos as aligned images, ready for training.
 
 python -m genaffect_jax.prepare photos --root PHOTOS --out ALIGNED --models MODELS
 """
@@ -16,7 +16,7 @@ from genaffect_jax.data.photos.reader import MIN_FACE, PhotoAligner
 
 @dataclass(frozen=True)
 class Arguments:
-    """Find the face in every photo of a folder and write square pictures in which it has a fixed place."""
+    """Find the face in every photo of a folder and write square images in which it has a fixed place."""
 
     root: Path
     """Photos: <identity>/<expression>[_n].<suffix>, or a folder with metadata.jsonl or metadata.csv."""
@@ -27,7 +27,7 @@ class Arguments:
     face_index: int = 0
     """Which face of each photo, counted from the largest, 0."""
     size: int = 512
-    """Side of the pictures, in pixels."""
+    """Side of the images, in pixels."""
     min_face: float = MIN_FACE
     """Photos are left out whose square of eyes, nose and mouth is narrower than this, in pixels of the photo."""
 
@@ -41,7 +41,7 @@ def run(arguments: Arguments, console: Console) -> bool:
     aligner = PhotoAligner(arguments.models, arguments.face_index, arguments.min_face)
     report = align_folder(arguments.root, arguments.out, aligner, arguments.size)
     console.print(
-        f"{arguments.out}: {report.aligned} pictures ({report.several} of photos with several faces), "
+        f"{arguments.out}: {report.aligned} images ({report.several} of photos with several faces), "
         f"{report.rejected} files left out, see {arguments.out / REJECTED}",
         markup=False,
         highlight=False,

@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from genaffect_jax.cli import load_preset
-from genaffect_jax.config import Config
+from genaffect_jax.config import DenoiserRun
 from genaffect_jax.data.prompts.cache import PromptCache, digest_files, encode_cached
 from genaffect_jax.data.prompts.table import PromptTable
 from genaffect_jax.data.prompts.templates import all_prompts
@@ -53,7 +53,7 @@ def prepare(arguments: Arguments) -> PromptTable:
         ConfigError, DataError, WeightsError: see their classes.
         ImportError: something must be encoded, and the extra `torch` is not installed.
     """
-    run = load_preset(arguments.config, Config)
+    run = load_preset(arguments.config, DenoiserRun)
     if run.model.mmdit.register_tokens:
         raise ConfigError(f"--config {arguments.config}: its model has register tokens and reads no prompts")
     parts = text_parts(arguments.pipeline)

@@ -29,10 +29,10 @@ from genaffect_jax.parallel.chips import peak_flops
 from genaffect_jax.parallel.distributed import is_first
 from genaffect_jax.training.denoiser.auxiliary import PREFIX as OPTIONAL
 from genaffect_jax.training.denoiser.conditioning_probe import RIGHT
-from genaffect_jax.training.denoiser.probe_report import GapReport
+from genaffect_jax.training.denoiser.probe_report import ProbeReport
 from genaffect_jax.training.metric_log import TrainingLog
 from genaffect_jax.training.nonfinite import SKIPPED, NonFiniteGuard
-from genaffect_jax.training.optimizer import learning_rate, make_optimiser
+from genaffect_jax.training.optimizer import learning_rate, make_optimizer
 from genaffect_jax.training.profiler import StepProfile
 from genaffect_jax.training.state import abstract_state, create_state
 from genaffect_jax.training.step import Batch, LossFunction, device_batch, make_train_step
@@ -54,48 +54,48 @@ class Batches(Protocol):
 
 
 @dataclass(frozen=True)
-class Job:
+class Task:
     """What one run trains."""
 
     functional: Functional
     """The network."""
     loss: LossFunction
     """Its objective."""
-    frozen: Mapping[str, Any]
+    frozen_components: Mapping[str, Any]
     """Arrays that the loss reads but does not train, whole on every device; `{}` if none."""
     batches: Batches
     """Training input."""
-    pictures_per_step: int
-    """Target pictures in one batch over all processes, for the throughput figure."""
+    images_per_step: int
+    """Target images in one batch over all processes, for the throughput figure."""
     preview: Callable[[Parameters], UInt8[np.ndarray, "H W 3"]]
     """Draws a sample sheet with the averaged weights."""
     config: str
     """The resolved configuration as JSON; saved beside every checkpoint."""
     initial: Callable[[], Parameters] = dict
     """Makes the parameters that do not start at random; called when a run begins, not when it continues."""
-    gap: Callable[[Parameters], dict[str, float]] | None = None
-    """Measures the condition gaps of the averaged parameters, every `gap_every` steps and with every checkpoint, whose
-    value is the loss with the right conditions; None measures none."""
+    probe: Callable[[Parameters], dict[str, float]] | None = None
+    """Measures the conditioning probe of the averaged parameters, every `probe_every` steps and with every checkpoint,
+    whose value is the loss with the right conditions; None measures none."""
     step_flops: float | None = None
     """Operations of the network in one step over all devices, without what is computed again; None: not known."""
 
 
-def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Console) -> bool:
+def fit(task: Task, config: TrainConfig, mesh: Mesh, workdir: Path, console: Console) -> bool:
     """Trains until `config.steps`, or until SIGINT/SIGTERM, and saves a checkpoint.
 
-    A working folder that holds checkpoints is continued from the newest: step count, parameters, average,
-    optimiser and input position. Several processes call this in step; process 0 alone writes logs, and a signal to any
+    A run folder that holds checkpoints is continued from the newest: step count, parameters, average,
+    optimizer and input position. Several processes call this in step; process 0 alone writes logs, and a signal to any
     of them ends all after the same step.
 
     Returns:
         True if the run is complete, False if a signal ended it early.
 
     Raises:
-        TrainingError: `most_skipped` steps in a row had a loss or gradients that are not finite.
+        TrainingError: `max_consecutive_skips` steps in a row had a loss or gradients that are not finite.
         CheckpointError: the folder's checkpoint does not fit the configuration, or one cannot be saved.
         DataError: a batch cannot be made; what was learned until then is saved.
     """
-    optimiser = make_optimiser(config)
+    optimizer = make_optimizer(config)
     rate = learning_rate(config)
     checkpoints = Checkpoints(
         workdir,
@@ -104,30 +104,30 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
         config.keep_best,
     )
     if checkpoints.latest_step() is None:
-        state = create_state(job.functional, optimiser, mesh, config.seed, job.initial())
+        state = create_state(task.functional, optimizer, mesh, config.seed, task.initial())
     else:
-        state, position = checkpoints.restore(abstract_state(job.functional, optimiser, mesh))
-        job.batches.set_state(position)
+        state, position = checkpoints.restore(abstract_state(task.functional, optimizer, mesh))
+        task.batches.set_state(position)
         if int(state.step) >= config.steps:
             console.print(f"already finished: step {int(state.step)} of {config.steps}")
-            job.batches.close()
+            task.batches.close()
             checkpoints.close()
             return True
         console.print(f"continuing at step {int(state.step)} of {config.steps}")
     checkpoints.check_space(state)
     train_step = make_train_step(
-        job.functional,
-        job.loss,
-        optimiser,
+        task.functional,
+        task.loss,
+        optimizer,
         ema_decay=config.ema_decay,
         seed=config.seed,
         mesh=mesh,
-        accumulate=config.accumulate,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
     )
     first = step = int(state.step)
     log = TrainingLog(workdir, first, writes=is_first())
-    gaps = GapReport(workdir, config.steps, console, watches=is_first())
-    guard = NonFiniteGuard(config.most_skipped)
+    probe_report = ProbeReport(workdir, config.steps, console, watches=is_first())
+    guard = NonFiniteGuard(config.max_consecutive_skips)
     profile = StepProfile(workdir / "profile", config.profile_at if is_first() else 0)
     pending: list[dict[str, jax.Array]] = []
     measured: dict[str, float] = {}
@@ -136,7 +136,7 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
     with (
         checkpoints,
         closing(log),
-        closing(job.batches),
+        closing(task.batches),
         closing(profile),
         _progress(console, first, config.steps) as report,
         _stop_signal() as stopped,
@@ -145,14 +145,14 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
             profile.before(step + 1, state)
             checkpoints.check()
             try:
-                batch = next(job.batches)
+                batch = next(task.batches)
             except DataError:
                 # Nothing that was learned is lost; the position is that of the batch that failed. Of several processes
                 # the others do not know, and saving takes all.
                 if step > first and jax.process_count() == 1:
-                    checkpoints.save(state, job.batches.get_state(), job.config)
+                    checkpoints.save(state, task.batches.get_state(), task.config)
                 raise
-            state, metrics = train_step(state, job.frozen, device_batch(batch, mesh))
+            state, metrics = train_step(state, task.frozen_components, device_batch(batch, mesh))
             pending.append(metrics)
             step += 1
             # The host runs ahead of the devices, but not so far that batches pile up on them.
@@ -167,10 +167,10 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
                 interval_start, compiled, pending = time.perf_counter(), True, []
             measured = {}
             saves = step % config.checkpoint_every == 0
-            if job.gap is not None and config.gap_every and (saves or step % config.gap_every == 0):
+            if task.probe is not None and config.probe_every and (saves or step % config.probe_every == 0):
                 jax.block_until_ready(metrics)
                 began = time.perf_counter()
-                measured = job.gap(state.averaged)
+                measured = task.probe(state.averaged)
                 interval_start += time.perf_counter() - began  # no part of the training's rate
             means: dict[str, float] = {}
             if pending and (step % config.log_every == 0 or step == config.steps):
@@ -179,30 +179,30 @@ def fit(job: Job, config: TrainConfig, mesh: Mesh, workdir: Path, console: Conso
                 means = _means(found)
                 seconds = time.perf_counter() - interval_start
                 means["learning_rate"] = float(rate(step - 1))
-                means["images_per_second"] = len(pending) * job.pictures_per_step / seconds
-                if job.step_flops is not None:
-                    means.update(utilisation(len(pending) * job.step_flops / seconds, config.compute_dtype, mesh))
+                means["images_per_second"] = len(pending) * task.images_per_step / seconds
+                if task.step_flops is not None:
+                    means.update(utilisation(len(pending) * task.step_flops / seconds, config.compute_dtype, mesh))
             if means or measured:
                 log.numbers(step, {**means, **measured})
             if means:
                 report(step, means)
                 interval_start, pending = time.perf_counter(), []
             if measured:
-                gaps.check()
-            if config.sheet_every and step % config.sheet_every == 0 and step < config.steps:
-                log.sheet(step, job.preview(state.averaged))
-                gaps.draw()
+                probe_report.check()
+            if config.sample_every and step % config.sample_every == 0 and step < config.steps:
+                log.sheet(step, task.preview(state.averaged))
+                probe_report.draw()
                 guard.check(jax.device_get(pending), step)
                 interval_start, pending = time.perf_counter(), []
             if saves and step < config.steps:
-                checkpoints.save(state, job.batches.get_state(), job.config, measured.get(RIGHT))
+                checkpoints.save(state, task.batches.get_state(), task.config, measured.get(RIGHT))
         complete = step >= config.steps
         if step > first or checkpoints.latest_step() is None:
-            checkpoints.save(state, job.batches.get_state(), job.config, measured.get(RIGHT))
-        job.batches.close()  # the preview needs the processors that the workers hold
-        gaps.draw()
+            checkpoints.save(state, task.batches.get_state(), task.config, measured.get(RIGHT))
+        task.batches.close()  # the preview needs the processors that the workers hold
+        probe_report.draw()
         if complete and step > first:
-            log.sheet(step, job.preview(state.averaged))
+            log.sheet(step, task.preview(state.averaged))
     again = "" if complete else "; stopped, the same command continues"
     console.print(f"step {step} of {config.steps}: checkpoint written to {checkpoints.folder.name}/{step}{again}")
     return complete
@@ -252,7 +252,7 @@ def _progress(console: Console, first: int, total: int) -> Iterator[Callable[[in
         task = bar.add_task("", total=total, completed=first, numbers="compiling")
 
         def report(step: int, values: dict[str, float]) -> None:
-            numbers = f"loss {values['loss']:.4f}  {values['images_per_second']:.0f} pictures/s"
+            numbers = f"loss {values['loss']:.4f}  {values['images_per_second']:.0f} images/s"
             bar.update(task, completed=step, numbers=numbers)
             if not console.is_terminal:  # a log file gets plain lines instead of a bar
                 seconds = bar.tasks[0].time_remaining

@@ -40,7 +40,7 @@ with _pytorch_out_of_sight():
 
 
 class TrainingLog:
-    """Writes `metrics.jsonl`, TensorBoard events (`tensorboard/`) and sheets (`sheets/`) below a working folder.
+    """Writes `metrics.jsonl`, TensorBoard events (`tensorboard/`) and sheets (`sheets/`) below a run folder.
 
     A resumed run drops the rows of steps that it will run again, so each step stands in metrics.jsonl once. Of several
     processes one writes. Every method raises an OSError that names the file which cannot be written. Events are written
@@ -78,14 +78,14 @@ class TrainingLog:
             self._rows.write(json.dumps({"step": step, **row}) + "\n")
         self._event(step, [summary.scalar(name, value) for name, value in values.items()])
 
-    def sheet(self, step: int, picture: UInt8[np.ndarray, "H W 3"]) -> None:
+    def sheet(self, step: int, image: UInt8[np.ndarray, "H W 3"]) -> None:
         """A sample sheet, as `sheets/<step>.png` and in TensorBoard."""
         if not self._writes:
             return
         path = self._workdir / "sheets" / f"{step:07d}.png"
         with _naming(path):
-            write_png(picture, path)
-        self._event(step, [summary.image("sheet", picture, dataformats="HWC")])
+            write_png(image, path)
+        self._event(step, [summary.image("sheet", image, dataformats="HWC")])
 
     def close(self) -> None:
         """Flushes both files."""

@@ -60,4 +60,4 @@ class NonFiniteGuard:
 def _advice(row: Mapping[str, np.ndarray]) -> str:
     if np.isfinite(row["loss"]):  # the forward pass is sound
         return "Only gradients overflow: lower train.learning_rate, or train with compute_dtype float32."
-    return "Lower train.learning_rate, or look for pictures or weights that are damaged."
+    return "Lower train.learning_rate, or look for images or weights that are damaged."

@@ -1,4 +1,4 @@
-"""The optimiser: AdamW or Adafactor after gradient clipping, with warm-up and a constant or cosine rate."""
+"""The optimizer: AdamW or Adafactor after gradient clipping, with warm-up and a constant or cosine rate."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
     )
 
 
-def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
-    """Clipping by the global norm, then `config.optimiser`; only matrices decay.
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """Clipping by the global norm, then `config.optimizer`; only matrices decay.
 
     `adamw`: Loshchilov and Hutter 2019, arXiv 1711.05101. `adafactor`: Shazeer and Stern 2018, arXiv 1804.04235, with
     updates clipped to a root mean square of 1 per array (section 6), at the learning rate as it is (not relative to the
@@ -31,7 +31,7 @@ def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
         return {name: name.endswith(("kernel", *FACTORS)) for name in parameters}
 
     rate, clip = learning_rate(config), optax.clip_by_global_norm(config.gradient_clip)
-    if config.optimiser == "adamw":
+    if config.optimizer == "adamw":
         return optax.chain(
             clip, optax.adamw(rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=decays)
         )

@@ -1,4 +1,4 @@
-"""The training state: parameters, their average, the optimiser's moments and the step, all created sharded."""
+"""The training state: parameters, their average, the optimizer's moments and the step, all created sharded."""
 
 from __future__ import annotations
 
@@ -24,44 +24,44 @@ class TrainState:
     """Steps done."""
     parameters: Parameters
     """What trains."""
-    fixed: Parameters
+    frozen_params: Parameters
     """Parameters of the same network that do not train."""
     ema: Parameters
     """Average of `parameters`."""
-    optimiser: Any
+    optimizer: Any
     """Moments of `parameters`."""
 
     @property
     def averaged(self) -> Parameters:
         """The network's full parameters, averaged where they train: what sampling uses."""
-        return {**self.ema, **self.fixed}
+        return {**self.ema, **self.frozen_params}
 
 
-def state_shardings(functional: Functional, optimiser: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def state_shardings(functional: Functional, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """A `TrainState` of shardings: averages and moments lie where their parameters lie, all else everywhere (scalars;
     row and column means of moments, which are small).
 
     Raises:
         ValueError: the mesh does not fit a parameter (see `parallel.sharding.partition_spec`).
     """
-    parameters, fixed = functional.split(parameter_shardings(functional.logical_axes, functional.shapes, mesh))
+    parameters, frozen_params = functional.split(parameter_shardings(functional.logical_axes, functional.shapes, mesh))
     shapes = functional.split(functional.shapes)[0]
     moments = optax.tree_map_params(
-        optimiser,
+        optimizer,
         lambda moment, parameter, sharding: sharding if moment.shape == parameter.shape else replicated(mesh),
-        jax.eval_shape(optimiser.init, shapes),
+        jax.eval_shape(optimizer.init, shapes),
         shapes,
         parameters,
         transform_non_params=lambda _: replicated(mesh),
     )
     # A checker sees arrays in these places; the tree has to be a TrainState all the same.
-    places: Any = (replicated(mesh), parameters, fixed, parameters, moments)
+    places: Any = (replicated(mesh), parameters, frozen_params, parameters, moments)
     return TrainState(*places)
 
 
 def create_state(
     functional: Functional,
-    optimiser: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     mesh: Mesh,
     seed: int,
     given: Parameters | None = None,
@@ -70,7 +70,7 @@ def create_state(
 
     Args:
         functional: the network that trains.
-        optimiser: gradient transformation.
+        optimizer: gradient transformation.
         mesh: device mesh.
         seed: seed of the random parameters.
         given: parameters that start with these values instead, placed as they train; given up to the state.
@@ -89,24 +89,26 @@ def create_state(
         raise ValueError(f"given parameters are unknown, or of another shape or type: {', '.join(wrong)}")
 
     def create(key: jax.Array, given: Parameters) -> TrainState:
-        parameters, fixed = functional.split({**functional.init(key), **given})
+        parameters, frozen_params = functional.split({**functional.init(key), **given})
         # The average gets its own buffers: both are donated to the step.
         ema = jax.tree.map(jnp.copy, parameters)
-        return TrainState(jnp.zeros((), jnp.int32), parameters, fixed, ema, optimiser.init(parameters))
+        return TrainState(jnp.zeros((), jnp.int32), parameters, frozen_params, ema, optimizer.init(parameters))
 
-    shardings = state_shardings(functional, optimiser, mesh)
+    shardings = state_shardings(functional, optimizer, mesh)
     return jax.jit(create, out_shardings=shardings, donate_argnums=1)(jax.random.key(seed), given)
 
 
-def abstract_state(functional: Functional, optimiser: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(functional: Functional, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes, types and shardings of the state, for restoring a checkpoint straight to its place."""
 
     def create() -> TrainState:
-        zeros, fixed = functional.split({name: jnp.zeros(s.shape, s.dtype) for name, s in functional.shapes.items()})
-        return TrainState(jnp.zeros((), jnp.int32), zeros, fixed, zeros, optimiser.init(zeros))
+        zeros, frozen_params = functional.split(
+            {name: jnp.zeros(s.shape, s.dtype) for name, s in functional.shapes.items()}
+        )
+        return TrainState(jnp.zeros((), jnp.int32), zeros, frozen_params, zeros, optimizer.init(zeros))
 
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
         jax.eval_shape(create),
-        state_shardings(functional, optimiser, mesh),
+        state_shardings(functional, optimizer, mesh),
     )

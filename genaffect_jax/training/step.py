@@ -1,4 +1,4 @@
-"""One optimiser step as a pure, sharded, jitted function."""
+"""One optimizer step as a pure, sharded, jitted function."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from genaffect_jax.models.functional import Functional, Parameters
-from genaffect_jax.parallel.sharding import batch_parts, batch_sharding, batch_share, replicated
+from genaffect_jax.parallel.sharding import batch_parts, batch_shard, batch_sharding, replicated
 from genaffect_jax.parallel.xla import compiler_options
 from genaffect_jax.training.nonfinite import NORM, SKIPPED, all_finite, keep_if
 from genaffect_jax.training.state import TrainState, state_shardings
@@ -30,23 +30,23 @@ LossFunction = Callable[[Any, Any, Batch, Key[Array, " G"]], Terms]
 def make_train_step(
     functional: Functional,
     loss: LossFunction,
-    optimiser: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     *,
     ema_decay: float,
     seed: int,
     mesh: Mesh,
-    accumulate: int = 1,
+    gradient_accumulation_steps: int = 1,
 ) -> Callable[[TrainState, Mapping[str, Any], Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
-    """Builds the jitted step `(state, frozen, batch) -> (state, metrics)`.
+    """Builds the jitted step `(state, frozen_components, batch) -> (state, metrics)`.
 
-    The state is donated. Every leaf of the batch is cut over all devices along its first dimension; `frozen`
+    The state is donated. Every leaf of the batch is cut over all devices along its first dimension; `frozen_components`
     (arrays that do not train, in any tree) lies whole on every device. Randomness comes from keys folded from
     (seed, step, set): restarting at a step repeats it.
 
     Args:
         functional: the network that trains.
-        loss: `(module, frozen, batch, keys) -> Terms`.
-        optimiser: gradient transformation.
+        loss: `(module, frozen_components, batch, keys) -> Terms`.
+        optimizer: gradient transformation.
         ema_decay: decay of the averaged weights; `min(decay, (1 + step) / (10 + step))` while young.
         seed: seed of noise and dropout.
         mesh: device mesh.
@@ -59,35 +59,35 @@ def make_train_step(
     """
 
     def train_step(
-        state: TrainState, frozen: Mapping[str, Any], batch: Batch
+        state: TrainState, frozen_components: Mapping[str, Any], batch: Batch
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         sets = len(next(iter(batch.values())))
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), sets)
 
         def differentiate(batch: Batch, keys: jax.Array) -> tuple[Parameters, Terms]:
             def objective(parameters: Parameters) -> tuple[Float[Array, ""], Terms]:
-                module = functional.merge({**functional.rounded(parameters), **state.fixed})
-                terms = loss(module, frozen, batch, keys)
+                module = functional.merge({**functional.cast_kernels(parameters), **state.frozen_params})
+                terms = loss(module, frozen_components, batch, keys)
                 total, count = terms["loss"]
                 return total / count, terms
 
             return jax.grad(objective, has_aux=True)(state.parameters)
 
-        gradients, terms = in_parts(differentiate, (batch, keys), accumulate)
+        gradients, terms = accumulate_gradients(differentiate, (batch, keys), gradient_accumulation_steps)
         metrics = {name: total / count for name, (total, count) in terms.items()}
-        updates, moments = optimiser.update(gradients, state.optimiser, state.parameters)
+        updates, moments = optimizer.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
         step = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, parameters)
         norm = optax.tree.norm(gradients)
         finite = all_finite(metrics["loss"], norm)
-        learned = keep_if(finite, (parameters, ema, moments), (state.parameters, state.ema, state.optimiser))
+        learned = keep_if(finite, (parameters, ema, moments), (state.parameters, state.ema, state.optimizer))
         metrics = {**metrics, NORM: norm, SKIPPED: 1.0 - finite}
         parameters, ema, moments = learned
-        return TrainState(state.step + 1, parameters, state.fixed, ema, moments), metrics
+        return TrainState(state.step + 1, parameters, state.frozen_params, ema, moments), metrics
 
-    shardings = state_shardings(functional, optimiser, mesh)
+    shardings = state_shardings(functional, optimizer, mesh)
     return jax.jit(
         train_step,
         in_shardings=(shardings, replicated(mesh), batch_sharding(mesh)),
@@ -97,7 +97,7 @@ def make_train_step(
     )
 
 
-def in_parts(
+def accumulate_gradients(
     differentiate: Callable[..., tuple[Parameters, Terms]], examples: tuple[Any, ...], parts: int
 ) -> tuple[Parameters, Terms]:
     """Gradients of the mean loss over all examples, and summed terms, from those of the parts.
@@ -130,7 +130,7 @@ def device_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
         ValueError: the batch does not divide over the mesh.
     """
     sharding = batch_sharding(mesh)
-    parts = batch_parts(mesh) // batch_share(mesh)[1]
+    parts = batch_parts(mesh) // batch_shard(mesh)[1]
     for name, array in batch.items():
         if len(array) % parts:
             raise ValueError(

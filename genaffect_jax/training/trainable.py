@@ -17,8 +17,8 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "everything": ("*",),
     # What Gen-AFFECT adds to the base model: token makers with their null tokens, and the branches of every block.
     "adapters": (
-        "identity_tokens.*",
-        "expression_tokens.*",
+        "identity_projector.*",
+        "expression_projector.*",
         "mmdit.segments.*.identity.*",
         "mmdit.segments.*.expression.*",
         "!*",
@@ -27,37 +27,37 @@ PRESETS: dict[str, tuple[str, ...]] = {
 _NAMED = 8
 
 
-def select(network: Network, config: TrainConfig) -> Network:
-    """The network of which only what `config.trains` chooses trains.
+def freeze(network: Network, config: TrainConfig) -> Network:
+    """The network of which only what `config.trainable` chooses trains.
 
-    An entry of `trains` is a name in `PRESETS` or a pattern (`fnmatch`: `*` also matches dots), and the first pattern
-    that matches a parameter decides it. What never trains (position tables, kernels with a low-rank addition) is not
-    looked at; factors of low-rank additions always train.
+    An entry of `trainable` is a name in `PRESETS` or a pattern (`fnmatch`: `*` also matches dots), and the first
+    pattern that matches a parameter decides it. What never trains (position tables, kernels with a low-rank addition)
+    is not looked at; factors of low-rank additions always train.
 
     Raises:
         ConfigError: a pattern decides no parameter, no pattern decides a parameter, or nothing trains.
     """
-    rules = [pattern for entry in config.trains for pattern in PRESETS.get(entry, (entry,))]
-    undecided = sorted(network.trainable - network.added)
-    chosen = set(network.added)
+    rules = [pattern for entry in config.trainable for pattern in PRESETS.get(entry, (entry,))]
+    undecided = sorted(network.trainable - network.lora_params)
+    chosen = set(network.lora_params)
     for rule in rules:
         pattern = rule.removeprefix(FIXED)
         matching = {name for name in undecided if fnmatchcase(name, pattern)}
         if not matching:
-            earlier = any(fnmatchcase(name, pattern) for name in network.trainable - network.added)
+            earlier = any(fnmatchcase(name, pattern) for name in network.trainable - network.lora_params)
             reason = "the patterns before it decide all that it matches" if earlier else "it matches no parameter"
-            raise ConfigError(f"train.trains: {rule!r} decides nothing: {reason}{_like(network, undecided)}")
+            raise ConfigError(f"train.trainable: {rule!r} decides nothing: {reason}{_like(network, undecided)}")
         if not rule.startswith(FIXED):
             chosen |= matching
         undecided = [name for name in undecided if name not in matching]
     if undecided:
         names = ", ".join(undecided[:_NAMED]) + (", ..." if len(undecided) > _NAMED else "")
         raise ConfigError(
-            f"train.trains: no pattern decides {len(undecided)} parameters ({names}); "
+            f"train.trainable: no pattern decides {len(undecided)} parameters ({names}); "
             f"'{FIXED}*' at the end keeps them fixed, '*' trains them"
         )
     if not chosen:
-        raise ConfigError(f"train.trains={config.trains}: nothing trains")
+        raise ConfigError(f"train.trainable={config.trainable}: nothing trains")
     return network.training(chosen)
 
 

@@ -1,4 +1,4 @@
-"""A folder of photos as a folder of aligned pictures, with the same people and expressions."""
+"""A folder of photos as a folder of aligned images, with the same people and expressions."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ class FolderReport:
     """What became of a folder's files."""
 
     aligned: int
-    """Pictures written."""
+    """Images written."""
     rejected: int
     """Files left out; `rejected.jsonl` has each with its reason."""
     several: int
-    """Pictures whose photo shows more than one face."""
+    """Images whose photo shows more than one face."""
 
 
 def align_folder(root: Path, out: Path, align: Callable[[Path, int], AlignedPhoto], size: int) -> FolderReport:
-    """Aligns all photos of a picture folder into a new one, which appears complete or not at all.
+    """Aligns all photos of an image folder into a new one, which appears complete or not at all.
 
-    Pictures keep their place, `<identity>/<expression>[_n].png`. A folder with metadata gets a `metadata.jsonl` of
-    file, identity and expression. `aligned.jsonl` says for each picture from which file, box (left, top, right,
+    Images keep their place, `<identity>/<expression>[_n].png`. A folder with metadata gets a `metadata.jsonl` of
+    file, identity and expression. `aligned.jsonl` says for each image from which file, box (left, top, right,
     bottom), score and size of face it was made, of how many, and how much of it lies inside the photo;
     `rejected.jsonl` has every file that was left out.
 
     Args:
         root: the photos, in a layout of `data.sources.layouts`.
         out: the new folder.
-        align: gives the aligned picture of a file (see `data.photos.reader.PhotoAligner`).
-        size: side of the pictures, in pixels.
+        align: gives the aligned image of a file (see `data.photos.reader.PhotoAligner`).
+        size: side of the images, in pixels.
 
     Raises:
         DataError: no such folder, malformed metadata, or not one photo could be aligned.
@@ -54,7 +54,7 @@ def align_folder(root: Path, out: Path, align: Callable[[Path, int], AlignedPhot
     if out.exists():
         raise ConfigError(f"--out {out}: exists; name a new folder")
     if root.resolve() in out.resolve().parents:
-        raise ConfigError(f"--out {out}: lies in {root}, whose pictures it would become part of")
+        raise ConfigError(f"--out {out}: lies in {root}, whose images it would become part of")
     listing = list_folder(root)
     by_metadata = listing.layout in METADATA
     rejected = [*listing.rejected]
@@ -77,7 +77,7 @@ def align_folder(root: Path, out: Path, align: Callable[[Path, int], AlignedPhot
                 rejected.append(Row(labelled.file, str(e)))
                 continue
             name = _free_name(labelled, taken)
-            write_png(photo.picture, new / name)
+            write_png(photo.image, new / name)
             several += photo.faces > 1
             rows.append(
                 {

@@ -1,10 +1,10 @@
-"""Where a face lies in an aligned picture, and the warp that brings it there.
+"""Where a face lies in an aligned image, and the warp that brings it there.
 
-Aligned pictures are square. The five points of a face (eyes, tip of the nose, corners of the mouth) lie where ArcFace
+Aligned images are square. The five points of a face (eyes, tip of the nose, corners of the mouth) lie where ArcFace
 expects them in its 112-px square (Deng et al. 2019, arXiv 1801.07698; the numbers are insightface's `arcface_dst`), and
-that square is the middle of the picture, three quarters of its side (`config.encoders.ARCFACE_CROP`). FFHQ's rule
+that square is the middle of the image, three quarters of its side (`config.encoders.ARCFACE_CROP`). FFHQ's rule
 (Karras et al. 2019, arXiv 1812.04948, appendix A: 4 eye distances, or 3.6 from eyes to mouth if that is more) gives
-nearly the same picture: 0.765 of its side, its centre half a pixel of 112 away. Because the place is fixed, pictures
+nearly the same image: 0.765 of its side, its centre half a pixel of 112 away. Because the place is fixed, images
 drawn by a model trained on aligned ones need no detector: an encoder reads the square.
 
 Coordinates are continuous: pixel i covers [i, i + 1], so detectors' points (0 is the centre of the first pixel) get 0.5
@@ -26,17 +26,17 @@ ARCFACE_SIDE = 112
 ARCFACE_POINTS: Float[np.ndarray, "5 2"] = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
-"""Left eye (of the picture), right eye, nose, left and right corner of the mouth: x and y in pixels of 112."""
+"""Left eye (of the image), right eye, nose, left and right corner of the mouth: x and y in pixels of 112."""
 TEMPLATE: Float[np.ndarray, "5 2"] = (
     np.array(ARCFACE_CROP[:2]) + ARCFACE_CROP[2] * (ARCFACE_POINTS + 0.5) / ARCFACE_SIDE
 )
-"""The same points as shares of the side of an aligned picture."""
+"""The same points as shares of the side of an aligned image."""
 _KERNEL = 3  # pixels that bicubic interpolation may read around a point, and one to spare
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """The similarity transform from a photo to its aligned picture.
+    """The similarity transform from a photo to its aligned image.
 
     `aligned = factor * photo + shift`, with points as complex numbers x + iy; photo in pixels, aligned in shares of
     its side.
@@ -53,11 +53,11 @@ class Alignment:
         return ARCFACE_CROP[2] / abs(self.factor)
 
     def apply(self, points: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N 2"]:
-        """A detector's points as shares of the aligned picture's side."""
+        """A detector's points as shares of the aligned image's side."""
         return _pairs(self.factor * (_complex(points) + 0.5 + 0.5j) + self.shift)
 
     def inside(self, height: int, width: int) -> float:
-        """Share of the aligned picture that a photo of this size fills; the rest repeats its edge."""
+        """Share of the aligned image that a photo of this size fills; the rest repeats its edge."""
         grid = (np.arange(64) + 0.5) / 64
         x, y = _pairs((grid[None, :] + 1j * grid[:, None] - self.shift).reshape(-1) / self.factor).T
         return float(np.mean((x >= 0) & (x <= width) & (y >= 0) & (y <= height)))
@@ -86,32 +86,32 @@ def alignment_of(points: Float[np.ndarray, "5 2"]) -> Alignment:
     return Alignment(factor, complex(wanted.mean() - factor * photo.mean()))
 
 
-def warp(picture: UInt8[np.ndarray, "H W 3"], alignment: Alignment, size: int) -> UInt8[np.ndarray, "S S 3"]:
-    """The aligned picture of a photo.
+def warp(image: UInt8[np.ndarray, "H W 3"], alignment: Alignment, size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """The aligned image of a photo.
 
     Photos are first shrunk to the final resolution with a filter (a warp alone would skip pixels), then turned with
     bicubic interpolation. What lies outside the photo repeats its nearest edge.
 
     Args:
-        picture: the photo, RGB.
+        image: the photo, RGB.
         alignment: where its face goes.
         size: side S of the result, in pixels.
     """
     factor, shift = alignment.factor * size, alignment.shift * size
     reduction = max(1, int(0.5 / abs(factor)))  # whole steps first: a far smaller region to cut and shrink exactly
     if reduction > 1:
-        picture = np.asarray(Image.fromarray(picture).reduce(reduction))
+        image = np.asarray(Image.fromarray(image).reduce(reduction))
         factor *= reduction
     corners = _pairs((np.array([0, size, size * 1j, size * (1 + 1j)]) - shift) / factor)
     left, top = np.floor(corners.min(0)).astype(int) - _KERNEL
     right, bottom = np.ceil(corners.max(0)).astype(int) + _KERNEL
-    region = picture[_clipped(top, bottom, picture.shape[0])][:, _clipped(left, right, picture.shape[1])]
-    image = Image.fromarray(region)
+    region = image[_clipped(top, bottom, image.shape[0])][:, _clipped(left, right, image.shape[1])]
+    pixels = Image.fromarray(region)
     scale_x = scale_y = 1.0
     if abs(factor) < 1:
-        width, height = (max(1, math.ceil(side * abs(factor))) for side in image.size)
-        scale_x, scale_y = width / image.size[0], height / image.size[1]
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
+        width, height = (max(1, math.ceil(side * abs(factor))) for side in pixels.size)
+        scale_x, scale_y = width / pixels.size[0], height / pixels.size[1]
+        pixels = pixels.resize((width, height), Image.Resampling.LANCZOS)
     # Pillow asks for the inverse: which point of the region a point of the result shows.
     back, origin = 1 / factor, -shift / factor - complex(left, top)
     coefficients = (
@@ -122,7 +122,7 @@ def warp(picture: UInt8[np.ndarray, "H W 3"], alignment: Alignment, size: int) -
         back.real * scale_y,
         origin.imag * scale_y,
     )
-    aligned = image.transform((size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC)
+    aligned = pixels.transform((size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC)
     return np.array(aligned, np.uint8)
 
 

@@ -26,7 +26,7 @@ class Face:
     box: tuple[float, float, float, float]
     """Left, top, right and bottom edge."""
     points: Float[np.ndarray, "5 2"]
-    """x and y of both eyes, the tip of the nose and both corners of the mouth, left ones (of the picture) first."""
+    """x and y of both eyes, the tip of the nose and both corners of the mouth, left ones (of the image) first."""
     score: float
     """Confidence of the detector, 0 to 1."""
 
@@ -54,19 +54,19 @@ class FaceFinder:
         """
         self._analysis = _load(models, ["detection"])
 
-    def __call__(self, picture: UInt8[np.ndarray, "H W 3"]) -> list[Face]:
+    def __call__(self, image: UInt8[np.ndarray, "H W 3"]) -> list[Face]:
         """The faces of an RGB photo, the largest first.
 
         Raises:
             ConfigError: the detector gives boxes without the five points.
         """
-        return _faces(_found(self._analysis, picture))
+        return _faces(_found(self._analysis, image))
 
 
 class InsightFaceEncoder:
     """Detection, alignment and embedding as insightface does them; follows `data.face_encoders.IdentityEncoder`.
 
-    It measures; a generator is conditioned on, or trained with, the same weights in this package's network
+    It measures; a denoiser is conditioned on, or trained with, the same weights in this package's network
     (`python -m genaffect_jax.prepare arcface`).
 
     Attributes:
@@ -98,23 +98,23 @@ class InsightFaceEncoder:
         width, height = recognition.input_size
         self.width = int(recognition.get_feat(np.zeros((height, width, 3), np.uint8)).size)
 
-    def __call__(self, pictures: UInt8[np.ndarray, "B S S 3"]) -> Float32[np.ndarray, "B W"]:
-        """The vectors of the largest face of each picture, each of length 1.
+    def __call__(self, images: UInt8[np.ndarray, "B S S 3"]) -> Float32[np.ndarray, "B W"]:
+        """The vectors of the largest face of each image, each of length 1.
 
         Raises:
-            TypeError: the pictures are not uint8.
+            TypeError: the images are not uint8.
             ValueError: they have another shape, or one shows no face.
         """
-        pictures = np.asarray(pictures)
-        if pictures.dtype != np.uint8:
-            raise TypeError(f"{self.name}: pictures have dtype {pictures.dtype}, must be uint8")
-        if pictures.ndim != 4 or pictures.shape[1] != pictures.shape[2] or pictures.shape[3] != 3:
-            raise ValueError(f"{self.name}: pictures have shape {pictures.shape}, must be (count, side, side, 3)")
-        vectors = np.zeros((len(pictures), self.width), np.float32)
-        for i, picture in enumerate(pictures):
-            found = _found(self._analysis, picture)
+        images = np.asarray(images)
+        if images.dtype != np.uint8:
+            raise TypeError(f"{self.name}: images have dtype {images.dtype}, must be uint8")
+        if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 3:
+            raise ValueError(f"{self.name}: images have shape {images.shape}, must be (count, side, side, 3)")
+        vectors = np.zeros((len(images), self.width), np.float32)
+        for i, image in enumerate(images):
+            found = _found(self._analysis, image)
             if not found:
-                raise ValueError(f"{self.name}: no face found in picture {i} of {len(pictures)}")
+                raise ValueError(f"{self.name}: no face found in image {i} of {len(images)}")
             vectors[i] = found[0].embedding
         return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
@@ -154,9 +154,9 @@ def _load(models: Path, modules: Sequence[str]) -> Any:
     return analysis
 
 
-def _found(analysis: Any, picture: UInt8[np.ndarray, "H W 3"]) -> list[Any]:
+def _found(analysis: Any, image: UInt8[np.ndarray, "H W 3"]) -> list[Any]:
     """insightface's faces, the largest first."""
-    found = analysis.get(np.ascontiguousarray(picture[..., ::-1]))  # insightface reads BGR, as OpenCV does
+    found = analysis.get(np.ascontiguousarray(image[..., ::-1]))  # insightface reads BGR, as OpenCV does
     return sorted(found, key=lambda f: -float((f.bbox[2] - f.bbox[0]) * (f.bbox[3] - f.bbox[1])))
 
 

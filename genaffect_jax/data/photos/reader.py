@@ -1,4 +1,4 @@
-"""Photo files to the square pictures that a model reads: as they are, or with the face in its fixed place."""
+"""Photo files to the square images that a model reads: as they are, or with the face in its fixed place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from genaffect_jax.data.photos.alignment import alignment_of, warp
 from genaffect_jax.data.photos.face_analysis import Face, FaceFinder
 from genaffect_jax.errors import DataError, require
-from genaffect_jax.io.images import read_photo, read_picture
+from genaffect_jax.io.images import read_image, read_photo
 
 Align = Literal["none", "face"]
 # Side of ArcFace's 112-px square in the photo. At a quarter of it a face has some 8 pixels from eye to eye.
@@ -22,10 +22,10 @@ _LISTED = 8  # faces named in an error message
 
 @dataclass(frozen=True)
 class AlignedPhoto:
-    """An aligned picture and where it comes from."""
+    """An aligned image and where it comes from."""
 
-    picture: UInt8[np.ndarray, "S S 3"]
-    """The picture, RGB."""
+    image: UInt8[np.ndarray, "S S 3"]
+    """The image, RGB."""
     face: Face
     """The face, in the photo's pixels (after its EXIF orientation)."""
     faces: int
@@ -33,7 +33,7 @@ class AlignedPhoto:
     face_side: float
     """Side of ArcFace's square in the photo, in pixels."""
     inside: float
-    """Share of the picture that the photo fills; the rest repeats the photo's edge."""
+    """Share of the image that the photo fills; the rest repeats the photo's edge."""
 
 
 class PhotoAligner:
@@ -56,10 +56,10 @@ class PhotoAligner:
         self._find = FaceFinder(models)
 
     def __call__(self, path: Path | str, image_size: int, face_index: int | None = None) -> AlignedPhoto:
-        """The aligned picture of a photo file.
+        """The aligned image of a photo file.
 
         Args:
-            path: the file; EXIF orientation, transparency, grey and 16-bit pictures are read as by `read_picture`.
+            path: the file; EXIF orientation, transparency, grey and 16-bit images are read as by `read_image`.
             image_size: side S of the result, in pixels.
             face_index: another face than the aligner's own.
 
@@ -73,7 +73,7 @@ class PhotoAligner:
         height, width = photo.shape[:2]
         if not faces:
             raise DataError(
-                f"no face found in {width} x {height} pixels (drawn characters and other pictures that a detector of "
+                f"no face found in {width} x {height} pixels (drawn characters and other images that a detector of "
                 "photos does not know: --align none)"
             )
         if index >= len(faces):
@@ -89,12 +89,12 @@ class PhotoAligner:
                 f"the face {face} is too small: its square of eyes, nose and mouth is {alignment.face_side:.0f} px "
                 f"wide, must be at least {self.min_face:g}"
             )
-        picture = warp(photo, alignment, image_size)
-        return AlignedPhoto(picture, face, len(faces), alignment.face_side, alignment.inside(height, width))
+        image = warp(photo, alignment, image_size)
+        return AlignedPhoto(image, face, len(faces), alignment.face_side, alignment.inside(height, width))
 
 
 class PhotoReader:
-    """How one model's pictures are read from files: the reference's chosen face, an exemplar's largest."""
+    """How one model's images are read from files: the reference's chosen face, an exemplar's largest."""
 
     def __init__(self, align: Align, models: Path | None = None, face_index: int = 0) -> None:
         """Loads the detector if one is needed.
@@ -117,20 +117,20 @@ class PhotoReader:
                 "--face_models",
                 models,
                 "--align face needs the folder of an insightface "
-                "model pack (with .onnx files); pictures that are aligned already: --align none",
+                "model pack (with .onnx files); images that are aligned already: --align none",
             )
             assert models is not None
             self._aligner = PhotoAligner(models, face_index)
         self.align = align
 
     def __call__(self, path: Path | str, image_size: int) -> UInt8[np.ndarray, "S S 3"]:
-        """A reference; raises DataError as `read_picture` or `PhotoAligner`."""
+        """A reference; raises DataError as `read_image` or `PhotoAligner`."""
         if self._aligner is None:
-            return read_picture(path, image_size)
-        return self._aligner(path, image_size).picture
+            return read_image(path, image_size)
+        return self._aligner(path, image_size).image
 
     def largest(self, path: Path | str, image_size: int) -> UInt8[np.ndarray, "S S 3"]:
-        """An exemplar; raises DataError as `read_picture` or `PhotoAligner`."""
+        """An exemplar; raises DataError as `read_image` or `PhotoAligner`."""
         if self._aligner is None:
-            return read_picture(path, image_size)
-        return self._aligner(path, image_size, face_index=0).picture
+            return read_image(path, image_size)
+        return self._aligner(path, image_size, face_index=0).image

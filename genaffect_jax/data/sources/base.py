@@ -1,4 +1,4 @@
-"""What a source of pictures is: pictures with an identity and an expression, loaded one by one by index."""
+"""What a source of images is: images with an identity and an expression, loaded one by one by index."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from jaxtyping import Float, Shaped
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of a source: who it shows and what the face does, without its pixels."""
+class Example:
+    """One image of a source: who it shows and what the face does, without its pixels."""
 
     identity: str
     """Name of the person."""
@@ -24,21 +24,21 @@ class Picture:
 
     @property
     def expression_key(self) -> bytes:
-        """Equal for two pictures exactly when their expression vectors are equal."""
+        """Equal for two images exactly when their expression vectors are equal."""
         return self.expression.tobytes()
 
 
 @runtime_checkable
 class Source(Protocol):
-    """A fixed list of pictures with random access.
+    """A fixed list of images with random access.
 
     A source is pickled into the worker processes of the input pipeline, so it holds no open files and no device
     arrays, and `load` must not depend on the order of calls.
     """
 
     @property
-    def pictures(self) -> Sequence[Picture]:
-        """All pictures; an index into this sequence is the argument of `load`."""
+    def examples(self) -> Sequence[Example]:
+        """All images; an index into this sequence is the argument of `load`."""
         ...
 
     @property
@@ -47,34 +47,34 @@ class Source(Protocol):
         ...
 
     def load(self, index: int) -> Shaped[np.ndarray, "h w c"]:
-        """The picture's pixels, uint8 `[S, S, 3]` in RGB (or its float16 latents `[h, w, c]`).
+        """The image's pixels, uint8 `[S, S, 3]` in RGB (or its float16 latents `[h, w, c]`).
 
         Raises:
-            DataError: the picture can no longer be read.
+            DataError: the image can no longer be read.
         """
         ...
 
     def describe(self) -> str:
-        """One line for people: the kind of source, how many pictures, people and expressions, their size."""
+        """One line for people: the kind of source, how many images, people and expressions, their size."""
         ...
 
     def fingerprint(self) -> str:
-        """A hexadecimal digest that changes when any picture, label or size of the source changes."""
+        """A hexadecimal digest that changes when any image, label or size of the source changes."""
         ...
 
 
-def pictures_digest(pictures: Sequence[Picture]) -> str:
+def examples_digest(images: Sequence[Example]) -> str:
     """SHA-256 over identities, labels and expression vectors, in order; hexadecimal."""
     digest = hashlib.sha256()
-    for picture in pictures:
-        for part in (picture.identity.encode(), picture.label.encode(), picture.expression_key):
+    for image in images:
+        for part in (image.identity.encode(), image.label.encode(), image.expression_key):
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part)
     return digest.hexdigest()
 
 
-def count_text(pictures: Sequence[Picture]) -> str:
-    """`480 pictures of 40 people, 12 different expressions`."""
-    people = len({p.identity for p in pictures})
-    expressions = len({p.expression_key for p in pictures})
-    return f"{len(pictures)} pictures of {people} people, {expressions} different expressions"
+def count_text(images: Sequence[Example]) -> str:
+    """`480 images of 40 people, 12 different expressions`."""
+    people = len({p.identity for p in images})
+    expressions = len({p.expression_key for p in images})
+    return f"{len(images)} images of {people} people, {expressions} different expressions"

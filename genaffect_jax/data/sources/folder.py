@@ -1,4 +1,4 @@
-"""Source `folder`: picture files of people, checked once before training and decoded when they are needed."""
+"""Source `folder`: image files of people, checked once before training and decoded when they are needed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from jaxtyping import UInt8
 from PIL import Image
 from rich.console import Console
 
-from genaffect_jax.data.sources.base import Picture, count_text
+from genaffect_jax.data.sources.base import Example, count_text
 from genaffect_jax.data.sources.layouts import Listing, Row, list_folder
 from genaffect_jax.errors import DataError
 from genaffect_jax.expressions.action_units import WIDTH
 from genaffect_jax.expressions.grammar import ExpressionError, parse_expression
-from genaffect_jax.io.images import FORMATS, MAX_PIXELS, read_picture
+from genaffect_jax.io.images import FORMATS, MAX_PIXELS, read_image
 from genaffect_jax.io.progress import progress_bar
 
 REJECTED = "rejected.jsonl"
@@ -31,19 +31,19 @@ _NAMED = 5  # names listed in an error message before "and n more"
 
 
 class FolderSource:
-    """Picture files below one folder. Make it with `open_folder`, which checks the files."""
+    """Image files below one folder. Make it with `open_folder`, which checks the files."""
 
-    def __init__(self, root: Path, files: Sequence[str], pictures: Sequence[Picture], image_size: int, digest: str):
+    def __init__(self, root: Path, files: Sequence[str], images: Sequence[Example], image_size: int, digest: str):
         self.root = root
         self.files = tuple(files)
         self.image_size = image_size
-        self._pictures = tuple(pictures)
+        self._images = tuple(images)
         self._digest = digest
 
     @property
-    def pictures(self) -> Sequence[Picture]:
-        """All usable pictures, sorted by file."""
-        return self._pictures
+    def examples(self) -> Sequence[Example]:
+        """All usable images, sorted by file."""
+        return self._images
 
     @property
     def width(self) -> int:
@@ -58,21 +58,21 @@ class FolderSource:
         """
         path = self.root / self.files[index]
         try:
-            return read_picture(path, self.image_size)
+            return read_image(path, self.image_size)
         except DataError as e:
             raise DataError(f"{path}: was readable when the folder was checked, but is no longer: {e}") from e
 
     def describe(self) -> str:
         """One line for people."""
-        return f"folder {self.root}: {count_text(self.pictures)}, {self.image_size} x {self.image_size} pixels"
+        return f"folder {self.root}: {count_text(self.examples)}, {self.image_size} x {self.image_size} pixels"
 
     def fingerprint(self) -> str:
-        """Digest of every file's path, size, time of change, person and expression, and of the picture size."""
+        """Digest of every file's path, size, time of change, person and expression, and of the image size."""
         return self._digest
 
 
 def open_folder(root: Path, image_size: int, max_rejected: float, workdir: Path) -> FolderSource:
-    """Lists a picture folder, decodes every file once and keeps the good ones.
+    """Lists an image folder, decodes every file once and keeps the good ones.
 
     `workdir/rejected.jsonl` is written before anything can fail: one row for every file that is not used, with
     `file`, `status` (`rejected`, or `ignored` for hidden, text and system files) and `reason`. What was decoded is
@@ -80,21 +80,21 @@ def open_folder(root: Path, image_size: int, max_rejected: float, workdir: Path)
 
     Args:
         root: the folder; its layouts are those of `data.sources.layouts`.
-        image_size: side S of the pictures that `load` returns, in pixels.
+        image_size: side S of the images that `load` returns, in pixels.
         max_rejected: largest tolerated share of rejected files among all files that are not ignored.
         workdir: folder of the run; it is made if missing.
 
     Raises:
-        DataError: no such folder, malformed metadata, no usable picture, a larger share than `max_rejected` was
+        DataError: no such folder, malformed metadata, no usable image, a larger share than `max_rejected` was
             rejected, or a person is left with fewer than two different expressions.
     """
     listing = list_folder(root)
     workdir.mkdir(parents=True, exist_ok=True)
     if not listing.labelled and not listing.rejected:
-        raise DataError(f"{root}: no pictures found (looked for {listing.layout})")
+        raise DataError(f"{root}: no images found (looked for {listing.layout})")
     reasons = _check(root, [f.file for f in listing.labelled], image_size, workdir)
     files: list[str] = []
-    pictures: list[Picture] = []
+    images: list[Example] = []
     rejected = list(listing.rejected)
     for labelled in listing.labelled:
         if reason := reasons[labelled.file]:
@@ -106,36 +106,36 @@ def open_folder(root: Path, image_size: int, max_rejected: float, workdir: Path)
             rejected.append(Row(labelled.file, f"unlabelled: {e}"))
             continue
         files.append(labelled.file)
-        pictures.append(Picture(labelled.identity, expression.name, expression.vector))
+        images.append(Example(labelled.identity, expression.name, expression.vector))
     rejected.sort(key=lambda row: row.file)
     _write_rejected(workdir / REJECTED, rejected, listing.ignored)
-    _report(root, len(pictures), rejected, listing, workdir)
-    _refuse_bad_folder(root, pictures, rejected, listing, max_rejected, workdir)
-    return FolderSource(root, files, pictures, image_size, _digest(root, files, pictures, image_size))
+    _report(root, len(images), rejected, listing, workdir)
+    _refuse_bad_folder(root, images, rejected, listing, max_rejected, workdir)
+    return FolderSource(root, files, images, image_size, _digest(root, files, images, image_size))
 
 
 def _refuse_bad_folder(
-    root: Path, pictures: list[Picture], rejected: list[Row], listing: Listing, max_rejected: float, workdir: Path
+    root: Path, images: list[Example], rejected: list[Row], listing: Listing, max_rejected: float, workdir: Path
 ) -> None:
     see = f"every file and its reason: {workdir / REJECTED}"
     examples = "; ".join(f"{row.file}: {row.reason}" for row in rejected[:_NAMED])
-    if not pictures:
-        raise DataError(f"{root}: no usable picture among {len(rejected)} files ({examples}); {see}")
-    share = len(rejected) / (len(rejected) + len(pictures))
+    if not images:
+        raise DataError(f"{root}: no usable image among {len(rejected)} files ({examples}); {see}")
+    share = len(rejected) / (len(rejected) + len(images))
     if share > max_rejected:
         raise DataError(
-            f"{root}: {len(rejected)} of {len(rejected) + len(pictures)} files ({share:.0%}) are unusable, "
+            f"{root}: {len(rejected)} of {len(rejected) + len(images)} files ({share:.0%}) are unusable, "
             f"data.max_rejected={max_rejected:g} allows {max_rejected:.0%} ({examples}); {see}"
         )
     expressions: dict[str, set[bytes]] = {f.identity: set() for f in listing.labelled}
-    for picture in pictures:
-        expressions[picture.identity].add(picture.expression_key)
+    for image in images:
+        expressions[image.identity].add(image.expression_key)
     alone = sorted(identity for identity, different in expressions.items() if len(different) < 2)
     if alone:
         names = _names([f"{identity} ({len(expressions[identity])})" for identity in alone])
         raise DataError(
             f"{root}: people with fewer than 2 different expressions: {names}. Reference and target must differ: "
-            f"add pictures of these people or take their files out; {see}"
+            f"add images of these people or take their files out; {see}"
         )
 
 
@@ -155,8 +155,8 @@ def _check(root: Path, files: list[str], image_size: int, workdir: Path) -> dict
     verdicts = {file: known[file] for file in files if file in known and known[file][:2] == stamps[file]}
     new = [file for file in files if file not in verdicts]
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    with progress_bar("checking pictures", len(new)) as step, warnings.catch_warnings():
-        # Pillow warns of large pictures below its own limit; the limit here is stricter and gives a reason.
+    with progress_bar("checking images", len(new)) as step, warnings.catch_warnings():
+        # Pillow warns of large images below its own limit; the limit here is stricter and gives a reason.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             for file, reason in zip(new, pool.map(lambda file: _fault(root / file, image_size), new), strict=True):
@@ -170,7 +170,7 @@ def _check(root: Path, files: list[str], image_size: int, workdir: Path) -> dict
 
 def _fault(path: Path, image_size: int) -> str | None:
     try:
-        read_picture(path, image_size)
+        read_image(path, image_size)
     except DataError as e:
         return str(e)
     return None
@@ -184,11 +184,11 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _digest(root: Path, files: list[str], pictures: list[Picture], image_size: int) -> str:
+def _digest(root: Path, files: list[str], images: list[Example], image_size: int) -> str:
     digest = hashlib.sha256(f"folder {image_size}".encode())
-    for file, picture in zip(files, pictures, strict=True):
-        digest.update(json.dumps([file, *_stamp(root / file), picture.identity, picture.label]).encode())
-        digest.update(picture.expression_key)
+    for file, image in zip(files, images, strict=True):
+        digest.update(json.dumps([file, *_stamp(root / file), image.identity, image.label]).encode())
+        digest.update(image.expression_key)
     return digest.hexdigest()
 
 
@@ -209,7 +209,7 @@ def _report(root: Path, usable: int, rejected: list[Row], listing: Listing, work
         kinds[row.reason.split(":")[0].split(" (")[0]] += 1
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     Console(stderr=True).print(
-        f"{root}: {usable} pictures used, {len(rejected)} rejected ({counts}), {len(listing.ignored)} other files "
+        f"{root}: {usable} images used, {len(rejected)} rejected ({counts}), {len(listing.ignored)} other files "
         f"ignored; see {workdir / REJECTED}",
         style="yellow",
         markup=False,

@@ -1,7 +1,7 @@
-"""The two layouts of a picture folder: which files it holds, and the person and expression each one shows.
+"""The two layouts of an image folder: which files it holds, and the person and expression each one shows.
 
-Nothing is decoded here. Every file below the root ends up in exactly one of three lists: `labelled` (a picture to
-check), `rejected` (meant as a picture, but unusable) or `ignored` (not meant as a picture).
+Nothing is decoded here. Every file below the root ends up in exactly one of three lists: `labelled` (an image to
+check), `rejected` (meant as an image, but unusable) or `ignored` (not meant as an image).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from genaffect_jax.errors import DataError
 METADATA: tuple[str, ...] = ("metadata.jsonl", "metadata.csv")
 # `file_name` is what Hugging Face's imagefolder calls the column.
 FILE_COLUMNS: tuple[str, ...] = ("file", "file_name")
-# Files that systems, tools and people leave beside pictures.
+# Files that systems, tools and people leave beside images.
 IGNORED_NAMES: frozenset[str] = frozenset({"thumbs.db", "desktop.ini", "license", "readme", "copying"})
 IGNORED_SUFFIXES: frozenset[str] = frozenset(
     {".txt", ".md", ".rst", ".json", ".jsonl", ".csv", ".tsv", ".html", ".pdf"}
@@ -29,7 +29,7 @@ _NUMBERED = re.compile(r"(.+?)_\d+")
 
 @dataclass(frozen=True)
 class Row:
-    """A file that did not become a picture, and why."""
+    """A file that did not become an image, and why."""
 
     file: str
     reason: str
@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class LabelledFile:
-    """A picture file with the words that the folder has for it, before either is checked."""
+    """An image file with the words that the folder has for it, before either is checked."""
 
     file: str
     """Path relative to the root, with forward slashes."""
@@ -95,7 +95,7 @@ def _list_identity_folders(root: Path) -> Listing:
         elif len(parts) == 2:
             listing.labelled.append(LabelledFile(file, parts[0], expression_in_name(parts[1])))
         else:
-            listing.rejected.append(Row(file, "unlabelled: a picture lies in <identity>/<expression>[_n].<suffix>"))
+            listing.rejected.append(Row(file, "unlabelled: an image lies in <identity>/<expression>[_n].<suffix>"))
     return listing
 
 

@@ -1,4 +1,4 @@
-"""From a configuration to a source of pictures. A new kind of source is one class (see docs/data.md) and one line."""
+"""From a configuration to a source of images. A new kind of source is one class (see docs/data.md) and one line."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def check_source(config: DataConfig) -> None:
     """
     if config.source == "folder":
         if config.root is None:
-            raise DataError("data.root: source 'folder' needs a folder of pictures")
+            raise DataError("data.root: source 'folder' needs a folder of images")
         require_folder(Path(config.root))
 
 
 def open_source(config: DataConfig, workdir: Path) -> Source:
-    """Opens the pictures that `config` names; a folder's files are all checked once.
+    """Opens the images that `config` names; a folder's files are all checked once.
 
     Args:
         config: see `DataConfig`.

@@ -1,4 +1,4 @@
-"""Source `procedural`: avatars drawn by this package, each picture a function of its index alone."""
+"""Source `procedural`: avatars drawn by this package, each image a function of its index alone."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import UInt8
 
-from genaffect_jax.avatars import draw, sample_identity
-from genaffect_jax.data.sources.base import Picture, count_text, pictures_digest
+from genaffect_jax.avatars import render, sample_identity
+from genaffect_jax.data.sources.base import Example, count_text, examples_digest
 from genaffect_jax.expressions.action_units import MEDIAN_UNITS, SIDED_UNITS, WIDTH
 from genaffect_jax.expressions.grammar import parse_expression
 from genaffect_jax.expressions.vocabulary import vocabulary
 
 # Folded into every expression's seed: the expressions of person i are not the random numbers of person i's looks.
 _EXPRESSIONS = 7
-# The mixture of expressions, beside one near-neutral picture of every person (see docs/data.md).
+# The mixture of expressions, beside one near-neutral image of every person (see docs/data.md).
 _WORD, _BLEND = 0.4, 0.2  # the rest are random action units
 _HIGHEST_UNITS = 5
 _ONE_SIDED = 0.3
 _GAZE, _HEAD = 0.5, 0.6
-_PROBES = 4  # pictures whose pixels enter the fingerprint
+_PROBES = 4  # images whose pixels enter the fingerprint
 
 _lookup_identity = lru_cache(maxsize=64)(sample_identity)
 
 
 class ProceduralSource:
-    """`identities` avatars with `expressions_per_identity` pictures each.
+    """`identities` avatars with `expressions_per_identity` images each.
 
-    Person i is `sample_identity(i)`, named `avatar000i`; the first picture of each is near neutral, the others
+    Person i is `sample_identity(i)`, named `avatar000i`; the first image of each is near neutral, the others
     follow a mixture of words, blends and action units. A label is text of the expression grammar that gives exactly
-    the picture's vector. Raising either number adds pictures and leaves those there were as they are.
+    the image's vector. Raising either number adds images and leaves those there were as they are.
 
     Args:
-        image_size: side S of the pictures, in pixels.
+        image_size: side S of the images, in pixels.
         identities: number of people, at least 1.
-        expressions_per_identity: pictures of each person, at least 1.
+        expressions_per_identity: images of each person, at least 1.
         pose_scale: how far gaze and head move beside what a word itself asks for, 0 (not at all) to 1.
     """
 
@@ -46,14 +46,12 @@ class ProceduralSource:
     ) -> None:
         self.image_size = image_size
         self._each = expressions_per_identity
-        self._pictures = tuple(
-            p for i in range(identities) for p in pictures_of(i, expressions_per_identity, pose_scale)
-        )
+        self._images = tuple(p for i in range(identities) for p in examples_of(i, expressions_per_identity, pose_scale))
 
     @property
-    def pictures(self) -> Sequence[Picture]:
-        """All pictures, person by person."""
-        return self._pictures
+    def examples(self) -> Sequence[Example]:
+        """All images, person by person."""
+        return self._images
 
     @property
     def width(self) -> int:
@@ -61,21 +59,21 @@ class ProceduralSource:
         return WIDTH
 
     def load(self, index: int) -> UInt8[np.ndarray, "S S 3"]:
-        """Draws one picture."""
+        """Draws one image."""
         person = _lookup_identity(index // self._each)
-        return draw(person, self._pictures[index].expression, self.image_size)
+        return render(person, self._images[index].expression, self.image_size)
 
     def describe(self) -> str:
         """One line for people."""
-        return f"procedural avatars: {count_text(self.pictures)}, {self.image_size} x {self.image_size} pixels"
+        return f"procedural avatars: {count_text(self.examples)}, {self.image_size} x {self.image_size} pixels"
 
     def fingerprint(self) -> str:
-        """Digest of the numbers, all labels and vectors, and the pixels of a few pictures.
+        """Digest of the numbers, all labels and vectors, and the pixels of a few images.
 
         The pixels make a changed drawing routine show.
         """
-        digest = hashlib.sha256(f"procedural {self.image_size} {pictures_digest(self.pictures)}".encode())
-        for index in np.linspace(0, len(self._pictures) - 1, _PROBES).astype(int):
+        digest = hashlib.sha256(f"procedural {self.image_size} {examples_digest(self.examples)}".encode())
+        for index in np.linspace(0, len(self._images) - 1, _PROBES).astype(int):
             digest.update(self.load(int(index)).tobytes())
         return digest.hexdigest()
 
@@ -85,7 +83,7 @@ def sample_expression(rng: np.random.Generator, pose_scale: float = 1.0) -> str:
 
     Words have weights from 0.4 to 1. A blend shares a total weight from 0.7 to 1.2 between two words, neither below
     30 %. Of the action units 1 to 5 are set, from 0.2 to 1; a sided one is one-sided in 30 % of the cases. Gaze moves
-    in half of the pictures and the head in 60 % (standard deviation 0.25 and 0.2, at most 0.6 and 0.5 of the range).
+    in half of the images and the head in 60 % (standard deviation 0.25 and 0.2, at most 0.6 and 0.5 of the range).
     """
     words = list(vocabulary())
     kind = rng.random()
@@ -135,9 +133,9 @@ def _text(terms: list[str], settings: list[str]) -> str:
     return " + ".join([*terms, *([",".join(settings)] if settings else [])])
 
 
-def pictures_of(person: int, count: int, pose_scale: float) -> list[Picture]:
-    """The first `count` pictures of person number `person`, without their pixels; see `ProceduralSource`."""
-    pictures: list[Picture] = []
+def examples_of(person: int, count: int, pose_scale: float) -> list[Example]:
+    """The first `count` images of person number `person`, without their pixels; see `ProceduralSource`."""
+    images: list[Example] = []
     seen: set[bytes] = set()
     for place in range(count):
         rng = np.random.default_rng([_EXPRESSIONS, person, place])
@@ -145,9 +143,9 @@ def pictures_of(person: int, count: int, pose_scale: float) -> list[Picture]:
             expression = parse_expression(
                 _sample_near_neutral(rng, pose_scale) if place == 0 else sample_expression(rng, pose_scale)
             )
-            picture = Picture(f"avatar{person:06d}", expression.name, expression.vector)
-            if picture.expression_key not in seen:
+            image = Example(f"avatar{person:06d}", expression.name, expression.vector)
+            if image.expression_key not in seen:
                 break
-        seen.add(picture.expression_key)
-        pictures.append(picture)
-    return pictures
+        seen.add(image.expression_key)
+        images.append(image)
+    return images

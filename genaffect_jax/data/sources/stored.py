@@ -1,7 +1,7 @@
 """Procedural avatars drawn once, by all processors, into one memory-mapped file that several trainings share.
 
-Every picture shows its person in other clothes and before another background (`avatars.wardrobe`), so that nothing
-learned from these pictures can tell people apart by what they wear.
+Every image shows its person in other clothes and before another background (`avatars.wardrobe`), so that nothing
+learned from these images can tell people apart by what they wear.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from uuid import uuid4
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from genaffect_jax.avatars import Identity, draw, sample_identity
+from genaffect_jax.avatars import Identity, render, sample_identity
 from genaffect_jax.avatars.wardrobe import redress
-from genaffect_jax.data.sources.base import Picture, count_text
-from genaffect_jax.data.sources.procedural import pictures_of
+from genaffect_jax.data.sources.base import Example, count_text
+from genaffect_jax.data.sources.procedural import examples_of
 from genaffect_jax.errors import DataError
 from genaffect_jax.io.progress import progress_bar
 
-_PIXELS, _VECTORS, _NAMES = "pictures.npy", "expressions.npy", "names.json"
-_WARDROBE = 11  # folded into the seed that chooses whose clothes a picture shows
+_PIXELS, _VECTORS, _NAMES = "images.npy", "expressions.npy", "names.json"
+_WARDROBE = 11  # folded into the seed that chooses whose clothes an image shows
 _PEOPLE_PER_TASK = 8
 
 
@@ -44,7 +44,7 @@ class AvatarSettings:
 
 
 class StoredSource:
-    """A source that reads the pictures that `store_avatars` drew.
+    """A source that reads the images that `store_avatars` drew.
 
     Args:
         folder: what `store_avatars` returned.
@@ -63,49 +63,49 @@ class StoredSource:
             raise DataError(f"{folder}: not readable as stored avatars ({e}); delete it and it is made again") from e
         if not len(self._pixels) == len(vectors) == len(names):
             raise DataError(
-                f"{folder}: {len(self._pixels)} pictures, {len(vectors)} expressions, {len(names)} names; "
+                f"{folder}: {len(self._pixels)} images, {len(vectors)} expressions, {len(names)} names; "
                 "delete it and it is made again"
             )
-        self._pictures = tuple(Picture(who, label, v) for (who, label), v in zip(names, vectors, strict=True))
+        self._images = tuple(Example(who, label, v) for (who, label), v in zip(names, vectors, strict=True))
 
     def __reduce__(self) -> tuple[type[StoredSource], tuple[Path]]:
         return StoredSource, (self._folder,)
 
     @property
-    def pictures(self) -> Sequence[Picture]:
-        """All pictures, person by person."""
-        return self._pictures
+    def examples(self) -> Sequence[Example]:
+        """All images, person by person."""
+        return self._images
 
     @property
     def width(self) -> int:
         """Numbers in one expression vector, W."""
-        return len(self._pictures[0].expression)
+        return len(self._images[0].expression)
 
     def load(self, index: int) -> UInt8[np.ndarray, "S S 3"]:
-        """A copy of one picture."""
+        """A copy of one image."""
         return np.array(self._pixels[index])
 
     def describe(self) -> str:
         """One line for people."""
         side = self._pixels.shape[1]
-        return f"stored avatars, redressed: {count_text(self.pictures)}, {side} x {side} pixels"
+        return f"stored avatars, redressed: {count_text(self.examples)}, {side} x {side} pixels"
 
     def fingerprint(self) -> str:
-        """Digest of the settings and of probe pictures, as the folder's name has it."""
+        """Digest of the settings and of probe images, as the folder's name has it."""
         return hashlib.sha256(self._folder.name.encode()).hexdigest()
 
 
 def store_avatars(settings: AvatarSettings, folder: Path, workers: int) -> Path:
-    """Draws all pictures below `folder`, or finds those that an earlier run drew.
+    """Draws all images below `folder`, or finds those that an earlier run drew.
 
-    Person i is `sample_identity(i)` with the expressions of `ProceduralSource`; each picture wears the clothes and
+    Person i is `sample_identity(i)` with the expressions of `ProceduralSource`; each image wears the clothes and
     has the background of another person, chosen by its place. The name of the result holds a digest of the settings
-    and of a few pictures, and appears when it is complete.
+    and of a few images, and appears when it is complete.
 
     Args:
         settings: see there.
         folder: where to write; `avatars-<digest>/` is made in it.
-        workers: processes that draw; 0 draws in this one. The pictures do not depend on it.
+        workers: processes that draw; 0 draws in this one. The images do not depend on it.
 
     Returns:
         The folder `avatars-<digest>`, for `StoredSource`.
@@ -124,16 +124,16 @@ def store_avatars(settings: AvatarSettings, folder: Path, workers: int) -> Path:
         vectors: list[np.ndarray] = [np.empty(0)] * (people * each)
         tasks = [(settings, partial, p, min(_PEOPLE_PER_TASK, people - p)) for p in range(0, people, _PEOPLE_PER_TASK)]
         with progress_bar("drawing avatars", people * each) as step, _results(tasks, workers) as results:
-            for first, pictures in results:
-                for place, picture in enumerate(pictures, first):
-                    names[place], vectors[place] = [picture.identity, picture.label], picture.expression
-                step(len(pictures))
+            for first, images in results:
+                for place, image in enumerate(images, first):
+                    names[place], vectors[place] = [image.identity, image.label], image.expression
+                step(len(images))
         np.save(partial / _VECTORS, np.stack(vectors).astype(np.float32))
         (partial / _NAMES).write_text(json.dumps(names))
         try:
             os.replace(partial, final)
         except OSError:
-            if not final.exists():  # else another run has just finished the same pictures
+            if not final.exists():  # else another run has just finished the same images
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # Ctrl-C included: a partial file can be large
@@ -144,24 +144,24 @@ def draw_redressed(
     person: int, vector: Float32[np.ndarray, " W"], wardrobe: int, size: int
 ) -> UInt8[np.ndarray, "S S 3"]:
     """Person number `person` with an expression, in the clothes and before the background of person `wardrobe`."""
-    return draw(redress(sample_identity(person), sample_identity(wardrobe)), vector, size)
+    return render(redress(sample_identity(person), sample_identity(wardrobe)), vector, size)
 
 
 _Task = tuple[AvatarSettings, Path, int, int]
 
 
-def _draw_people(task: _Task) -> tuple[int, list[Picture]]:
-    """Draws some people into the file; returns the place of the first picture and what they show."""
+def _draw_people(task: _Task) -> tuple[int, list[Example]]:
+    """Draws some people into the file; returns the place of the first image and what they show."""
     settings, folder, first, count = task
     each = settings.expressions_per_identity
     pixels = np.lib.format.open_memmap(folder / _PIXELS, "r+")
-    shown: list[Picture] = []
+    shown: list[Example] = []
     for person in range(first, first + count):
         identity = sample_identity(person)
-        for place, picture in enumerate(pictures_of(person, each, settings.pose_scale)):
+        for place, image in enumerate(examples_of(person, each, settings.pose_scale)):
             dressed = redress(identity, _somebody(person, place))
-            pixels[person * each + place] = draw(dressed, picture.expression, settings.image_size)
-            shown.append(picture)
+            pixels[person * each + place] = render(dressed, image.expression, settings.image_size)
+            shown.append(image)
     return first * each, shown
 
 
@@ -170,16 +170,16 @@ def _somebody(person: int, place: int) -> Identity:
 
 
 def _digest(settings: AvatarSettings) -> str:
-    """The settings and the pixels of three pictures: a changed drawing routine makes other files."""
+    """The settings and the pixels of three images: a changed drawing routine makes other files."""
     digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
     for person in (0, 1, 2):
-        picture = pictures_of(person, 2, settings.pose_scale)[1]
-        digest.update(draw(redress(sample_identity(person), _somebody(person, 1)), picture.expression, 64).tobytes())
+        image = examples_of(person, 2, settings.pose_scale)[1]
+        digest.update(render(redress(sample_identity(person), _somebody(person, 1)), image.expression, 64).tobytes())
     return digest.hexdigest()[:16]
 
 
 @contextmanager
-def _results(tasks: list[_Task], workers: int) -> Iterator[Iterator[tuple[int, list[Picture]]]]:
+def _results(tasks: list[_Task], workers: int) -> Iterator[Iterator[tuple[int, list[Example]]]]:
     if workers == 0:
         yield map(_draw_people, tasks)
         return

@@ -1,4 +1,4 @@
-"""Pictures made more various, for networks that must also serve pictures of other styles."""
+"""Images made more various, for networks that must also serve images of other styles."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 from jaxtyping import UInt8
 
 from genaffect_jax.data.augment import augment, random_scene
-from genaffect_jax.data.sources.base import Picture, Source
+from genaffect_jax.data.sources.base import Example, Source
 
 # The rest are no faces at all.
 _PLAIN, _AUGMENTED = 0.5, 0.25
 
 
 class VariedSource:
-    """A source whose pictures are kept (half), augmented (a quarter) or replaced by random vector scenes (a quarter).
+    """A source whose images are kept (half), augmented (a quarter) or replaced by random vector scenes (a quarter).
 
     Which and how is a function of (seed, index). Labels stay those of the inner source, so they do not describe the
-    replaced pictures: for training autoencoders, which do not read them.
+    replaced images: for training autoencoders, which do not read them.
 
     Args:
-        inner: the pictures.
+        inner: the images.
         image_size: their side, in pixels.
         seed: at least 0.
     """
@@ -33,9 +33,9 @@ class VariedSource:
         self._seed = seed
 
     @property
-    def pictures(self) -> Sequence[Picture]:
+    def examples(self) -> Sequence[Example]:
         """The inner source's."""
-        return self._inner.pictures
+        return self._inner.examples
 
     @property
     def width(self) -> int:
@@ -43,13 +43,13 @@ class VariedSource:
         return self._inner.width
 
     def load(self, index: int) -> UInt8[np.ndarray, "S S 3"]:
-        """One picture, kept, augmented or replaced."""
+        """One image, kept, augmented or replaced."""
         rng = np.random.default_rng((self._seed, index))
         kind = rng.random()
         if kind >= _PLAIN + _AUGMENTED:
             return random_scene(rng, self._image_size)
-        picture = self._inner.load(index)
-        return picture if kind < _PLAIN else augment(picture, rng)
+        image = self._inner.load(index)
+        return image if kind < _PLAIN else augment(image, rng)
 
     def describe(self) -> str:
         """One line for people."""

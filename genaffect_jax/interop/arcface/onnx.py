@@ -29,25 +29,25 @@ class Graph:
         from onnx import helper, numpy_helper
 
         self._attribute = helper.get_attribute_value
-        self.constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+        self.buffers = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
         self._same: dict[str, str] = {}
         self._readers: dict[str, list[Any]] = defaultdict(list)
         for node in model.graph.node:  # ONNX demands that nodes come after those they read
             if node.op_type == "Constant":
-                self.constants[node.output[0]] = numpy_helper.to_array(self.attributes(node)["value"])
+                self.buffers[node.output[0]] = numpy_helper.to_array(self.attributes(node)["value"])
             elif node.op_type in _PASSING:
                 source = self.resolve(node.input[0])
                 self._same[node.output[0]] = source
-                if source in self.constants:
-                    self.constants[node.output[0]] = self.constants[source]
-            elif node.op_type in _RESHAPING and self.resolve(node.input[0]) in self.constants:
-                value = self.constants[self.resolve(node.input[0])]
+                if source in self.buffers:
+                    self.buffers[node.output[0]] = self.buffers[source]
+            elif node.op_type in _RESHAPING and self.resolve(node.input[0]) in self.buffers:
+                value = self.buffers[self.resolve(node.input[0])]
                 turned = value.transpose(self.attributes(node)["perm"]) if node.op_type == "Transpose" else value
-                self.constants[node.output[0]] = turned
+                self.buffers[node.output[0]] = turned
             else:
                 for name in dict.fromkeys(self.resolve(name) for name in node.input):
                     self._readers[name].append(node)
-        inputs = [value.name for value in model.graph.input if value.name not in self.constants]
+        inputs = [value.name for value in model.graph.input if value.name not in self.buffers]
         if len(inputs) != 1:
             raise WeightsError(f"{len(inputs)} inputs {inputs}, an IResNet has one")
         self.input = inputs[0]
@@ -79,9 +79,9 @@ class Graph:
     def numbers(self, node: Any, position: int, what: str) -> np.ndarray:
         """The constant at an input of a node."""
         name = self.resolve(node.input[position]) if position < len(node.input) else ""
-        if name not in self.constants:
+        if name not in self.buffers:
             raise WeightsError(f"{what}: input {position} of {node.op_type} {node.name!r} is no constant of the file")
-        return self.constants[name]
+        return self.buffers[name]
 
 
 def read_layers(path: Path) -> FoldedLayers:
@@ -181,7 +181,7 @@ def _head(graph: Graph, layers: FoldedLayers, x: str) -> None:
     else:
         kernel = kernel.T
         if (add := graph.follows(x, "Add")) is not None:
-            constant = next((i for i, name in enumerate(add.input) if graph.resolve(name) in graph.constants), 0)
+            constant = next((i for i, name in enumerate(add.input) if graph.resolve(name) in graph.buffers), 0)
             bias, x = graph.numbers(add, constant, "head"), add.output[0]
     norm = graph.follows(x, "BatchNormalization")
     if norm is not None:

@@ -35,13 +35,13 @@ def convert_arcface(
         out: the file to write.
         name: name of the encoder; goes into the file.
         licence: licence of the weights; goes into the file.
-        crop: what part of a picture the network looks at; the default is ArcFace's square in an aligned picture.
+        crop: what part of an image the network looks at; the default is ArcFace's square in an aligned image.
         dtype: type the numbers are stored in.
 
     Raises:
         WeightsError: the file is missing or damaged or holds no IResNet, all that does not fit is named; it is a
             pickle; or it lacks a package to be read with.
-        ConfigError: name or licence is empty, or the crop leaves the picture.
+        ConfigError: name or licence is empty, or the crop leaves the image.
     """
     for field, value in (("name", name), ("licence", licence)):
         if not value.strip():

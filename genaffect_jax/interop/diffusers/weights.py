@@ -191,7 +191,11 @@ def write_autoencoder(
 
 
 def _read(
-    component: Component[Config, Any], folder: Path, dtype: WeightDType | None, mesh: Mesh | None, variant: str | None
+    component: Component[Config, Any],
+    folder: Path,
+    dtype: WeightDType | None,
+    mesh: Mesh | None,
+    variant: str | None,
 ) -> tuple[Config, Parameters]:
     config = _read_config(component, folder)
     folder = component_folder(folder, component.folder)

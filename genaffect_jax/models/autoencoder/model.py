@@ -1,4 +1,4 @@
-"""The picture autoencoder: AutoencoderKL as SD3 uses it, in NHWC.
+"""The image autoencoder: AutoencoderKL as SD3 uses it, in NHWC.
 
 Network of Rombach et al. 2022 (arXiv 2112.10752, appendix G) with the settings of SD3 (Esser et al. 2024, arXiv
 2403.03206, section 5.2.1): no quantisation convolutions, single-head attention in both middle blocks, latents shifted
@@ -25,20 +25,20 @@ LINEAR_AXES = ("conv_in", "conv_out")
 VECTOR_AXES = (None,)
 
 
-def normalise(pictures: UInt8[Array, "*batch H W C"]) -> Float32[Array, "*batch H W C"]:
+def normalise(images: UInt8[Array, "*batch H W C"]) -> Float32[Array, "*batch H W C"]:
     """Bytes 0..255 to numbers in [-1, 1].
 
     Raises:
-        TypeError: the pictures are not uint8 (numbers already scaled would silently become nearly black).
+        TypeError: the images are not uint8 (numbers already scaled would silently become nearly black).
     """
-    if pictures.dtype != jnp.uint8:
-        raise TypeError(f"normalise: pictures have dtype {pictures.dtype}, must be uint8")
-    return pictures.astype(jnp.float32) / 127.5 - 1.0
+    if images.dtype != jnp.uint8:
+        raise TypeError(f"normalise: images have dtype {images.dtype}, must be uint8")
+    return images.astype(jnp.float32) / 127.5 - 1.0
 
 
-def to_uint8(pictures: Float[Array, "*batch H W C"]) -> UInt8[Array, "*batch H W C"]:
+def to_uint8(images: Float[Array, "*batch H W C"]) -> UInt8[Array, "*batch H W C"]:
     """Numbers in [-1, 1] to bytes, rounded to nearest; values outside are clipped. Inverse of `normalise`."""
-    return jnp.round((jnp.clip(pictures.astype(jnp.float32), -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+    return jnp.round((jnp.clip(images.astype(jnp.float32), -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
 
 @jax.tree_util.register_dataclass
@@ -60,7 +60,7 @@ class Posterior:
         return self.mean
 
     def kl(self) -> Float32[Array, "*batch"]:
-        """KL divergence to the unit Gaussian in nats, summed over each picture (Kingma & Welling 2014, app. B)."""
+        """KL divergence to the unit Gaussian in nats, summed over each image (Kingma & Welling 2014, app. B)."""
         return 0.5 * jnp.sum(self.mean**2 + jnp.exp(self.logvar) - 1.0 - self.logvar, axis=(-3, -2, -1))
 
 
@@ -184,8 +184,8 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Every pixel becomes 2x2 equal pixels, then a 3x3 convolution.
 
-    Computed without the enlarged picture: output pixels of one (row, column) parity see only 2x2 different inputs, so
-    each parity is a 2x2 convolution of the small picture with sums of kernel entries (sub-pixel convolution, Shi et al.
+    Computed without the enlarged image: output pixels of one (row, column) parity see only 2x2 different inputs, so
+    each parity is a 2x2 convolution of the small image with sums of kernel entries (sub-pixel convolution, Shi et al.
     2016, arXiv 1609.05158). That takes 4/9 of the multiplications.
     """
 
@@ -237,7 +237,7 @@ class Resolution(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Pictures to the two moments of the latents, stacked along the channels."""
+    """Images to the two moments of the latents, stacked along the channels."""
 
     def __init__(self, config: AutoencoderConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         widths, groups, last = config.block_out_channels, config.norm_num_groups, len(config.block_out_channels) - 1
@@ -258,7 +258,7 @@ class Encoder(nnx.Module):
         )
         self.mid_block = MidBlock(widths[-1], groups, dtype=dtype, rngs=rngs)
         self.conv_norm_out = GroupNorm(widths[-1], groups, silu=True, dtype=dtype)
-        # Channels of latents and pictures are too few to be cut over devices.
+        # Channels of latents and images are too few to be cut over devices.
         self.conv_out = _conv(widths[-1], 2 * config.latent_channels, dtype=dtype, rngs=rngs, cut=False)
 
     def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w 2*c"]:
@@ -269,7 +269,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Unscaled latents to pictures."""
+    """Unscaled latents to images."""
 
     def __init__(self, config: AutoencoderConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         widths, groups, last = (
@@ -304,7 +304,7 @@ class Decoder(nnx.Module):
 
 
 class AutoencoderKL(nnx.Module):
-    """Pictures to latents and back.
+    """Images to latents and back.
 
     Parameters and normalisation statistics are float32; convolutions and products run in `dtype`.
     """
@@ -314,25 +314,25 @@ class AutoencoderKL(nnx.Module):
         self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(config, dtype=dtype, rngs=rngs)
 
-    def encode(self, pictures: Float[Array, "*batch H W 3"]) -> Posterior:
-        """The distribution of the unscaled latents of pictures in [-1, 1].
+    def encode(self, images: Float[Array, "*batch H W 3"]) -> Posterior:
+        """The distribution of the unscaled latents of images in [-1, 1].
 
         Raises:
             ValueError: height or width is no multiple of `config.downsample`, or the channels are wrong.
         """
-        *batch, H, W, channels = pictures.shape
+        *batch, H, W, channels = images.shape
         factor = self.config.downsample
         if H % factor or W % factor or channels != self.config.in_channels:
             raise ValueError(
-                f"encode: pictures have shape {pictures.shape}; height and width must be multiples of "
+                f"encode: images have shape {images.shape}; height and width must be multiples of "
                 f"{factor}, channels must be {self.config.in_channels}"
             )
-        moments = self.encoder(pictures.reshape(-1, H, W, channels)).astype(jnp.float32)
+        moments = self.encoder(images.reshape(-1, H, W, channels)).astype(jnp.float32)
         mean, logvar = jnp.split(moments.reshape(*batch, H // factor, W // factor, -1), 2, axis=-1)
         return Posterior(mean, jnp.clip(logvar, *LOGVAR_RANGE))
 
     def decode(self, z: Float[Array, "*batch h w c"]) -> Float32[Array, "*batch H W 3"]:
-        """Pictures, about [-1, 1] and not clipped, of unscaled latents.
+        """Images, about [-1, 1] and not clipped, of unscaled latents.
 
         Raises:
             ValueError: the channels are not `config.latent_channels`.
@@ -340,15 +340,15 @@ class AutoencoderKL(nnx.Module):
         *batch, h, w, channels = z.shape
         if channels != self.config.latent_channels:
             raise ValueError(f"decode: latents have shape {z.shape}; channels must be {self.config.latent_channels}")
-        pictures = self.decoder(z.reshape(-1, h, w, channels)).astype(jnp.float32)
-        return pictures.reshape(*batch, *pictures.shape[1:])
+        images = self.decoder(z.reshape(-1, h, w, channels)).astype(jnp.float32)
+        return images.reshape(*batch, *images.shape[1:])
 
-    def to_latents(self, pictures: Float[Array, "*batch H W 3"]) -> Float32[Array, "*batch h w c"]:
-        """What the denoiser works on: `(mode - shift_factor) * scaling_factor` of pictures in [-1, 1]."""
-        return (self.encode(pictures).mode() - self.config.shift_factor) * self.config.scaling_factor
+    def to_latents(self, images: Float[Array, "*batch H W 3"]) -> Float32[Array, "*batch h w c"]:
+        """What the denoiser works on: `(mode - shift_factor) * scaling_factor` of images in [-1, 1]."""
+        return (self.encode(images).mode() - self.config.shift_factor) * self.config.scaling_factor
 
     def from_latents(self, latents: Float[Array, "*batch h w c"]) -> Float32[Array, "*batch H W 3"]:
-        """Pictures of the denoiser's latents, undoing the shift and scale of `to_latents`."""
+        """Images of the denoiser's latents, undoing the shift and scale of `to_latents`."""
         return self.decode(self.unscaled(latents))
 
     def unscaled(self, latents: Float[Array, "*batch h w c"]) -> Float[Array, "*batch h w c"]:

@@ -1,7 +1,7 @@
-"""Encoding and decoding in overlapping tiles, so that memory does not grow with the picture.
+"""Encoding and decoding in overlapping tiles, so that memory does not grow with the image.
 
 Tiles of one size are run one after the other and blended where they overlap (a partition of unity: at every pixel the
-weights of all tiles add to 1). The result is not that of the whole picture: the autoencoder's group normalisations take
+weights of all tiles add to 1). The result is not that of the whole image: the autoencoder's group normalisations take
 their statistics, and its middle attention its keys, from one tile alone. `docs/performance.md` says how much that
 changes.
 """
@@ -74,7 +74,7 @@ class Tiles:
 def decode_tiled(
     model: AutoencoderKL, z: Float[Array, "*batch h w c"], tile: int = TILE, overlap: int = OVERLAP
 ) -> Float32[Array, "*batch H W 3"]:
-    """`model.decode` tile by tile and picture by picture: pictures, about [-1, 1], of unscaled latents.
+    """`model.decode` tile by tile and image by image: images, about [-1, 1], of unscaled latents.
 
     If one tile covers the latents this is `model.decode` itself. Any height and width; jit it as a part of a program,
     which then holds one tile's activations at a time.
@@ -93,7 +93,7 @@ def decode_tiled(
         return model.decode(z)
     factor = model.config.downsample
 
-    def picture(latents: Float[Array, "h w c"]) -> Float32[Array, "H W 3"]:
+    def image(latents: Float[Array, "h w c"]) -> Float32[Array, "H W 3"]:
         def piece(row: Int32[Array, ""], column: Int32[Array, ""]) -> Float32[Array, "p q 3"]:
             at = jax.lax.dynamic_slice(latents, (row, column, 0), (rows.size, columns.size, latents.shape[-1]))
             return model.decode(at)
@@ -101,20 +101,20 @@ def decode_tiled(
         height, width = (length * factor for length in latents.shape[:2])
         return _blend(piece, rows, columns, (height, width, model.config.out_channels), factor)
 
-    flat = jax.lax.map(picture, z.reshape(-1, *z.shape[-3:]))
+    flat = jax.lax.map(image, z.reshape(-1, *z.shape[-3:]))
     return flat.reshape(*z.shape[:-3], *flat.shape[1:])
 
 
 def encode_tiled(
-    model: AutoencoderKL, pictures: Float[Array, "*batch H W 3"], tile: int = TILE, overlap: int = OVERLAP
+    model: AutoencoderKL, images: Float[Array, "*batch H W 3"], tile: int = TILE, overlap: int = OVERLAP
 ) -> Posterior:
-    """`model.encode` tile by tile and picture by picture; mean and log-variance of neighbouring tiles are blended.
+    """`model.encode` tile by tile and image by image; mean and log-variance of neighbouring tiles are blended.
 
-    If one tile covers the pictures this is `model.encode` itself.
+    If one tile covers the images this is `model.encode` itself.
 
     Args:
         model: the autoencoder.
-        pictures: in [-1, 1].
+        images: in [-1, 1].
         tile: largest side of a tile, in latent pixels.
         overlap: least overlap of neighbouring tiles, in latent pixels.
 
@@ -123,10 +123,10 @@ def encode_tiled(
             less than `tile`.
     """
     factor = model.config.downsample
-    rows, columns = (Tiles.cover(length // factor, tile, overlap) for length in pictures.shape[-3:-1])
-    uneven = any(length % factor for length in pictures.shape[-3:-1])
+    rows, columns = (Tiles.cover(length // factor, tile, overlap) for length in images.shape[-3:-1])
+    uneven = any(length % factor for length in images.shape[-3:-1])
     if uneven or len(rows.starts) == len(columns.starts) == 1:
-        return model.encode(pictures)  # which refuses sizes that are no multiple
+        return model.encode(images)  # which refuses sizes that are no multiple
 
     def moments(whole: Float[Array, "H W 3"]) -> Float32[Array, "h w 2*c"]:
         def piece(row: Int32[Array, ""], column: Int32[Array, ""]) -> Float32[Array, "p q 2*c"]:
@@ -137,8 +137,8 @@ def encode_tiled(
         height, width = (length // factor for length in whole.shape[:2])
         return _blend(piece, rows, columns, (height, width, 2 * model.config.latent_channels), 1)
 
-    flat = jax.lax.map(moments, pictures.reshape(-1, *pictures.shape[-3:]))
-    mean, logvar = jnp.split(flat.reshape(*pictures.shape[:-3], *flat.shape[1:]), 2, axis=-1)
+    flat = jax.lax.map(moments, images.reshape(-1, *images.shape[-3:]))
+    mean, logvar = jnp.split(flat.reshape(*images.shape[:-3], *flat.shape[1:]), 2, axis=-1)
     return Posterior(mean, logvar)
 
 

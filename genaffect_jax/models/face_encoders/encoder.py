@@ -21,14 +21,14 @@ from genaffect_jax.models.face_encoders.onnx_expression import ONNX_SUFFIX, Onnx
 from genaffect_jax.models.functional import Functional, Parameters
 
 EVALUATOR_SUFFIX = "_evaluator"  # encoders of such a name measure and never condition
-CALL_SIZES = (1, 8, 64)  # pictures in one call of the compiled program; others are filled up to the next
+CALL_SIZES = (1, 8, 64)  # images in one call of the compiled program; others are filled up to the next
 
 
 class AvatarEncoder:
     """One face encoder with its weights; follows `IdentityEncoder` or `ExpressionEncoder`.
 
     Calling it takes and gives numpy arrays. As a part of a jitted function use `network` and `parameters`:
-    `network.merge(parameters)(pictures)` is pure and differentiable, with pictures in [-1, 1].
+    `network.merge(parameters)(images)` is pure and differentiable, with images in [-1, 1].
 
     Attributes:
         name: name of the encoder.
@@ -51,28 +51,28 @@ class AvatarEncoder:
     ) -> None:
         self.name, self.licence, self.checksum = name, licence, checksum
         self.config, self.network, self.parameters = config, network, parameters
-        self._program = jax.jit(lambda parameters, pictures: network.merge(parameters)(normalise(pictures)))
+        self._program = jax.jit(lambda parameters, images: network.merge(parameters)(normalise(images)))
 
     @property
     def width(self) -> int:
         """Numbers in one vector, W."""
         return self.config.width
 
-    def __call__(self, pictures: UInt8[np.ndarray, "B S S 3"]) -> Float32[np.ndarray, "B W"]:
-        """Vectors of square pictures of any size; expression vectors are clipped to their channels' ranges.
+    def __call__(self, images: UInt8[np.ndarray, "B S S 3"]) -> Float32[np.ndarray, "B W"]:
+        """Vectors of square images of any size; expression vectors are clipped to their channels' ranges.
 
         Raises:
-            TypeError: the pictures are not uint8.
+            TypeError: the images are not uint8.
             ValueError: they have another shape.
         """
-        pictures = np.asarray(pictures)
-        if pictures.dtype != np.uint8:
-            raise TypeError(f"{self.name}: pictures have dtype {pictures.dtype}, must be uint8")
-        if pictures.ndim != 4 or pictures.shape[1] != pictures.shape[2] or pictures.shape[3] != 3:
-            raise ValueError(f"{self.name}: pictures have shape {pictures.shape}, must be (count, side, side, 3)")
+        images = np.asarray(images)
+        if images.dtype != np.uint8:
+            raise TypeError(f"{self.name}: images have dtype {images.dtype}, must be uint8")
+        if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 3:
+            raise ValueError(f"{self.name}: images have shape {images.shape}, must be (count, side, side, 3)")
         parts = [np.zeros((0, self.width), np.float32)]
-        for first in range(0, len(pictures), CALL_SIZES[-1]):
-            part = pictures[first : first + CALL_SIZES[-1]]
+        for first in range(0, len(images), CALL_SIZES[-1]):
+            part = images[first : first + CALL_SIZES[-1]]
             filled = np.zeros((next(n for n in CALL_SIZES if n >= len(part)), *part.shape[1:]), np.uint8)
             filled[: len(part)] = part
             parts.append(np.asarray(self._program(self.parameters, filled))[: len(part)])
@@ -110,7 +110,7 @@ def load_expression_encoder(source: str, dtype: DType = "float32") -> AvatarEnco
 
 
 def load_exemplar_encoder(source: str) -> AvatarEncoder | OnnxExpressionEncoder:
-    """An expression encoder that reads pictures for a generator: a weight file, or the .json of an ONNX file.
+    """An expression encoder that reads images for a denoiser: a weight file, or the .json of an ONNX file.
 
     Raises:
         WeightsError: as `load_conditioning_encoder` or `OnnxExpressionEncoder`, or the name is an evaluator's.
@@ -123,11 +123,11 @@ def load_exemplar_encoder(source: str) -> AvatarEncoder | OnnxExpressionEncoder:
 
 
 def load_conditioning_encoder(source: str, target: Literal["identity", "expression"]) -> AvatarEncoder:
-    """An encoder that a generator may be conditioned on.
+    """An encoder that a denoiser may be conditioned on.
 
     Raises:
         WeightsError: as `load_identity_encoder` and `load_expression_encoder`, or it is an evaluator. Measurements with
-            an encoder that the generator has seen would say nothing.
+            an encoder that the denoiser has seen would say nothing.
     """
     encoder = _require_target(load_encoder(source), source, target)
     _refuse_evaluator(encoder.name, source, target)

@@ -1,6 +1,6 @@
-"""Networks from a picture of a face to one vector, for identity or expression: residual, transformer, ArcFace's.
+"""Networks from an image of a face to one vector, for identity or expression: residual, transformer, ArcFace's.
 
-The networks that condition a generator and those that judge what it draws differ on purpose, in shape and seed; for
+The networks that condition a denoiser and those that judge what it draws differ on purpose, in shape and seed; for
 expressions also in architecture (see docs/encoders.md).
 """
 
@@ -17,39 +17,39 @@ from genaffect_jax.models.autoencoder.model import CONV_AXES, VECTOR_AXES, Downs
 from genaffect_jax.models.face_encoders.iresnet import IResNetTrunk
 from genaffect_jax.models.layers import MLP, Linear, RMSNorm
 
-# About the standard deviation of a channel over training pictures (0.13 to 0.26): one optimiser step of the head then
+# About the standard deviation of a channel over training images (0.13 to 0.26): one optimizer step of the head then
 # moves a channel by a small part of its spread.
 EXPRESSION_SCALE = 0.2
 
 
-def cropped(pictures: Float[Array, "B H W C"], crop: Crop, side: int) -> Float[Array, "B side side C"]:
-    """A square part of square pictures, resized as `resize` does; its edges may lie between pixels.
+def cropped(images: Float[Array, "B H W C"], crop: Crop, side: int) -> Float[Array, "B side side C"]:
+    """A square part of square images, resized as `resize` does; its edges may lie between pixels.
 
     Raises:
-        ValueError: the pictures are not square.
+        ValueError: the images are not square.
     """
-    B, H, W, C = pictures.shape
+    B, H, W, C = images.shape
     if crop == WHOLE or H != W:
-        return resize(pictures, side)
+        return resize(images, side)
     left, top, share = crop
     scale = side / (share * H)
     return jax.image.scale_and_translate(
-        pictures, (B, side, side, C), (1, 2), jnp.full(2, scale), -scale * H * jnp.array([top, left]), "linear"
+        images, (B, side, side, C), (1, 2), jnp.full(2, scale), -scale * H * jnp.array([top, left]), "linear"
     )
 
 
-def resize(pictures: Float[Array, "B H W C"], side: int) -> Float[Array, "B side side C"]:
-    """Pictures of `side` x `side` pixels, linear with antialiasing; pictures that have this size stay as they are.
+def resize(images: Float[Array, "B H W C"], side: int) -> Float[Array, "B side side C"]:
+    """Images of `side` x `side` pixels, linear with antialiasing; images that have this size stay as they are.
 
     Raises:
-        ValueError: the pictures are not square.
+        ValueError: the images are not square.
     """
-    B, H, W, C = pictures.shape
+    B, H, W, C = images.shape
     if H != W:
-        raise ValueError(f"resize: pictures have shape {pictures.shape}; they must be square")
+        raise ValueError(f"resize: images have shape {images.shape}; they must be square")
     if side == H:
-        return pictures
-    return jax.image.resize(pictures, (B, side, side, C), "linear", antialias=True)
+        return images
+    return jax.image.resize(images, (B, side, side, C), "linear", antialias=True)
 
 
 def _conv(inputs: int, outputs: int, *, size: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:
@@ -160,7 +160,7 @@ TRUNKS: dict[str, type[ResidualTrunk | TransformerTrunk | IResNetTrunk]] = {
 
 
 class FaceEncoder(nnx.Module):
-    """Pictures in [-1, 1] to vectors, differentiable with respect to the pictures.
+    """Images in [-1, 1] to vectors, differentiable with respect to the images.
 
     Parameters and normalisation statistics are float32; convolutions and products run in `dtype`, the head in float32.
     """
@@ -175,20 +175,20 @@ class FaceEncoder(nnx.Module):
             else MLP(features, config.hidden, config.width, axes=("embed", "mlp", None), rngs=rngs)
         )
 
-    def __call__(self, pictures: Float[Array, "*batch S S 3"]) -> Float32[Array, "*batch W"]:
-        """Vectors of square pictures of any size.
+    def __call__(self, images: Float[Array, "*batch S S 3"]) -> Float32[Array, "*batch W"]:
+        """Vectors of square images of any size.
 
         Returns:
             Identity: vectors of Euclidean length 1. Expression: the regression as it comes, which may leave the
             channels' ranges a little; `expressions.action_units.LOWEST` and 1 bound it.
 
         Raises:
-            ValueError: the pictures are not square, or have not three channels.
+            ValueError: the images are not square, or have not three channels.
         """
-        *batch, H, W, channels = pictures.shape
+        *batch, H, W, channels = images.shape
         if channels != 3:
-            raise ValueError(f"face encoder: pictures have shape {pictures.shape}; channels must be 3")
-        x = cropped(pictures.reshape(-1, H, W, 3).astype(jnp.float32), self.config.crop, self.config.image_size)
+            raise ValueError(f"face encoder: images have shape {images.shape}; channels must be 3")
+        x = cropped(images.reshape(-1, H, W, 3).astype(jnp.float32), self.config.crop, self.config.image_size)
         y = self.head(self.trunk(x).astype(jnp.float32)).reshape(*batch, -1)
         return unit(y) if self.config.target == "identity" else EXPRESSION_SCALE * y
 

@@ -1,6 +1,6 @@
-"""An expression encoder in an ONNX file, run by onnxruntime: any network with a picture in and a vector out.
+"""An expression encoder in an ONNX file, run by onnxruntime: any network with an image in and a vector out.
 
-A small JSON file says how pictures enter it; it takes the place of a weight file wherever pictures are read:
+A small JSON file says how images enter it; it takes the place of a weight file wherever images are read:
 
     {"onnx": "enet_b0_8_va_mtl.onnx", "name": "hsemotion_b0", "licence": "Apache-2.0", "image_size": 224,
      "output": "output", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
@@ -29,12 +29,12 @@ from genaffect_jax.config.encoders import WHOLE, Crop, require_crop
 from genaffect_jax.errors import ConfigError, WeightsError, install_command
 
 ONNX_SUFFIX = ".json"
-BATCH = 32  # pictures in one run of a network that takes any number
+BATCH = 32  # images in one run of a network that takes any number
 
 
 @dataclass(frozen=True)
 class OnnxSettings:
-    """How pictures enter an ONNX network: `(pixel - mean) * scale`, with pixels from 0 to 255."""
+    """How images enter an ONNX network: `(pixel - mean) * scale`, with pixels from 0 to 255."""
 
     onnx: str
     """Name of the .onnx file, which lies in the same folder."""
@@ -43,7 +43,7 @@ class OnnxSettings:
     licence: str
     """Licence of the weights."""
     image_size: int
-    """Side of the pictures that the network takes, in pixels."""
+    """Side of the images that the network takes, in pixels."""
     output: str
     """Name of the output that is the vector."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -55,17 +55,17 @@ class OnnxSettings:
     layout: Literal["nchw", "nhwc"] = "nchw"
     """Order of the axes."""
     crop: Crop = WHOLE
-    """Part of the picture that is read: left edge, top edge, side, as shares of the picture's side."""
+    """Part of the image that is read: left edge, top edge, side, as shares of the image's side."""
 
 
 class OnnxExpressionEncoder:
     """An ONNX network as `data.face_encoders.ExpressionEncoder`.
 
-    It has no gradients and no action units: words become vectors through the expression bank
+    It has no gradients and no action units: words become vectors through the word prototypes
     (`conditioning.expression_space="encoder"`).
 
     Attributes:
-        settings: how pictures enter the network.
+        settings: how images enter the network.
         checksum: SHA-256 over the ONNX file and the settings (without the file's name), as both decide the vectors.
         width: numbers in one vector, W.
     """
@@ -75,7 +75,7 @@ class OnnxExpressionEncoder:
 
         Raises:
             WeightsError: a file is missing or damaged, a setting is unknown, missing or not allowed, the network has no
-                such output or not one picture as its input, or onnxruntime is not installed.
+                such output or not one image as its input, or onnxruntime is not installed.
         """
         self.settings = read_settings(path)
         self._file = path.with_name(self.settings.onnx)
@@ -101,19 +101,19 @@ class OnnxExpressionEncoder:
         """Licence of the weights."""
         return self.settings.licence
 
-    def __call__(self, pictures: UInt8[np.ndarray, "B S S 3"]) -> Float32[np.ndarray, "B W"]:
-        """The vectors of square RGB pictures of any size, as the network gives them.
+    def __call__(self, images: UInt8[np.ndarray, "B S S 3"]) -> Float32[np.ndarray, "B W"]:
+        """The vectors of square RGB images of any size, as the network gives them.
 
         Raises:
-            TypeError: the pictures are not uint8.
+            TypeError: the images are not uint8.
             ValueError: they have another shape.
         """
-        pictures = np.asarray(pictures)
-        if pictures.dtype != np.uint8:
-            raise TypeError(f"{self.name}: pictures have dtype {pictures.dtype}, must be uint8")
-        if pictures.ndim != 4 or pictures.shape[1] != pictures.shape[2] or pictures.shape[3] != 3:
-            raise ValueError(f"{self.name}: pictures have shape {pictures.shape}, must be (count, side, side, 3)")
-        resized = [self._resize(picture) for picture in pictures]
+        images = np.asarray(images)
+        if images.dtype != np.uint8:
+            raise TypeError(f"{self.name}: images have dtype {images.dtype}, must be uint8")
+        if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 3:
+            raise ValueError(f"{self.name}: images have shape {images.shape}, must be (count, side, side, 3)")
+        resized = [self._resize(image) for image in images]
         step = 1 if self._single else BATCH
         parts = [self._run(np.stack(resized[i : i + step])) for i in range(0, len(resized), step)]
         return np.concatenate([np.zeros((0, self.width), np.float32), *parts])
@@ -133,28 +133,28 @@ class OnnxExpressionEncoder:
         temporary.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n", "utf-8")
         os.replace(temporary, path)
 
-    def _resize(self, picture: UInt8[np.ndarray, "S S 3"]) -> UInt8[np.ndarray, "s s 3"]:
+    def _resize(self, image: UInt8[np.ndarray, "S S 3"]) -> UInt8[np.ndarray, "s s 3"]:
         size, (left, top, share) = self.settings.image_size, self.settings.crop
-        side = len(picture)
+        side = len(image)
         if self.settings.crop == WHOLE and side == size:
-            return picture
+            return image
         box = (left * side, top * side, (left + share) * side, (top + share) * side)
-        image = Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR, box)
-        return np.asarray(image)
+        resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box)
+        return np.asarray(resized)
 
-    def _run(self, pictures: UInt8[np.ndarray, "B s s 3"]) -> Float32[np.ndarray, "B W"]:
-        x = pictures[..., ::-1] if self.settings.channels == "bgr" else pictures
+    def _run(self, images: UInt8[np.ndarray, "B s s 3"]) -> Float32[np.ndarray, "B W"]:
+        x = images[..., ::-1] if self.settings.channels == "bgr" else images
         mean, scale = (np.array(three, np.float32) for three in (self.settings.mean, self.settings.scale))
         x = (x.astype(np.float32) - mean) * scale
         x = x.transpose(0, 3, 1, 2) if self.settings.layout == "nchw" else x
         try:
             (vectors,) = self._session.run([self.settings.output], {self._input: np.ascontiguousarray(x)})
         except Exception as e:  # onnxruntime raises kinds of its own
-            raise WeightsError(f"{self._file}: cannot be run on pictures {x.shape}: {e}") from e
-        return np.asarray(vectors, np.float32).reshape(len(pictures), -1)
+            raise WeightsError(f"{self._file}: cannot be run on images {x.shape}: {e}") from e
+        return np.asarray(vectors, np.float32).reshape(len(images), -1)
 
     def _check_input(self) -> tuple[str, bool]:
-        """Name of the input, and whether it takes one picture only."""
+        """Name of the input, and whether it takes one image only."""
         inputs = self._session.get_inputs()
         outputs = [output.name for output in self._session.get_outputs()]
         size = self.settings.image_size
@@ -164,7 +164,7 @@ class OnnxExpressionEncoder:
             problems.append(f"no output {self.settings.output!r} (has {', '.join(outputs)})")
         if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
             found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
-            problems.append(f"inputs {found}: must be one of float pictures")
+            problems.append(f"inputs {found}: must be one of float images")
         elif any(isinstance(n, int) and n != w for n, w in zip(inputs[0].shape[1:], wanted, strict=True)):
             problems.append(f"input {inputs[0].name} has shape {inputs[0].shape}, settings say (B, *{wanted})")
         if problems:

@@ -1,7 +1,7 @@
 """Attention as pure functions: joint attention of SD3, attention to shared conditions, consistent attention of a set.
 
 Every attention is split around its middle: projections first (`models.mmdit.projections`), then what is here, then the
-output projection, so that what is shared between pictures can change without touching parameters.
+output projection, so that what is shared between images can change without touching parameters.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def merge(
 
 
 def fold(query: Float[Array, "G E Q N H"]) -> Float[Array, "G E*Q N H"]:
-    """The queries of all pictures of a group as one sequence: queries do not see each other, so nothing changes."""
+    """The queries of all images of a group as one sequence: queries do not see each other, so nothing changes."""
     groups, expressions, length, *head = query.shape
     return query.reshape(groups, expressions * length, *head)
 
@@ -125,7 +125,7 @@ def fold(query: Float[Array, "G E Q N H"]) -> Float[Array, "G E*Q N H"]:
 def attend_shared(
     query: Float[Array, "G E Q N H"], shared: KeyValue, mask: Bool[Array, "G K"] | None = None
 ) -> Float[Array, "G E Q N*H"]:
-    """Attention of all E pictures of a group to one set of keys [G, K, N, H], without copies of the keys."""
+    """Attention of all E images of a group to one set of keys [G, K, N, H], without copies of the keys."""
     return attend(fold(query), shared.key, shared.value, mask).reshape(*query.shape[:3], -1)
 
 
@@ -148,7 +148,7 @@ def join(image: Float[Array, "*batch L N H"], text: Float[Array, "*batch T N H"]
 def joint_attention(
     image: QKV, text: QKV, *, max_free: bool = False
 ) -> tuple[Float[Array, "*batch L N*H"], Float[Array, "*batch T N*H"]]:
-    """Attention over the joined image and text sequences of each picture, cut into the two streams again."""
+    """Attention over the joined image and text sequences of each image, cut into the two streams again."""
     return cut(attend(*(join(*pair) for pair in zip(image, text, strict=True)), max_free=max_free), image)
 
 

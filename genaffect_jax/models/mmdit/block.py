@@ -8,11 +8,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.config import MMDiTConfig
-from genaffect_jax.kernels.fused_bias import gated_add
+from genaffect_jax.kernels.fused_bias import gated_residual
 from genaffect_jax.kernels.norms import modulated_norm
 from genaffect_jax.models.layers import MLP, Linear, Modulation
 from genaffect_jax.models.mmdit.attention import KeyValue, attend, attend_shared
-from genaffect_jax.models.mmdit.consistent_attention import Sharing, mix
+from genaffect_jax.models.mmdit.consistent_attention import Sharing, set_attention
 from genaffect_jax.models.mmdit.projections import ConditionBranch, QKVProjection, SelfAttention
 
 
@@ -101,7 +101,7 @@ class MMDiTBlock(nnx.Module):
         text, normed = modulated_norm(text, text_shift, text_scale)
         text_qkv = self.text_qkv(normed)
 
-        (mixed_image, mixed_text), pool = mix(image_qkv, text_qkv, sharing, self.max_free)
+        (mixed_image, mixed_text), pool = set_attention(image_qkv, text_qkv, sharing, self.max_free)
         if branches is not None:
             seen = attend_shared(image_qkv.query, branches.identity, identity_mask)
             mixed_image += branches.identity_scale.astype(self.dtype) * seen
@@ -123,4 +123,4 @@ class MMDiTBlock(nnx.Module):
 def _add(stream: Array, gate: Array, product: Array, layer: Linear) -> Array:
     """`stream` with a branch that ends in the product of `layer`."""
     assert layer.bias is not None
-    return gated_add(stream, gate, product, layer.bias[...])
+    return gated_residual(stream, gate, product, layer.bias[...])

@@ -2,7 +2,7 @@
 
 An evaluation of the network computes its outer blocks always, and adds to both streams what the middle blocks added in
 the last evaluation that computed them (Chen et al. 2024, arXiv 2406.01125, reuse the same differences). What it changes
-in the pictures is measured in docs/consistency.md.
+in the images is measured in docs/consistency.md.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from jaxtyping import Array, Bool, Float
 # With fewer blocks there is none between the first and the last.
 FEWEST_BLOCKS = 3
 
-Added = tuple[Float[Array, "G E L D"], Float[Array, "G E T D"]]
+StreamDeltas = tuple[Float[Array, "G E L D"], Float[Array, "G E T D"]]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Reuse:
+class BlockCache:
     """For one evaluation: whether it reuses, and what. Empty: it computes all blocks, and gives what they added."""
 
     now: Bool[Array, ""] | None = None
-    """Take `added` instead of computing the middle blocks."""
-    added: Added | None = None
+    """Take `deltas` instead of computing the middle blocks."""
+    deltas: StreamDeltas | None = None
     """What the middle blocks added to the image and the text stream."""
 
 

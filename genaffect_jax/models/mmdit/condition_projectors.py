@@ -1,4 +1,4 @@
-"""Token makers: what the reference pictures and the expression vector become before the denoiser sees them.
+"""Token makers: what the reference images and the expression vector become before the denoiser sees them.
 
 Both hand tokens of the model's width to `MMDiT.project_conditions`; nothing else ties them to the denoiser, so an
 encoder of another kind can take their place.
@@ -74,8 +74,8 @@ class ResamplerLayer(nnx.Module):
         return queries + self.mlp(layer_norm(queries))
 
 
-class IdentityTokens(nnx.Module):
-    """Identity tokens from any number of reference pictures of one person: their latents and face embeddings.
+class IdentityProjector(nnx.Module):
+    """Identity tokens from any number of reference images of one person: their latents and face embeddings.
 
     Every patch of a reference's latents is a token, and so is its embedding, if the model has one. With
     `identity_tokens` N a resampler makes N tokens of them; else they are the identity tokens themselves, after
@@ -169,7 +169,7 @@ class IdentityTokens(nnx.Module):
         )
 
 
-class ExpressionTokens(nnx.Module):
+class ExpressionProjector(nnx.Module):
     """Expression tokens from the expression vector: learned tokens plus what an MLP makes of the vector.
 
     The sum is not normalised, so that the intensity of an expression survives.
@@ -202,7 +202,7 @@ class ExpressionTokens(nnx.Module):
     def __call__(
         self, expression: Float[Array, "G E W"], drop: Bool[Array, "G E"] | None = None
     ) -> Float[Array, "G E K D"]:
-        """Tokens of each picture; pictures where `drop` is True get the learned null tokens."""
+        """Tokens of each image; images where `drop` is True get the learned null tokens."""
         base = self.base[...].astype(self.dtype)
         tokens = self.mlp(expression).reshape(*expression.shape[:-1], *base.shape) + base
         if drop is None:

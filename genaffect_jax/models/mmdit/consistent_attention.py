@@ -46,14 +46,16 @@ class Sharing:
     """Layers in which the set shares; None: all, without a choice in the program."""
     pool: KeyValue | None = None
     """Keys and values [layers, G, K, N, H] of anchors that were drawn earlier; None: the pool is made of the first
-    `anchors` pictures."""
+    `anchors` images."""
     anchors: int = field(default=0, metadata={"static": True})
-    """Pictures, the first of each group, whose tokens everybody sees; 0 with an earlier pool."""
+    """Images, the first of each group, whose tokens everybody sees; 0 with an earlier pool."""
     keep_pool: bool = field(default=False, metadata={"static": True})
-    """Whether the network returns the pool of every layer, for pictures that are drawn later."""
+    """Whether the network returns the pool of every layer, for images that are drawn later."""
 
 
-def mix(image: QKV, text: QKV, sharing: Sharing | None, max_free: bool = False) -> tuple[Streams, KeyValue | None]:
+def set_attention(
+    image: QKV, text: QKV, sharing: Sharing | None, max_free: bool = False
+) -> tuple[Streams, KeyValue | None]:
     """The attention of one block: joint, or consistent with one layer's `sharing` (its arrays without the first axis).
 
     `max_free` is that of `attention.attend`.
@@ -77,7 +79,7 @@ def mix(image: QKV, text: QKV, sharing: Sharing | None, max_free: bool = False) 
 
 
 def anchor_pool(image: QKV, tokens: Tokens, anchors: int) -> KeyValue:
-    """What the first `anchors` pictures of a group show the whole group: keys and values [G, A*S, N, H]."""
+    """What the first `anchors` images of a group show the whole group: keys and values [G, A*S, N, H]."""
     return KeyValue(*(fold(jnp.take(x[:, :anchors], tokens.shared, axis=2)) for x in (image.key, image.value)))
 
 
@@ -90,19 +92,19 @@ def consistent_attention(
     anchors: int,
     max_free: bool = False,
 ) -> tuple[Float[Array, "G E L N*H"], Float[Array, "G E T N*H"]]:
-    """Joint attention in which the pictures of a group also see the tokens I of its anchors.
+    """Joint attention in which the images of a group also see the tokens I of its anchors.
 
-    Image and text queries of picture i attend to its own text, all of its own image tokens, and the pool, in which its
+    Image and text queries of image i attend to its own text, all of its own image tokens, and the pool, in which its
     own tokens count once. For an anchor that is `text + image[not I]` and the pool, which has its own share; for any
-    other picture `text + image` and the pool. Each picture has one attention over its own keys, all queries of the
+    other image `text + image` and the pool. Each image has one attention over its own keys, all queries of the
     group, folded into one sequence, have one over the pool, and the two are merged by their log-sum-exp: no mask, and
     neither copies nor repetitions of the pool.
 
     Args:
         image, text: the two streams, [G, E, L or T, N, H].
         tokens: which image tokens are shared, the same for the whole set.
-        pool: what `anchor_pool` made of the same layer and tokens, of these pictures or of an earlier pass.
-        anchors: the first so many pictures contribute to `pool`; 0 if the pool is that of other pictures.
+        pool: what `anchor_pool` made of the same layer and tokens, of these images or of an earlier pass.
+        anchors: the first so many images contribute to `pool`; 0 if the pool is that of other images.
         max_free: see `attend`. Where a kernel reads own keys and pool in one pass, nothing is merged.
 
     Returns:

@@ -32,7 +32,7 @@ from genaffect_jax.models.layers import (
 )
 from genaffect_jax.models.mmdit.attention import KeyValue
 from genaffect_jax.models.mmdit.block import BranchInputs, MMDiTBlock
-from genaffect_jax.models.mmdit.block_cache import Added, Reuse, middle_blocks
+from genaffect_jax.models.mmdit.block_cache import BlockCache, StreamDeltas, middle_blocks
 from genaffect_jax.models.mmdit.consistent_attention import Sharing
 
 # Timesteps of the SD3 family are sigma * 1000.
@@ -71,11 +71,11 @@ class Conditions:
 
 
 class Left(NamedTuple):
-    """What one evaluation leaves for other pictures and later evaluations."""
+    """What one evaluation leaves for other images and later evaluations."""
 
     pool: KeyValue | None
     """Keys and values of the pool in every layer, [layers, G, K, N, H], if the sharing keeps them."""
-    added: Added | None
+    deltas: StreamDeltas | None
     """What the middle blocks added to the two streams, if there is reuse."""
 
 
@@ -88,7 +88,7 @@ class MMDiT(nnx.Module):
         rngs: source of the initial values.
         dtype: compute type (float32 or bfloat16); parameters are float32.
         max_free: attention may use the kernel without a running maximum (`models.hopper_attention`), which takes no
-            gradient: all scores are known to lie within `bounded_scores.LARGEST_SCORE`.
+            gradient: all scores are known to lie within `score_bound.LARGEST_SCORE`.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class MMDiT(nnx.Module):
         identity_scale: Float[Array, "*layers"] | float = 1.0,
         expression_scale: Float[Array, "*layers"] | float = 1.0,
     ) -> Float[Array, "G E h w c"]:
-        """Velocity (float32) of noisy latents, every picture by itself; see `consistent`."""
+        """Velocity (float32) of noisy latents, every image by itself; see `consistent`."""
         return self.consistent(latents, timestep, conditions, identity_scale, expression_scale, None)[0]
 
     def consistent(
@@ -214,21 +214,21 @@ class MMDiT(nnx.Module):
         identity_scale: Float[Array, "*layers"] | float,
         expression_scale: Float[Array, "*layers"] | float,
         sharing: Sharing | None,
-        reuse: Reuse | None = None,
+        block_cache: BlockCache | None = None,
     ) -> tuple[Float[Array, "G E h w c"], Left]:
-        """Velocity of the noisy latents (float32), and what is left for other pictures and evaluations.
+        """Velocity of the noisy latents (float32), and what is left for other images and evaluations.
 
         Args:
-            latents: noisy latents of G groups of E pictures. Rows and columns beyond a multiple of the patch size
+            latents: noisy latents of G groups of E images. Rows and columns beyond a multiple of the patch size
                 are dropped, from the result too.
             timestep: sigma in [0, 1]; it is multiplied by 1000 here.
             conditions: what `project_conditions` made.
             identity_scale, expression_scale: weight of each branch, one number or one per layer; traced.
-            sharing: consistent attention among the pictures of each group; None: every picture by itself.
+            sharing: consistent attention among the images of each group; None: every image by itself.
             reuse: what the middle blocks added in an earlier evaluation; None: all blocks are computed.
 
         Raises:
-            ValueError: the latents are larger than the position table, or the blocks too few for `reuse`.
+            ValueError: the latents are larger than the position table, or the blocks too few for `block_cache`.
         """
         config, patch = self.config, self.config.patch_size
         rows, columns = latents.shape[2] // patch, latents.shape[3] // patch
@@ -251,7 +251,7 @@ class MMDiT(nnx.Module):
             ]
             per_layer = BranchInputs(conditions.identity, conditions.expression, *scales)
 
-        def blocks(streams: Added, first: int, last: int) -> tuple[Added, KeyValue | None]:
+        def blocks(streams: StreamDeltas, first: int, last: int) -> tuple[StreamDeltas, KeyValue | None]:
             start, pools = 0, []
             for segment in self.segments:
                 stop = start + segment.length
@@ -269,27 +269,29 @@ class MMDiT(nnx.Module):
                 start = stop
             return streams, jax.tree.map(lambda *x: jnp.concatenate(x), *pools)
 
-        added = None
-        if reuse is None:
+        deltas = None
+        if block_cache is None:
             (image, text), pool = blocks((image, text), 0, config.num_layers)
         else:
             first, last = middle_blocks(config.num_layers)
             streams, before = blocks((image, text), 0, first)
 
-            def compute() -> tuple[Added, Added, KeyValue | None]:
+            def compute() -> tuple[StreamDeltas, StreamDeltas, KeyValue | None]:
                 found, pool = blocks(streams, first, last)
                 return found, jax.tree.map(jnp.subtract, found, streams), pool
 
-            def again() -> tuple[Added, Added, KeyValue | None]:
-                # No later picture looks into these layers either: it reuses in the same evaluation.
+            def again() -> tuple[StreamDeltas, StreamDeltas, KeyValue | None]:
+                # No later image looks into these layers either: it reuses in the same evaluation.
                 nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute)[2])
-                assert reuse.added is not None
-                return jax.tree.map(jnp.add, streams, reuse.added), reuse.added, nothing
+                assert block_cache.deltas is not None
+                return jax.tree.map(jnp.add, streams, block_cache.deltas), block_cache.deltas, nothing
 
-            streams, added, between = compute() if reuse.now is None else jax.lax.cond(reuse.now, again, compute)
+            streams, deltas, between = (
+                compute() if block_cache.now is None else jax.lax.cond(block_cache.now, again, compute)
+            )
             (image, text), after = blocks(streams, last, config.num_layers)
             pool = jax.tree.map(lambda *x: jnp.concatenate(x), before, between, after)
 
         scale, shift = self.out_modulation(activated)
         image = self.out(modulated_norm(image, shift, scale)[1])
-        return unpatchify(image.astype(jnp.float32), patch, rows, columns), Left(pool, added)
+        return unpatchify(image.astype(jnp.float32), patch, rows, columns), Left(pool, deltas)

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.nn.initializers import Initializer, zeros
 from jaxtyping import Array, Bool, Float
 
-from genaffect_jax.kernels.fused_bias import add_bias, biased_heads
+from genaffect_jax.kernels.fused_bias import add_bias, bias_and_qk_norm
 from genaffect_jax.kernels.remat import keep_product
 from genaffect_jax.models.layers import Linear, RMSNorm, joined_product, xavier_uniform
 from genaffect_jax.models.mmdit.attention import QKV, KeyValue, attend
@@ -39,7 +39,7 @@ class QKVProjection(nnx.Module):
         product = joined_product(x, layers)
         bias = jnp.concatenate([layer.bias[...] for layer in layers if layer.bias is not None])
         if self.query_norm is not None and self.key_norm is not None:
-            return QKV(*biased_heads(product, bias, self.query_norm.scale[...], self.key_norm.scale[...]))
+            return QKV(*bias_and_qk_norm(product, bias, self.query_norm.scale[...], self.key_norm.scale[...]))
         joined = keep_product(add_bias(product, bias))
         return QKV(*(y.reshape(*x.shape[:-1], self.heads, self.head_dim) for y in jnp.split(joined, 3, axis=-1)))
 
@@ -82,7 +82,7 @@ class ConditionBranch(nnx.Module):
 
     The image queries of the joint attention look at these keys. Values start at zero, so that a new branch adds
     exactly nothing. Keys start as a copy of the query projection `queries`: image tokens then look at the condition
-    tokens most like themselves, which for a reference picture are those at the same place, before anything is
+    tokens most like themselves, which for a reference image are those at the same place, before anything is
     learned.
     """
 

@@ -1,7 +1,7 @@
-"""What the autoencoder is trained for: pictures that come back with crisp outlines, and latents of unit scale.
+"""What the autoencoder is trained for: images that come back with crisp outlines, and latents of unit scale.
 
-No adversarial and no pretrained part: drawn pictures are flat areas and thin outlines, so absolute errors of the
-picture and of its finite differences at several scales say most of what a perceptual network would.
+No adversarial and no pretrained part: drawn images are flat areas and thin outlines, so absolute errors of the
+image and of its finite differences at several scales say most of what a perceptual network would.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def _absolute(x: Float[Array, "*shape"]) -> tuple[Float32[Array, ""], Float32[Ar
 
 def autoencoder_loss(
     model: AutoencoderKL,
-    pictures: UInt8[Array, "B S S 3"],
+    images: UInt8[Array, "B S S 3"],
     key: Key[Array, ""],
     *,
     kl_weight: float,
     edge_weight: float,
 ) -> tuple[Float32[Array, ""], Terms]:
-    """Loss of reconstructing pictures from latents drawn with `key`, and its terms as (sum, count).
+    """Loss of reconstructing images from latents drawn with `key`, and its terms as (sum, count).
 
     `total = l1 + edge_weight * mean over scales s of edge_s + kl_weight * kl`, each term being its sum over its count.
     `l1` is the absolute error in units of the range [-1, 1]; `edge_s` is the absolute error of horizontal and vertical
@@ -44,14 +44,14 @@ def autoencoder_loss(
     Raises:
         ValueError: the side S is not a multiple of the largest edge scale.
     """
-    if pictures.shape[1] % EDGE_SCALES[-1] or pictures.shape[2] % EDGE_SCALES[-1]:
+    if images.shape[1] % EDGE_SCALES[-1] or images.shape[2] % EDGE_SCALES[-1]:
         raise ValueError(
-            f"autoencoder_loss: pictures have shape {pictures.shape}; height and width must be multiples "
+            f"autoencoder_loss: images have shape {images.shape}; height and width must be multiples "
             f"of {EDGE_SCALES[-1]}"
         )
-    target = normalise(pictures)
+    target = normalise(images)
     posterior = model.encode(target)
-    # The loss is linear in the error, so differences and averages of the error are those of the two pictures.
+    # The loss is linear in the error, so differences and averages of the error are those of the two images.
     error = model.decode(posterior.sample(key)) - target
     terms: Terms = {"l1": _absolute(error)}
     for scale in EDGE_SCALES:
@@ -65,32 +65,32 @@ def autoencoder_loss(
     return mean["l1"] + edge_weight * edge + kl_weight * mean["kl"], terms
 
 
-def jitter(pictures: UInt8[Array, "B S S 3"], key: Key[Array, ""]) -> UInt8[Array, "B S S 3"]:
-    """Pictures moved by up to seven pixels (what leaves comes in on the other side), mirrored and tinted at random.
+def jitter(images: UInt8[Array, "B S S 3"], key: Key[Array, ""]) -> UInt8[Array, "B S S 3"]:
+    """Images moved by up to seven pixels (what leaves comes in on the other side), mirrored and tinted at random.
 
     The tint is one gain per channel in [0.8, 1.2], and with probability 1/4 the channels change places.
     """
     move_key, mirror_key, gain_key, swap_key, order_key = jax.random.split(key, 5)
-    batch = len(pictures)
+    batch = len(images)
     moves = jax.random.randint(move_key, (batch, 2), -7, 8)
-    moved = jax.vmap(lambda picture, move: jnp.roll(picture, move, (0, 1)))(pictures, moves)
+    moved = jax.vmap(lambda image, move: jnp.roll(image, move, (0, 1)))(images, moves)
     mirrored = jnp.where(jax.random.bernoulli(mirror_key, 0.5, (batch, 1, 1, 1)), moved[:, :, ::-1], moved)
     orders = jax.vmap(lambda k: jax.random.permutation(k, 3))(jax.random.split(order_key, batch))
-    swapped = jax.vmap(lambda picture, order: picture[..., order])(mirrored, orders)
+    swapped = jax.vmap(lambda image, order: image[..., order])(mirrored, orders)
     mixed = jnp.where(jax.random.bernoulli(swap_key, 0.25, (batch, 1, 1, 1)), swapped, mirrored)
     gains = jax.random.uniform(gain_key, (batch, 1, 1, 3), minval=0.8, maxval=1.2)
     return jnp.clip(jnp.round(mixed * gains), 0, 255).astype(jnp.uint8)
 
 
-def latent_statistics(model: AutoencoderKL, pictures: UInt8[Array, "B H W 3"]) -> tuple[float, float]:
-    """The shift and scaling factors that give these pictures' latents mean 0 and standard deviation 1.
+def latent_statistics(model: AutoencoderKL, images: UInt8[Array, "B H W 3"]) -> tuple[float, float]:
+    """The shift and scaling factors that give these images' latents mean 0 and standard deviation 1.
 
-    One number each for all channels, as the reference has it. The pictures go through the encoder in one call.
+    One number each for all channels, as the reference has it. The images go through the encoder in one call.
 
     Raises:
         ValueError: the latents do not vary, so that no scale exists.
     """
-    z = jax.jit(lambda x: model.encode(normalise(x)).mode())(pictures)
+    z = jax.jit(lambda x: model.encode(normalise(x)).mode())(images)
     shift, deviation = float(z.mean()), float(z.std())
     if not deviation > 0:
         raise ValueError(f"latent_statistics: the latents' standard deviation is {deviation}, must be positive")

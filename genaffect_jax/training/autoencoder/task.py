@@ -1,4 +1,4 @@
-"""Training of the autoencoder, put together: varied pictures, objective, preview, and the weight file at the end."""
+"""Training of the autoencoder, put together: varied images, objective, preview, and the weight file at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.checkpoints.run_dir import AUTOENCODER_FILE, claim_workdir
 from genaffect_jax.config import AutoencoderConfig, AutoencoderRun
-from genaffect_jax.data.echo import RepeatedBatches
+from genaffect_jax.data.echo import EchoedBatches
 from genaffect_jax.data.groups import split_identities
 from genaffect_jax.data.loader import make_loader
 from genaffect_jax.data.sources.open import check_source, open_source
@@ -26,18 +26,18 @@ from genaffect_jax.models.autoencoder.model import AutoencoderKL, normalise, to_
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.distributed import first_process_first, gathered, is_first
 from genaffect_jax.parallel.mesh import describe_devices, make_mesh
-from genaffect_jax.parallel.sharding import batch_share, check_batch
+from genaffect_jax.parallel.sharding import batch_shard, check_batch
 from genaffect_jax.training.autoencoder.loss import autoencoder_loss, jitter, latent_statistics
-from genaffect_jax.training.loop import Job, fit
+from genaffect_jax.training.loop import Task, fit
 from genaffect_jax.training.step import Batch, Terms
-from genaffect_jax.training.trainable import describe, select
+from genaffect_jax.training.trainable import describe, freeze
 
-_PREVIEW_PICTURES = 6
-_STATISTICS_PICTURES = 256
+_PREVIEW_IMAGES = 6
+_STATISTICS_IMAGES = 256
 
 
 def train_autoencoder(config: AutoencoderRun, workdir: Path, console: Console) -> bool:
-    """Trains the autoencoder into a working folder; writes its weight file when all steps are done.
+    """Trains the autoencoder into a run folder; writes its weight file when all steps are done.
 
     Returns:
         True if all steps are done, False if a signal ended the run.
@@ -48,12 +48,12 @@ def train_autoencoder(config: AutoencoderRun, workdir: Path, console: Console) -
     autoencoder = Functional(
         lambda rngs: AutoencoderKL(config.autoencoder, rngs=rngs, dtype=config.train.compute_dtype)
     )
-    autoencoder = select(autoencoder, config.train)
+    autoencoder = freeze(autoencoder, config.train)
     check_source(config.data)
     mesh = make_mesh(config.mesh)
-    check_batch(config.train.batch_size, config.train.accumulate, mesh)
-    share, shares = batch_share(mesh)
-    with first_process_first("working folder"):
+    check_batch(config.train.batch_size, config.train.gradient_accumulation_steps, mesh)
+    shard_index, num_shards = batch_shard(mesh)
+    with first_process_first("run folder"):
         resolved = claim_workdir(workdir, config)
         plain = open_source(config.data, workdir)
     console.print(f"autoencoder: {describe(autoencoder)} on {describe_devices(mesh)}")
@@ -66,11 +66,11 @@ def train_autoencoder(config: AutoencoderRun, workdir: Path, console: Console) -
         expressions_per_set=config.data.expressions_per_set,
         seed=config.train.seed,
         workers=config.data.workers,
-        share=share,
-        shares=shares,
+        shard_index=shard_index,
+        num_shards=num_shards,
     )
-    unseen = [i for i, p in enumerate(plain.pictures) if p.identity in set(held_out or people)]
-    pictures = np.stack([plain.load(i) for i in unseen[:: max(1, len(unseen) // _STATISTICS_PICTURES)]])
+    unseen = [i for i, p in enumerate(plain.examples) if p.identity in set(held_out or people)]
+    images = np.stack([plain.load(i) for i in unseen[:: max(1, len(unseen) // _STATISTICS_IMAGES)]])
 
     def loss(model: AutoencoderKL, _: Parameters, batch: Batch, keys: jax.Array) -> Terms:
         side = config.data.image_size
@@ -80,65 +80,65 @@ def train_autoencoder(config: AutoencoderRun, workdir: Path, console: Console) -
         total, terms = autoencoder_loss(model, flat, key, kl_weight=config.kl_weight, edge_weight=config.edge_weight)
         return {**terms, "loss": (total, jnp.ones(()))}
 
-    job = Job(
+    task = Task(
         functional=autoencoder,
         loss=loss,
-        frozen={},
-        batches=RepeatedBatches(loader, config.repeats),
-        pictures_per_step=config.train.batch_size * (1 + config.data.expressions_per_set),
-        preview=_make_preview(autoencoder, pictures[:_PREVIEW_PICTURES]),
+        frozen_components={},
+        batches=EchoedBatches(loader, config.repeats),
+        images_per_step=config.train.batch_size * (1 + config.data.expressions_per_set),
+        preview=_make_preview(autoencoder, images[:_PREVIEW_IMAGES]),
         config=resolved,
     )
-    if not fit(job, config.train, mesh, workdir, console):
+    if not fit(task, config.train, mesh, workdir, console):
         return False
     trained = gathered(Checkpoints(workdir).averaged_parameters(autoencoder, mesh))
     if not is_first():
         return True
-    final = _with_statistics(config.autoencoder, autoencoder, trained, pictures)
+    final = _with_statistics(config.autoencoder, autoencoder, trained, images)
     save_weights(trained, workdir / AUTOENCODER_FILE, "bfloat16", final)
-    error = reconstruction_error(autoencoder, trained, pictures)
+    error = reconstruction_error(autoencoder, trained, images)
     console.print(
         f"{workdir / AUTOENCODER_FILE}: shift {final.shift_factor:.5f}, scale {final.scaling_factor:.5f}; "
-        f"mean absolute error on {len(pictures)} held-out pictures {error:.2f} of 255"
+        f"mean absolute error on {len(images)} held-out images {error:.2f} of 255"
     )
     return True
 
 
 def reconstruct(
-    autoencoder: Functional[AutoencoderKL], parameters: Parameters, pictures: UInt8[np.ndarray, "B S S 3"]
+    autoencoder: Functional[AutoencoderKL], parameters: Parameters, images: UInt8[np.ndarray, "B S S 3"]
 ) -> UInt8[np.ndarray, "B S S 3"]:
-    """Pictures through encoder and decoder, without sampling noise."""
+    """Images through encoder and decoder, without sampling noise."""
 
     @jax.jit
-    def program(parameters: Parameters, pictures: jax.Array) -> jax.Array:
+    def program(parameters: Parameters, images: jax.Array) -> jax.Array:
         model = autoencoder.merge(parameters)
-        return to_uint8(model.from_latents(model.to_latents(normalise(pictures))))
+        return to_uint8(model.from_latents(model.to_latents(normalise(images))))
 
-    return np.asarray(program(parameters, pictures))
+    return np.asarray(program(parameters, images))
 
 
 def reconstruction_error(
-    autoencoder: Functional[AutoencoderKL], parameters: Parameters, pictures: UInt8[np.ndarray, "B S S 3"]
+    autoencoder: Functional[AutoencoderKL], parameters: Parameters, images: UInt8[np.ndarray, "B S S 3"]
 ) -> float:
     """Mean absolute error of the reconstruction, in grey levels of 255."""
-    drawn = reconstruct(autoencoder, parameters, pictures)
-    return float(np.abs(drawn.astype(np.int16) - pictures.astype(np.int16)).mean())
+    drawn = reconstruct(autoencoder, parameters, images)
+    return float(np.abs(drawn.astype(np.int16) - images.astype(np.int16)).mean())
 
 
 def _with_statistics(
-    config: AutoencoderConfig, autoencoder: Functional[AutoencoderKL], parameters: Parameters, pictures: np.ndarray
+    config: AutoencoderConfig, autoencoder: Functional[AutoencoderKL], parameters: Parameters, images: np.ndarray
 ) -> AutoencoderConfig:
-    shift, scale = latent_statistics(autoencoder.merge(parameters), jnp.asarray(pictures))
+    shift, scale = latent_statistics(autoencoder.merge(parameters), jnp.asarray(images))
     return dataclasses.replace(config, shift_factor=shift, scaling_factor=scale)
 
 
 def _make_preview(
-    autoencoder: Functional[AutoencoderKL], pictures: UInt8[np.ndarray, "B S S 3"]
+    autoencoder: Functional[AutoencoderKL], images: UInt8[np.ndarray, "B S S 3"]
 ) -> Callable[[Parameters], UInt8[np.ndarray, "H W 3"]]:
-    names = [f"picture {i + 1}" for i in range(len(pictures))]
+    names = [f"image {i + 1}" for i in range(len(images))]
 
     def preview(parameters: Parameters) -> UInt8[np.ndarray, "H W 3"]:
-        drawn = reconstruct(autoencoder, gathered(parameters), pictures)
-        return contact_sheet([*pictures, *drawn], [*names, *("decoded" for _ in names)], columns=len(pictures))
+        drawn = reconstruct(autoencoder, gathered(parameters), images)
+        return contact_sheet([*images, *drawn], [*names, *("decoded" for _ in names)], columns=len(images))
 
     return preview

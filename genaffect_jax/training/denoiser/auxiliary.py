@@ -1,7 +1,7 @@
-"""Optional losses on the clean picture that a prediction stands for: is it the person, does it show the expression?
+"""Optional losses on the clean image that a prediction stands for: is it the person, does it show the expression?
 
 At low noise the predicted clean latents, decoded, are a face that frozen encoders can read. Gradients pass through the
-encoders and through the frozen autoencoder's decoder to the generator. The idea of judging identity on the prediction
+encoders and through the frozen autoencoder's decoder to the denoiser. The idea of judging identity on the prediction
 is that of PortraitBooth (Peng et al. 2023, arXiv 2312.06354) and PuLID (Guo et al. 2024, arXiv 2404.16022).
 """
 
@@ -37,15 +37,15 @@ class AuxiliaryLosses:
     expression: AvatarEncoder | None
     """Reads what the face does; None without expression loss."""
 
-    def frozen(self) -> dict[str, Any]:
-        """The encoders' parameters: what the loss expects as `frozen["auxiliary"]`."""
+    def frozen_components(self) -> dict[str, Any]:
+        """The encoders' parameters: what the loss expects as `frozen_components["auxiliary"]`."""
         encoders = {"identity": self.identity, "expression": self.expression}
         return {name: encoder.parameters for name, encoder in encoders.items() if encoder is not None}
 
     def terms(
         self,
-        pictures: AutoencoderKL,
-        frozen: Mapping[str, Any],
+        images: AutoencoderKL,
+        frozen_components: Mapping[str, Any],
         clean: Float[Array, "G E h w c"],
         sigma: Float[Array, "G E"],
         reference: Array,
@@ -58,28 +58,28 @@ class AuxiliaryLosses:
         An example counts if its sigma is at most `config.largest_sigma` and it had the condition in question.
 
         Args:
-            pictures: the frozen autoencoder.
-            frozen: parameters of the encoders, as `frozen()` gives them.
+            images: the frozen autoencoder.
+            frozen: parameters of the encoders, as `frozen_components()` gives them.
             clean: predicted clean latents.
             sigma: noise level of each.
-            reference: reference pictures [G, R, S, S, 3] (uint8) or their latents [G, R, h, w, c].
+            reference: reference images [G, R, S, S, 3] (uint8) or their latents [G, R, h, w, c].
             expression: wanted expression vectors.
             drop_identity, drop_expression: examples that did not get the condition.
         """
-        drawn = pictures.decode(pictures.unscaled(clean))
+        drawn = images.decode(images.unscaled(clean))
         near = sigma <= self.config.largest_sigma
         terms: Terms = {}
         if self.identity is not None:
-            encode = self.identity.network.merge(frozen["identity"])
+            encode = self.identity.network.merge(frozen_components["identity"])
             shown = (
                 normalise(reference)
                 if reference.dtype == jnp.uint8
-                else pictures.decode(pictures.unscaled(reference.astype(jnp.float32)))
+                else images.decode(images.unscaled(reference.astype(jnp.float32)))
             )
             cosine = jnp.einsum("gew,grw->ger", encode(drawn), encode(shown)).mean(-1)
             terms[IDENTITY_TERM] = _masked(1.0 - cosine, near & ~drop_identity[:, None])
         if self.expression is not None:
-            encode = self.expression.network.merge(frozen["expression"])
+            encode = self.expression.network.merge(frozen_components["expression"])
             distance = jnp.abs(encode(drawn) - expression).mean(-1)
             terms[EXPRESSION_TERM] = _masked(distance, near & ~drop_expression)
         return terms
@@ -98,7 +98,7 @@ def load_auxiliary(config: AuxiliaryConfig, expression_width: int) -> AuxiliaryL
 
     Args:
         config: weights and weight files.
-        expression_width: numbers in the generator's expression vectors.
+        expression_width: numbers in the denoiser's expression vectors.
 
     Raises:
         WeightsError: a weight file is missing or damaged, or holds the other kind of encoder.
@@ -125,7 +125,7 @@ def _refuse_evaluator(field: str, source: str, encoder: AvatarEncoder) -> None:
     # By the name in the file's header, which a renamed or copied file keeps.
     if "evaluator" in encoder.name:
         raise ConfigError(
-            f"auxiliary.{field}={source}: holds {encoder.name!r}; evaluators only measure, a generator that was "
+            f"auxiliary.{field}={source}: holds {encoder.name!r}; evaluators only measure, a denoiser that was "
             "trained on one could not be judged by it; use a conditioning encoder (package:identity_avatar, "
             "package:expression_avatar)"
         )

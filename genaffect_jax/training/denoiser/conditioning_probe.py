@@ -1,7 +1,7 @@
-"""Does the generator listen? The held-out loss with the right conditions, with those of others, and the two gaps.
+"""Does the denoiser listen? The held-out loss with the right conditions, with those of others, and the two gaps.
 
-Adapters on diffusion transformers are known to learn to ignore their condition: the noisy picture alone explains most
-of the velocity, and pictures of a fixed style come out whatever is asked for. The training loss does not show it. What
+Adapters on diffusion transformers are known to learn to ignore their condition: the noisy image alone explains most
+of the velocity, and images of a fixed style come out whatever is asked for. The training loss does not show it. What
 does: the loss on people who are not trained on, once as it is, once with another person's references, once with
 another expression. A model that uses a condition gets worse without it; the difference is the gap.
 """
@@ -34,7 +34,7 @@ from genaffect_jax.training.step import Batch
 NOISE_LEVELS = 4
 LARGEST_SETS = 8
 CONDITIONS = ("identity", "expression")
-RIGHT = "gap/right_loss"
+RIGHT = "eval/loss"
 _VARIANTS = (RIGHT, *CONDITIONS)
 
 
@@ -44,7 +44,7 @@ def noise_levels(config: FlowConfig, count: int) -> Float[Array, " count"]:
 
 
 def other_expressions(vectors: Float[np.ndarray, "G E W"]) -> Float[np.ndarray, "G E W"]:
-    """For each picture the expression vector of another one, and a different vector: of the next picture of the same
+    """For each image the expression vector of another one, and a different vector: of the next image of the same
     person that has one, or of the next person's.
 
     Raises:
@@ -58,12 +58,12 @@ def other_expressions(vectors: Float[np.ndarray, "G E W"]) -> Float[np.ndarray, 
         )
         different = next((v for v in candidates if not np.array_equal(v, vectors[g, e])), None)
         if different is None:
-            raise DataError(f"all {groups * expressions} held-out pictures show the same expression; two are needed")
+            raise DataError(f"all {groups * expressions} held-out images show the same expression; two are needed")
         others[g, e] = different
     return others
 
 
-class ConditionGap:
+class ConditioningProbe:
     """Measures the gaps of any parameters on one fixed batch, with fixed noise; compiled once.
 
     The loss is training's (with `change_weight`), without dropout, over `NOISE_LEVELS` levels. The weight always
@@ -72,8 +72,8 @@ class ConditionGap:
 
     Args:
         config: objective.
-        generator: the network.
-        autoencoder: encodes pictures, if the batch holds pictures.
+        denoiser: the network.
+        autoencoder: encodes images, if the batch holds images.
         frozen: as for the training loss.
         batch: as for the training loss; every set shows another person. At least two sets.
         mesh: the batch is cut over the devices if it divides, or else lies whole on each.
@@ -87,24 +87,24 @@ class ConditionGap:
     def __init__(
         self,
         config: FlowConfig,
-        generator: Functional[GenAffect],
+        denoiser: Functional[GenAffect],
         autoencoder: Functional[AutoencoderKL],
-        frozen: Mapping[str, Any],
+        frozen_components: Mapping[str, Any],
         batch: Batch,
         mesh: Mesh,
         seed: int = 0,
     ) -> None:
         sets = len(batch["target"])
         if sets < 2:
-            raise ValueError(f"condition gap: a batch of {sets} set(s); another person's references need two")
+            raise ValueError(f"conditioning probe: a batch of {sets} set(s); another person's references need two")
         names = ("reference", "embedding", "target", "expression", "prompt")
         entries = {name: batch[name] for name in names if name in batch}
         entries["other_expression"] = other_expressions(np.asarray(batch["expression"]))
         cut = batch_sharding(mesh) if sets % batch_parts(mesh) == 0 else replicated(mesh)
         self._batch = place(entries, cut)
-        self._frozen = frozen
+        self._frozen = frozen_components
         self.program = jax.jit(
-            _losses(config, generator, autoencoder, seed),
+            _losses(config, denoiser, autoencoder, seed),
             out_shardings=replicated(mesh),
             compiler_options=compiler_options(),
         )
@@ -113,32 +113,32 @@ class ConditionGap:
         """The loss with the right conditions and, by condition, how much larger it is with another's.
 
         Returns:
-            `gap/right_loss`; `gap/identity` and `gap/expression` in units of the loss; `gap/identity_relative` and
-            `gap/expression_relative` as shares of the right loss.
+            `probe/right_loss`; `probe/identity` and `probe/expression` in units of the loss; `probe/identity_relative`
+            and `probe/expression_relative` as shares of the right loss.
         """
         losses = dict(
             zip(_VARIANTS, jax.device_get(self.program(parameters, self._frozen, self._batch)).tolist(), strict=True)
         )
-        gaps = {name: losses[name] - losses[RIGHT] for name in CONDITIONS}
+        probe_report = {name: losses[name] - losses[RIGHT] for name in CONDITIONS}
         return {
             RIGHT: losses[RIGHT],
-            **{f"gap/{name}": gap for name, gap in gaps.items()},
-            **{f"gap/{name}_relative": gap / max(losses[RIGHT], 1e-12) for name, gap in gaps.items()},
+            **{f"probe/{name}": probe for name, probe in probe_report.items()},
+            **{f"probe/{name}_relative": probe / max(losses[RIGHT], 1e-12) for name, probe in probe_report.items()},
         }
 
 
 def _losses(
-    config: FlowConfig, generator: Functional[GenAffect], autoencoder: Functional[AutoencoderKL], seed: int
+    config: FlowConfig, denoiser: Functional[GenAffect], autoencoder: Functional[AutoencoderKL], seed: int
 ) -> Callable[[Parameters, Mapping[str, Any], Batch], Float[Array, " variants"]]:
-    def losses(parameters: Parameters, frozen: Mapping[str, Any], batch: Batch) -> Float[Array, " variants"]:
-        model = generator.merge(parameters)
-        reference = to_latents(autoencoder, frozen, batch["reference"])
-        target = to_latents(autoencoder, frozen, batch["target"])
+    def losses(parameters: Parameters, frozen_components: Mapping[str, Any], batch: Batch) -> Float[Array, " variants"]:
+        model = denoiser.merge(parameters)
+        reference = to_latents(autoencoder, frozen_components, batch["reference"])
+        target = to_latents(autoencoder, frozen_components, batch["target"])
         weight = flow.change_weight(target, reference[:, 0], config.change_weight)
         sigmas = noise_levels(config, NOISE_LEVELS)
 
         def variant(given: Batch) -> Float[Array, ""]:
-            conditions = batch_conditions(model, frozen, {**batch, **given}, given["reference"])
+            conditions = batch_conditions(model, frozen_components, {**batch, **given}, given["reference"])
 
             def level(number: Int[Array, ""]) -> tuple[Array, Array]:
                 noise = jax.random.normal(jax.random.fold_in(jax.random.key(seed), number), target.shape)
@@ -167,7 +167,7 @@ def held_out_batch(
     expressions_per_set: int,
     seed: int,
     devices: int = 1,
-    prompts: Int[np.ndarray, " pictures"] | None = None,
+    prompts: Int[np.ndarray, " images"] | None = None,
 ) -> Batch:
     """One fixed batch of up to `LARGEST_SETS` people, one set each.
 
@@ -178,9 +178,9 @@ def held_out_batch(
         DataError: fewer than two people are left.
     """
     shown: dict[str, set[bytes]] = {name: set() for name in people}
-    for picture in source.pictures:
-        if picture.identity in shown:
-            shown[picture.identity].add(picture.expression_key)
+    for image in source.examples:
+        if image.identity in shown:
+            shown[image.identity].add(image.expression_key)
     usable = [name for name in people if len(shown[name]) >= 2]
     if len(usable) < 2:
         raise DataError(f"{len(usable)} people with two expressions; comparing them needs at least two")

@@ -13,15 +13,15 @@ import numpy as np
 from jaxtyping import UInt8
 
 from genaffect_jax.checkpoints.components import FaceEncoders
-from genaffect_jax.config import Config
-from genaffect_jax.data.cached_features import EncodedSource, write_encoded
+from genaffect_jax.config import DenoiserRun
+from genaffect_jax.data.cached_features import CachedFeatures, write_features
 from genaffect_jax.data.sources.base import Source
 from genaffect_jax.models.autoencoder.model import AutoencoderKL, normalise
 from genaffect_jax.models.functional import Functional, Parameters
 
 
-def encode_pictures(
-    config: Config,
+def cache_features(
+    config: DenoiserRun,
     source: Source,
     workdir: Path,
     faces: FaceEncoders,
@@ -32,13 +32,13 @@ def encode_pictures(
     """The source with all that a run computes once: latents, face embeddings, measured expressions.
 
     Raises:
-        DataError: see `data.cached_features.write_encoded`.
+        DataError: see `data.cached_features.write_features`.
     """
-    latents = jax.jit(lambda parameters, pictures: autoencoder.merge(parameters).to_latents(normalise(pictures)))
+    latents = jax.jit(lambda parameters, images: autoencoder.merge(parameters).to_latents(normalise(images)))
     encoders: dict[str, Callable[[np.ndarray], Any]] = {}
     fingerprint = []
     if config.data.cache_latents:
-        encoders["latents"] = lambda pictures: latents(parameters, pictures)
+        encoders["latents"] = lambda images: latents(parameters, images)
         fingerprint.append(autoencoder_checksum)
     if faces.identity is not None:
         encoders["embedding"] = faces.identity
@@ -49,15 +49,15 @@ def encode_pictures(
     if not encoders:
         return source
 
-    def encode(pictures: UInt8[np.ndarray, "B S S 3"]) -> dict[str, np.ndarray]:
-        return {name: np.asarray(read(pictures)) for name, read in encoders.items()}
+    def encode(images: UInt8[np.ndarray, "B S S 3"]) -> dict[str, np.ndarray]:
+        return {name: np.asarray(read(images)) for name, read in encoders.items()}
 
-    path = write_encoded(
+    path = write_features(
         source,
-        workdir / "encoded.npy",
+        workdir / "features.npy",
         encode,
         batch_size=64,
         fingerprint=" ".join(fingerprint),
         workers=len(os.sched_getaffinity(0)) if config.data.workers else 0,
     )
-    return EncodedSource(source, path)
+    return CachedFeatures(source, path)

@@ -1,4 +1,4 @@
-"""The generator's objective: rectified flow on the targets of a set, given its reference and the expressions."""
+"""The denoiser's objective: rectified flow on the targets of a set, given its reference and the expressions."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from genaffect_jax.training.denoiser.auxiliary import AuxiliaryLosses
 from genaffect_jax.training.step import Batch, Terms
 
 
-def make_generator_loss(
+def make_denoiser_loss(
     config: FlowConfig, autoencoder: Functional[AutoencoderKL], auxiliary: AuxiliaryLosses | None = None
 ) -> Callable[[GenAffect, Mapping[str, Any], Batch, Key[Array, " G"]], Terms]:
-    """Builds the loss `(model, frozen, batch, keys) -> Terms`; what each set draws depends on its own key alone.
+    """Builds the loss `(model, frozen_components, batch, keys) -> Terms`; what each set draws depends on its own key
+    alone.
 
-    The batch holds `reference` [G, R, ...], `target` [G, E, ...] and `expression` [G, E, W]. Pictures are uint8
-    [S, S, 3] and are encoded here with `frozen["autoencoder"]`, its parameters; cached latents are floating point
-    [h, w, c]. For models with face embeddings the batch holds `embedding` [G, R, F], those of the references; for
-    models with a text stream `frozen["prompts"]` holds `models.prompts.Prompts`, and the batch `prompt` [G, E], their
-    rows. With `auxiliary` its terms are added to the loss and logged beside it; `frozen["auxiliary"]` holds what
-    `auxiliary.frozen()` gave.
+    The batch holds `reference` [G, R, ...], `target` [G, E, ...] and `expression` [G, E, W]. Images are uint8 [S, S, 3]
+    and are encoded here with `frozen_components["autoencoder"]`, its parameters; cached latents are floating point [h,
+    w, c]. For models with face embeddings the batch holds `embedding` [G, R, F], those of the references; for models
+    with a text stream `frozen_components["prompts"]` holds `models.prompts.Prompts`, and the batch `prompt` [G, E],
+    their rows. With `auxiliary` its terms are added to the loss and logged beside it; `frozen_components["auxiliary"]`
+    holds what `auxiliary.frozen_components()` gave.
     """
 
-    def loss(model: GenAffect, frozen: Mapping[str, Any], batch: Batch, keys: Key[Array, " G"]) -> Terms:
-        reference = to_latents(autoencoder, frozen, batch["reference"])
-        target = to_latents(autoencoder, frozen, batch["target"])
+    def loss(model: GenAffect, frozen_components: Mapping[str, Any], batch: Batch, keys: Key[Array, " G"]) -> Terms:
+        reference = to_latents(autoencoder, frozen_components, batch["reference"])
+        target = to_latents(autoencoder, frozen_components, batch["target"])
 
         def draw(key: Key[Array, ""]) -> Any:
             sigma_key, noise_key, drop_key = jax.random.split(key, 3)
@@ -46,7 +47,9 @@ def make_generator_loss(
             )
 
         sigma, noise, (drop_identity, drop_expression, drop_text) = jax.vmap(draw)(keys)
-        conditions = batch_conditions(model, frozen, batch, reference, drop_identity, drop_expression, drop_text)
+        conditions = batch_conditions(
+            model, frozen_components, batch, reference, drop_identity, drop_expression, drop_text
+        )
         noisy = flow.interpolate(target, noise, sigma)
         velocity = model(noisy, sigma, conditions)
         weight = flow.change_weight(target, reference[:, 0], config.change_weight)
@@ -57,9 +60,9 @@ def make_generator_loss(
         }
         if auxiliary is not None:
             distances = auxiliary.terms(
-                autoencoder.merge(frozen["autoencoder"]),
-                frozen["auxiliary"],
-                flow.predicted_clean(noisy, velocity, sigma),
+                autoencoder.merge(frozen_components["autoencoder"]),
+                frozen_components["auxiliary"],
+                flow.predicted_x0(noisy, velocity, sigma),
                 sigma,
                 batch["reference"],
                 batch["expression"],
@@ -72,16 +75,16 @@ def make_generator_loss(
     return loss
 
 
-def to_latents(autoencoder: Functional[AutoencoderKL], frozen: Mapping[str, Any], pictures: Array) -> Array:
-    """Latents (float32) of uint8 pictures [..., S, S, 3]; what is floating point is latents already."""
-    if pictures.dtype == jnp.uint8:
-        return autoencoder.merge(frozen["autoencoder"]).to_latents(normalise(pictures))
-    return pictures.astype(jnp.float32)
+def to_latents(autoencoder: Functional[AutoencoderKL], frozen_components: Mapping[str, Any], images: Array) -> Array:
+    """Latents (float32) of uint8 images [..., S, S, 3]; what is floating point is latents already."""
+    if images.dtype == jnp.uint8:
+        return autoencoder.merge(frozen_components["autoencoder"]).to_latents(normalise(images))
+    return images.astype(jnp.float32)
 
 
 def batch_conditions(
     model: GenAffect,
-    frozen: Mapping[str, Any],
+    frozen_components: Mapping[str, Any],
     batch: Batch,
     reference: Float[Array, "G R h w c"],
     drop_identity: Bool[Array, " G"] | None = None,
@@ -90,9 +93,9 @@ def batch_conditions(
 ) -> Conditions:
     """The conditions of a batch, whose references' latents are given; see `GenAffect.conditions`."""
     text = pooled = None
-    if "prompts" in frozen:
-        text, pooled = frozen["prompts"].lookup(batch["prompt"], drop_text)
-    return model.conditions(
+    if "prompts" in frozen_components:
+        text, pooled = frozen_components["prompts"].lookup(batch["prompt"], drop_text)
+    return model.encode_conditions(
         reference,
         jnp.ones(reference.shape[:2], bool),
         batch["expression"],

@@ -17,17 +17,17 @@ from genaffect_jax.interop.diffusers.weights import read_autoencoder, read_trans
 from genaffect_jax.io.weight_file import resolve_weights, save_weights
 from genaffect_jax.models.functional import Parameters
 
-# Settings of the transformer that say nothing about its weights. `sample_size` is the size of the pictures: the
+# Settings of the transformer that say nothing about its weights. `sample_size` is the size of the images: the
 # position table, which diffusers computes from it, is read from the weights.
 _FREE = ("sample_size", "scan_layers", "remat")
 _QUERY = re.compile(r"(mmdit\.segments\.\d+\.layers\.)image_qkv\.query\.kernel")
 
 
 def initial_parameters(config: ModelConfig, mesh: Mesh) -> Parameters:
-    """The generator's parameters that do not start at random: none, or those of `config.transformer_weights`.
+    """The denoiser's parameters that do not start at random: none, or those of `config.transformer_weights`.
 
     These are all parameters of the denoiser but its condition branches, and the branches' keys, which are copies of the
-    queries (see `models.mmdit.attention.ConditionBranch`). Branch values stay at their initial zero, so the generator
+    queries (see `models.mmdit.attention.ConditionBranch`). Branch values stay at their initial zero, so the denoiser
     starts as the released model, whatever the conditions. They are read tensor by tensor straight to their places on
     the mesh, as float32.
 

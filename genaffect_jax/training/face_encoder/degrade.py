@@ -1,6 +1,6 @@
-"""Worse pictures of the same person with the same expression, made on the device.
+"""Worse images of the same person with the same expression, made on the device.
 
-Encoders have to read what a generator draws: soft, speckled, a little displaced. Nothing here mirrors (left and right
+Encoders have to read what a denoiser draws: soft, speckled, a little displaced. Nothing here mirrors (left and right
 action units are different channels), turns (the head's roll is a channel) or recolours (hair and skin are the
 person's).
 """
@@ -25,10 +25,10 @@ _BLUR_SHARE, _NOISE_SHARE, _QUANTISE_SHARE = 0.5, 0.5, 0.3
 def make_degrade(
     config: DegradeConfig, autoencoder: Functional[AutoencoderKL] | None
 ) -> Callable[[Parameters, UInt8[Array, "B S S 3"], Key[Array, ""]], Float32[Array, "B S S 3"]]:
-    """Builds `degrade(autoencoder_parameters, pictures, key)`: uint8 pictures to changed ones in [-1, 1].
+    """Builds `degrade(autoencoder_parameters, images, key)`: uint8 images to changed ones in [-1, 1].
 
-    Every picture is moved and scaled (edges are continued), blurred, tinted, made noisy and quantised by its own
-    random amounts up to those of `config`. Before that, every n-th picture, as many as `autoencoder_share` says,
+    Every image is moved and scaled (edges are continued), blurred, tinted, made noisy and quantised by its own
+    random amounts up to those of `config`. Before that, every n-th image, as many as `autoencoder_share` says,
     passes through the autoencoder with noise on its latents. The side S must be a multiple of 8.
     """
 
@@ -46,20 +46,20 @@ def make_degrade(
         return x.at[chosen].set(jnp.clip(drawn, -1.0, 1.0))
 
     def degrade(
-        parameters: Parameters, pictures: UInt8[Array, "B S S 3"], key: Key[Array, ""]
+        parameters: Parameters, images: UInt8[Array, "B S S 3"], key: Key[Array, ""]
     ) -> Float32[Array, "B S S 3"]:
-        B, S, _, _ = pictures.shape
+        B, S, _, _ = images.shape
         keys = iter(jax.random.split(key, 10))
 
         def draw(largest: float, channels: int = 1) -> Float32[Array, "B 1 1 c"]:
             return jax.random.uniform(next(keys), (B, 1, 1, channels), minval=-largest, maxval=largest)
 
-        def sometimes(share: float) -> Float32[Array, " B"]:
-            """Uniform in [0, 1] for a share of the pictures, 0 for the others."""
+        def sometimes(shard_index: float) -> Float32[Array, " B"]:
+            """Uniform in [0, 1] for a share of the images, 0 for the others."""
             on_key, amount_key = jax.random.split(next(keys))
-            return jax.random.bernoulli(on_key, share, (B,)) * jax.random.uniform(amount_key, (B,))
+            return jax.random.bernoulli(on_key, shard_index, (B,)) * jax.random.uniform(amount_key, (B,))
 
-        x = soften(parameters, normalise(pictures), next(keys))
+        x = soften(parameters, normalise(images), next(keys))
         zoom, shift = 1.0 + draw(config.zoom)[:, 0, 0, 0], draw(config.shift, 2)[:, 0, 0] * S
         sigma = config.blur * sometimes(_BLUR_SHARE)
         rows, columns = (_blur(S, sigma) @ _move(S, zoom, shift[:, axis]) for axis in (0, 1))
@@ -76,7 +76,7 @@ def make_degrade(
 def quantise(x: Float[Array, "B S S 3"], step: Float[Array, " B"]) -> Float[Array, "B S S 3"]:
     """Rounds the discrete cosine coefficients of 8 x 8 blocks, as JPEG does, to steps that grow with frequency.
 
-    Coefficient (u, v) has the step `step * (1 + u + v) / 8`; a step of 0 leaves a picture as it is.
+    Coefficient (u, v) has the step `step * (1 + u + v) / 8`; a step of 0 leaves an image as it is.
     """
     B, S, _, C = x.shape
     k = np.arange(_BLOCK)
@@ -86,8 +86,8 @@ def quantise(x: Float[Array, "B S S 3"], step: Float[Array, " B"]) -> Float[Arra
     blocks = x.reshape(B, S // _BLOCK, _BLOCK, S // _BLOCK, _BLOCK, C)
     coefficients = jnp.einsum("ui,bxiyjc,vj->bxuyvc", basis, blocks, basis, precision="highest")
     steps = step[:, None, None, None, None, None] * ((1 + k[:, None, None] + k[:, None]) / _BLOCK)[:, None]
-    rounded = jnp.where(steps > 0, jnp.round(coefficients / jnp.maximum(steps, 1e-6)) * steps, coefficients)
-    return jnp.einsum("ui,bxuyvc,vj->bxiyjc", basis, rounded, basis, precision="highest").reshape(x.shape)
+    cast_kernels = jnp.where(steps > 0, jnp.round(coefficients / jnp.maximum(steps, 1e-6)) * steps, coefficients)
+    return jnp.einsum("ui,bxuyvc,vj->bxiyjc", basis, cast_kernels, basis, precision="highest").reshape(x.shape)
 
 
 def _move(side: int, zoom: Float[Array, " B"], shift: Float[Array, " B"]) -> Float32[Array, "B S S"]:

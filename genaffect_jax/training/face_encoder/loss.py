@@ -89,26 +89,31 @@ def channel_deviations(vectors: Float[np.ndarray, "B W"]) -> Float32[np.ndarray,
 def make_encoder_loss(
     config: EncoderRun, degrade: Degrade, deviation: Float32[np.ndarray, " W"]
 ) -> Callable[[EncoderInTraining, Parameters, Batch, Key[Array, " G"]], Terms]:
-    """Builds the loss `(model, frozen, batch, keys) -> Terms`.
+    """Builds the loss `(model, frozen_components, batch, keys) -> Terms`.
 
     The batch holds `reference` [G, 1, S, S, 3] and `target` [G, E, S, S, 3] uint8, `expression` [G, E, W] of the
-    targets and `identity` [G]. Identity trains on all pictures; expression on the targets, whose vectors are there.
-    `frozen` are the parameters of the autoencoder that `degrade` reads. `deviation` is that of `channel_deviations`.
+    targets and `identity` [G]. Identity trains on all images; expression on the targets, whose vectors are there.
+    `frozen_components` are the parameters of the autoencoder that `degrade` reads. `deviation` is that of
+    `channel_deviations`.
     """
 
-    def identity(model: EncoderInTraining, frozen: Parameters, batch: Batch, keys: Key[Array, " G"]) -> Terms:
-        pictures = jnp.concatenate([batch["reference"], batch["target"]], axis=1)
-        people = jnp.repeat(batch["identity"], pictures.shape[1])
-        embeddings = model.encoder(degrade(frozen, pictures.reshape(-1, *pictures.shape[2:]), keys[0]))
+    def identity(
+        model: EncoderInTraining, frozen_components: Parameters, batch: Batch, keys: Key[Array, " G"]
+    ) -> Terms:
+        images = jnp.concatenate([batch["reference"], batch["target"]], axis=1)
+        people = jnp.repeat(batch["identity"], images.shape[1])
+        embeddings = model.encoder(degrade(frozen_components, images.reshape(-1, *images.shape[2:]), keys[0]))
         logits = arcface_logits(embeddings, model.centres[...], people, margin=config.margin, scale=config.scale)
         losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), people[:, None], axis=1)
         right = (logits.argmax(-1) == people).sum()
         count = jnp.float32(len(people))
         return {"loss": (losses.sum(), count), "accuracy_with_margin": (right.astype(jnp.float32), count)}
 
-    def expression(model: EncoderInTraining, frozen: Parameters, batch: Batch, keys: Key[Array, " G"]) -> Terms:
-        pictures, true = batch["target"], batch["expression"]
-        predicted = model.encoder(degrade(frozen, pictures.reshape(-1, *pictures.shape[2:]), keys[0]))
+    def expression(
+        model: EncoderInTraining, frozen_components: Parameters, batch: Batch, keys: Key[Array, " G"]
+    ) -> Terms:
+        images, true = batch["target"], batch["expression"]
+        predicted = model.encoder(degrade(frozen_components, images.reshape(-1, *images.shape[2:]), keys[0]))
         true = true.reshape(predicted.shape)
         absolute = jnp.abs(predicted - true)
         return {

@@ -12,41 +12,41 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from genaffect_jax.data.sources.base import Picture, Source
+from genaffect_jax.data.sources.base import Example, Source
 from genaffect_jax.data.sources.stored import draw_redressed
 from genaffect_jax.expressions.action_units import CHANNELS, neutral
-from genaffect_jax.metrics.face_encoders import expression_errors, mean_cosine, spread_shares, verify
+from genaffect_jax.metrics.face_encoders import expression_accuracy, mean_cosine, spread_shares, verify
 
 Encode = Callable[[UInt8[np.ndarray, "B S S 3"]], Float32[np.ndarray, "B W"]]
-Pictures = UInt8[np.ndarray, "B S S 3"]
+Images = UInt8[np.ndarray, "B S S 3"]
 _PEOPLE, _VARIANTS = 32, 6  # of the checks in which one factor alone changes
 
 
 class HeldOut:
-    """Pictures of people who were not trained on.
+    """Images of people who were not trained on.
 
     Args:
-        source: pictures.
+        source: images.
         people: who to take.
-        soften: passes pictures through an autoencoder, as a generator would draw them.
+        soften: passes images through an autoencoder, as a denoiser would draw them.
         drawn_from: numbers of procedural people to draw one-factor checks of; `()` for other sources.
-        largest: at most so many pictures, evenly chosen people first.
+        largest: at most so many images, evenly chosen people first.
     """
 
     def __init__(
         self,
         source: Source,
         people: Sequence[str],
-        soften: Callable[[Pictures], Pictures] | None,
+        soften: Callable[[Images], Images] | None,
         *,
         drawn_from: Sequence[int] = (),
         largest: int = 4000,
     ) -> None:
         wanted = set(people)
-        places = [i for i, p in enumerate(source.pictures) if p.identity in wanted]
-        places = places[:largest]  # pictures lie person by person, so whole people are kept
-        self.shown: list[Picture] = [source.pictures[i] for i in places]
-        self.pictures: Pictures = np.stack([source.load(i) for i in places])
+        places = [i for i, p in enumerate(source.examples) if p.identity in wanted]
+        places = places[:largest]  # images lie person by person, so whole people are kept
+        self.shown: list[Example] = [source.examples[i] for i in places]
+        self.images: Images = np.stack([source.load(i) for i in places])
         self.soften, self.drawn_from = soften, tuple(drawn_from)[:_PEOPLE]
 
 
@@ -54,16 +54,16 @@ def identity_report(encode: Encode, held_out: HeldOut) -> dict[str, Any]:
     """Verification across expressions (clothes and background differ too), and cosines when one factor changes.
 
     Raises:
-        ValueError: too few people or pictures to verify (see `metrics.face_encoders.verify`).
+        ValueError: too few people or images to verify (see `metrics.face_encoders.verify`).
     """
     names = [p.identity for p in held_out.shown]
-    vectors = encode(held_out.pictures)
+    vectors = encode(held_out.images)
     report: dict[str, Any] = {
         "people": len(set(names)),
-        "pictures": len(names),
+        "images": len(names),
         "verification": asdict(verify(vectors, names)),
     }
-    # Does the cosine of one person's pictures fall as their expressions differ more?
+    # Does the cosine of one person's images fall as their expressions differ more?
     pairs = [_pairs_of(vectors, held_out.shown, name) for name in sorted(set(names))]
     cosines, distances = np.concatenate([c for c, _ in pairs]), np.concatenate([d for _, d in pairs])
     report["same_person"] = {
@@ -73,23 +73,23 @@ def identity_report(encode: Encode, held_out: HeldOut) -> dict[str, Any]:
         "correlation_with_expression_distance": _correlation(cosines, distances),
     }
     if held_out.soften is not None:
-        report["verification_through_autoencoder"] = asdict(verify(encode(held_out.soften(held_out.pictures)), names))
+        report["verification_through_autoencoder"] = asdict(verify(encode(held_out.soften(held_out.images)), names))
     if held_out.drawn_from:
         report["mean_cosine_when_only_this_changes"] = _one_factor_cosines(encode, held_out)
     return report
 
 
 def expression_report(encode: Encode, held_out: HeldOut, typical: Float32[np.ndarray, " W"]) -> dict[str, Any]:
-    """Errors against the constant guess `typical` (the mean of the training pictures), and what identity moves.
+    """Errors against the constant guess `typical` (the mean of the training images), and what identity moves.
 
     Units: action units 0 to 1, gaze and head -1 to 1.
     """
     true = np.stack([p.expression for p in held_out.shown])
-    errors = expression_errors(encode(held_out.pictures), true, typical)
+    errors = expression_accuracy(encode(held_out.images), true, typical)
     summary = {k: v for k, v in asdict(errors).items() if not k.startswith("channel")}
     report: dict[str, Any] = {
         "people": len({p.identity for p in held_out.shown}),
-        "pictures": len(true),
+        "images": len(true),
         "absolute_error": summary,
         "channels": {
             name: {"error": e, "baseline": b}
@@ -97,10 +97,10 @@ def expression_report(encode: Encode, held_out: HeldOut, typical: Float32[np.nda
         },
     }
     if held_out.soften is not None:
-        soft = expression_errors(encode(held_out.soften(held_out.pictures)), true, typical)
+        soft = expression_accuracy(encode(held_out.soften(held_out.images)), true, typical)
         report["absolute_error_through_autoencoder"] = {"mean": soft.mean, "active": soft.active}
     if held_out.drawn_from:
-        people, size = held_out.drawn_from, held_out.pictures.shape[1]
+        people, size = held_out.drawn_from, held_out.images.shape[1]
         shown = _varied_vectors(held_out.shown, _VARIANTS)
         drawn = np.stack([draw_redressed(p, v, p, size) for p in people for v in shown])
         values = encode(drawn).reshape(len(people), len(shown), -1)
@@ -126,13 +126,13 @@ def write_report(report: dict[str, Any], path: Path) -> None:
 
 def _one_factor_cosines(encode: Encode, held_out: HeldOut) -> dict[str, float]:
     """Mean cosine of pairs in which only the expression, only the clothes and background, or only the person differ."""
-    people, size = held_out.drawn_from, held_out.pictures.shape[1]
+    people, size = held_out.drawn_from, held_out.images.shape[1]
     rest, shown = neutral(), _varied_vectors(held_out.shown, _VARIANTS)
     others = [p + 1 for p in people]  # whose clothes: anybody else
 
-    def cosine(pictures: list[np.ndarray], groups: int) -> float:
-        vectors = encode(np.stack(pictures))
-        return mean_cosine(vectors.reshape(groups, len(pictures) // groups, -1))
+    def cosine(images: list[np.ndarray], groups: int) -> float:
+        vectors = encode(np.stack(images))
+        return mean_cosine(vectors.reshape(groups, len(images) // groups, -1))
 
     few = others[:_VARIANTS]
     result = {
@@ -144,14 +144,14 @@ def _one_factor_cosines(encode: Encode, held_out: HeldOut) -> dict[str, float]:
     return result
 
 
-def _varied_vectors(shown: Sequence[Picture], count: int) -> list[np.ndarray]:
-    """`count` different expression vectors that occur among the pictures, evenly spaced in their order."""
+def _varied_vectors(shown: Sequence[Example], count: int) -> list[np.ndarray]:
+    """`count` different expression vectors that occur among the images, evenly spaced in their order."""
     different = list({p.expression_key: p.expression for p in shown}.values())
     return [different[i] for i in np.linspace(0, len(different) - 1, min(count, len(different))).astype(int)]
 
 
-def _pairs_of(vectors: np.ndarray, shown: Sequence[Picture], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and expression distances of all pairs of one person's pictures."""
+def _pairs_of(vectors: np.ndarray, shown: Sequence[Example], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and expression distances of all pairs of one person's images."""
     places = [i for i, p in enumerate(shown) if p.identity == name]
     first, second = np.triu_indices(len(places), 1)
     expressions = np.stack([shown[i].expression for i in places])

@@ -1,4 +1,4 @@
-"""Training of a face encoder, put together: pictures, objective, preview, and weight file and report at the end."""
+"""Training of a face encoder, put together: images, objective, preview, and weight file and report at the end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from genaffect_jax.models.face_encoders.encoder import AvatarEncoder, build_enco
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.distributed import first_process_first, gathered, is_first
 from genaffect_jax.parallel.mesh import describe_devices, make_mesh
-from genaffect_jax.parallel.sharding import batch_share, check_batch, place, replicated
+from genaffect_jax.parallel.sharding import batch_shard, check_batch, place, replicated
 from genaffect_jax.training.autoencoder.task import reconstruct
 from genaffect_jax.training.face_encoder.degrade import make_degrade
 from genaffect_jax.training.face_encoder.loss import (
@@ -39,15 +39,15 @@ from genaffect_jax.training.face_encoder.loss import (
     make_encoder_loss,
 )
 from genaffect_jax.training.face_encoder.report import HeldOut, expression_report, identity_report, write_report
-from genaffect_jax.training.loop import Job, fit
-from genaffect_jax.training.trainable import describe, select
+from genaffect_jax.training.loop import Task, fit
+from genaffect_jax.training.trainable import describe, freeze
 
 _PREVIEW_PEOPLE, _PREVIEW_EACH = 4, 6
 _SOFTEN_CALL = 64
 
 
 def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
-    """Trains a face encoder into a working folder; writes `<name>.safetensors` and `report.json` when it is done.
+    """Trains a face encoder into a run folder; writes `<name>.safetensors` and `report.json` when it is done.
 
     Returns:
         True if all steps are done, False if a signal ended the run.
@@ -57,23 +57,23 @@ def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
     """
     network = build_encoder(config.encoder, config.train.compute_dtype)
     mesh = make_mesh(config.mesh)
-    check_batch(config.train.batch_size, config.train.accumulate, mesh)
-    share, shares = batch_share(mesh)
-    with first_process_first("working folder"):
+    check_batch(config.train.batch_size, config.train.gradient_accumulation_steps, mesh)
+    shard_index, num_shards = batch_shard(mesh)
+    with first_process_first("run folder"):
         resolved = claim_workdir(workdir, config)
         source = open_encoder_source(config, workdir)
     people, held_out = split_identities(source, config.data.holdout, config.split_seed)
     in_training = Functional(
         lambda rngs: EncoderInTraining(config.encoder, len(people), dtype=config.train.compute_dtype, rngs=rngs)
     )
-    in_training = select(in_training, config.train)
+    in_training = freeze(in_training, config.train)
     console.print(f"{config.name}: {describe(in_training)} on {describe_devices(mesh)}")
     console.print(f"{source.describe()}: {len(people)} people to train on, {len(held_out)} held out")
     if len(held_out) < 4:
         raise DataError(f"{len(held_out)} people held out, the report needs 4: raise data.holdout or data.identities")
-    autoencoder, frozen = _degrading_autoencoder(config)
+    autoencoder, frozen_components = _degrading_autoencoder(config)
     trained_on = set(people)
-    vectors = np.stack([p.expression for p in source.pictures if p.identity in trained_on])
+    vectors = np.stack([p.expression for p in source.examples if p.identity in trained_on])
     loader = make_loader(
         source,
         people,
@@ -81,19 +81,19 @@ def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
         expressions_per_set=config.data.expressions_per_set,
         seed=config.train.seed,
         workers=config.data.workers,
-        share=share,
-        shares=shares,
+        shard_index=shard_index,
+        num_shards=num_shards,
     )
-    job = Job(
+    task = Task(
         functional=in_training,
         loss=make_encoder_loss(config, make_degrade(config.degrade, autoencoder), channel_deviations(vectors)),
-        frozen=place(frozen, replicated(mesh)),
+        frozen_components=place(frozen_components, replicated(mesh)),
         batches=loader,
-        pictures_per_step=config.train.batch_size * config.data.expressions_per_set,
+        images_per_step=config.train.batch_size * config.data.expressions_per_set,
         preview=_make_preview(config, network, source, held_out),
         config=resolved,
     )
-    if not fit(job, config.train, mesh, workdir, console):
+    if not fit(task, config.train, mesh, workdir, console):
         return False
     checkpoints = Checkpoints(workdir)
     trained = encoder_parameters(gathered(checkpoints.averaged_parameters(in_training, mesh)))
@@ -113,7 +113,7 @@ def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
 
     # The report is of the file as others will load it: rounded to bfloat16, computed in float32.
     encoder = load_encoder(str(weights))
-    shown = HeldOut(source, held_out, _softener(autoencoder, frozen), drawn_from=_numbers(config, held_out))
+    shown = HeldOut(source, held_out, _softener(autoencoder, frozen_components), drawn_from=_numbers(config, held_out))
     if config.encoder.target == "identity":
         report = identity_report(encoder, shown)
     else:
@@ -127,7 +127,7 @@ def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
 
 
 def open_encoder_source(config: EncoderRun, workdir: Path) -> Source:
-    """The pictures of a run; procedural ones are drawn once, by all processors, and kept.
+    """The images of a run; procedural ones are drawn once, by all processors, and kept.
 
     Raises:
         DataError: see `data.sources.open.open_source` and `data.sources.stored.StoredSource`.
@@ -153,8 +153,8 @@ def _softener(autoencoder: Functional[AutoencoderKL] | None, parameters: Paramet
     if autoencoder is None:
         return None
 
-    def soften(pictures: UInt8[np.ndarray, "B S S 3"]) -> UInt8[np.ndarray, "B S S 3"]:
-        parts = [pictures[i : i + _SOFTEN_CALL] for i in range(0, len(pictures), _SOFTEN_CALL)]
+    def soften(images: UInt8[np.ndarray, "B S S 3"]) -> UInt8[np.ndarray, "B S S 3"]:
+        parts = [images[i : i + _SOFTEN_CALL] for i in range(0, len(images), _SOFTEN_CALL)]
         return np.concatenate([reconstruct(autoencoder, parameters, part) for part in parts])
 
     return soften
@@ -168,15 +168,15 @@ def _numbers(config: EncoderRun, names: Sequence[str]) -> list[int]:
 def _make_preview(
     config: EncoderRun, network: Functional, source: Source, people: Sequence[str]
 ) -> Callable[[Parameters], UInt8[np.ndarray, "H W 3"]]:
-    """Held-out people, a row each: the cosine to the first picture, or the error of the expression vector."""
+    """Held-out people, a row each: the cosine to the first image, or the error of the expression vector."""
     rows = [
-        [i for i, p in enumerate(source.pictures) if p.identity == name][:_PREVIEW_EACH]
+        [i for i, p in enumerate(source.examples) if p.identity == name][:_PREVIEW_EACH]
         for name in people[:_PREVIEW_PEOPLE]
     ]
     columns = min(len(row) for row in rows)
     places = [i for row in rows for i in row[:columns]]
-    pictures = np.stack([source.load(i) for i in places])
-    true = np.stack([source.pictures[i].expression for i in places])
+    images = np.stack([source.load(i) for i in places])
+    true = np.stack([source.examples[i].expression for i in places])
 
     def preview(parameters: Parameters) -> UInt8[np.ndarray, "H W 3"]:
         encoder = AvatarEncoder(
@@ -187,11 +187,11 @@ def _make_preview(
             network=network,
             parameters=encoder_parameters(gathered(parameters)),
         )
-        vectors = encoder(pictures)
+        vectors = encoder(images)
         if config.encoder.target == "identity":
             labels = [f"cosine {v:.2f}" for v in vectors @ vectors[0]]
         else:
             labels = [f"error {e:.3f}" for e in np.abs(vectors - true).mean(-1)]
-        return contact_sheet(list(pictures), labels, columns=columns)
+        return contact_sheet(list(images), labels, columns=columns)
 
     return preview
