@@ -1,7 +1,7 @@
 """`avatar_tiny`: 128-px procedural avatars in a few minutes on two CPU cores.
 
-What was tried to get there is in docs/performance.md. Heads stay where words put them (`pose_scale` 0): turning them
-at will needs a longer training.
+What was tried to get there is in docs/notes/avatar_tiny.md#recipe. Heads stay where words put them (`pose_scale` 0):
+turning them at will needs a longer training.
 """
 
 from genaffect_jax.config import (
@@ -33,7 +33,7 @@ def config() -> DenoiserRun:
             prediction="x0",
         ),
         # No steps to spare for learning to draw without any condition, which decoupled guidance with
-        # guidance_identity 1 never asks for (docs/training.md).
+        # guidance_identity 1 never asks for (docs/notes/avatar_tiny.md#conditioning-probe).
         flow=FlowConfig(shift=3.0, change_weight=4.0, drop_all=0.0),
         train=TrainConfig(steps=1800, batch_size=6, learning_rate=2e-3, checkpoint_every=600, sample_every=600),
     )

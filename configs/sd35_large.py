@@ -1,7 +1,7 @@
 """`sd35_large`: Stable Diffusion 3.5 large at 512 px, fine-tuned on a folder of images.
 
 Made for released weights in the diffusers layout and for several devices (`--mesh.fsdp`); nothing of this size has been
-run. Which batches fit on which TPUs, by the compiler's account, is in docs/performance.md. The commands that come
+run. Which batches fit on which TPUs, by the compiler's account, is in docs/notes/tpu.md. The commands that come
 before it, what trains and why are those of `sd35_medium`.
 """
 

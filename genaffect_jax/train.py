@@ -40,7 +40,8 @@ class Arguments(Generic[Run]):
     """Run folder: checkpoints, metrics.jsonl, TensorBoard events, sheets, weights."""
     run: Annotated[Run, tyro.conf.arg(name="")]
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    """Other processes that train with this one; each is started with the same options (docs/training.md)."""
+    """Other processes that train with this one; each is started with the same options
+    (docs/guide/launch.md#several-hosts)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

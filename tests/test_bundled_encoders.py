@@ -1,4 +1,5 @@
-"""The four encoders in the package do on people nobody has trained on what `docs/encoders.md` says of them."""
+"""The four encoders in the package do on people nobody has trained on what `docs/notes/face_encoders.md` says of
+them."""
 
 import json
 

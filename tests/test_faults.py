@@ -1,4 +1,4 @@
-"""What docs/reliability.md says of faults: disks, folders, records, clocks and other devices."""
+"""What docs/guide/fault_tolerance.md#faults says of faults: disks, folders, records, clocks and other devices."""
 
 import contextlib
 import dataclasses

@@ -47,7 +47,7 @@ class SamplingConfig:
     """Lowest and highest noise level, in [0, 1], at which expression_scale acts; elsewhere it is 1."""
     consistency: float = 0.0
     """Share of its image tokens that every anchor shows the whole set, 0 (images are drawn apart) to 1. What it
-    gives and costs is measured in docs/consistency.md."""
+    gives and costs is measured in docs/notes/consistency.md."""
     anchors: int | None = None
     """Images, the first of the set, that all others look at; left out: 8, or all of a smaller set."""
     consistency_layers: tuple[int, ...] = ()
@@ -60,7 +60,7 @@ class SamplingConfig:
     """Image whose bright parts (a face, the foreground) hold all tokens that may be shared; left out: all may."""
     block_cache_interval: int = field(default=1, metadata=ADDED_LATER)
     """Evaluations in a row that share one computation of the middle blocks, at least 1; 1 computes all blocks in each.
-    Larger is faster and an approximation (docs/consistency.md)."""
+    Larger is faster and an approximation (docs/notes/consistency.md)."""
     chunk: int = 8
     """Images drawn at once, beside the anchors and on each device; lower needs less memory."""
     kv_cache: Literal["auto", "always", "never"] = "auto"

@@ -26,7 +26,7 @@ Result = tuple[Float[Array, "B Q N H"], Float32[Array, "B Q N"] | None]
 _LANES = 128
 _SPLASH_BLOCKS = (512, 256, 128)
 # One array of keys: from so many queries on `hopper_attention` is faster than cuDNN, if its tiles of 64 are nearly full
-# (docs/performance.md).
+# (docs/notes/sampling_speed.md#consistent-attention-on-one-gpu).
 MAX_FREE_FROM, MAX_FREE_TILE, MAX_FREE_WASTE = 1024, 64, 0.02
 
 

@@ -11,7 +11,7 @@ arrays lie where they are.
 
 The kernel is warp-specialised as FlashAttention-3 is (Shah et al. 2024, arXiv 2407.08608): one warpgroup copies keys
 and values, three compute, and each starts the product with the values of one block together with the scores of the
-next. Measurements: docs/performance.md.
+next. Measurements: docs/notes/sampling_speed.md#consistent-attention-on-one-gpu.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One pass over tokens that gives new tokens and, at the same time, sums over the tokens of each image.
 
 Gradients of biases, of learned scales, of shifts and gates are sums over tokens of what other gradients read or write
-anyway. XLA makes them in passes of their own, at a quarter of a GPU's memory rate (docs/performance.md). On NVIDIA
-Hopper GPUs, in half precision, one kernel does both (`kernels.hopper_token_reduce`). Elsewhere the same function runs
-on whole arrays.
+anyway. XLA makes them in passes of their own, at a quarter of a GPU's memory rate
+(docs/notes/training_speed.md#token-reductions). On NVIDIA Hopper GPUs, in half precision, one kernel does both
+(`kernels.hopper_token_reduce`). Elsewhere the same function runs on whole arrays.
 """
 
 from __future__ import annotations

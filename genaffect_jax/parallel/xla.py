@@ -39,9 +39,10 @@ def compiling_for(target: Platform) -> Iterator[None]:
 def compiler_options(devices: int = 1) -> CompilerOptions:
     """Options for `jax.jit(..., compiler_options=...)` of a program for so many devices.
 
-    On GPUs matrix products go straight to cuBLAS: XLA's own (Triton) products are tried first otherwise, and where
-    they lose, the bias and GELU after a product stay passes of their own instead of part of it. Measured in
-    docs/performance.md. Several of them send each other parameters and gradients while they compute.
+    On GPUs matrix products go straight to cuBLAS: XLA's own (Triton) products are tried first otherwise, and where they
+    lose, the bias and GELU after a product stay passes of their own instead of part of it. Measured in
+    docs/notes/sampling_speed.md#the-denoiser-on-one-gpu. Several of them send each other parameters and gradients while
+    they compute.
     """
     if platform() != "gpu":
         return {}

@@ -1,4 +1,5 @@
-"""From a configuration to a source of images. A new kind of source is one class (see docs/data.md) and one line."""
+"""From a configuration to a source of images. A new kind of source is one class (see
+docs/guide/data.md#adding-a-source) and one line."""
 
 from __future__ import annotations
 

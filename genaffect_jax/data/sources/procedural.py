@@ -17,7 +17,8 @@ from genaffect_jax.expressions.vocabulary import vocabulary
 
 # Folded into every expression's seed: the expressions of person i are not the random numbers of person i's looks.
 _EXPRESSIONS = 7
-# The mixture of expressions, beside one near-neutral image of every person (see docs/data.md).
+# The mixture of expressions, beside one near-neutral image of every person (see
+# docs/guide/data.md#the-procedural-source).
 _WORD, _BLEND = 0.4, 0.2  # the rest are random action units
 _HIGHEST_UNITS = 5
 _ONE_SIDED = 0.3

@@ -2,8 +2,8 @@
 
 Tiles of one size are run one after the other and blended where they overlap (a partition of unity: at every pixel the
 weights of all tiles add to 1). The result is not that of the whole image: the autoencoder's group normalisations take
-their statistics, and its middle attention its keys, from one tile alone. `docs/performance.md` says how much that
-changes.
+their statistics, and its middle attention its keys, from one tile alone. `docs/notes/memory.md#autoencoder-in-tiles`
+says how much that changes.
 """
 
 from __future__ import annotations

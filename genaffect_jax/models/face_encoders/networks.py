@@ -1,7 +1,7 @@
 """Networks from an image of a face to one vector, for identity or expression: residual, transformer, ArcFace's.
 
 The networks that condition a denoiser and those that judge what it draws differ on purpose, in shape and seed; for
-expressions also in architecture (see docs/encoders.md).
+expressions also in architecture (see docs/guide/face_encoders.md#bundled-encoders).
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def join(image: Float[Array, "*batch L N H"], text: Float[Array, "*batch T N H"]
     """Image tokens, then text tokens.
 
     A concatenation, written as a choice between two padded arrays: XLA's concatenation of two products' results runs at
-    a third of a GPU's memory rate, this is one elementwise pass (docs/performance.md).
+    a third of a GPU's memory rate, this is one elementwise pass (docs/notes/sampling_speed.md#the-denoiser-on-one-gpu).
     """
     length, extra, axis = image.shape[-3], text.shape[-3], image.ndim - 3
 

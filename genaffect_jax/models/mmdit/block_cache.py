@@ -2,7 +2,7 @@
 
 An evaluation of the network computes its outer blocks always, and adds to both streams what the middle blocks added in
 the last evaluation that computed them (Chen et al. 2024, arXiv 2406.01125, reuse the same differences). What it changes
-in the images is measured in docs/consistency.md.
+in the images is measured in docs/notes/consistency.md#block-cache.
 """
 
 from __future__ import annotations
