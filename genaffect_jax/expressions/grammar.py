@@ -357,7 +357,11 @@ def _unknown_channel(text: str) -> NoReturn:
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known[:6])}, ... (docs/guide/expressions.md#grammar)"
+    return (
+        f"; did you mean '{close[0]}'?"
+        if close
+        else f"; known: {', '.join(known[:6])}, ... (docs/guide/expressions.md)"
+    )
 
 
 def _digits(value: float) -> str:

@@ -74,7 +74,7 @@ class WordPrototypes:
         if not found:
             raise DataError(
                 f"word prototypes: none of {len(labels)} images shows a single word; without words only images "
-                "can give expressions, so label some images with words (docs/guide/expressions.md#encoders-without-action-units)"
+                "can give expressions, so label some images with words (docs/guide/expressions.md)"
             )
         return cls(found, images, encoder, encoder_checksum)
 
