@@ -1,6 +1,6 @@
 """One of several processes of a training whose network is so small that compiling it takes no time; see test_hosts.
 
-python hosts_worker.py '{"workdir": "DIR", "hosts": {"coordinator": "127.0.0.1:1234", ...}, ...}'
+python hosts_worker.py '{"workdir": "DIR", "distributed": {"coordinator_address": "127.0.0.1:1234", ...}, ...}'
 """
 
 import json
@@ -110,7 +110,7 @@ def train(workdir, console, steps, mesh=(), pause=0.0, checkpoint_every=5):
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    folder, distributed = Path(given.pop("workdir")), DistributedConfig(**given.pop("hosts"))
+    folder, distributed = Path(given.pop("workdir")), DistributedConfig(**given.pop("distributed"))
     meshes = given.pop("meshes", [[]])
 
     def work(console):

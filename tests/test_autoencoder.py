@@ -34,7 +34,7 @@ def parameters() -> Parameters:
 
 
 @pytest.fixture(scope="module")
-def examples() -> np.ndarray:
+def images() -> np.ndarray:
     return np.stack([random_scene(np.random.default_rng(i), 16) for i in range(8)])
 
 

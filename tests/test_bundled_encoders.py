@@ -22,11 +22,11 @@ class Strangers:
     """Avatars in the clothes of others, as in training, of numbers that no training has drawn."""
 
     def __init__(self):
-        self.images = [p for i in range(PEOPLE) for p in examples_of(FIRST + i, EACH, 1.0)]
+        self.examples = [p for i in range(PEOPLE) for p in examples_of(FIRST + i, EACH, 1.0)]
 
     def load(self, index):
         person = FIRST + index // EACH
-        return draw_redressed(person, self.images[index].expression, 7 * person + index, SIDE)
+        return draw_redressed(person, self.examples[index].expression, 7 * person + index, SIDE)
 
 
 @pytest.fixture(scope="module")

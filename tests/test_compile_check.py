@@ -72,7 +72,7 @@ def test_a_batch_has_the_shapes_that_the_loader_gives(changes: dict, encoder: st
     stored = cache_features(config, source, tmp_path, faces, autoencoder, weights, "")
     # With prompts, as a model with a text stream has them: their rows do not depend on what they say.
     text = dataclasses.replace(config.model.mmdit, register_tokens=0, pooled_projection_dim=8)
-    for network, rows in ((config.model.mmdit, None), (text, np.zeros(len(stored.images), np.int32))):
+    for network, rows in ((config.model.mmdit, None), (text, np.zeros(len(stored.examples), np.int32))):
         run = dataclasses.replace(
             config,
             model=dataclasses.replace(config.model, mmdit=network),
@@ -80,7 +80,7 @@ def test_a_batch_has_the_shapes_that_the_loader_gives(changes: dict, encoder: st
         )
         batches = make_loader(
             stored,
-            sorted({p.identity for p in stored.images}),
+            sorted({p.identity for p in stored.examples}),
             batch_size=config.train.batch_size,
             expressions_per_set=config.data.expressions_per_set,
             seed=0,

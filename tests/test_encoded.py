@@ -42,7 +42,7 @@ def test_every_image_has_its_own_latents_in_order(source: FolderSource, tmp_path
     path = write_features(source, tmp_path / "cache" / "latents.npy", encoder, 4, "encoder 1")
     assert encoder.shapes == [(4, 8, 8, 3)] * 3  # nine images: the last batch is filled up
     latents = CachedFeatures(source, path)
-    for index, image in enumerate(latents.images):
+    for index, image in enumerate(latents.examples):
         assert image is source.examples[index]
         loaded = latents.load(index)
         assert loaded.dtype == np.float16

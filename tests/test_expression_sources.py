@@ -108,7 +108,7 @@ def test_what_needs_no_model_is_checked_before_one_is_loaded(tmp_path):
 def test_an_encoders_words_and_images_are_weighed_from_the_neutral_face(text, vector):
     (found,) = parse_expressions(text, ENCODED)
     np.testing.assert_allclose(found.vector, vector, atol=1e-6)
-    assert found.provenance == ("exemplar" if text == "f.png" else "blend" if "+" in text else "bank")
+    assert found.provenance == ("exemplar" if text == "f.png" else "blend" if "+" in text else "prototype")
 
 
 def test_what_an_encoders_bank_lacks_is_named_with_what_it_has():
@@ -157,7 +157,7 @@ def test_a_bank_is_read_as_it_was_written_and_another_encoders_refused(tmp_path:
     prototypes.write(tmp_path / "bank.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["bank.safetensors"]
     found = WordPrototypes.read(tmp_path / "bank.safetensors")
-    assert (found.examples, found.encoder, found.encoder_checksum) == (prototypes.images, "some_encoder", "abc")
+    assert (found.images, found.encoder, found.encoder_checksum) == (prototypes.images, "some_encoder", "abc")
     assert {w: v.tolist() for w, v in found.vectors.items()} == {w: v.tolist() for w, v in prototypes.vectors.items()}
     found.check("some_encoder", "abc")
     with pytest.raises(DataError, match=r"made with some_encoder \(abc\), the model has other \(def\)"):

@@ -132,7 +132,7 @@ def test_too_many_bad_files_stop_the_run_and_ignored_files_do_not_count(root: Pa
     with pytest.raises(DataError, match=r"5 of 25 files \(20%\).*max_rejected=0.19"):
         opened(root, max_rejected=0.19)
     assert len(rows(root)) == 35  # written although the run stopped
-    assert len(opened(root, max_rejected=0.2).images) == 20
+    assert len(opened(root, max_rejected=0.2).examples) == 20
 
 
 def test_a_person_left_with_one_expression_stops_the_run_and_is_named(root: Path) -> None:
@@ -160,13 +160,13 @@ def test_metadata_jsonl_and_csv_give_the_same_source(root: Path) -> None:
     lines[3]["expression"] = "AU6=0.6,AU12=0.8"
     metadata(root, lines)
     from_jsonl = opened(root)
-    assert {p.identity for p in from_jsonl.images} == {f"person {i}" for i in range(4)}
+    assert {p.identity for p in from_jsonl.examples} == {f"person {i}" for i in range(4)}
     (root / "metadata.jsonl").unlink()
     quoted = [f'{line["identity"]},{line["file"]},"{line["expression"]}"' for line in lines]
     (root / "metadata.csv").write_text("\n".join(["identity,file_name,expression", *quoted]), "utf-8-sig")
     from_csv = opened(root)
     assert from_csv.files == from_jsonl.files
-    for a, b in zip(from_csv.images, from_jsonl.images, strict=True):
+    for a, b in zip(from_csv.examples, from_jsonl.examples, strict=True):
         assert (a.identity, a.label, a.expression_key) == (b.identity, b.label, b.expression_key)
 
 
@@ -251,7 +251,7 @@ def test_only_new_and_changed_files_are_decoded_again(root: Path, monkeypatch: p
     assert read == []
     assert rows(root) == first
     image(root / "p0" / "fear.png")
-    assert len(opened(root).images) == 21
+    assert len(opened(root).examples) == 21
     assert read == ["fear.png"]
     (root.parent / "work" / "checked.json").write_text("{ torn")
     read.clear()

@@ -60,7 +60,7 @@ class Pair:
                     "JAX_COORDINATOR_PORT": str(port),
                 }
             else:
-                distributed |= {"coordinator": f"127.0.0.1:{port}", "processes": 2, "index": process_id}
+                distributed |= {"coordinator_address": f"127.0.0.1:{port}", "num_processes": 2, "process_id": process_id}
             with log.open("w") as out:
                 self.num_processes.append(
                     subprocess.Popen(command(distributed), stdout=out, stderr=out, env=environment)
@@ -85,7 +85,7 @@ class Pair:
 def worker_pair(folder, workdir, slurm=False, **options):
     return Pair(
         folder,
-        lambda distributed: [*WORKER, json.dumps({"workdir": str(workdir), "hosts": distributed, **options})],
+        lambda distributed: [*WORKER, json.dumps({"workdir": str(workdir), "distributed": distributed, **options})],
         slurm,
     )
 
@@ -192,12 +192,12 @@ def test_after_sigkill_the_survivor_ends_in_time_and_the_restarted_job_continues
         np.testing.assert_allclose(value, expected[step], rtol=1e-4, err_msg=str(step))
 
 
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("process_id", [0, 1])
 def test_a_missing_process_ends_the_others_with_the_address_and_what_to_check(tmp_path, process_id):
-    distributed = {"coordinator": f"127.0.0.1:{free_port()}", "processes": 2, "index": process_id, "join_timeout": 2}
+    distributed = {"coordinator_address": f"127.0.0.1:{free_port()}", "num_processes": 2, "process_id": process_id, "join_timeout": 2}
     began = time.monotonic()
     ended = subprocess.run(
-        [*WORKER, json.dumps({"workdir": str(tmp_path / "run"), "hosts": distributed, "steps": 1})],
+        [*WORKER, json.dumps({"workdir": str(tmp_path / "run"), "distributed": distributed, "steps": 1})],
         stderr=subprocess.PIPE,
         text=True,
         timeout=PATIENCE,
@@ -214,8 +214,8 @@ def test_a_missing_process_ends_the_others_with_the_address_and_what_to_check(tm
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_process_that_waits_for_others_can_be_stopped(tmp_path, number):
-    distributed = {"coordinator": f"127.0.0.1:{free_port()}", "processes": 2, "index": 1}
-    command = [*WORKER, json.dumps({"workdir": str(tmp_path / "run"), "hosts": distributed, "steps": 1})]
+    distributed = {"coordinator_address": f"127.0.0.1:{free_port()}", "num_processes": 2, "process_id": 1}
+    command = [*WORKER, json.dumps({"workdir": str(tmp_path / "run"), "distributed": distributed, "steps": 1})]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         while not children.read_text():
@@ -283,22 +283,22 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "a[1-2]", "SLURM_PROCID": "
         ({}, {"TPU_WORKER_HOSTNAMES": "localhost"}, None),
         ({"cluster": "none"}, {**SLURM, "SLURM_NTASKS": "2"}, None),
         ({"cluster": "gcetpu"}, {}, "gcetpu"),
-        ({"coordinator": "h:1", "processes": 2, "index": 0}, {**SLURM, "SLURM_NTASKS": "4"}, None),
+        ({"coordinator_address": "h:1", "num_processes": 2, "process_id": 0}, {**SLURM, "SLURM_NTASKS": "4"}, None),
     ],
 )
 def test_a_cluster_counts_only_where_it_has_more_than_one_process(options, environment, cluster):
     config = DistributedConfig(**options)
     assert cluster_of(config, environment) == cluster
-    assert are_several(config, environment) == (cluster is not None or "coordinator" in options)
+    assert are_several(config, environment) == (cluster is not None or "coordinator_address" in options)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"coordinator": "h:1"}, r"hosts\.processes=None: coordinator, processes and index are given together"),
-        ({"coordinator": "h", "processes": 2, "index": 0}, r"hosts\.coordinator=h: must be HOST:PORT"),
-        ({"coordinator": "h:1", "processes": 2, "index": 2}, r"hosts\.index=2: must lie in 0\.\.1"),
-        ({"coordinator": "h:1", "processes": 2, "index": 0, "cluster": "slurm"}, r"hosts\.cluster=slurm"),
+        ({"coordinator_address": "h:1"}, r"distributed\.num_processes=None: coordinator_address, num_processes and process_id are given together"),
+        ({"coordinator_address": "h", "num_processes": 2, "process_id": 0}, r"distributed\.coordinator_address=h: must be HOST:PORT"),
+        ({"coordinator_address": "h:1", "num_processes": 2, "process_id": 2}, r"distributed\.process_id=2: must lie in 0\.\.1"),
+        ({"coordinator_address": "h:1", "num_processes": 2, "process_id": 0, "cluster": "slurm"}, r"distributed\.cluster=slurm"),
         ({"join_timeout": 0}, r"hosts\.join_timeout=0: must be at least 1"),
     ],
 )

@@ -169,9 +169,9 @@ def test_sharing_continues_with_another_number_of_processes(source: FolderSource
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 5, "shares": 2}, "batch_size=5: must be a positive multiple of shares=2"),
+        ({"batch_size": 5, "num_shards": 2}, "batch_size=5: must be a positive multiple of num_shards=2"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"share": 2, "shares": 2}, "share=2"),
+        ({"shard_index": 2, "num_shards": 2}, "shard_index=2"),
         ({"workers": -1}, "workers=-1"),
         ({"seed": -1}, "seed=-1"),
     ],
@@ -237,7 +237,7 @@ from genaffect_jax.data.loader import make_loader
 
 if __name__ == "__main__":
     source = open_folder(Path(sys.argv[1]), 16, 0.0, Path(sys.argv[2]))
-    people = sorted({p.identity for p in source.images})
+    people = sorted({p.identity for p in source.examples})
     stream = make_loader(source, people, batch_size=4, expressions_per_set=3, seed=0, workers=2)
     try:
         print("starting", flush=True)

@@ -187,7 +187,7 @@ def test_training_moves_factors_and_adapters_and_leaves_every_bit_of_the_base(co
 
 def test_checkpoints_hold_what_trains_alone_and_the_rest_lies_beside_them_once(config, network, start, workdir):
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["1", "2"]
-    assert (workdir / "fixed").is_dir()
+    assert (workdir / "frozen_params").is_dir()
     found = Checkpoints(workdir).averaged_parameters(network, make_mesh(MeshConfig()))
     assert found.keys() == network.shapes.keys()
     np.testing.assert_array_equal(found[TARGET], start[TARGET])
@@ -196,7 +196,7 @@ def test_checkpoints_hold_what_trains_alone_and_the_rest_lies_beside_them_once(c
 
 
 def test_a_working_folder_that_lost_its_fixed_part_says_so(network, workdir, tmp_path):
-    shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("fixed"))
+    shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("frozen_params"))
     with pytest.raises(CheckpointError, match="fixed, for what did not train, is not there"):
         Checkpoints(tmp_path / "run").averaged_parameters(network, make_mesh(MeshConfig()))
 

@@ -148,7 +148,7 @@ def test_what_needs_gradients_or_a_compiled_network_refuses_an_onnx_file(tmp_pat
     path = str(write(tmp_path))
     with pytest.raises(WeightsError, match="an ONNX encoder, which has no gradients"):
         load_auxiliary(AuxiliaryConfig(expression_weight=1.0, expression_encoder=path), WIDTH)
-    with pytest.raises(WeightsError, match=r"an ONNX encoder, which has no gradients .*convert_arcface"):
+    with pytest.raises(WeightsError, match=r"an ONNX encoder, which has no gradients .*prepare arcface"):
         load_conditioning_encoder(path, "identity")
     with pytest.raises(WeightsError, match="judge_evaluator is an evaluator"):
         load_exemplar_encoder(str(write(tmp_path, name="judge_evaluator")))

@@ -149,7 +149,7 @@ def test_weights_of_another_network_are_refused_with_every_difference(pipeline_f
 def test_a_missing_folder_and_a_needless_one_are_named(pipeline_folder, tmp_path):
     with pytest.raises(WeightsError, match="nowhere: no such folder"):
         initial_parameters(model(tmp_path / "nowhere"), make_mesh(MeshConfig()))
-    with pytest.raises(ConfigError, match="prediction=clean: must be velocity"):
+    with pytest.raises(ConfigError, match="prediction=x0: must be velocity"):
         dataclasses.replace(model(pipeline_folder), prediction="x0")
 
 

@@ -112,7 +112,7 @@ def test_images_with_reuse_are_near_and_depend_on_no_cut_of_the_set(pipeline) ->
 
     whole, reused = draw(), draw(block_cache=2)
     assert 1e-4 < np.abs(whole - reused).mean() < 0.2
-    for settings in ({"chunk": 8}, {"bank": "always"}, {"bank": "never"}):
+    for settings in ({"chunk": 8}, {"kv_cache": "always"}, {"kv_cache": "never"}):
         np.testing.assert_allclose(draw(block_cache=2, **settings), reused, atol=1e-5)
 
 

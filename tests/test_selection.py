@@ -62,7 +62,7 @@ def test_the_first_pattern_that_matches_decides(denoiser):
 
 
 @pytest.mark.parametrize(
-    ("trains", "words"),
+    ("trainable", "words"),
     [
         (["mmdit.*"], r"no pattern decides \d+ parameters \(expression_tokens\..*'!\*' at the end"),
         (["mmdti.*", "*"], "'mmdti.*' decides nothing: it matches no parameter"),

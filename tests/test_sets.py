@@ -48,7 +48,7 @@ def test_a_person_keeps_their_side_when_people_are_added_or_reordered() -> None:
     assert set(train) <= set(more_train)
     assert set(held) <= set(more_held)
     turned = people(200)
-    turned.images = turned.images[::-1]
+    turned.examples = turned.examples[::-1]
     assert split_identities(turned, 0.2, seed=3) == (train, held)
 
 

@@ -89,7 +89,7 @@ def job_mesh(processes, each, tensor):
 
 
 @pytest.mark.parametrize(
-    ("processes", "each", "tensor", "shares"),
+    ("processes", "each", "tensor", "num_shards"),
     [
         (1, 8, 2, [(0, 1)]),
         (2, 4, 1, [(0, 2), (1, 2)]),

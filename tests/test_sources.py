@@ -46,7 +46,7 @@ def test_more_people_or_expressions_leave_the_first_images_as_they_are(source: P
     for index in (0, 7, 8 * 39 + 3):
         person, place = divmod(index, 8)
         same = 9 * person + place
-        assert larger.images[same].label == source.examples[index].label
+        assert larger.examples[same].label == source.examples[index].label
         np.testing.assert_array_equal(larger.load(same), source.load(index))
 
 
