@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
-from test_train_loop import Numbered, final_state, rows, task, with_train
+from support.training_runs import Numbered, final_state, rows, task, with_train
 
 from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.config import MeshConfig

@@ -32,7 +32,7 @@ from genaffect_jax.parallel.chips import CHIPS, Chip
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.training.denoiser.features import cache_features
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler (extra tpu)"
 )

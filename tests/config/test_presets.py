@@ -9,7 +9,7 @@ from genaffect_jax.checkpoints.components import claim_encoders
 from genaffect_jax.config import AutoencoderRun, DenoiserRun
 from genaffect_jax.models.build import build_networks
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def preset(name: str) -> DenoiserRun | AutoencoderRun:

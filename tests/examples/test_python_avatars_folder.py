@@ -18,7 +18,7 @@ from genaffect_jax.expressions.grammar import parse_expression
 
 pytest.importorskip("python_avatars", reason="needs the `dev` extra")
 pytest.importorskip("resvg_py", reason="needs the `dev` extra")
-PROGRAM = Path(__file__).parents[1] / "examples" / "python_avatars_folder.py"
+PROGRAM = Path(__file__).parents[2] / "examples" / "python_avatars_folder.py"
 
 
 @pytest.fixture(scope="module")

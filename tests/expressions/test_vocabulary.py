@@ -155,7 +155,7 @@ def test_a_published_word_cannot_be_changed_in_the_table(monkeypatch):
 
 
 def test_the_documentation_lists_each_published_word_as_the_data_has_it():
-    text = (Path(__file__).parents[1] / "docs" / "guide" / "expressions.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "guide" / "expressions.md").read_text(encoding="utf-8")
     for record in json.loads(derive.WORDS_FILE.read_text(encoding="utf-8"))["words"]:
         if record["provenance"] == "published":
             channels = " ".join(f"{name} {value:g}" for name, value in record["channels"].items())

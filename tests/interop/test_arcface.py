@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from arcface_models import random_state, write_onnx
 from safetensors.numpy import save_file
+from support.arcface_models import random_state, write_onnx
 
 from genaffect_jax.checkpoints.components import claim_encoders
 from genaffect_jax.config import AuxiliaryConfig, ConditioningConfig, ModelConfig

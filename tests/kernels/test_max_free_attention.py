@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_consistent_attention import brute_force, error, random_tokens, streams
+from support.dense_attention import brute_force, error, random_tokens, streams
 
 from genaffect_jax.kernels import attention as attention_backends
 from genaffect_jax.kernels import hopper_attention

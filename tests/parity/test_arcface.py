@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import onnxruntime
 import pytest
-from arcface_models import random_state
 from safetensors.numpy import save_file
+from support.arcface_models import random_state
 
 from genaffect_jax.config.encoders import WHOLE
 from genaffect_jax.interop.arcface.weights import read_arcface

@@ -14,7 +14,7 @@ from genaffect_jax.models.autoencoder.model import AutoencoderKL
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from diffusers_models import AUTOENCODERS, autoencoder, randomised  # noqa: E402 (needs torch)
+from support.diffusers_models import AUTOENCODERS, autoencoder, randomised  # noqa: E402 (needs torch)
 
 pytestmark = pytest.mark.torch
 

@@ -19,7 +19,7 @@ from genaffect_jax.models.mmdit.block import MMDiTBlock
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from diffusers_models import TRANSFORMERS, randomised, transformer  # noqa: E402 (needs torch)
+from support.diffusers_models import TRANSFORMERS, randomised, transformer  # noqa: E402 (needs torch)
 
 pytestmark = pytest.mark.torch
 

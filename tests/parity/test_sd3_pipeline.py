@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.torch
 
-from tiny_sd3 import tiny_pipeline  # noqa: E402
+from support.tiny_sd3 import tiny_pipeline  # noqa: E402
 
 from genaffect_jax.diffusion.guidance import guided  # noqa: E402
 from genaffect_jax.diffusion.sampler import sample  # noqa: E402

@@ -15,7 +15,7 @@ pytest.importorskip("diffusers")
 pytestmark = pytest.mark.torch
 
 from safetensors.torch import load_file, save_file  # noqa: E402
-from tiny_sd3 import T5_WIDTH, tiny_pipeline  # noqa: E402
+from support.tiny_sd3 import T5_WIDTH, tiny_pipeline  # noqa: E402
 
 from genaffect_jax.config import TextConfig  # noqa: E402
 from genaffect_jax.data.prompts.table import PromptTable  # noqa: E402

@@ -24,7 +24,7 @@ from genaffect_jax.interop.diffusers.weights import (
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-import diffusers_models  # noqa: E402 (needs torch)
+from support import diffusers_models  # noqa: E402 (needs torch)
 
 pytestmark = pytest.mark.torch
 

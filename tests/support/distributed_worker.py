@@ -1,6 +1,6 @@
 """One of several processes of a training whose network is so small that compiling it takes no time; see test_hosts.
 
-python hosts_worker.py '{"workdir": "DIR", "hosts": {"coordinator": "127.0.0.1:1234", ...}, ...}'
+python distributed_worker.py '{"workdir": "DIR", "hosts": {"coordinator": "127.0.0.1:1234", ...}, ...}'
 """
 
 import json

@@ -11,10 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-import hosts_worker
 import numpy as np
 import pytest
 from rich.console import Console
+from support import distributed_worker
 
 from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.config import DistributedConfig, to_json
@@ -22,7 +22,7 @@ from genaffect_jax.errors import ConfigError
 from genaffect_jax.parallel.distributed import are_several, cluster_of
 from genaffect_jax.training.denoiser.task import train_denoiser
 
-WORKER = [sys.executable, hosts_worker.__file__]
+WORKER = [sys.executable, distributed_worker.__file__]
 # Of one test; a wait that is longer means that somebody waits for ever.
 PATIENCE = 120
 HEARTBEAT = 6
@@ -120,7 +120,7 @@ def test_losses_of_two_slurm_tasks_are_those_of_one_process_however_the_mesh_lie
     assert codes == [0, 0], said
     for mesh in meshes:
         name = "x".join(map(str, mesh))
-        assert hosts_worker.train(tmp_path / "one" / name, quiet(), 6, mesh)
+        assert distributed_worker.train(tmp_path / "one" / name, quiet(), 6, mesh)
         expected, found = ([r["loss"] for r in rows(tmp_path / n / name)] for n in ("one", "two"))
         assert len(expected) == 5  # the first step, a compilation, has no row
         np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=name)
@@ -185,7 +185,7 @@ def test_after_sigkill_the_survivor_ends_in_time_and_the_restarted_job_continues
     assert len(list((workdir / "tensorboard").iterdir())) == 4
     found = {row["step"]: row["loss"] for row in rows(workdir)}
     assert len(found) == len(rows(workdir))
-    hosts_worker.train(tmp_path / "one", quiet(), before + 3, checkpoint_every=10_000)
+    distributed_worker.train(tmp_path / "one", quiet(), before + 3, checkpoint_every=10_000)
     expected = {row["step"]: row["loss"] for row in rows(tmp_path / "one")}
     assert max(found) == max(expected) == before + 3
     for step, value in found.items():

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from test_train_loop import QUIET, Numbered, rows, task, with_train
+from support.training_runs import QUIET, Numbered, rows, task, with_train
 
 from genaffect_jax import train
 from genaffect_jax.checkpoints.manager import Checkpoints

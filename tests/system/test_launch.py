@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 SCRIPTS = ("tpu_vm.sh", "xpk.sh", "slurm.sh", "container.sh")
 ODD = ["$HOME", "", "a;b", "*", "`x`", "~", 'a "quoted" \\ word']

@@ -47,7 +47,7 @@ def test_adapters_are_the_branches_and_the_token_makers_with_their_null_tokens(d
 def test_the_adapters_of_sd35_medium_are_those_parameters_that_its_released_weights_lack():
     from genaffect_jax.interop.diffusers.weights import TRANSFORMER
 
-    config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "sd35_medium.py"))["config"]()
+    config = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "sd35_medium.py"))["config"]()
     network = build_networks(config.model)[0]
     released = {f"mmdit.{name}" for name in TRANSFORMER.network(config.model.mmdit).shapes}
     assert freeze(network, config.train).trainable == network.shapes.keys() - released

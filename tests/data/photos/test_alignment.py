@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from face_detectors import photo, points_of
 from insightface.utils import face_align
 from PIL import Image
+from support.face_detectors import photo, points_of
 
 from genaffect_jax.config.encoders import ARCFACE_CROP
 from genaffect_jax.data.photos.alignment import ARCFACE_POINTS, TEMPLATE, alignment_of, warp

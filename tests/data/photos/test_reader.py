@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from arcface_models import random_state, write_onnx
-from face_detectors import photo, points_of, write_detector
 from PIL import Image
+from support.arcface_models import random_state, write_onnx
+from support.face_detectors import photo, points_of, write_detector
 
 from genaffect_jax.config.encoders import ARCFACE_CROP
 from genaffect_jax.data.face_encoders import IdentityEncoder

@@ -6,10 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
-from face_detectors import photo, write_detector
 from onnx import TensorProto, helper, numpy_helper, save_model
 from PIL import Image
 from rich.console import Console
+from support.face_detectors import photo, write_detector
 
 from genaffect_jax import sample
 from genaffect_jax.checkpoints.components import claim_encoders

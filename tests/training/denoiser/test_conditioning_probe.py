@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from toy_images import E, G, Toys, toy_batch
+from support.toy_images import E, G, Toys, toy_batch
 
 from genaffect_jax.config import FlowConfig, MeshConfig, to_json
 from genaffect_jax.data.loader import make_loader

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_images import E, G, toy_batch
+from support.toy_images import E, G, toy_batch
 
 from genaffect_jax.config import FlowConfig, MeshConfig, TrainConfig
 from genaffect_jax.diffusion.guidance import branch_drops, guided, repeat_branches
