@@ -15,7 +15,7 @@ from genaffect_jax.checkpoints.components import claim_encoders
 from genaffect_jax.config import AuxiliaryConfig, ConditioningConfig, ModelConfig
 from genaffect_jax.config.encoders import ARCFACE_CROP, WHOLE, FaceEncoderConfig
 from genaffect_jax.errors import ConfigError, WeightsError
-from genaffect_jax.interop.arcface.weights import prepare arcface, read_arcface
+from genaffect_jax.interop.arcface.weights import convert_arcface, read_arcface
 from genaffect_jax.io.weight_file import checksum, read_metadata
 from genaffect_jax.models.face_encoders.encoder import build_encoder, load_identity_encoder
 from genaffect_jax.models.face_encoders.networks import cropped
@@ -69,7 +69,7 @@ def test_the_published_networks_equal_onnxruntime(config, folded, tmp_path):
 
 @pytest.mark.parametrize("name", ["folded.onnx", "unfolded.onnx", "state.safetensors", "parallel.safetensors"])
 def test_every_form_of_a_file_gives_the_encoder_that_onnxruntime_runs(name, small, tmp_path):
-    prepare arcface(small / name, tmp_path / "who.safetensors", name="who", licence="none given", crop=WHOLE)
+    convert_arcface(small / name, tmp_path / "who.safetensors", name="who", licence="none given", crop=WHOLE)
     encoder = load_identity_encoder(str(tmp_path / "who.safetensors"))
     assert (encoder.name, encoder.width, encoder.licence) == ("who", 12, "none given")
     batch = images(3, 32)
@@ -78,7 +78,7 @@ def test_every_form_of_a_file_gives_the_encoder_that_onnxruntime_runs(name, smal
 
 
 def test_the_crop_is_the_part_of_the_image_that_is_read(small, tmp_path):
-    prepare arcface(small / "folded.onnx", tmp_path / "who.safetensors", name="who", licence="x")
+    convert_arcface(small / "folded.onnx", tmp_path / "who.safetensors", name="who", licence="x")
     encoder = load_identity_encoder(str(tmp_path / "who.safetensors"))
     assert encoder.config.crop == ARCFACE_CROP
     inner = images(2, 48, seed=1)
@@ -103,7 +103,7 @@ def test_gradients_reach_the_image_through_an_iresnet(small):
 
 
 def test_a_generator_takes_arcface_as_condition_and_as_loss(small, tmp_path):
-    prepare arcface(small / "folded.onnx", tmp_path / "who.safetensors", name="who", licence="x")
+    convert_arcface(small / "folded.onnx", tmp_path / "who.safetensors", name="who", licence="x")
     path = str(tmp_path / "who.safetensors")
     model = ModelConfig(conditioning=ConditioningConfig(identity_embedding=12), identity_encoder=path)
     (tmp_path / "run").mkdir()
@@ -171,9 +171,9 @@ def test_other_files_are_refused(small, tmp_path):
         with pytest.raises(WeightsError, match=rf"{name}: pickle files are not read.* convert it to safetensors"):
             read_arcface(tmp_path / name)
     with pytest.raises(ConfigError, match="must not be empty"):
-        prepare arcface(small / "folded.onnx", tmp_path / "x.safetensors", name="x", licence=" ")
+        convert_arcface(small / "folded.onnx", tmp_path / "x.safetensors", name="x", licence=" ")
     with pytest.raises(ConfigError, match=r"encoder.crop=\(0.5, 0.0, 0.6\)"):
-        prepare arcface(small / "folded.onnx", tmp_path / "x.safetensors", name="x", licence="x", crop=(0.5, 0.0, 0.6))
+        convert_arcface(small / "folded.onnx", tmp_path / "x.safetensors", name="x", licence="x", crop=(0.5, 0.0, 0.6))
     with pytest.raises(ConfigError, match="an iresnet gives identity vectors"):
         FaceEncoderConfig(target="expression", architecture="iresnet", depths=(1, 1, 1, 1))
     assert not (tmp_path / "x.safetensors").exists()

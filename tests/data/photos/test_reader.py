@@ -14,7 +14,7 @@ from genaffect_jax.data.photos.face_analysis import FaceFinder, InsightFaceEncod
 from genaffect_jax.data.photos.reader import PhotoAligner, PhotoReader
 from genaffect_jax.data.sources.folder import open_folder
 from genaffect_jax.errors import ConfigError, DataError
-from genaffect_jax.interop.arcface.weights import prepare arcface
+from genaffect_jax.interop.arcface.weights import convert_arcface
 from genaffect_jax.io.images import read_image
 from genaffect_jax.io.weight_file import checksum
 from genaffect_jax.models.face_encoders.encoder import load_identity_encoder
@@ -171,7 +171,7 @@ def test_insightfaces_embedding_equals_this_packages_of_the_aligned_image(models
     images[1, 150:250, 150:200] //= 2
     measured = encoder(images)
     np.testing.assert_allclose(np.linalg.norm(measured, axis=-1), 1, atol=1e-5)
-    prepare arcface(recognition, tmp_path / "rec.safetensors", name="rec", licence="random numbers")
+    convert_arcface(recognition, tmp_path / "rec.safetensors", name="rec", licence="random numbers")
     ours = load_identity_encoder(str(tmp_path / "rec.safetensors"))
     aligned = np.stack([aligner(saved(tmp_path, p), 256).image for p in images])
     cosines = ours(aligned) @ measured.T
