@@ -11,7 +11,7 @@ from typing import NamedTuple
 from genaffect_jax.config import DenoiserRun, MMDiTConfig, ModelConfig
 from genaffect_jax.data.groups import REFERENCES_PER_GROUP
 from genaffect_jax.kernels.remat import Remat
-from genaffect_jax.models.layers import TIMESTEP_FEATURES
+from genaffect_jax.models.mmdit.embeddings import TIMESTEP_FEATURES
 
 
 class Flops(NamedTuple):

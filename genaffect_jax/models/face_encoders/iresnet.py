@@ -14,24 +14,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from genaffect_jax.config.encoders import FaceEncoderConfig
-from genaffect_jax.models.autoencoder.model import CONV_AXES, VECTOR_AXES
+from genaffect_jax.models.layers import VECTOR_AXES, conv
 
 PRELU_SLOPE = 0.25  # where a PReLU starts (He et al. 2015, section 2.1)
-
-
-def _conv(inputs: int, outputs: int, *, size: int, stride: int = 1, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:
-    edges = (size // 2, size // 2)
-    return nnx.Conv(
-        inputs,
-        outputs,
-        (size, size),
-        stride,
-        padding=(edges, edges),
-        dtype=dtype,
-        rngs=rngs,
-        kernel_metadata={"logical_axes": CONV_AXES},
-        bias_metadata={"logical_axes": VECTOR_AXES},
-    )
 
 
 class ChannelAffine(nnx.Module):
@@ -60,11 +45,11 @@ class IResNetBlock(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.norm = ChannelAffine(inputs)
-        self.conv1 = _conv(inputs, outputs, size=3, dtype=dtype, rngs=rngs)
+        self.conv1 = conv(inputs, outputs, dtype=dtype, rngs=rngs)
         self.prelu = PReLU(outputs)
-        self.conv2 = _conv(outputs, outputs, size=3, stride=stride, dtype=dtype, rngs=rngs)
+        self.conv2 = conv(outputs, outputs, stride=stride, dtype=dtype, rngs=rngs)
         plain = stride == 1 and inputs == outputs
-        self.shortcut = None if plain else _conv(inputs, outputs, size=1, stride=stride, dtype=dtype, rngs=rngs)
+        self.shortcut = None if plain else conv(inputs, outputs, size=1, stride=stride, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w c"]:
         y = self.conv2(self.prelu(self.conv1(self.norm(x))))
@@ -76,7 +61,7 @@ class IResNetTrunk(nnx.Module):
 
     def __init__(self, config: FaceEncoderConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         inputs = config.widths[0]
-        self.stem = _conv(3, inputs, size=3, dtype=dtype, rngs=rngs)
+        self.stem = conv(3, inputs, dtype=dtype, rngs=rngs)
         self.prelu = PReLU(inputs)
         blocks = []
         for width, depth in zip(config.widths, config.depths, strict=True):

@@ -13,9 +13,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
 from genaffect_jax.config.encoders import WHOLE, Crop, FaceEncoderConfig
-from genaffect_jax.models.autoencoder.model import CONV_AXES, VECTOR_AXES, Downsample, GroupNorm, ResnetBlock
+from genaffect_jax.models.autoencoder.model import Downsample, GroupNorm, ResnetBlock
 from genaffect_jax.models.face_encoders.iresnet import IResNetTrunk
-from genaffect_jax.models.layers import MLP, Linear, RMSNorm
+from genaffect_jax.models.layers import MLP, Linear, RMSNorm, conv
 
 # About the standard deviation of a channel over training images (0.13 to 0.26): one optimizer step of the head then
 # moves a channel by a small part of its spread.
@@ -52,21 +52,6 @@ def resize(images: Float[Array, "B H W C"], side: int) -> Float[Array, "B side s
     return jax.image.resize(images, (B, side, side, C), "linear", antialias=True)
 
 
-def _conv(inputs: int, outputs: int, *, size: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:
-    edges = (size // 2, size // 2)
-    return nnx.Conv(
-        inputs,
-        outputs,
-        (size, size),
-        stride,
-        padding=(edges, edges),
-        dtype=dtype,
-        rngs=rngs,
-        kernel_metadata={"logical_axes": CONV_AXES},
-        bias_metadata={"logical_axes": VECTOR_AXES},
-    )
-
-
 class ResidualTrunk(nnx.Module):
     """Residual blocks at ever lower resolution; every pixel of the last one keeps its place in the features.
 
@@ -75,19 +60,19 @@ class ResidualTrunk(nnx.Module):
 
     def __init__(self, config: FaceEncoderConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         groups, last = config.norm_num_groups, len(config.widths) - 1
-        self.stem = _conv(3, config.widths[0], size=3, stride=2, dtype=dtype, rngs=rngs)
+        self.stem = conv(3, config.widths[0], stride=2, dtype=dtype, rngs=rngs)
         layers: list[nnx.Module] = []
         for i, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
             previous = config.widths[max(i - 1, 0)]
             for j in range(depth):
                 layers.append(ResnetBlock(width if j else previous, width, groups, dtype=dtype, rngs=rngs))
             if depth == 0 and previous != width:
-                layers.append(_conv(previous, width, size=1, stride=1, dtype=dtype, rngs=rngs))
+                layers.append(conv(previous, width, size=1, dtype=dtype, rngs=rngs))
             if i < last:
                 layers.append(Downsample(width, dtype=dtype, rngs=rngs))
         self.layers = nnx.List(layers)
         self.norm = GroupNorm(config.widths[-1], groups, silu=True, dtype=dtype)
-        self.neck = _conv(config.widths[-1], config.neck, size=1, stride=1, dtype=dtype, rngs=rngs)
+        self.neck = conv(config.widths[-1], config.neck, size=1, dtype=dtype, rngs=rngs)
         self.features = config.neck * (config.image_size // config.downsample) ** 2
 
     def __call__(self, x: Float[Array, "B S S 3"]) -> Float[Array, "B F"]:
@@ -126,10 +111,7 @@ class TransformerTrunk(nnx.Module):
     def __init__(self, config: FaceEncoderConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         widths, width = (3, *config.widths), config.widths[-1]
         self.stem = nnx.List(
-            [
-                _conv(widths[i], widths[i + 1], size=3, stride=2, dtype=dtype, rngs=rngs)
-                for i in range(len(config.widths))
-            ]
+            [conv(widths[i], widths[i + 1], stride=2, dtype=dtype, rngs=rngs) for i in range(len(config.widths))]
         )
         self.norms = nnx.List([GroupNorm(c, config.norm_num_groups, silu=True, dtype=dtype) for c in config.widths])
         tokens = (config.image_size // config.downsample) ** 2
@@ -143,8 +125,8 @@ class TransformerTrunk(nnx.Module):
         self.features = width
 
     def __call__(self, x: Float[Array, "B S S 3"]) -> Float[Array, "B F"]:
-        for conv, norm in zip(self.stem, self.norms, strict=True):
-            x = norm(conv(x))
+        for layer, norm in zip(self.stem, self.norms, strict=True):
+            x = norm(layer(x))
         x = x.reshape(len(x), -1, x.shape[-1])
         x = x + self.position[...].astype(x.dtype)
         for block in self.blocks:

@@ -18,8 +18,9 @@ from jaxtyping import Array, Bool, Float
 from genaffect_jax.config import ConditioningConfig, MMDiTConfig
 from genaffect_jax.kernels.norms import layer_norm
 from genaffect_jax.models.layer_stack import LayerStack
-from genaffect_jax.models.layers import MLP, Embedder, Linear, RMSNorm, patchify
+from genaffect_jax.models.layers import MLP, Linear, RMSNorm
 from genaffect_jax.models.mmdit.attention import attend
+from genaffect_jax.models.mmdit.embeddings import Embedder, patchify
 from genaffect_jax.models.mmdit.projections import SelfAttention
 
 # Expressions are sparse numbers in [0, 1], not unit normal: a single active unit shall move a hidden unit by order one,
