@@ -27,93 +27,92 @@ from genaffect_jax.models.mmdit.consistent_attention import Sharing, random_toke
 from genaffect_jax.models.mmdit.model import Conditions, MMDiTOutput
 from genaffect_jax.parallel.xla import compiler_options
 
-# Images of this side (pixels) or larger are decoded in tiles. Decoding a whole image of 1024 px takes SD3's autoencoder
-# 2.6 GB per image, four times as much as one of 512 px; decoding in tiles takes 0.7 GB for any number of any size.
+# Side in pixels from which images are decoded in tiles. SD3's autoencoder needs 2.6 GB to decode an image of 1024 px at
+# once, four times as much as for 512 px, and 0.7 GB in tiles for any number of images of any size.
 TILED_FROM = 1024
-# Folded into the seed first, so that the choice of shared tokens has no key in common with the noise.
+# Folded into the seed, so that the choice of shared tokens has no key in common with other uses of the seed.
 TOKENS_PURPOSE = 0x746F6B65
-# The mesh axis over which the images of a call are spread.
+# The mesh axis over which the images of a call are sharded.
 IMAGES = "images"
 
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """Static settings of a sampling program: a new value compiles it again."""
+    """Static settings of the program; a new value compiles again."""
 
     mode: GuidanceMode = "none"
     """Guidance branches."""
     solver: Solver = "euler"
-    """Solver of the differential equation."""
+    """Solver of the flow's differential equation."""
     shared: int = 0
-    """S, image tokens of each anchor that are shared."""
+    """Number S of image tokens that every anchor shares."""
     anchors: int = 0
-    """Images, the first of each group, whose tokens form the pool; 0: there is no pool, or it is given."""
+    """Number of anchors, the first images of each group; 0 if there are none or their KV cache is given."""
     pool: Literal["made", "kept", "given"] = "made"
-    """Whether the pool is made by the program, also returned (the anchor KV cache), or an argument."""
+    """Keys and values of the anchors: `made` in every evaluation, also `kept` as a result, or `given`."""
     guidance_limited: bool = False
-    """Whether guidance acts at some noise levels only (`SamplerParams.guidance_interval`)."""
+    """Whether guidance is limited to some noise levels."""
     sharing_limited: bool = False
-    """Whether images share in some layers or at some noise levels only (`SamplerParams.sharing_layers`,
-    `sharing_interval`)."""
+    """Whether sharing is limited to some layers or steps."""
     uses_block_cache: bool = False
-    """Whether evaluations may reuse what the middle blocks added earlier (`SamplerParams.block_cache_interval`)."""
+    """Whether evaluations reuse the middle blocks' contribution of an earlier one."""
     first_decoded: int = 0
-    """The first so many images of each group are sampled, but not decoded."""
+    """Place of the first image to decode; those before it are denoised only."""
 
     @property
     def shares(self) -> bool:
-        """Whether the images of a group attend to each other at all."""
+        """Whether the images of a group share tokens."""
         return (self.anchors > 0 or self.pool == "given") and self.shared > 0
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SetInputs:
-    """The people and the images of one call of the program."""
+    """The people and images of one call: G groups of E images."""
 
     reference: UInt8[Array, "G R S S 3"]
-    """Reference images of each person."""
+    """References of each person."""
     reference_mask: Bool[Array, "G R"]
     """False where a reference is padding."""
     expression: Float[Array, "G E W"]
     """Expression vector of each image."""
     noise_ids: Int[Array, "G E"]
-    """Number of each image; it decides the noise together with the seed."""
+    """Number of each image that, with the seed, decides its noise."""
     prompt: Int[Array, "G E"] | None = None
-    """Row of each image's prompt in the prompt table, for models with a text stream."""
+    """Row of each image in the prompt table, for models with a text stream."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SamplerParams:
-    """Traced settings of a sampling program: a new value never compiles it again."""
+    """Traced settings of the program; a new value does not compile again."""
 
     seed: Int[Array, ""]
     """Seed of the noise and of the choice of shared tokens."""
     sigmas: Float[Array, " N+1"]
-    """Falling noise levels in [0, 1], padded with zeros."""
+    """Falling noise levels, padded with zeros."""
     steps: Int[Array, ""]
-    """Number of steps; later noise levels are padding."""
+    """Number of steps, without the padding."""
     guidance_identity: Float[Array, ""]
-    """Guidance scale of the identity (`diffusion.guidance`)."""
+    """See `diffusion.guidance`."""
     guidance_expression: Float[Array, ""]
-    """Guidance scale of the expression (`diffusion.guidance`)."""
+    """See `diffusion.guidance`."""
     guidance_interval: Float[Array, " 2"]
-    """Lowest and highest noise level at which guidance acts (`SamplerSpec.guidance_limited`)."""
+    """Lowest and highest noise level of guidance."""
     scales: BranchScales
-    """Weights of the two condition branches."""
+    """Weights of the two branches."""
     sharing_layers: Bool[Array, " layers"]
-    """Layers in which the images of a group share tokens (`SamplerSpec.sharing_limited`)."""
+    """Layers with sharing (`SamplerSpec.sharing_limited`)."""
     sharing_interval: Float[Array, " 2"]
-    """Noise levels, the lower end excluded, at which they share tokens (`SamplerSpec.sharing_limited`)."""
+    """Noise levels with sharing, the lower end excluded (`SamplerSpec.sharing_limited`)."""
     block_cache_interval: Int[Array, ""]
-    """Evaluations per computation of the middle blocks (`SamplerSpec.uses_block_cache`)."""
+    """Evaluations that share one computation of the middle blocks (`SamplerSpec.uses_block_cache`)."""
     candidates: Bool[Array, " L"] | None = None
-    """Image tokens that may be shared; None: all."""
+    """Image tokens that may be shared; None for all."""
 
     @classmethod
     def plain(cls, layers: int, sigmas: Float[np.ndarray, " N+1"], steps: int, seed: int = 0) -> SamplerParams:
-        """Settings without guidance, with both branches as trained and sharing everywhere."""
+        """No guidance, both branches as trained, nothing limited."""
         everywhere = jnp.array([0.0, 1.0], jnp.float32)
         return cls(
             seed=jnp.int32(seed),
@@ -129,21 +128,20 @@ class SamplerParams:
         )
 
 
-# The pools of all evaluations: keys and values [evaluations, layers, branches * G, K, N, H].
+# Keys and values of the anchors at every evaluation: [evaluations, layers, branches * G, K, N, H].
 AnchorCache = KeyValue
 
 
 class SamplerCarry(NamedTuple):
-    """State of the sampler from one evaluation to the next."""
+    """State passed from one evaluation to the next."""
 
     kv_cache: AnchorCache | None = None
-    """The pools of the evaluations so far, zeros for the rest; None unless they are kept."""
+    """The anchor KV cache so far, zeros for later evaluations; None unless it is kept."""
     block_deltas: Streams | None = None
-    """What the middle blocks added when they were last computed; None without a block cache."""
+    """The middle blocks' contribution when they were last computed; None without a block cache."""
 
 
-# program(denoiser parameters, frozen components, inputs, params, anchor KV cache or None, spec=...): the images, and
-# the anchor KV cache if it is kept.
+# program(parameters, frozen_components, inputs, params, kv_cache, spec=...): images, and the KV cache if it is kept.
 Program = Callable[..., tuple[UInt8[Array, "G E S S 3"], AnchorCache | None]]
 
 
@@ -154,24 +152,26 @@ def make_program(
     identity_encoder: Functional[FaceEncoder] | None = None,
     mesh: Mesh | None = None,
 ) -> Program:
-    """Builds the jitted program that samples sets: encode conditions once, denoise in one loop, decode.
+    """Builds the jitted program that samples sets.
 
-    It is one XLA program per combination of shapes and `SamplerSpec`. Its arguments are:
+    Its arguments are
 
     - the denoiser's parameters;
-    - `frozen_components`, arrays that are never trained: the parameters of "autoencoder", those of "identity_encoder"
-      for models with face embeddings, and "prompts" (`models.prompts.Prompts`) for models with a text stream;
-    - `SetInputs` and `SamplerParams`;
-    - the anchor KV cache, for `spec.pool == "given"`;
+    - `frozen_components`: the parameters of "autoencoder"; of "identity_encoder" for models with face embeddings; and
+      "prompts" (`models.prompts.Prompts`) for models with a text stream;
+    - `SetInputs`;
+    - `SamplerParams`;
+    - the anchor KV cache, if `spec.pool` is "given";
     - `spec`, static.
 
-    The guidance branch without identity and expression gets the negative prompt, the others each image's own.
+    The branch without identity and expression has the negative prompt, all others the image's own. Conditions are
+    encoded once, denoising is one loop, and everything is one XLA program for each `spec` and shape.
 
     Args:
         config: sizes.
         denoiser, autoencoder, identity_encoder: networks.
-        mesh: of one axis, `IMAGES`. The images of a call are cut over it, [device 0's | device 1's | ...], and each
-            device samples its own as if it were alone. None: one device, or wherever the parameters lie.
+        mesh: one axis, `IMAGES`, over which the expressions of a call are sharded, [device 0's | device 1's | ...];
+            each device samples its own as if it were alone. None: one device, or the devices of the parameters.
     """
 
     def program(
@@ -186,16 +186,16 @@ def make_program(
         model = denoiser.merge(parameters)
         vae = autoencoder.merge(frozen_components["autoencoder"])
         conditions = _encode(model, vae, identity_encoder, frozen_components, inputs, spec.mode)
-        latents, kept = _denoise(config, model, params, spec, kv_cache, inputs.noise_ids, conditions)
+        latents, carry = _denoise(config, model, params, spec, kv_cache, inputs.noise_ids, conditions)
         latents = latents[:, spec.first_decoded :]
         decode = partial(decode_tiled, vae) if config.image_size >= TILED_FROM else vae.decode
-        return to_uint8(decode(vae.unscaled(latents))), kept
+        return to_uint8(decode(vae.unscaled(latents))), carry
 
     if mesh is None:
         return jax.jit(program, static_argnames="spec", compiler_options=compiler_options())
 
     @partial(jax.jit, static_argnames="spec", compiler_options=compiler_options())
-    def partitioned(
+    def spread(
         parameters: Parameters,
         frozen_components: Mapping[str, Any],
         inputs: SetInputs,
@@ -206,7 +206,7 @@ def make_program(
     ) -> tuple[UInt8[Array, "G E S S 3"], AnchorCache | None]:
         whole, cut = PartitionSpec(), PartitionSpec(None, IMAGES)
         of_inputs = SetInputs(whole, whole, cut, cut, None if inputs.prompt is None else cut)  # type: ignore[arg-type]
-        # The anchors are the same on every device, and so is their KV cache.
+        # Every device computes the same KV cache from the same anchors.
         return jax.shard_map(
             partial(program, spec=spec),
             mesh=mesh,
@@ -215,11 +215,11 @@ def make_program(
             check_vma=False,
         )(parameters, frozen_components, inputs, params, kv_cache)
 
-    return partitioned
+    return spread
 
 
 def kv_cache_bytes(config: ModelConfig, spec: SamplerSpec, steps: int, item_bytes: int) -> int:
-    """Size in bytes of the anchor KV cache of one group, for activations of `item_bytes` each."""
+    """Size in bytes of the KV cache of one group's anchors; `item_bytes` is the size of one activation."""
     network = config.mmdit
     rows = evaluations(spec.solver, steps) * network.num_layers * len(BRANCHES[spec.mode])
     return 2 * rows * spec.anchors * spec.shared * network.width * item_bytes
@@ -233,7 +233,7 @@ def _encode(
     inputs: SetInputs,
     mode: GuidanceMode,
 ) -> Conditions:
-    """The conditions of all guidance branches, branch by branch within each group."""
+    """The conditions of all guidance branches."""
     groups, expressions = inputs.noise_ids.shape
     faces = normalise(inputs.reference)
     latents, embedding = vae.to_latents(faces), None
@@ -265,7 +265,7 @@ def _denoise(
     noise_ids: Int[Array, "G E"],
     conditions: Conditions,
 ) -> tuple[Float[Array, "G E h w c"], AnchorCache | None]:
-    """Clean latents from the images' noise, and the anchor KV cache if it is kept."""
+    """The clean latents of the images, and the anchor KV cache if it is kept."""
 
     def evaluate(
         conditions: Conditions, noisy: Array, sigma: Array, evaluation: Array, carry: SamplerCarry
@@ -357,13 +357,15 @@ def _sharing(
     sigma: Array,
     evaluation: Array,
 ) -> Sharing | None:
-    """The consistent attention of one evaluation, which chooses its own tokens; None if no image sees another."""
+    """The tokens that the images share in one evaluation; every evaluation has other ones."""
     if not spec.shares:
         return None
     network = config.mmdit
-    layers, side = network.num_layers, network.sample_size // network.patch_size
     key = jax.random.fold_in(jax.random.key(params.seed), TOKENS_PURPOSE)
-    tokens = random_tokens(jax.random.fold_in(key, evaluation), layers, side * side, spec.shared, params.candidates)
+    side = network.sample_size // network.patch_size
+    tokens = random_tokens(
+        jax.random.fold_in(key, evaluation), network.num_layers, side * side, spec.shared, params.candidates
+    )
     active = None
     if spec.sharing_limited:
         low, high = params.sharing_interval

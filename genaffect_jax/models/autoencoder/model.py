@@ -51,7 +51,7 @@ class Posterior:
     """Logarithm of the variance, within LOGVAR_RANGE."""
 
     def sample(self, key: Key[Array, ""]) -> Float32[Array, "*batch h w c"]:
-        """One draw (reparametrised, so gradients flow through)."""
+        """One sample, reparametrised so that gradients flow through it."""
         return self.mean + jnp.exp(0.5 * self.logvar) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
 
     def mode(self) -> Float32[Array, "*batch h w c"]:
@@ -77,8 +77,8 @@ def _linear(channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
 class GroupNorm(nnx.Module):
     """Group normalisation (Wu & He 2018, arXiv 1803.08494), optionally followed by SiLU; statistics in float32.
 
-    The result is in `dtype`. The two statistics are folded with scale and bias into one multiply-add per pixel, which
-    on a CPU is several times faster than normalising in the grouped shape.
+    The result has type `dtype`. Statistics, scale and bias are folded into one multiply-add per pixel, which on a CPU
+    is several times faster than normalising in the grouped shape.
     """
 
     def __init__(self, channels: int, groups: int, *, silu: bool, dtype: DTypeLike) -> None:
@@ -158,9 +158,9 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Every pixel becomes 2x2 equal pixels, then a 3x3 convolution.
 
-    Computed without the enlarged image: output pixels of one (row, column) parity see only 2x2 different inputs, so
-    each parity is a 2x2 convolution of the small image with sums of kernel entries (sub-pixel convolution, Shi et al.
-    2016, arXiv 1609.05158). That takes 4/9 of the multiplications.
+    The enlarged image is never made. Output pixels of one (row, column) parity depend on only 2x2 different inputs, so
+    that each parity is a 2x2 convolution of the small image with sums of kernel entries (sub-pixel convolution, Shi et
+    al. 2016, arXiv 1609.05158). That takes 4/9 of the multiplications.
     """
 
     def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
@@ -168,7 +168,7 @@ class Upsample(nnx.Module):
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:
         B, h, w, C = x.shape
-        # [parity, tap of the small kernel, tap of the 3x3 kernel]: which entries fall on the same input pixel.
+        # [parity, tap of the small kernel, tap of the 3x3 kernel]: 1 where the entry falls on that input pixel.
         same_pixel = jnp.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], jnp.float32)
         kernels = jnp.einsum("pak,qbl,klio->pqabio", same_pixel, same_pixel, self.conv.kernel[...], precision="highest")
         kernels = kernels.astype(self.conv.dtype)
@@ -185,7 +185,7 @@ class Upsample(nnx.Module):
 
 
 class Resolution(nnx.Module):
-    """The residual blocks of one resolution and the step, if any, to the next one."""
+    """The residual blocks of one resolution, and the step to the next resolution if there is one."""
 
     def __init__(
         self,
@@ -306,7 +306,7 @@ class AutoencoderKL(nnx.Module):
         return Posterior(mean, jnp.clip(logvar, *LOGVAR_RANGE))
 
     def decode(self, z: Float[Array, "*batch h w c"]) -> Float32[Array, "*batch H W 3"]:
-        """Images, about [-1, 1] and not clipped, of unscaled latents.
+        """Images, about [-1, 1] and not clipped, from unscaled latents.
 
         Raises:
             ValueError: the channels are not `config.latent_channels`.
@@ -318,13 +318,13 @@ class AutoencoderKL(nnx.Module):
         return images.reshape(*batch, *images.shape[1:])
 
     def to_latents(self, images: Float[Array, "*batch H W 3"]) -> Float32[Array, "*batch h w c"]:
-        """What the denoiser works on: `(mode - shift_factor) * scaling_factor` of images in [-1, 1]."""
+        """The denoiser's latents of images in [-1, 1]: `(mode - shift_factor) * scaling_factor`."""
         return (self.encode(images).mode() - self.config.shift_factor) * self.config.scaling_factor
 
     def from_latents(self, latents: Float[Array, "*batch h w c"]) -> Float32[Array, "*batch H W 3"]:
-        """Images of the denoiser's latents, undoing the shift and scale of `to_latents`."""
+        """Images from the denoiser's latents: the inverse of `to_latents`."""
         return self.decode(self.unscaled(latents))
 
     def unscaled(self, latents: Float[Array, "*batch h w c"]) -> Float[Array, "*batch h w c"]:
-        """What `decode` takes, of the denoiser's latents."""
+        """Unscaled latents, as `decode` takes them, from the denoiser's latents."""
         return latents / self.config.scaling_factor + self.config.shift_factor

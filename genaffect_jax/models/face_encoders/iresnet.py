@@ -1,9 +1,9 @@
-"""ArcFace's IResNet as it is used: batch normalisations folded into what follows or precedes them.
+"""ArcFace's IResNet for inference, with batch normalisations folded into convolutions.
 
-Network of Duta et al. 2020 (arXiv 2004.04989) as the public ArcFace weights have it (Deng et al. 2019, arXiv
-1801.07698). A trained batch normalisation is a factor and a shift per channel. After a convolution it becomes that
-convolution's kernel and bias. In front of one it stays a layer of its own, `ChannelAffine`: folded, it would also shift
-the zeros beyond the edge. `interop.arcface.weights` does the folding.
+Network of Duta et al. 2020 (arXiv 2004.04989) as in the public ArcFace weights (Deng et al. 2019, arXiv 1801.07698). A
+trained batch normalisation is a factor and a shift per channel. After a convolution it is folded into the convolution's
+kernel and bias. Before a convolution it stays a layer of its own, `ChannelAffine`, because folding would also shift the
+zeros beyond the edge. `interop.arcface.weights` does the folding.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PRELU_SLOPE = 0.25  # where a PReLU starts (He et al. 2015, section 2.1)
 
 
 class ChannelAffine(nnx.Module):
-    """A factor and a shift per channel: a batch normalisation with its statistics in them."""
+    """A factor and a shift per channel: a batch normalisation that contains its statistics."""
 
     def __init__(self, channels: int) -> None:
         self.scale = nnx.Param(jnp.ones((channels,), jnp.float32), logical_axes=VECTOR_AXES)
@@ -31,7 +31,7 @@ class ChannelAffine(nnx.Module):
 
 
 class PReLU(nnx.Module):
-    """`x` where positive, else a learned multiple of it per channel (He et al. 2015, arXiv 1502.01852)."""
+    """`x` where it is positive, a learned multiple per channel elsewhere (He et al. 2015, arXiv 1502.01852)."""
 
     def __init__(self, channels: int) -> None:
         self.slope = nnx.Param(jnp.full((channels,), PRELU_SLOPE, jnp.float32), logical_axes=VECTOR_AXES)
@@ -57,7 +57,7 @@ class IResNetBlock(nnx.Module):
 
 
 class IResNetTrunk(nnx.Module):
-    """Everything before the linear head; the last resolution is flattened, so that every pixel keeps its place."""
+    """The network before its linear head; the last resolution is flattened, so that every pixel keeps its place."""
 
     def __init__(self, config: FaceEncoderConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         inputs = config.widths[0]
