@@ -8,6 +8,7 @@ from typing import TypeVar
 from genaffect_jax.config import TrainConfig
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.models.functional import Functional
+from genaffect_jax.models.parameter_names import ADAPTERS
 
 Network = TypeVar("Network", bound=Functional)
 
@@ -15,14 +16,8 @@ FIXED = "!"
 """In front of a pattern: what matches does not train."""
 PRESETS: dict[str, tuple[str, ...]] = {
     "everything": ("*",),
-    # What Gen-AFFECT adds to the base model: token makers with their null tokens, and the branches of every block.
-    "adapters": (
-        "identity_projector.*",
-        "expression_projector.*",
-        "mmdit.segments.*.identity.*",
-        "mmdit.segments.*.expression.*",
-        "!*",
-    ),
+    # What Gen-AFFECT adds to the base model: projectors with their null tokens, and the branches of every block.
+    "adapters": (*ADAPTERS, "!*"),
 }
 _NAMED = 8
 

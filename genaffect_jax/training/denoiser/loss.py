@@ -51,7 +51,7 @@ def make_denoiser_loss(
             model, frozen_components, batch, reference, drop_identity, drop_expression, drop_text
         )
         noisy = flow.interpolate(target, noise, sigma)
-        velocity = model(noisy, sigma, conditions)
+        velocity = model(noisy, sigma, conditions).prediction
         weight = flow.change_weight(target, reference[:, 0], config.change_weight)
         true_velocity = flow.velocity_target(target, noise)
         terms = {
@@ -91,7 +91,7 @@ def batch_conditions(
     drop_expression: Bool[Array, "G E"] | None = None,
     drop_text: Bool[Array, "G E"] | None = None,
 ) -> Conditions:
-    """The conditions of a batch, whose references' latents are given; see `GenAffect.conditions`."""
+    """The conditions of a batch, whose references' latents are given; see `GenAffect.encode_conditions`."""
     text = pooled = None
     if "prompts" in frozen_components:
         text, pooled = frozen_components["prompts"].lookup(batch["prompt"], drop_text)

@@ -196,7 +196,7 @@ def test_images_that_are_not_cached_are_served_with_their_embeddings(config, wor
 def test_an_evaluator_is_never_accepted_for_conditioning(config, encoders, target, tmp_path):
     path = str(encoders / f"{target}_evaluator.safetensors")
     model = dataclasses.replace(config.model, **{f"{target}_encoder": path})
-    with pytest.raises(WeightsError, match=f"{target}_evaluator is an evaluator, which only measures"):
+    with pytest.raises(WeightsError, match=f"{target}_evaluator is an evaluator, which only evaluates"):
         claim_encoders(model, tmp_path)
     other = {"identity": "expression", "expression": "identity"}[target]
     model = dataclasses.replace(config.model, **{f"{target}_encoder": str(encoders / f"{other}_avatar.safetensors")})
