@@ -44,7 +44,7 @@ SHARING = (
     "consistency_start",
     "consistency_end",
     "shared_mask",
-    "bank",
+    "kv_cache",
 )
 DEFAULT_EXPRESSIONS = "joy,sadness,anger,fear,surprise,disgust,neutral"
 

@@ -31,12 +31,12 @@ class DistributedConfig:
 
     def __post_init__(self) -> None:
         given = (self.coordinator_address, self.num_processes, self.process_id)
-        missing = [n for n, v in zip(("coordinator", "processes", "index"), given, strict=True) if v is None]
+        missing = [n for n, v in zip(("coordinator_address", "num_processes", "process_id"), given, strict=True) if v is None]
         require(
             len(missing) in (0, 3),
             f"distributed.{missing[0] if missing else ''}",
             None,
-            "coordinator, processes and index are given together or not at all",
+            "coordinator_address, num_processes and process_id are given together or not at all",
         )
         if self.coordinator_address is not None and self.num_processes is not None and self.process_id is not None:
             host, _, port = self.coordinator_address.rpartition(":")
@@ -57,7 +57,7 @@ class DistributedConfig:
                 self.cluster in ("auto", "none"),
                 "distributed.cluster",
                 self.cluster,
-                "takes the place of coordinator, processes and index; give one or the other",
+                "takes the place of coordinator_address, num_processes and process_id; give one or the other",
             )
         for name in ("join_timeout", "heartbeat_timeout"):
             require(getattr(self, name) >= 1, f"distributed.{name}", getattr(self, name), "must be at least 1")
