@@ -320,7 +320,11 @@ class Pipeline:
 
 
 def _expression_space(
-    config: DenoiserRun, run_dir: RunDir, faces: FaceEncoders, given: str | ExpressionEncoder | None, photos: PhotoReader
+    config: DenoiserRun,
+    run_dir: RunDir,
+    faces: FaceEncoders,
+    given: str | ExpressionEncoder | None,
+    photos: PhotoReader,
 ) -> ExpressionSpace:
     """What words and images are to this model; `given` reads images in place of the model's own encoder."""
     own: ExpressionEncoder | None = faces.expression

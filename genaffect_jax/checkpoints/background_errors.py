@@ -18,7 +18,7 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def told_once() -> Iterator[None]:
-    """Inside the block, errors of a save are reported by `checkpoints.manager` alone; library logs of them are dropped."""
+    """In the block, errors of a save are reported by `checkpoints.manager` alone; the libraries' logs are dropped."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     for logger in loggers:
         logger.addFilter(_without_traceback)

@@ -31,9 +31,7 @@ from genaffect_jax.models.face_encoders.onnx_expression import OnnxExpressionEnc
 from genaffect_jax.models.functional import Functional, Parameters
 
 
-def read_autoencoder(
-    run_dir: RunDir, autoencoder: Functional[AutoencoderKL], config: AutoencoderConfig
-) -> Parameters:
+def read_autoencoder(run_dir: RunDir, autoencoder: Functional[AutoencoderKL], config: AutoencoderConfig) -> Parameters:
     """The parameters of the frozen autoencoder, float32.
 
     Raises:

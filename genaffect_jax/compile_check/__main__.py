@@ -149,7 +149,10 @@ def _report(name: str, arguments: Arguments, mesh: Mesh, chip: Chip) -> ProgramR
         return compile_and_report(name, lower_train_step(run, mesh), chip, flops, arguments.reserve)
     anchors = arguments.anchors if arguments.consistency else 0
     spec = SamplerSpec(
-        mode=arguments.guidance, shared=round(arguments.consistency * run.model.mmdit.image_tokens), anchors=anchors, first_decoded=anchors
+        mode=arguments.guidance,
+        shared=round(arguments.consistency * run.model.mmdit.image_tokens),
+        anchors=anchors,
+        first_decoded=anchors,
     )
     images = arguments.images + anchors
     return compile_and_report(

@@ -66,9 +66,9 @@ class Total:
 def collectives(hlo: str) -> list[Collective]:
     """The collectives of a compiled program (`Compiled.as_text()`), in the order of the text.
 
-    A loop's collectives count once an iteration, where the text gives the number of iterations: in XLA's own note, or in
-    a comparison of the counter with one constant. Two peculiarities of TPU programs are resolved: a reduce-scatter is
-    written as an all-reduce and a slice in a fusion, and an asynchronous collective appears in every fusion that it
+    A loop's collectives count once an iteration, where the text gives the number of iterations: in XLA's own note, or
+    in a comparison of the counter with one constant. Two peculiarities of TPU programs are resolved: a reduce-scatter
+    is written as an all-reduce and a slice in a fusion, and an asynchronous collective appears in every fusion that it
     overlaps with.
     """
     computations, entry = _computations(hlo)

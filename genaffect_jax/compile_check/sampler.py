@@ -1,4 +1,4 @@
-"""The sampler as a program for chips that this machine does not have: made of shapes, without arrays."""
+"""The sampler as a program for chips that this machine does not have, made of shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The denoiser's training step as a program for chips that this machine does not have: made of shapes, without arrays."""
+"""The denoiser's training step as a program for chips that this machine does not have, made of shapes."""
 
 from __future__ import annotations
 

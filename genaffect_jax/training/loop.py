@@ -29,7 +29,7 @@ from genaffect_jax.training.nonfinite import SKIPPED, NonFiniteGuard
 from genaffect_jax.training.optimizer import learning_rate, make_optimizer
 from genaffect_jax.training.profiler import StepProfile
 from genaffect_jax.training.state import TrainState, abstract_state, create_state
-from genaffect_jax.training.step import Batch, device_batch, make_train_step
+from genaffect_jax.training.step import device_batch, make_train_step
 from genaffect_jax.training.task import Task
 
 # Steps that may be dispatched to the devices and not be done.

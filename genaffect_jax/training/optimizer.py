@@ -22,8 +22,8 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """Clipping by the global norm, then `config.optimizer`. Weight decay applies to matrices only.
 
-    `adamw` is that of Loshchilov and Hutter 2019, arXiv 1711.05101. `adafactor` is that of Shazeer and Stern 2018, arXiv
-    1804.04235, with updates clipped to a root mean square of 1 per array (section 6), without first moments; its
+    `adamw` is that of Loshchilov and Hutter 2019, arXiv 1711.05101. `adafactor` is that of Shazeer and Stern 2018,
+    arXiv 1804.04235, with updates clipped to a root mean square of 1 per array (section 6), without first moments; its
     learning rate is absolute, not relative to the parameters.
     """
 

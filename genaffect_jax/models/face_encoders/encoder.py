@@ -148,8 +148,8 @@ def refuse_evaluator(name: str, source: str, target: str) -> None:
     """
     if EVALUATOR in name:
         raise ConfigError(
-            f"{source}: {name} is an evaluator, which only measures generated images: a denoiser that has seen it, as a "
-            f"condition or in its loss, could not be judged by it; use package:{target}_avatar or another encoder"
+            f"{source}: {name} is an evaluator, which only measures generated images: a denoiser that has seen it, as "
+            f"a condition or in its loss, could not be judged by it; use package:{target}_avatar or another encoder"
         )
 
 

@@ -1,7 +1,7 @@
 """The autoencoder's loss: sharp reconstructions, and a weak pull of the latents towards a unit Gaussian.
 
-It has no adversarial and no pretrained part. Drawn images are flat areas and thin outlines, for which absolute errors of
-the image and of its finite differences at several scales measure most of what a perceptual network would.
+It has no adversarial and no pretrained part. Drawn images are flat areas and thin outlines, for which absolute errors
+of the image and of its finite differences at several scales measure most of what a perceptual network would.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class AuxiliaryLosses:
 
 
 def load_auxiliary(config: AuxiliaryConfig, expression_width: int) -> AuxiliaryLosses | None:
-    """The auxiliary losses of a configuration, with their encoders; None, without reading a file, if both weights are 0.
+    """The auxiliary losses of a configuration, with their encoders; None if both weights are 0, and no file is read.
 
     Args:
         config: weights, and weight files of the encoders.

@@ -1,9 +1,9 @@
 """The conditioning probe: how much the loss on held-out people grows with a wrong identity or expression.
 
 Adapters on diffusion transformers are known to learn to ignore their condition: the noisy image alone explains most of
-the velocity, and images of the right style come out whatever is asked for. The training loss does not show it. The probe
-computes the loss on people who are not trained on, once as it is, once with the references of another person, and once
-with another expression. A model that uses a condition gets worse with a wrong one; the difference is the gap.
+the velocity, and images of the right style come out whatever is asked for. The training loss does not show it. The
+probe computes the loss on people who are not trained on, once as it is, once with the references of another person,
+and once with another expression. A model that uses a condition gets worse with a wrong one; the difference is the gap.
 """
 
 from __future__ import annotations

@@ -44,9 +44,7 @@ def relative_gap(condition: str) -> str:
 
 def probe_rows(rows: Sequence[Row]) -> list[Row]:
     """The rows that hold measurements of the probe, in order; rows with a non-finite gap are left out."""
-    return [
-        row for row in rows if EVAL_LOSS in row and all(row[relative_gap(name)] is not None for name in CONDITIONS)
-    ]
+    return [row for row in rows if EVAL_LOSS in row and all(row[relative_gap(name)] is not None for name in CONDITIONS)]
 
 
 def ignored(rows: Sequence[Row], steps: int) -> list[str]:

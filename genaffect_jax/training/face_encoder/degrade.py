@@ -1,8 +1,8 @@
 """Degraded images of the same person with the same expression, made on the device.
 
-Encoders have to read samples of a denoiser, which are soft, speckled and a little displaced. No image is mirrored (left
-and right action units are different channels), turned (the head's roll is a channel) or recoloured (hair and skin belong
-to the person).
+Encoders have to read samples of a denoiser, which are soft, speckled and a little displaced. No image is mirrored
+(left and right action units are different channels), turned (the head's roll is a channel) or recoloured (hair and skin
+belong to the person).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def make_degrade(
 ) -> Callable[[Parameters, UInt8[Array, "B S S 3"], Key[Array, ""]], Float32[Array, "B S S 3"]]:
     """Builds `degrade(autoencoder_parameters, images, key)`: uint8 images to degraded ones in [-1, 1].
 
-    Every image is moved and scaled (edges are continued), blurred, tinted, made noisy and quantised by random amounts of
-    its own, up to those of `config`. Before that, a share `config.autoencoder_share` of the images, evenly spread,
+    Every image is moved and scaled (edges are continued), blurred, tinted, made noisy and quantised by random amounts
+    of its own, up to those of `config`. Before that, a share `config.autoencoder_share` of the images, evenly spread,
     passes through the autoencoder with noise on the latents. The side S must be a multiple of 8.
     """
 

@@ -91,8 +91,8 @@ def make_encoder_loss(
 ) -> Callable[[EncoderInTraining, Parameters, Batch, Key[Array, " G"]], Terms]:
     """Builds the loss `(model, frozen_components, batch, keys) -> Terms`.
 
-    The batch is that of `training.denoiser.batch`, with images and without `prompt` and `embedding`. An identity encoder
-    is trained on all images, an expression encoder on the targets, whose vectors the batch holds.
+    The batch is that of `training.denoiser.batch`, with images and without `prompt` and `embedding`. An identity
+    encoder is trained on all images, an expression encoder on the targets, whose vectors the batch holds.
 
     Args:
         config: target, margin and scale.
