@@ -31,7 +31,9 @@ class DistributedConfig:
 
     def __post_init__(self) -> None:
         given = (self.coordinator_address, self.num_processes, self.process_id)
-        missing = [n for n, v in zip(("coordinator_address", "num_processes", "process_id"), given, strict=True) if v is None]
+        missing = [
+            n for n, v in zip(("coordinator_address", "num_processes", "process_id"), given, strict=True) if v is None
+        ]
         require(
             len(missing) in (0, 3),
             f"distributed.{missing[0] if missing else ''}",
