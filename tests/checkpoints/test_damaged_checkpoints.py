@@ -10,6 +10,7 @@ from rich.console import Console
 from support.training_runs import Numbered, Small, assert_equal_ends, rows, task, with_train
 
 from genaffect_jax.checkpoints.manager import Checkpoints
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import MeshConfig
 from genaffect_jax.errors import CheckpointError
 from genaffect_jax.models.functional import Functional
@@ -22,7 +23,7 @@ def train(config, workdir: Path, steps: int, out: Path, network=Small) -> str:
     config = with_train(config, steps=steps, checkpoint_every=2, schedule="constant")
     small = task(config, Numbered(), network=network)
     with out.open("w") as file:
-        fit(small, config.train, make_mesh(MeshConfig()), workdir, Console(file=file, width=400))
+        fit(small, config.train, make_mesh(MeshConfig()), RunDir(workdir), Console(file=file, width=400))
     return out.read_text()
 
 

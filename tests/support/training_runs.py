@@ -15,9 +15,9 @@ from genaffect_jax.config import MeshConfig, to_json
 from genaffect_jax.models.functional import Functional
 from genaffect_jax.models.layers import Linear
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.training.loop import Task
 from genaffect_jax.training.optimizer import make_optimizer
 from genaffect_jax.training.state import abstract_state
+from genaffect_jax.training.task import Task
 
 QUIET = Console(file=open(os.devnull, "w"))  # noqa: SIM115 (lives as long as the tests)
 
