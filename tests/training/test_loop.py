@@ -22,6 +22,8 @@ from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.training.denoiser.task import train_denoiser
 from genaffect_jax.training.loop import fit, utilisation
+from genaffect_jax.training.optimizer import make_optimizer
+from genaffect_jax.training.state import abstract_state
 
 
 @pytest.fixture(scope="module")
