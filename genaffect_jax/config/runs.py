@@ -197,7 +197,7 @@ class TrainConfig:
             "checkpoint_every",
             "keep_checkpoints",
             "max_consecutive_skips",
-            "accumulate",
+            "gradient_accumulation_steps",
         ):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
         require(

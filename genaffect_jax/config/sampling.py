@@ -68,7 +68,13 @@ class SamplingConfig:
     if they fit into memory. The images are the same."""
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("seed", 0), ("consistency_start", 0), ("reuse", 1), ("chunk", 1)):
+        for name, low in (
+            ("steps", 1),
+            ("seed", 0),
+            ("consistency_start", 0),
+            ("block_cache_interval", 1),
+            ("chunk", 1),
+        ):
             require(getattr(self, name) >= low, name, getattr(self, name), f"must be at least {low}")
         for name in ("guidance", "guidance_identity", "guidance_expression"):
             value = getattr(self, name)

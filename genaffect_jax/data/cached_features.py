@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 from jaxtyping import Float16, Shaped, UInt8
 
 from genaffect_jax.data.sources.base import Example, Source
 from genaffect_jax.errors import DataError
+from genaffect_jax.io.atomic import new_file
 from genaffect_jax.io.progress import progress_bar
 
 # What can be kept of an image, by its number of dimensions: the autoencoder's latents [h, w, c], the face embedding
@@ -57,13 +57,8 @@ def write_features(
     if final.exists():
         _open(final, len(source.examples))
         return final
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f".{final.stem}-{uuid4().hex}.npy")
-    try:
+    with new_file(final) as partial:
         _encode_into(partial, source, encode, batch_size, workers)
-        os.replace(partial, final)
-    finally:
-        partial.unlink(missing_ok=True)  # Ctrl-C included: a partial file can be large
     return final
 
 

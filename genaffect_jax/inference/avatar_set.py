@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +15,7 @@ from genaffect_jax.errors import ConfigError, DataError
 from genaffect_jax.expressions.action_units import CHANNELS
 from genaffect_jax.expressions.grammar import Expression
 from genaffect_jax.io.animation import write_animation
+from genaffect_jax.io.atomic import new_folder
 from genaffect_jax.io.image_grid import contact_sheet, write_png
 from genaffect_jax.version import __version__
 
@@ -70,11 +69,9 @@ class AvatarSet:
         Raises:
             ConfigError: `folder` holds something that is not an avatar set.
         """
-        folder = Path(folder)
+        folder, note = Path(folder), self.note()
         check_output(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-            new, note = Path(scratch) / "new", self.note()
+        with new_folder(folder, replace=True) as new:
             references = [
                 f"reference{f'_{n + 1}' if len(self.references) > 1 else ''}.png" for n in range(len(self.references))
             ]
@@ -95,9 +92,6 @@ class AvatarSet:
             if animation is not None:
                 write_animation(list(self.images), new / f"morph.{animation}", "; ".join(note.values()))
             (new / SETTINGS_FILE).write_text(json.dumps(saved, indent=2) + "\n")
-            if folder.exists():
-                os.replace(folder, Path(scratch) / "old")
-            os.replace(new, folder)
 
     @classmethod
     def load(cls, folder: Path) -> AvatarSet:
@@ -132,9 +126,9 @@ class AvatarSet:
 def check_output(folder: Path) -> None:
     """Raises ConfigError unless `folder` is new, empty, or holds an earlier avatar set."""
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out {folder}: is a file; name a folder")
+        raise ConfigError("is a file; name a folder", field="out", found=folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / SETTINGS_FILE).exists():
-        raise ConfigError(f"--out {folder}: holds files that are no avatar set; name a new or empty folder")
+        raise ConfigError("holds files that are no avatar set; name a new or empty folder", field="out", found=folder)
 
 
 def _expression(record: dict[str, Any]) -> Expression:

@@ -186,9 +186,9 @@ def make_program(
         return to_uint8(decode(vae.unscaled(drawn))), carry
 
     if mesh is None:
-        return jax.jit(program, static_argnames="kind", compiler_options=compiler_options())
+        return jax.jit(program, static_argnames="spec", compiler_options=compiler_options())
 
-    @partial(jax.jit, static_argnames="kind", compiler_options=compiler_options())
+    @partial(jax.jit, static_argnames="spec", compiler_options=compiler_options())
     def spread(
         parameters: Parameters,
         frozen_components: Mapping[str, Any],

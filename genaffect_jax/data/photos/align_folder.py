@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 from genaffect_jax.data.photos.reader import AlignedPhoto
 from genaffect_jax.data.sources.layouts import METADATA, LabelledFile, Row, expression_in_name, list_folder
 from genaffect_jax.errors import ConfigError, DataError, require
+from genaffect_jax.io.atomic import new_folder
 from genaffect_jax.io.image_grid import write_png
 from genaffect_jax.io.progress import progress_bar
 
@@ -52,9 +51,9 @@ def align_folder(root: Path, out: Path, align: Callable[[Path, int], AlignedPhot
     """
     require(size >= 1, "size", size, "must be at least 1 pixel")
     if out.exists():
-        raise ConfigError(f"--out {out}: exists; name a new folder")
+        raise ConfigError("exists; name a new folder", field="out", found=out)
     if root.resolve() in out.resolve().parents:
-        raise ConfigError(f"--out {out}: lies in {root}, whose images it would become part of")
+        raise ConfigError(f"lies in {root}, whose images it would become part of", field="out", found=out)
     listing = list_folder(root)
     by_metadata = listing.layout in METADATA
     rejected = [*listing.rejected]
@@ -62,13 +61,7 @@ def align_folder(root: Path, out: Path, align: Callable[[Path, int], AlignedPhot
     labels: list[dict[str, str]] = []
     taken: set[str] = set()
     several = 0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch,
-        progress_bar("aligning photos", len(listing.labelled)) as step,
-    ):
-        new = Path(scratch) / "new"
-        new.mkdir()
+    with new_folder(out) as new, progress_bar("aligning photos", len(listing.labelled)) as step:
         for labelled in listing.labelled:
             step(1)
             try:
@@ -98,7 +91,6 @@ def align_folder(root: Path, out: Path, align: Callable[[Path, int], AlignedPhot
         _write_rows(new / REJECTED, [{"file": r.file, "reason": r.reason} for r in sorted(rejected, key=_file)])
         if by_metadata:
             _write_rows(new / METADATA[0], labels)
-        os.replace(new, out)
     return FolderReport(len(rows), len(rejected), several)
 
 

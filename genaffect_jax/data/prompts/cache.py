@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 from jaxtyping import Float
 
 from genaffect_jax.errors import DataError
 from genaffect_jax.io.array_file import read_arrays, write_arrays
+from genaffect_jax.io.atomic import write_atomically
 
 # Part of every key: raise it when the same files and text shall give other embeddings.
 _VERSION = 1
@@ -127,8 +126,5 @@ def digest_files(files: Mapping[str, Path], memory: Path, progress: Callable[[in
         digests[name] = known[key][2]
         progress(1)
     if changed:
-        memory.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}-{uuid4().hex}")
-        temporary.write_text(json.dumps(known, indent=1), "utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, json.dumps(known, indent=1))
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
