@@ -39,12 +39,14 @@ def run_onnx(path, batch):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A small IResNet as a state dict, as both kinds of ONNX file and as safetensors."""
+    """A small IResNet as both kinds of ONNX file and as state dicts in safetensors, one of a parallel training."""
     folder = tmp_path_factory.mktemp("arcface")
     state = random_state(**SMALL)
     write_onnx(state, folder / "folded.onnx", folded=True, side=32)
     write_onnx(state, folder / "unfolded.onnx", folded=False, side=32)
     save_file(state, folder / "state.safetensors")
+    counters = {"bn1.num_batches_tracked": np.array(5)}
+    save_file({f"module.{key}": v for key, v in {**state, **counters}.items()}, folder / "parallel.safetensors")
     return folder
 
 
@@ -65,7 +67,7 @@ def test_the_published_networks_equal_onnxruntime(config, folded, tmp_path):
     np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["folded.onnx", "unfolded.onnx", "state.safetensors"])
+@pytest.mark.parametrize("name", ["folded.onnx", "unfolded.onnx", "state.safetensors", "parallel.safetensors"])
 def test_every_form_of_a_file_gives_the_encoder_that_onnxruntime_runs(name, small, tmp_path):
     convert_arcface(small / name, tmp_path / "who.safetensors", name="who", licence="none given", crop=WHOLE)
     encoder = load_identity_encoder(str(tmp_path / "who.safetensors"))
