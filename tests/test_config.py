@@ -63,7 +63,6 @@ from genaffect_jax.errors import ConfigError
         ),
         (lambda: MeshConfig(data=0), "mesh.data=0"),
         (lambda: MeshConfig(tensor=0), "mesh.tensor=0"),
-        (lambda: MMDiTConfig(caption_projection_dim=7), "mmdit.caption_projection_dim=7"),
         (lambda: MMDiTConfig(dual_attention_layers=(9,)), "mmdit.dual_attention_layers=[9]"),
         (lambda: AutoencoderConfig(block_out_channels=(16, 30)), "autoencoder.block_out_channels=30"),
         (lambda: ModelConfig(autoencoder=AutoencoderConfig(latent_channels=4)), "mmdit.in_channels"),

@@ -94,11 +94,11 @@ def test_sharing_can_be_limited_to_layers_and_steps(floats):
         draw(pipeline, words, consistency_start=1),
         draw(pipeline, words, consistency_end=1),
     ]
-    programs = len(pipeline.drawer.compiled)
+    programs = len(pipeline.sampler.compiled)
     for limited in partial:
         assert min(difference(limited, everywhere), difference(limited, apart)) > 1e-4
     draw(pipeline, words, consistency_layers=(0,), consistency_start=1, consistency_end=2, steps=4)
-    assert len(pipeline.drawer.compiled) == programs
+    assert len(pipeline.sampler.compiled) == programs
 
 
 def test_which_tokens_are_shared_can_be_chosen(floats, tmp_path):
@@ -144,9 +144,9 @@ def test_shared_noise_starts_every_image_of_the_set_alike(floats):
 
 def test_memory_does_not_grow_with_the_set(pipeline):
     draw(pipeline, WORDS, kv_cache="never")
-    programs = len(pipeline.drawer.compiled)
+    programs = len(pipeline.sampler.compiled)
     draw(pipeline, "joy, anger, joy/*", kv_cache="never")
-    assert len(pipeline.drawer.compiled) == programs  # so no call has more images than before
+    assert len(pipeline.sampler.compiled) == programs  # so no call has more images than before
 
 
 def test_too_little_memory_is_one_error_that_names_the_settings(pipeline, monkeypatch):

@@ -43,13 +43,13 @@ def test_kernels_are_read_as_they_are_multiplied_and_draw_the_same(half_precisio
     assert pipeline.config.train.compute_dtype == "bfloat16"
     network = build_networks(pipeline.config.model, "bfloat16")[0]
     whole = Checkpoints(half_precision).averaged_parameters(network, make_mesh(MeshConfig(), jax.devices()[:1]))
-    read, cast_kernels = pipeline.drawer.parameters, network.cast_kernels(whole)
+    read, cast_kernels = pipeline.sampler.parameters, network.cast_kernels(whole)
     assert {x.dtype for x in read.values()} == {jnp.dtype("bfloat16"), jnp.dtype("float32")}
     for name, expected in cast_kernels.items():
         assert read[name].dtype == expected.dtype, name
         np.testing.assert_array_equal(read[name], expected, err_msg=name)
     unrounded = Pipeline.load(half_precision, devices=jax.devices()[:1])
-    unrounded.drawer.parameters = whole
+    unrounded.sampler.parameters = whole
     images, expected = (p("seed:3", "joy, fear", steps=2).images for p in (pipeline, unrounded))
     np.testing.assert_array_equal(images, expected)
 
@@ -170,7 +170,7 @@ def test_scales_intervals_guidance_and_the_number_of_references_share_one_progra
         )
 
     base = draw()
-    programs = len(pipeline.drawer.compiled)
+    programs = len(pipeline.sampler.compiled)
     # The noise levels of three steps are 1, 0.5005 and 0.001.
     without = draw(expression_scale=0.0)
     assert np.abs(without - base).max() > 1
@@ -191,7 +191,7 @@ def test_scales_intervals_guidance_and_the_number_of_references_share_one_progra
     assert (two != base).any()
     assert np.abs(two - draw(["seed:3", "seed:2"])).max() <= 1
     draw(["seed:2", pipeline.reference("seed:3"), "seed:4", "seed:5"])
-    assert len(pipeline.drawer.compiled) == programs
+    assert len(pipeline.sampler.compiled) == programs
 
 
 def test_each_guidance_scale_at_zero_takes_its_own_condition_away(pipeline):

@@ -1,4 +1,4 @@
-"""A drawn set: images of one identity, their expressions, what decided them, and the folder they are kept in."""
+"""`AvatarSet`: images of one identity with their expressions and settings, and their folder on disk."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ SETTINGS_FILE = "set.json"
 
 @dataclass(frozen=True)
 class AvatarSet:
-    """Images of one identity, made together.
+    """Images of one identity, sampled together.
 
     Attributes:
-        references: uint8 [R, S, S, 3], the images that gave the identity.
+        references: uint8 [R, S, S, 3], the images of the person.
         images: uint8 [E, S, S, 3], one per expression.
         expressions: names and vectors, in the order of `images`.
-        anchors: the expressions whose images all others looked at; empty if every image was drawn by itself.
-        settings: everything else that decided the images: model, seed, identity, steps, guidance, versions.
+        anchors: the expressions of the anchors; empty if every image was sampled by itself.
+        settings: all other data that decided the images: model, seed, identity, steps, guidance, versions.
     """
 
     references: UInt8[np.ndarray, "R S S 3"]
@@ -54,20 +54,20 @@ class AvatarSet:
         )
 
     def note(self) -> dict[str, str]:
-        """What image files say of themselves: that they are generated, by which model and seed."""
+        """Text entries of the image files: they are generated images, by which model and with which seed."""
         return {
             "Software": f"genaffect_jax {__version__}",
             "Comment": "generated image; model {model}, seed {seed}".format(**self.settings),
         }
 
     def save(self, folder: Path, animation: Literal["gif", "webp"] | None = None) -> None:
-        """Writes `sheet.png`, `NN_<expression>.png`, `reference.png` and `set.json`; all of it or nothing.
+        """Writes `sheet.png`, `NN_<expression>.png`, `reference.png` and `set.json`, all files or none.
 
-        Several references are `reference_1.png`, `reference_2.png` and so on. An earlier set in `folder` is replaced.
-        With `animation`, `morph.gif` or `morph.webp` shows the images in their order.
+        Several references are named `reference_1.png`, `reference_2.png` and so on. An earlier set in `folder` is
+        replaced. With `animation`, `morph.gif` or `morph.webp` shows the images in their order.
 
         Raises:
-            ConfigError: `folder` holds something that is not an avatar set.
+            ConfigError: `folder` holds files that are not an avatar set.
         """
         folder, note = Path(folder), self.note()
         check_output(folder)
@@ -98,7 +98,7 @@ class AvatarSet:
         """Reads a set that `save` wrote.
 
         Raises:
-            DataError: the folder holds no set, or a damaged one.
+            DataError: the folder holds no set, or it is damaged.
         """
         folder = Path(folder)
         try:

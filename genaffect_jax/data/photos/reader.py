@@ -73,8 +73,8 @@ class PhotoAligner:
         height, width = photo.shape[:2]
         if not faces:
             raise DataError(
-                f"no face found in {width} x {height} pixels (drawn characters and other images that a detector of "
-                "photos does not know: --align none)"
+                f"no face found in {width} x {height} pixels (for drawn characters and other images that a photo "
+                "detector does not know, set align to 'none')"
             )
         if index >= len(faces):
             listed = "; ".join(f"{i}: {face}" for i, face in enumerate(faces[:_LISTED]))
@@ -108,16 +108,16 @@ class PhotoReader:
             ConfigError: the models are missing or not needed, or as `PhotoAligner`.
         """
         if align == "none":
-            require(models is None, "--face_models", models, "not used with --align none; leave it out")
-            require(face_index == 0, "--face_index", face_index, "needs --align face")
+            require(models is None, "face_models", models, "is not used if align is 'none'; leave it out")
+            require(face_index == 0, "face_index", face_index, "needs align 'face'")
             self._aligner = None
         else:
             require(
                 models is not None,
-                "--face_models",
+                "face_models",
                 models,
-                "--align face needs the folder of an insightface "
-                "model pack (with .onnx files); images that are aligned already: --align none",
+                "align 'face' needs the folder of an insightface model pack (with .onnx files); for images that are "
+                "aligned already, set align to 'none'",
             )
             assert models is not None
             self._aligner = PhotoAligner(models, face_index)
