@@ -58,8 +58,8 @@ def settings_of(steps: int, layers: int) -> dict[str, dict[str, Any]]:
         "0.5, expression guided 2.5": {**HALF, "guidance_expression": 2.5},
         "0.5, one noise, expression guided 2.5": {**HALF, **SHARED_NOISE, "guidance_expression": 2.5},
         "0, expression guided 1": {"consistency": 0.0, "guidance_expression": 1.0},
-        "0, reuse 2": {"consistency": 0.0, "reuse": 2},
-        "0, reuse 3": {"consistency": 0.0, "reuse": 3},
+        "0, block cache 2": {"consistency": 0.0, "block_cache_interval": 2},
+        "0, block cache 3": {"consistency": 0.0, "block_cache_interval": 3},
         "0, half the steps": {"consistency": 0.0, "steps": max(1, half)},
     }
 
@@ -138,7 +138,7 @@ def table(report: dict[str, dict[str, float]]) -> str:
     for name, row in report.items():
         lines.append(
             f"| {name} | {row['identity_cosine']:.3f} | {row['set_cosine']:.3f} | {row['expression_error']:.4f} "
-            f"| {row['unrest']:.2f} | {row['change']:.2f} |"
+            f"| {row['background_variation']:.2f} | {row['change']:.2f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -162,7 +162,7 @@ def measure(
         "images": size,
         "steps": settings.steps,
         "pixels": config.image_size,
-        "bank": settings.kv_cache,
+        "kv_cache": settings.kv_cache,
         "bank_kept": any(spec.pool == "given" for spec, *_ in programs.used),
         "seconds": round(seconds, 3),
         "seconds_a_image": round(seconds / size, 3),
@@ -184,7 +184,7 @@ def plot(results: Path, file: Path) -> None:
     runs: dict[tuple[int, int, str], dict[int, dict[str, Any]]] = {}
     for row in map(json.loads, results.read_text().splitlines()):
         if "images" in row:  # a size that was measured again replaces what was measured before
-            runs.setdefault((row["pixels"], row["steps"], row["bank"]), {})[row["images"]] = row
+            runs.setdefault((row["pixels"], row["steps"], row["kv_cache"]), {})[row["images"]] = row
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     time_axes, memory_axes = figure.subplots(1, 2)
     ends: dict[Axes, list[tuple[float, float, str, str]]] = {time_axes: [], memory_axes: []}
@@ -307,12 +307,12 @@ def main(
         {
             "device": jax.devices()[0].device_kind,
             "jax": jax.__version__,
-            "bank": kv_cache,
+            "kv_cache": kv_cache,
             "consistency": consistency,
             "anchors": anchors,
             "chunk": chunk,
             "references": references,
-            "reuse": block_cache_interval,
+            "block_cache_interval": block_cache_interval,
             "max_free": max_free,
             "layers": config.mmdit.num_layers,
             "width": config.mmdit.width,

@@ -21,7 +21,7 @@ from genaffect_jax.training.optimizer import make_optimizer
 from genaffect_jax.training.state import abstract_state
 from genaffect_jax.training.trainable import freeze
 
-COLUMNS = ("trains", "base", "factors", "average", "moments", "gradients", "merging", "all")
+COLUMNS = ("trainable", "base", "factors", "average", "moments", "gradients", "merging", "all")
 
 
 def main(config: Path = Path("configs/sd35_medium.py"), rank: int = 16) -> None:
@@ -42,7 +42,7 @@ def main(config: Path = Path("configs/sd35_medium.py"), rank: int = 16) -> None:
         model = dataclasses.replace(run.model, lora=dataclasses.replace(run.model.lora, rank=lora))
         row = count(dataclasses.replace(run, model=model, train=dataclasses.replace(run.train, trainable=(trainable,))))
         print(
-            f"| {name} | {row['trains'] / 1e6:.1f} M | " + " | ".join(f"{row[c] / 1e9:.2f}" for c in COLUMNS[1:]) + " |"
+            f"| {name} | {row['trainable'] / 1e6:.1f} M | " + " | ".join(f"{row[c] / 1e9:.2f}" for c in COLUMNS[1:]) + " |"
         )
 
 
@@ -54,7 +54,7 @@ def count(run: DenoiserRun) -> dict[str, int]:
     factors = size({name: state.parameters[name] for name in network.added})
     targets = network.targets if isinstance(network, LoraNetwork) else ()
     row = {
-        "trains": network.trainable_size,
+        "trainable": network.trainable_size,
         "base": size(state.parameters) + size(state.frozen_params) - factors,
         "factors": factors,
         "average": size(state.ema),
@@ -62,7 +62,7 @@ def count(run: DenoiserRun) -> dict[str, int]:
         "gradients": size(state.parameters),
         "merging": 2 * size({name: network.shapes[name] for name in targets}),
     }
-    return {**row, "all": sum(row.values()) - row["trains"]}
+    return {**row, "all": sum(row.values()) - row["trainable"]}
 
 
 def size(tree: Any) -> int:

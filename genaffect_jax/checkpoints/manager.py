@@ -76,7 +76,7 @@ class Checkpoints:
         keep_best: number of checkpoints with the lowest values that stay beside them.
         """
         self.folder = (workdir / "checkpoints").resolve()
-        self.frozen_folder = (workdir / "fixed").resolve()
+        self.frozen_folder = (workdir / "frozen_params").resolve()
         self.damaged_folder = (workdir / "damaged").resolve()
         self._warn = warn
         self._unreadable: set[int] = set()

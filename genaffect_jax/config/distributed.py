@@ -37,7 +37,7 @@ class DistributedConfig:
             len(missing) in (0, 3),
             f"distributed.{missing[0] if missing else ''}",
             None,
-            f"{', '.join(names)} must be given together or not at all",
+            "coordinator_address, num_processes and process_id are given together or not at all",
         )
         if self.coordinator_address is not None and self.num_processes is not None and self.process_id is not None:
             host, _, port = self.coordinator_address.rpartition(":")
@@ -58,7 +58,7 @@ class DistributedConfig:
                 self.cluster in ("auto", "none"),
                 "distributed.cluster",
                 self.cluster,
-                f"cannot be combined with {', '.join(names)}",
+                "cannot be combined with coordinator_address, num_processes and process_id",
             )
         for name in ("join_timeout", "heartbeat_timeout"):
             require(getattr(self, name) >= 1, f"distributed.{name}", getattr(self, name), "must be at least 1")

@@ -59,7 +59,7 @@ def make_loader(
         seed: at least 0.
         workers: worker processes of this process; 0 loads in this process, when a batch is asked for.
         share: which share of every batch this process reads.
-        shares: number of shares.
+        num_shards: number of shards.
         prompts: a number for each image of the source, the row of its prompt; batches then hold `prompt`.
 
     Returns:
@@ -71,9 +71,9 @@ def make_loader(
             entry per image.
     """
     if batch_size < 1 or num_shards < 1 or batch_size % num_shards:
-        raise ValueError(f"batch_size={batch_size}: must be a positive multiple of shares={num_shards}")
+        raise ValueError(f"batch_size={batch_size}: must be a positive multiple of num_shards={num_shards}")
     if not 0 <= shard_index < num_shards:
-        raise ValueError(f"share={shard_index}: must lie in 0..{num_shards - 1}")
+        raise ValueError(f"shard_index={shard_index}: must lie in 0..{num_shards - 1}")
     if workers < 0:
         raise ValueError(f"workers={workers}: must be at least 0")
     if prompts is not None and len(prompts) != len(source.examples):

@@ -63,7 +63,7 @@ class Expression:
             its range.
         provenance: `"published"` or `"derived"` (one word, at any weight; see `Word.provenance`), `"neutral"`,
             `"exemplar"` (one image, at any weight), `"channels"` (settings only) or `"blend"` (anything put
-            together). Where the vectors are an encoder's, one word is `"bank"`.
+            together). Where the vectors are an encoder's, one word is `"prototype"`.
         word: the one word (or `"neutral"`) that the face shows, at whatever weight, beside gaze and head; None for
             blends, images, action units and a weight of 0.
         weight: the weight of `word`; 1 if that is None.
@@ -338,7 +338,7 @@ def _build(faces: Sequence[tuple[_Face, float]], settings: dict[str, float], spa
     elif isinstance(first[0], _Image):
         provenance = "exemplar"
     elif not isinstance(space, UnitSpace):
-        provenance = "bank"
+        provenance = "prototype"
     else:
         provenance = "neutral" if first[0] == "neutral" else vocabulary()[first[0]].provenance
     if first and len(faces) == 1 and settings.keys() <= set(DEGREES):

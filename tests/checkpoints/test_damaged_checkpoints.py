@@ -1,0 +1,133 @@
+"""A damaged newest checkpoint costs the steps since the one before, and nothing else."""
+
+import dataclasses
+import shutil
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+from support.training_runs import Numbered, final_state, rows, task, with_train
+
+from genaffect_jax.checkpoints.manager import Checkpoints
+from genaffect_jax.config import MeshConfig
+from genaffect_jax.errors import CheckpointError
+from genaffect_jax.models.build import build_networks
+from genaffect_jax.parallel.mesh import make_mesh
+from genaffect_jax.training.loop import fit
+
+
+def train(config, workdir: Path, steps: int, out: Path) -> str:
+    """Trains up to a step with a checkpoint every second one, and gives what was printed."""
+    config = with_train(config, steps=steps, checkpoint_every=2, schedule="constant")
+    with out.open("w") as file:
+        fit(task(config, Numbered()), config.train, make_mesh(MeshConfig()), workdir, Console(file=file, width=400))
+    return out.read_text()
+
+
+def data_files(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("d/*") if file.is_file()]
+
+
+def cut_off(folder: Path) -> None:
+    # All files, and most of each: some of it is what was replaced later, and nobody reads that.
+    for file in data_files(folder):
+        with file.open("r+b") as stream:
+            stream.truncate(file.stat().st_size // 10)
+
+
+def cut_off_the_arrays(folder: Path) -> None:
+    # What lists them, in `parameters/d`, stays whole: then orbax raises no more than an `Exception`.
+    for process in (folder / "parameters").glob("ocdbt.process_*"):
+        cut_off(process)
+
+
+def lose_a_shard(folder: Path) -> None:
+    for file in data_files(folder / "parameters"):
+        file.unlink()
+
+
+def lose_an_item(folder: Path) -> None:
+    shutil.rmtree(folder / "optimizer")
+
+
+def empty_the_position(folder: Path) -> None:
+    for file in (folder / "position").rglob("*"):
+        if file.is_file():
+            file.write_text("")
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_config, tmp_path_factory):
+    """A run of four steps, whose checkpoints are those of step 2 and 4, and the same run to step 6 undisturbed."""
+    folder = tmp_path_factory.mktemp("saved")
+    train(tiny_config, folder / "four", 4, folder / "out")
+    shutil.copytree(folder / "four", folder / "six")
+    train(tiny_config, folder / "six", 6, folder / "out")
+    return folder
+
+
+@pytest.mark.parametrize("damage", [cut_off, cut_off_the_arrays, lose_a_shard, lose_an_item, empty_the_position])
+def test_training_goes_back_one_checkpoint_and_ends_where_it_would_have(tiny_config, saved, tmp_path, damage) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(saved / "four", workdir)
+    damage(workdir / "checkpoints" / "4")
+    said = train(tiny_config, workdir, 6, tmp_path / "out")
+    assert "checkpoints/4 is damaged" in said
+    assert "going back to step 2" in said
+    assert "continuing at step 2 of 6" in said
+    assert [d.name for d in (workdir / "damaged").iterdir()] == ["4"]
+    config = with_train(tiny_config, steps=6, schedule="constant")
+    expected, found = (final_state(config, w) for w in (saved / "six", workdir))
+    assert found[1] == expected[1]
+    for a, b in zip(jax.tree.leaves(expected[0]), jax.tree.leaves(found[0]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    steps = [row["step"] for row in rows(workdir)]
+    assert steps == sorted(set(steps))
+
+
+def test_sampling_goes_back_too_and_moves_nothing(tiny_config, saved, tmp_path) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(saved / "four", workdir)
+    cut_off(workdir / "checkpoints" / "4" / "ema")
+    checkpoints = Checkpoints(workdir)
+    denoiser = build_networks(tiny_config.model)[0]
+    with pytest.warns(UserWarning, match=r"checkpoints/4 is damaged .*going back to step 2"):
+        found = checkpoints.averaged_parameters(denoiser, make_mesh(MeshConfig()))
+    assert checkpoints.latest_step() == 2
+    assert (workdir / "checkpoints" / "4").is_dir()
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    expected = Checkpoints(workdir).averaged_parameters(denoiser, make_mesh(MeshConfig()))
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_a_half_written_checkpoint_is_not_there(tiny_config, saved, tmp_path) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(saved / "four", workdir)
+    (workdir / "checkpoints" / "4").rename(workdir / "checkpoints" / "4.orbax-checkpoint-tmp")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Checkpoints(workdir).latest_step() == 2
+
+
+def test_if_all_are_damaged_nothing_is_moved_and_the_newest_is_named(tiny_config, saved, tmp_path) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(saved / "four", workdir)
+    for step in (2, 4):
+        cut_off(workdir / "checkpoints" / str(step))
+    with pytest.raises(CheckpointError, match=r"checkpoints/4: does not fit this configuration, or is damaged"):
+        train(tiny_config, workdir, 6, tmp_path / "out")
+    assert sorted(d.name for d in (workdir / "checkpoints").iterdir()) == ["2", "4"]
+
+
+def test_another_model_is_an_error_and_no_damage(tiny_config, saved, tmp_path) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(saved / "four", workdir)
+    network = dataclasses.replace(tiny_config.model.mmdit, num_layers=3)
+    other = dataclasses.replace(tiny_config, model=dataclasses.replace(tiny_config.model, mmdit=network))
+    with pytest.raises(CheckpointError, match=r"checkpoints/4: does not fit this configuration"):
+        train(other, workdir, 6, tmp_path / "out")
+    assert not (workdir / "damaged").exists()

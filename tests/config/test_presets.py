@@ -1,0 +1,40 @@
+"""The presets of the default model fit together and have the sizes they were planned with."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from genaffect_jax.checkpoints.components import claim_encoders
+from genaffect_jax.config import AutoencoderRun, DenoiserRun
+from genaffect_jax.models.build import build_networks
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def preset(name: str) -> DenoiserRun | AutoencoderRun:
+    return runpy.run_path(str(CONFIGS / f"{name}.py"))["config"]()
+
+
+def test_avatar_s_reads_the_autoencoder_that_its_own_preset_trains(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no weights here yet, as on a new machine
+    denoiser, autoencoder = preset("avatar_s"), preset("autoencoder_s")
+    assert denoiser.model.autoencoder == autoencoder.autoencoder
+    assert denoiser.model.image_size == denoiser.data.image_size == autoencoder.data.image_size == 256
+    assert denoiser.train.compute_dtype == autoencoder.train.compute_dtype == "bfloat16"
+
+
+def test_avatar_s_is_conditioned_on_the_encoders_in_the_package(tmp_path):
+    model = preset("avatar_s").model
+    encoders = claim_encoders(model, tmp_path)
+    assert (encoders.identity.name, encoders.expression.name) == ("identity_avatar", "expression_avatar")
+    assert model.conditioning.expression_space == "units"  # exemplars are read, words are drawn from their units
+
+
+def test_avatar_s_has_the_planned_sizes():
+    model = preset("avatar_s").model
+    denoiser, autoencoder = build_networks(model)
+    assert denoiser.size / 1e6 == pytest.approx(50.8, abs=0.1)
+    assert autoencoder.size / 1e6 == pytest.approx(5.3, abs=0.1)
+    assert (model.mmdit.sample_size // model.mmdit.patch_size) ** 2 == 256
+    assert (256 + model.mmdit.register_tokens) % 8 == 0

@@ -1,0 +1,211 @@
+"""Training that starts from released weights, here random ones in diffusers' folder layout."""
+
+import dataclasses
+import io
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from genaffect_jax.checkpoints.manager import Checkpoints
+from genaffect_jax.config import (
+    AutoencoderConfig,
+    ConditioningConfig,
+    DataConfig,
+    DenoiserRun,
+    MeshConfig,
+    MMDiTConfig,
+    ModelConfig,
+    TextConfig,
+    TrainConfig,
+)
+from genaffect_jax.data.prompts.table import PromptTable
+from genaffect_jax.data.prompts.templates import all_prompts
+from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.interop.diffusers.weights import TRANSFORMER, read_transformer, write_autoencoder, write_transformer
+from genaffect_jax.io.weight_file import load_weights
+from genaffect_jax.models.build import build_networks
+from genaffect_jax.models.functional import Functional
+from genaffect_jax.parallel.mesh import make_mesh
+from genaffect_jax.pipeline import Pipeline
+from genaffect_jax.training.denoiser.pretrained import initial_parameters, place_autoencoder
+from genaffect_jax.training.denoiser.task import train_denoiser
+from genaffect_jax.training.optimizer import make_optimizer
+from genaffect_jax.training.state import create_state
+
+# The released position table is of 16 x 16 latents; the fine-tuned model draws smaller images with its centre.
+RELEASED = MMDiTConfig(
+    sample_size=16,
+    in_channels=4,
+    num_layers=2,
+    attention_head_dim=8,
+    num_attention_heads=2,
+    joint_attention_dim=12,
+    pooled_projection_dim=8,
+    pos_embed_max_size=12,
+    dual_attention_layers=(0,),
+    register_tokens=0,
+)
+AUTOENCODER = AutoencoderConfig(latent_channels=4, block_out_channels=(8, 8, 16), norm_num_groups=4, scaling_factor=1.5)
+
+
+def random_parameters(network: Functional, seed: int) -> dict[str, jax.Array]:
+    """No bias is zero, no norm is one."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: jnp.asarray(rng.standard_normal(s.shape) * 0.2 + name.endswith("scale"), s.dtype)
+        for name, s in network.shapes.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def pipeline_folder(tmp_path_factory) -> Path:
+    """A transformer and an autoencoder as they lie in a diffusers pipeline."""
+    folder = tmp_path_factory.mktemp("released")
+    write_transformer(RELEASED, random_parameters(TRANSFORMER.network(RELEASED), 0), folder / "transformer")
+    network = build_networks(ModelConfig(mmdit=RELEASED, autoencoder=AUTOENCODER))[1]
+    write_autoencoder(AUTOENCODER, random_parameters(network, 1), folder / "vae")
+    (folder / "model_index.json").write_text("{}")
+    return folder
+
+
+def model(folder: Path, **changes) -> ModelConfig:
+    return ModelConfig(
+        mmdit=dataclasses.replace(RELEASED, sample_size=8, scan_layers=False, **changes),
+        autoencoder=AUTOENCODER,
+        conditioning=ConditioningConfig(expression_tokens=2, identity_layers=1),
+        transformer_weights=str(folder),
+        autoencoder_weights=str(folder),
+    )
+
+
+@pytest.fixture(scope="module")
+def state(pipeline_folder):
+    config, mesh = model(pipeline_folder), make_mesh(MeshConfig(fsdp=4))
+    denoiser = build_networks(config)[0]
+    return create_state(denoiser, make_optimizer(TrainConfig()), mesh, 0, initial_parameters(config, mesh))
+
+
+def test_parameters_and_average_start_as_the_released_weights_and_lie_cut_over_the_devices(state, pipeline_folder):
+    released = read_transformer(pipeline_folder)[1]
+    for name, value in released.items():
+        for found in ({**state.parameters, **state.frozen_params}, state.averaged):
+            np.testing.assert_array_equal(found[f"mmdit.{name}"], value)
+    kernel = state.parameters["mmdit.segments.0.layers.image_mlp.up.kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4
+
+
+def test_branch_keys_are_copies_of_the_released_queries_and_branch_values_are_zero(state):
+    layers = 0
+    for segment in range(2):
+        prefix = f"mmdit.segments.{segment}.layers"
+        queries = state.parameters[f"{prefix}.image_qkv.query.kernel"]
+        layers += len(queries)
+        for branch in ("identity", "expression"):
+            np.testing.assert_array_equal(state.parameters[f"{prefix}.{branch}.key.kernel"], queries)
+            assert not np.any(state.parameters[f"{prefix}.{branch}.value.kernel"])
+    assert layers == RELEASED.num_layers
+
+
+def test_the_first_forward_is_the_released_models(state, pipeline_folder):
+    config = model(pipeline_folder)
+    rng = np.random.default_rng(2)
+    latents, reference = (rng.standard_normal((1, n, 8, 8, 4), np.float32) for n in (2, 1))
+    text, pooled = rng.standard_normal((1, 2, 5, 12), np.float32), rng.standard_normal((1, 2, 8), np.float32)
+    expression, sigma = rng.random((1, 2, 40), np.float32), np.full((1, 2), 0.7, np.float32)
+    denoiser, released = build_networks(config)[0], TRANSFORMER.network(RELEASED)
+
+    @jax.jit
+    def both(generator_parameters, released_parameters):
+        fine_tuned, plain = denoiser.merge(generator_parameters), released.merge(released_parameters)
+        conditions = fine_tuned.encode_conditions(
+            reference, jnp.ones((1, 1), bool), expression, text=text, pooled=pooled
+        )
+        return (
+            fine_tuned(latents, sigma, conditions),
+            plain(latents, sigma, plain.project_conditions(text=text, pooled=pooled)),
+        )
+
+    found, expected = both(jax.device_get(state.averaged), jax.device_get(read_transformer(pipeline_folder)[1]))
+    assert float(jnp.std(expected)) > 0.1
+    np.testing.assert_allclose(found, expected, atol=1e-6 * float(jnp.abs(expected).max()))
+
+
+def test_weights_of_another_network_are_refused_with_every_difference(pipeline_folder):
+    config = model(pipeline_folder, num_layers=1, dual_attention_layers=())
+    with pytest.raises(WeightsError, match="weights of another network") as error:
+        initial_parameters(config, make_mesh(MeshConfig()))
+    assert "num_layers is 2 there, model.mmdit.num_layers=1" in str(error.value)
+    assert "dual_attention_layers is (0,) there, model.mmdit.dual_attention_layers=()" in str(error.value)
+    assert "sample_size" not in str(error.value)
+
+
+def test_a_missing_folder_and_a_needless_one_are_named(pipeline_folder, tmp_path):
+    with pytest.raises(WeightsError, match="nowhere: no such folder"):
+        initial_parameters(model(tmp_path / "nowhere"), make_mesh(MeshConfig()))
+    with pytest.raises(ConfigError, match="prediction=x0: must be velocity"):
+        dataclasses.replace(model(pipeline_folder), prediction="x0")
+
+
+def test_given_parameters_that_do_not_fit_are_named(pipeline_folder):
+    config, mesh = model(pipeline_folder), make_mesh(MeshConfig())
+    given = {"mmdit.out.bias": jnp.zeros(3), "mmdit.nothing": jnp.zeros(1)}
+    with pytest.raises(ValueError, match=r"mmdit\.out\.bias float32\[3\], mmdit\.nothing float32\[1\]"):
+        create_state(build_networks(config)[0], make_optimizer(TrainConfig()), mesh, 0, given)
+
+
+@pytest.mark.parametrize("part", ["", "vae"])
+def test_an_autoencoder_folder_becomes_a_weight_file_of_this_package(pipeline_folder, tmp_path, part):
+    path, source = tmp_path / "autoencoder.safetensors", str(pipeline_folder / part)
+    place_autoencoder(AUTOENCODER, source, path)
+    network = build_networks(model(pipeline_folder))[1]
+    found, expected = load_weights(network, path, AUTOENCODER), random_parameters(network, 1)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+    with pytest.raises(WeightsError, match=r"scaling_factor is 1\.5 there, model\.autoencoder\.scaling_factor=2\.0"):
+        place_autoencoder(dataclasses.replace(AUTOENCODER, scaling_factor=2.0), source, path)
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_starts_at_the_released_weights_continues_without_their_folder_and_samples(
+    pipeline_folder, tmp_path
+):
+    folder, workdir = tmp_path / "released", tmp_path / "run"
+    shutil.copytree(pipeline_folder, folder)
+    single = dataclasses.replace(RELEASED, num_layers=1)  # one kind of block compiles in half the time
+    write_transformer(single, random_parameters(TRANSFORMER.network(single), 0), folder / "transformer")
+    rng, prompts = np.random.default_rng(3), all_prompts(TextConfig())
+    tokens, pooled = rng.standard_normal((len(prompts), 5, 12), np.float32), rng.random((len(prompts), 8), np.float32)
+    table = tmp_path / "prompts.safetensors"
+    PromptTable(prompts, tokens, pooled, TextConfig().template, "random", 77).write(table)
+    config = DenoiserRun(
+        data=DataConfig(
+            image_size=32, identities=6, expressions_per_identity=4, expressions_per_set=2, holdout=0.2, workers=0
+        ),
+        text=TextConfig(embeddings=table),
+        model=model(folder, num_layers=1),
+        train=TrainConfig(steps=2, batch_size=8, learning_rate=1e-3, warmup_steps=0, schedule="constant", log_every=1),
+    )
+    console = Console(file=io.StringIO())
+    assert train_denoiser(config, workdir, console)
+    released = read_transformer(folder)[1]
+    found = Checkpoints(workdir).averaged_parameters(build_networks(config.model)[0], make_mesh(MeshConfig()))
+    np.testing.assert_array_equal(found["mmdit.position_table"], released["position_table"])
+    moved = jnp.abs(
+        found["mmdit.segments.0.layers.image_qkv.query.kernel"] - released["segments.0.layers.image_qkv.query.kernel"]
+    )
+    assert 0 < float(moved.max()) < 3e-3  # AdamW moves a parameter by about the rate in each step
+
+    shutil.rmtree(folder)
+    table.unlink()
+    assert train_denoiser(
+        dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3)), workdir, console
+    )
+    avatars = Pipeline.load(workdir)("seed:3", "joy, fear", steps=1)
+    assert avatars.images.shape == (2, 32, 32, 3)
+    assert (avatars.images[0] != avatars.images[1]).any()

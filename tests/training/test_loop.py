@@ -1,0 +1,206 @@
+"""The loop: exact resume, Ctrl-C, logs, and a run folder that protects its run."""
+
+import dataclasses
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+from support.training_runs import QUIET, Interrupting, Numbered, final_state, rows, task, with_train
+
+from genaffect_jax.checkpoints.manager import Checkpoints
+from genaffect_jax.checkpoints.run_dir import claim_workdir
+from genaffect_jax.config import DenoiserRun, MeshConfig, from_json
+from genaffect_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
+from genaffect_jax.models.build import build_networks
+from genaffect_jax.parallel.mesh import make_mesh
+from genaffect_jax.training.denoiser.task import train_denoiser
+from genaffect_jax.training.loop import fit, utilisation
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["cached latents", "images"])
+def test_a_stopped_and_continued_run_equals_an_uninterrupted_one(tiny_config, tmp_path, cached):
+    config = with_train(tiny_config, schedule="constant")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache_latents=cached))
+    assert train_denoiser(with_train(config, steps=4), tmp_path / "whole", QUIET)
+    assert train_denoiser(with_train(config, steps=2), tmp_path / "parts", QUIET)
+    assert train_denoiser(with_train(config, steps=4), tmp_path / "parts", QUIET)
+    whole, whole_position = final_state(config, tmp_path / "whole")
+    parts, parts_position = final_state(config, tmp_path / "parts")
+    assert int(parts.step) == 4
+    assert parts_position == whole_position
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # The first step of a process is its compilation: it is not logged, so each part starts one row later.
+    losses = {row["step"]: row["loss"] for row in rows(tmp_path / "whole")}
+    for row in rows(tmp_path / "parts"):
+        assert row["loss"] == losses[row["step"]]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_leaves_a_checkpoint_that_continues(tiny_config, tmp_path, number):
+    mesh = make_mesh(MeshConfig())
+    config = with_train(tiny_config, steps=6)
+    before = signal.getsignal(number)
+    assert not fit(task(config, Interrupting(number)), config.train, mesh, tmp_path, QUIET)
+    assert signal.getsignal(number) == before
+    state, position = final_state(config, tmp_path)
+    assert (int(state.step), position) == (3, {"fetched": 3})
+
+    batches = Interrupting(number)
+    assert fit(task(config, batches), config.train, mesh, tmp_path, QUIET)
+    assert batches.fetched == 6
+    assert Checkpoints(tmp_path).latest_step() == 6
+    steps = [row["step"] for row in rows(tmp_path)]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 6
+
+
+def broken_at(steps):
+    """A loss that is not finite in some steps, which it knows by the number in the batch."""
+
+    def loss(model, frozen_components, batch, key):
+        bad = jax.numpy.isin(batch["target"].ravel()[0], jax.numpy.array(steps, float))
+        value = jax.numpy.sum(model.mmdit.out.kernel[...] ** 2 + model.mmdit.out.kernel[...])
+        return {"loss": (jax.numpy.where(bad, jax.numpy.nan, 1.0) * value, jax.numpy.ones(()))}
+
+    return loss
+
+
+def test_many_steps_in_a_row_that_are_not_finite_end_the_run_with_advice(tiny_config, tmp_path):
+    config = with_train(tiny_config, steps=9, log_every=2, max_consecutive_skips=4)
+    broken = task(config, Numbered(), broken_at([2, 4, 5, 6, 7]))
+    with pytest.raises(
+        TrainingError,
+        match=r"step 7: loss nan, gradient norm nan, for 4 steps in a row; they changed "
+        r"nothing\. Lower train\.learning_rate",
+    ):
+        fit(broken, config.train, make_mesh(MeshConfig()), tmp_path, QUIET)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tiny_config, tmp_path):
+    config = with_train(tiny_config, steps=6, log_every=2, max_consecutive_skips=3, warmup_steps=0, schedule="constant")
+    numbers = {"all": [], "some": [3, 4]}
+    for name, bad in numbers.items():
+        folder = tmp_path / name
+        fit(task(config, Numbered(), broken_at(bad)), config.train, make_mesh(MeshConfig()), folder, QUIET)
+    logged = {row["step"]: row for row in rows(tmp_path / "some")}
+    assert [logged[step].get("skipped_steps") for step in (2, 4, 6)] == [None, 2.0, None]
+    assert logged[4]["loss"] is None
+    # Four good steps of six are the first four steps of a run without bad ones.
+    short = with_train(config, steps=4)
+    fit(task(short, Numbered(), broken_at([])), short.train, make_mesh(MeshConfig()), tmp_path / "short", QUIET)
+    expected, found = (final_state(c, tmp_path / n)[0] for c, n in ((short, "short"), (config, "some")))
+    assert (int(expected.step), int(found.step)) == (4, 6)
+    for name, value in expected.parameters.items():
+        np.testing.assert_array_equal(found.parameters[name], value)
+    for before, after in zip(jax.tree.leaves(expected.optimizer), jax.tree.leaves(found.optimizer), strict=True):
+        np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize(("at", "steps", "traced"), [(3, 6, "steps 3 to 5"), (5, 6, None), (0, 3, None)])
+def test_a_few_steps_are_profiled_on_request_and_change_nothing(tiny_config, tmp_path, at, steps, traced):
+    config = with_train(tiny_config, steps=steps, profile_at=at)
+    with (tmp_path / "out").open("w") as file:
+        console = Console(file=file, width=400)
+        fit(task(config, Numbered()), config.train, make_mesh(MeshConfig()), tmp_path / "run", console)
+    said = (tmp_path / "out").read_text()
+    assert ("profile of" in said) == (traced is not None)
+    assert traced is None or traced in said
+    traces = list((tmp_path / "run").rglob("*.xplane.pb"))
+    assert len(traces) == (at > 0)  # a run that ends early keeps what it traced
+    assert [row["step"] for row in rows(tmp_path / "run")][-1] == steps
+
+
+def test_the_log_has_loss_rate_gradient_norm_and_throughput(tiny_config, tmp_path):
+    train_denoiser(tiny_config, tmp_path, QUIET)
+    for row in rows(tmp_path):
+        assert row["images_per_second"] > 0
+        assert row["tflops_per_device"] > 0
+        assert row["gradient_norm"] > 0
+        assert row["learning_rate"] >= 0
+        assert np.isfinite(row["loss"])
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert (tmp_path / "sheets" / "0000004.png").exists()
+
+
+def test_the_utilisation_is_of_the_peak_of_devices_that_are_known():
+    def mesh(kind, count=2):
+        return SimpleNamespace(size=count, devices=np.array([SimpleNamespace(device_kind=kind)] * count))
+
+    found = utilisation(989e12, "bfloat16", mesh("NVIDIA H100 80GB HBM3"))
+    assert found == {"tflops_per_device": pytest.approx(494.5), "model_flops_utilisation": pytest.approx(0.5)}
+    assert utilisation(918e12, "bfloat16", mesh("TPU v6 lite", 1))["model_flops_utilisation"] == pytest.approx(1.0)
+    assert "model_flops_utilisation" not in utilisation(1e12, "float32", mesh("NVIDIA H100 80GB HBM3"))
+    assert "model_flops_utilisation" not in utilisation(1e12, "bfloat16", mesh("cpu"))
+
+
+def test_the_configuration_lies_beside_the_checkpoint_and_rebuilds_the_model(tiny_config, tmp_path):
+    train_denoiser(tiny_config, tmp_path, QUIET)
+    checkpoints = Checkpoints(tmp_path)
+    config = from_json(DenoiserRun, checkpoints.config())
+    assert config == tiny_config
+    denoiser, _ = build_networks(config.model)
+    parameters = checkpoints.averaged_parameters(denoiser, make_mesh(MeshConfig()))
+    assert parameters.keys() == denoiser.shapes.keys()
+
+
+def test_another_configuration_cannot_take_over_a_working_folder(tiny_config, tmp_path):
+    claim_workdir(tmp_path, tiny_config)
+    claim_workdir(tmp_path, with_train(tiny_config, steps=99))
+    workers = dataclasses.replace(tiny_config.data, workers=3)
+    claim_workdir(tmp_path, dataclasses.replace(tiny_config, data=workers, mesh=MeshConfig(data=1, fsdp=4, tensor=2)))
+    with pytest.raises(ConfigError, match=r"train\.learning_rate=0\.001, now 0\.5"):
+        claim_workdir(tmp_path, with_train(tiny_config, learning_rate=0.5))
+
+
+def test_a_folder_without_checkpoints_says_so(tmp_path):
+    with pytest.raises(CheckpointError, match="no complete checkpoint found"):
+        Checkpoints(tmp_path).config()
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_the_command_ends_with_status_130_and_the_same_command_continues(preset, tmp_path):
+    config, workdir = preset(train={"steps": 100_000, "checkpoint_every": 100_000}), tmp_path / "run"
+    command = [sys.executable, "-m", "genaffect_jax.train", "--config", str(config), "--workdir", str(workdir)]
+    command += ["--data.workers", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        lines = itertools.takewhile(lambda line: "step 3/" not in line, process.stderr)
+        output = "".join(lines)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole process group
+        output += process.communicate(timeout=120)[1]
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    step = Checkpoints(workdir).latest_step()
+    assert step >= 3
+    finished = subprocess.run(
+        [*command, "--train.steps", str(step + 2)], stderr=subprocess.PIPE, text=True, timeout=300
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert f"continuing at step {step} of {step + 2}" in finished.stderr
+    assert Checkpoints(workdir).latest_step() == step + 2
+
+
+def test_a_finished_run_says_so_and_does_nothing(tiny_config, tmp_path):
+    config = with_train(tiny_config, steps=2)
+    assert fit(task(config, Numbered()), config.train, make_mesh(MeshConfig()), tmp_path / "run", QUIET)
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*") if f.is_file()}
+    with (tmp_path / "out").open("w") as file:
+        assert fit(
+            task(config, Numbered()), config.train, make_mesh(MeshConfig()), tmp_path / "run", Console(file=file)
+        )
+    assert "already finished: step 2 of 2" in (tmp_path / "out").read_text()
+    assert before == {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*") if f.is_file()}
+
+
+def test_a_folder_of_images_that_is_not_there_claims_no_working_folder(tiny_config, tmp_path):
+    data = dataclasses.replace(tiny_config.data, source="folder", root=str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"nowhere: no such folder \(data\.root\)"):
+        train_denoiser(dataclasses.replace(tiny_config, data=data), tmp_path / "run", QUIET)
+    assert not (tmp_path / "run").exists()
