@@ -42,7 +42,9 @@ def main(config: Path = Path("configs/sd35_medium.py"), rank: int = 16) -> None:
         model = dataclasses.replace(run.model, lora=dataclasses.replace(run.model.lora, rank=lora))
         row = count(dataclasses.replace(run, model=model, train=dataclasses.replace(run.train, trainable=(trainable,))))
         print(
-            f"| {name} | {row['trainable'] / 1e6:.1f} M | " + " | ".join(f"{row[c] / 1e9:.2f}" for c in COLUMNS[1:]) + " |"
+            f"| {name} | {row['trainable'] / 1e6:.1f} M | "
+            + " | ".join(f"{row[c] / 1e9:.2f}" for c in COLUMNS[1:])
+            + " |"
         )
 
 

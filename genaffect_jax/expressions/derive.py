@@ -311,7 +311,7 @@ def render() -> str:
 
 
 def write(path: Path = WORDS_FILE) -> None:
-    """Writes `render()` to `path` in one step: a reader sees the old file or the new one, never half of it."""
+    """Writes `render()` to `path`, atomically."""
     write_atomically(path, render())
 
 

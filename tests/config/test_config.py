@@ -109,3 +109,17 @@ def test_json_of_the_wrong_type_is_refused(value):
     values["train"]["steps"] = value
     with pytest.raises(ConfigError, match="steps"):
         from_json(DenoiserRun, json.dumps(values))
+
+
+def test_derived_fields_follow_the_others():
+    network = MMDiTConfig(in_channels=8, num_attention_heads=5, attention_head_dim=16)
+    assert (network.out_channels, network.caption_projection_dim) == (8, 80)
+    wider = dataclasses.replace(network, num_attention_heads=6)
+    assert wider.caption_projection_dim == wider.width == 96
+
+
+def test_json_with_a_derived_field_that_does_not_fit_is_refused():
+    values = json.loads(to_json(DenoiserRun()))
+    values["model"]["mmdit"]["caption_projection_dim"] = 7
+    with pytest.raises(ConfigError, match=r"mmdit\.caption_projection_dim=7: must be 192"):
+        from_json(DenoiserRun, json.dumps(values))

@@ -60,7 +60,11 @@ class Pair:
                     "JAX_COORDINATOR_PORT": str(port),
                 }
             else:
-                distributed |= {"coordinator_address": f"127.0.0.1:{port}", "num_processes": 2, "process_id": process_id}
+                distributed |= {
+                    "coordinator_address": f"127.0.0.1:{port}",
+                    "num_processes": 2,
+                    "process_id": process_id,
+                }
             with log.open("w") as out:
                 self.num_processes.append(
                     subprocess.Popen(command(distributed), stdout=out, stderr=out, env=environment)
@@ -194,7 +198,12 @@ def test_after_sigkill_the_survivor_ends_in_time_and_the_restarted_job_continues
 
 @pytest.mark.parametrize("process_id", [0, 1])
 def test_a_missing_process_ends_the_others_with_the_address_and_what_to_check(tmp_path, process_id):
-    distributed = {"coordinator_address": f"127.0.0.1:{free_port()}", "num_processes": 2, "process_id": process_id, "join_timeout": 2}
+    distributed = {
+        "coordinator_address": f"127.0.0.1:{free_port()}",
+        "num_processes": 2,
+        "process_id": process_id,
+        "join_timeout": 2,
+    }
     began = time.monotonic()
     ended = subprocess.run(
         [*WORKER, json.dumps({"workdir": str(tmp_path / "run"), "distributed": distributed, "steps": 1})],
@@ -295,10 +304,22 @@ def test_a_cluster_counts_only_where_it_has_more_than_one_process(options, envir
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"coordinator_address": "h:1"}, r"distributed\.num_processes=None: coordinator_address, num_processes and process_id are given together"),
-        ({"coordinator_address": "h", "num_processes": 2, "process_id": 0}, r"distributed\.coordinator_address=h: must be HOST:PORT"),
-        ({"coordinator_address": "h:1", "num_processes": 2, "process_id": 2}, r"distributed\.process_id=2: must lie in 0\.\.1"),
-        ({"coordinator_address": "h:1", "num_processes": 2, "process_id": 0, "cluster": "slurm"}, r"distributed\.cluster=slurm"),
+        (
+            {"coordinator_address": "h:1"},
+            r"distributed\.num_processes=None: coordinator_address, num_processes and process_id are given together",
+        ),
+        (
+            {"coordinator_address": "h", "num_processes": 2, "process_id": 0},
+            r"distributed\.coordinator_address=h: must be HOST:PORT",
+        ),
+        (
+            {"coordinator_address": "h:1", "num_processes": 2, "process_id": 2},
+            r"distributed\.process_id=2: must lie in 0\.\.1",
+        ),
+        (
+            {"coordinator_address": "h:1", "num_processes": 2, "process_id": 0, "cluster": "slurm"},
+            r"distributed\.cluster=slurm",
+        ),
         ({"join_timeout": 0}, r"hosts\.join_timeout=0: must be at least 1"),
     ],
 )

@@ -21,7 +21,7 @@ _NAMED = 5  # files listed in an error message
 
 @dataclass(frozen=True)
 class FolderReport:
-    """What became of a folder's files."""
+    """Numbers of aligned and rejected files of a folder."""
 
     aligned: int
     """Images written."""
@@ -32,22 +32,22 @@ class FolderReport:
 
 
 def align_folder(root: Path, out: Path, align: Callable[[Path, int], AlignedPhoto], size: int) -> FolderReport:
-    """Aligns all photos of an image folder into a new one, which appears complete or not at all.
+    """Aligns all photos of an image folder into a new folder, atomically.
 
     Images keep their place, `<identity>/<expression>[_n].png`. A folder with metadata gets a `metadata.jsonl` of
-    file, identity and expression. `aligned.jsonl` says for each image from which file, box (left, top, right,
-    bottom), score and size of face it was made, of how many, and how much of it lies inside the photo;
-    `rejected.jsonl` has every file that was left out.
+    file, identity and expression. `aligned.jsonl` lists for each image its source file, the face's box (left, top,
+    right, bottom), score and size, the number of faces, and the share of the image inside the photo. `rejected.jsonl`
+    lists every file that was left out, with the reason.
 
     Args:
         root: the photos, in a layout of `data.sources.layouts`.
         out: the new folder.
-        align: gives the aligned image of a file (see `data.photos.reader.PhotoAligner`).
+        align: aligns one file (see `data.photos.reader.PhotoAligner`).
         size: side of the images, in pixels.
 
     Raises:
-        DataError: no such folder, malformed metadata, or not one photo could be aligned.
-        ConfigError: `out` exists, or lies in `root`, or the size is not positive.
+        DataError: there is no such folder, its metadata is malformed, or no photo could be aligned.
+        ConfigError: `out` exists or lies in `root`, or the size is not positive.
     """
     require(size >= 1, "size", size, "must be at least 1 pixel")
     if out.exists():
