@@ -26,8 +26,8 @@ from genaffect_jax.avatars import render, sample_identity
 from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
 from genaffect_jax.expressions.grammar import Expression, parse_expressions
 from genaffect_jax.io.image_grid import contact_sheet, write_png
-from genaffect_jax.metrics.face_encoders import mean_cosine
 from genaffect_jax.metrics.factors import factor_figures
+from genaffect_jax.metrics.identity import mean_cosine
 from genaffect_jax.models.face_encoders.encoder import load_expression_encoder, load_identity_encoder
 from genaffect_jax.parallel.xla import use_compilation_cache
 from genaffect_jax.pipeline import Pipeline

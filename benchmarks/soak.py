@@ -62,8 +62,8 @@ def main(stops: int = 20, kill: bool = False, seed: int = 0, keep: Path | None =
         folder.mkdir(parents=True, exist_ok=True)
         config = tiny_config(folder, stops * STEPS_A_STOP)
         (folder / "preset.py").write_text(
-            "from genaffect_jax.config import Config, from_json\n\n\n"
-            f"def config():\n    return from_json(Config, {to_json(config)!r})\n"
+            "from genaffect_jax.config import DenoiserRun, from_json\n\n\n"
+            f"def config():\n    return from_json(DenoiserRun, {to_json(config)!r})\n"
         )
         began = time.perf_counter()
         status, _ = train(folder, "whole", None, None)

@@ -100,8 +100,8 @@ def preset(tiny_config: DenoiserRun, tmp_path: Path):
         )
         path = tmp_path / "preset.py"
         path.write_text(
-            "from genaffect_jax.config import Config, from_json\n\n\n"
-            f"def config():\n    return from_json(Config, {to_json(config)!r})\n"
+            "from genaffect_jax.config import DenoiserRun, from_json\n\n\n"
+            f"def config():\n    return from_json(DenoiserRun, {to_json(config)!r})\n"
         )
         return path
 

@@ -41,7 +41,7 @@ def test_an_error_without_a_field_is_the_same_everywhere():
 
 
 def test_a_setting_that_is_missing_has_no_value_on_the_command_line():
-    with pytest.raises(ConfigError, match="data.root=None: needs a folder") as error:
+    with pytest.raises(ConfigError, match=r"data\.root=None: needs a folder") as error:
         require(False, "data.root", None, "needs a folder")
     assert error.value.on_command_line == "--data.root: needs a folder"
 

@@ -57,10 +57,10 @@ def make_loader(
         batch_size: sets G per batch over all processes.
         expressions_per_set: targets E per set.
         seed: at least 0.
-        workers: worker processes of this process; 0 loads in this process, when a batch is asked for.
-        share: which share of every batch this process reads.
-        num_shards: number of shards.
-        prompts: a number for each image of the source, the row of its prompt; batches then hold `prompt`.
+        workers: worker processes of this process; 0 loads in this process, on demand.
+        shard_index: slice of every batch that this process loads.
+        num_shards: number of slices.
+        prompts: row of the prompt table for each image of the source; with it, batches hold `prompt`.
 
     Returns:
         An iterator of batches with `get_state`, `set_state` and `close`.

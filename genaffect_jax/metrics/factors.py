@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
-from genaffect_jax.metrics.face_encoders import mean_cosine
+from genaffect_jax.metrics.identity import mean_cosine
 
 
 @dataclass(frozen=True)

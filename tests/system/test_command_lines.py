@@ -16,8 +16,8 @@ def trained(tiny_model, tmp_path_factory):
     config = DenoiserRun(data=data, model=tiny_model, train=TrainConfig(steps=1, batch_size=8))
     preset = folder / "preset.py"
     preset.write_text(
-        "from genaffect_jax.config import Config, from_json\n\n\n"
-        f"def config():\n    return from_json(Config, {to_json(config)!r})\n"
+        "from genaffect_jax.config import DenoiserRun, from_json\n\n\n"
+        f"def config():\n    return from_json(DenoiserRun, {to_json(config)!r})\n"
     )
     assert train.main(["--workdir", str(folder / "run"), "--config", str(preset)]) == 0
     return folder / "run"
@@ -92,7 +92,7 @@ def test_a_preset_for_another_command_is_refused(tmp_path, capsys):
     preset.write_text("from genaffect_jax.config import AutoencoderRun as config\n")
     status, text = outcome(train.main, ["--config", str(preset), "--workdir", str(tmp_path / "run")], capsys)
     assert status == 2
-    assert "config() returned AutoencoderRun, this command needs Config" in text
+    assert "config() returned AutoencoderRun, this command needs DenoiserRun" in text
 
 
 def test_help_explains_fields_with_their_units(preset, capsys):

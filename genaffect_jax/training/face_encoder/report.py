@@ -15,7 +15,8 @@ from jaxtyping import Float32, UInt8
 from genaffect_jax.data.sources.base import Example, Source
 from genaffect_jax.data.sources.stored import draw_redressed
 from genaffect_jax.expressions.action_units import CHANNELS, neutral
-from genaffect_jax.metrics.face_encoders import expression_accuracy, mean_cosine, spread_shares, verify
+from genaffect_jax.metrics.expression import expression_accuracy, spread_shares
+from genaffect_jax.metrics.identity import mean_cosine, verify
 
 Encode = Callable[[UInt8[np.ndarray, "B S S 3"]], Float32[np.ndarray, "B W"]]
 Images = UInt8[np.ndarray, "B S S 3"]
@@ -54,7 +55,7 @@ def identity_report(encode: Encode, held_out: HeldOut) -> dict[str, Any]:
     """Verification across expressions (clothes and background differ too), and cosines when one factor changes.
 
     Raises:
-        ValueError: too few people or images to verify (see `metrics.face_encoders.verify`).
+        ValueError: too few people or images to verify (see `metrics.identity.verify`).
     """
     names = [p.identity for p in held_out.shown]
     vectors = encode(held_out.images)

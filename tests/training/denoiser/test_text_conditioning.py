@@ -67,8 +67,8 @@ def folder(config, tmp_path_factory):
     """A training of two steps in `run` and a set drawn by it in `set`, made by the commands; the table is gone."""
     path = tmp_path_factory.mktemp("text")
     (path / "preset.py").write_text(
-        "from genaffect_jax.config import Config, from_json\n\n\n"
-        f"def config():\n    return from_json(Config, {to_json(config)!r})\n"
+        "from genaffect_jax.config import DenoiserRun, from_json\n\n\n"
+        f"def config():\n    return from_json(DenoiserRun, {to_json(config)!r})\n"
     )
     table = config.text.embeddings.read_bytes()
     done = subprocess.run(

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from genaffect_jax.metrics.face_encoders import expression_accuracy, mean_cosine, spread_shares, verify
+from genaffect_jax.metrics.expression import expression_accuracy, spread_shares
+from genaffect_jax.metrics.identity import mean_cosine, verify
 
 
 def unit(x):
