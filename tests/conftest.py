@@ -45,12 +45,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
             sample_size=8,
             patch_size=2,
             in_channels=4,
-            out_channels=4,
             num_layers=2,
             attention_head_dim=16,
             num_attention_heads=2,
             joint_attention_dim=32,
-            caption_projection_dim=32,
             pooled_projection_dim=0,
             pos_embed_max_size=4,
             register_tokens=2,
@@ -104,8 +102,8 @@ def preset(tiny_config: DenoiserRun, tmp_path: Path):
         )
         path = tmp_path / "preset.py"
         path.write_text(
-            "from genaffect_jax.config import Config, from_json\n\n\n"
-            f"def config():\n    return from_json(Config, {to_json(config)!r})\n"
+            "from genaffect_jax.config import DenoiserRun, from_json\n\n\n"
+            f"def config():\n    return from_json(DenoiserRun, {to_json(config)!r})\n"
         )
         return path
 
