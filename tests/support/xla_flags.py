@@ -1,4 +1,5 @@
-"""Compiler flags of the tests: nearly all of their time is compilation of small programs that run for milliseconds."""
+"""Compiler flags of the tests: nearly all of the suite's time is compilation of small programs that run for
+milliseconds."""
 
 
 def xla_flags(devices: int) -> str:
