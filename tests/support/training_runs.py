@@ -70,8 +70,9 @@ class Numbered(Interrupting):
 
 
 class Small(nnx.Module):
-    """A network that compiles in no time. Its kernels are cut over both axes of a mesh, and wide enough that orbax keeps
-    their shards in data files of their own.
+    """A network that compiles in no time.
+
+    Its kernels are cut over both axes of a mesh, and wide enough that orbax keeps their shards in files of their own.
     """
 
     def __init__(self, rngs, width=2048):
