@@ -26,7 +26,6 @@ import numpy as np
 import tyro
 
 from genaffect_jax.checkpoints.manager import Checkpoints
-from genaffect_jax.checkpoints.run_dir import COMPLETE, INTERRUPTED
 from genaffect_jax.config import (
     AutoencoderConfig,
     ConditioningConfig,
@@ -38,6 +37,7 @@ from genaffect_jax.config import (
     TrainConfig,
     to_json,
 )
+from genaffect_jax.errors import COMPLETE, INTERRUPTED
 from genaffect_jax.io.weight_file import save_weights
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
@@ -62,8 +62,8 @@ def main(stops: int = 20, kill: bool = False, seed: int = 0, keep: Path | None =
         folder.mkdir(parents=True, exist_ok=True)
         config = tiny_config(folder, stops * STEPS_A_STOP)
         (folder / "preset.py").write_text(
-            "from genaffect_jax.config import Config, from_json\n\n\n"
-            f"def config():\n    return from_json(Config, {to_json(config)!r})\n"
+            "from genaffect_jax.config import DenoiserRun, from_json\n\n\n"
+            f"def config():\n    return from_json(DenoiserRun, {to_json(config)!r})\n"
         )
         began = time.perf_counter()
         status, _ = train(folder, "whole", None, None)
@@ -84,12 +84,10 @@ def tiny_config(folder: Path, steps: int) -> DenoiserRun:
             sample_size=8,
             patch_size=2,
             in_channels=4,
-            out_channels=4,
             num_layers=2,
             attention_head_dim=16,
             num_attention_heads=2,
             joint_attention_dim=32,
-            caption_projection_dim=32,
             pooled_projection_dim=0,
             pos_embed_max_size=4,
             register_tokens=2,

@@ -25,7 +25,8 @@ from typing import Annotated, Generic, TypeVar
 
 import tyro
 
-from genaffect_jax.cli import parse
+from genaffect_jax.checkpoints.run_dir import RunDir
+from genaffect_jax.cli import parse_with_preset
 from genaffect_jax.config.encoders import EncoderRun
 from genaffect_jax.data.sources.stored import AvatarSettings, store_avatars
 
@@ -103,11 +104,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     trainings = []
     for name in PRESETS:
         preset, folder = own.configs / f"{name}.py", own.workdir / name
-        parsed = parse(_Preset, [EncoderRun], ["--config", str(preset), "--workdir", str(folder), *options], preset)
+        parsed = parse_with_preset(
+            _Preset, [EncoderRun], ["--config", str(preset), "--workdir", str(folder), *options], preset
+        )
         trainings.append(_Training(preset, parsed.run, folder, options))
     for data in {t.run.data for t in trainings}:
         settings = AvatarSettings(data.image_size, data.identities, data.expressions_per_identity, data.pose_scale)
-        store_avatars(settings, stored, len(os.sched_getaffinity(0)))
+        store_avatars(settings, RunDir(stored).avatars, len(os.sched_getaffinity(0)))
     _say(start, "avatars drawn")
     environment = {
         **os.environ,

@@ -362,9 +362,8 @@ def _sharing(
         return None
     network = config.mmdit
     key = jax.random.fold_in(jax.random.key(params.seed), TOKENS_PURPOSE)
-    side = network.sample_size // network.patch_size
     tokens = random_tokens(
-        jax.random.fold_in(key, evaluation), network.num_layers, side * side, spec.shared, params.candidates
+        jax.random.fold_in(key, evaluation), network.num_layers, network.image_tokens, spec.shared, params.candidates
     )
     active = None
     if spec.sharing_limited:

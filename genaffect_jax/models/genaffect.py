@@ -61,16 +61,16 @@ class BranchScales:
         for name, given in (("identity_scale", identity_scale), ("expression_scale", expression_scale)):
             scale = np.atleast_1d(np.asarray(given, np.float32))
             if scale.shape not in ((1,), (layers,)):
-                raise ConfigError(f"--{name}: {scale.size} numbers, must be one, or one for each of {layers} layers")
+                raise ConfigError(f"{scale.size} numbers, must be one, or one for each of {layers} layers", field=name)
             if not (np.isfinite(scale).all() and (scale >= 0).all()):
-                raise ConfigError(f"--{name} {given}: must be finite and at least 0")
+                raise ConfigError("must be finite and at least 0", field=name, found=given)
             scales.append(np.broadcast_to(scale, (layers,)))
         for name, interval in (
             ("identity_interval", identity_interval),
             ("expression_interval", expression_interval),
         ):
             if len(interval) != 2 or not 0.0 <= interval[0] <= interval[1] <= 1.0:
-                raise ConfigError(f"--{name} {interval}: must be two noise levels, 0 <= low <= high <= 1")
+                raise ConfigError("must be two noise levels, 0 <= low <= high <= 1", field=name, found=interval)
             scales.append(np.asarray(interval, np.float32))
         return cls(*(jnp.asarray(x) for x in scales))
 

@@ -50,7 +50,6 @@ def wide(tiny_model: ModelConfig) -> ModelConfig:
         tiny_model.mmdit,
         attention_head_dim=128,
         num_attention_heads=4,
-        caption_projection_dim=512,
         joint_attention_dim=512,
         scan_layers=False,
         dual_attention_layers=(0,),

@@ -70,10 +70,10 @@ def test_a_scale_acts_within_its_interval_ends_included_and_is_one_elsewhere():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"identity_scale": -0.1}, "--identity_scale -0.1: must be finite and at least 0"),
-        ({"expression_scale": float("nan")}, "--expression_scale nan"),
-        ({"expression_scale": (1.0, 2.0)}, "--expression_scale: 2 numbers, must be one, or one for each of 3 layers"),
-        ({"identity_interval": (0.6, 0.4)}, r"--identity_interval \(0.6, 0.4\): must be two noise levels"),
+        ({"identity_scale": -0.1}, "identity_scale=-0.1: must be finite and at least 0"),
+        ({"expression_scale": float("nan")}, "expression_scale=nan"),
+        ({"expression_scale": (1.0, 2.0)}, "expression_scale: 2 numbers, must be one, or one for each of 3 layers"),
+        ({"identity_interval": (0.6, 0.4)}, r"identity_interval=\(0.6, 0.4\): must be two noise levels"),
         ({"expression_interval": (0.0, 1.5)}, "--expression_interval"),
     ],
 )

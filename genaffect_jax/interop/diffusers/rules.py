@@ -48,7 +48,8 @@ POSITIONS = Transform(
 
 
 def patch_linear(patch: int) -> Transform:
-    """A convolution over patches, [D, channels, patch, patch], to a matrix over `models.mmdit.embeddings.patchify`'s tokens."""
+    """A convolution over patches, [D, channels, patch, patch], to a matrix over `models.mmdit.embeddings.patchify`'s
+    tokens."""
     return Transform(
         lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
         lambda x: x.reshape(patch, patch, -1, x.shape[1]).transpose(3, 2, 0, 1),

@@ -20,7 +20,7 @@ from genaffect_jax.models.face_encoders.networks import FaceEncoder
 from genaffect_jax.models.face_encoders.onnx_expression import ONNX_SUFFIX, OnnxExpressionEncoder
 from genaffect_jax.models.functional import Functional, Parameters
 
-EVALUATOR_SUFFIX = "_evaluator"  # encoders whose names end so evaluate images and never condition a denoiser
+EVALUATOR = "evaluator"  # in the names of encoders that only measure
 CALL_SIZES = (1, 8, 64)  # images per call of the compiled program; other numbers are padded to the next size
 
 
@@ -113,32 +113,43 @@ def load_exemplar_encoder(source: str) -> AvatarEncoder | OnnxExpressionEncoder:
     """An expression encoder that a denoiser may be conditioned on: a weight file, or the .json of an ONNX file.
 
     Raises:
-        WeightsError: as `load_conditioning_encoder` or `OnnxExpressionEncoder`, or the name is that of an evaluator.
+        WeightsError: as `load_conditioning_encoder` or `OnnxExpressionEncoder`.
+        ConfigError: the encoder is an evaluator.
     """
     if not source.endswith(ONNX_SUFFIX):
         return load_conditioning_encoder(source, "expression")
     encoder = OnnxExpressionEncoder(Path(source))
-    _refuse_evaluator(encoder.name, source, "expression")
+    refuse_evaluator(encoder.name, source, "expression")
     return encoder
 
 
 def load_conditioning_encoder(source: str, target: Literal["identity", "expression"]) -> AvatarEncoder:
-    """An encoder that a denoiser may be conditioned on.
+    """An encoder that a denoiser may be conditioned on, or trained with in an auxiliary loss.
 
     Raises:
-        WeightsError: as `load_identity_encoder` and `load_expression_encoder`, or it is an evaluator. An encoder that
-            conditions the denoiser can no longer evaluate it.
+        WeightsError: as `load_identity_encoder` and `load_expression_encoder`.
+        ConfigError: the encoder is an evaluator.
     """
     encoder = _require_target(load_encoder(source), source, target)
-    _refuse_evaluator(encoder.name, source, target)
+    refuse_evaluator(encoder.name, source, target)
     return encoder
 
 
-def _refuse_evaluator(name: str, source: str, target: str) -> None:
-    if name.endswith(EVALUATOR_SUFFIX):
-        raise WeightsError(
-            f"weights {source!r}: {name} is an evaluator, which only evaluates images and never "
-            f"conditions a denoiser; use package:{target}_avatar or another encoder"
+def refuse_evaluator(name: str, source: str, target: str) -> None:
+    """Refuses an encoder that is meant for measuring, as a condition and in losses.
+
+    Args:
+        name: the name in the file's header, which a renamed or copied file keeps.
+        source: `package:NAME` or file, for the message.
+        target: `identity` or `expression`.
+
+    Raises:
+        ConfigError: the name contains `evaluator`.
+    """
+    if EVALUATOR in name:
+        raise ConfigError(
+            f"{source}: {name} is an evaluator, which only measures generated images: a denoiser that has seen it, as "
+            f"a condition or in its loss, could not be judged by it; use package:{target}_avatar or another encoder"
         )
 
 

@@ -15,8 +15,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +26,7 @@ from PIL import Image
 
 from genaffect_jax.config.encoders import WHOLE, Crop, require_crop
 from genaffect_jax.errors import ConfigError, WeightsError, install_command
+from genaffect_jax.io.atomic import copy_atomically, write_atomically
 
 ONNX_SUFFIX = ".json"
 BATCH = 32  # images in one run of a network that takes any number
@@ -127,13 +126,9 @@ class OnnxExpressionEncoder:
             path: the JSON file; the network is written beside it, with the suffix .onnx.
         """
         onnx = path.with_suffix(".onnx")
-        temporary = path.with_name(f".{onnx.name}")
-        shutil.copyfile(self._file, temporary)
-        os.replace(temporary, onnx)
-        temporary = path.with_name(f".{path.name}")
+        copy_atomically(self._file, onnx)
         settings = dataclasses.replace(self.settings, onnx=onnx.name)
-        temporary.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n", "utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
 
     def _resize(self, image: UInt8[np.ndarray, "S S 3"]) -> UInt8[np.ndarray, "s s 3"]:
         size, (left, top, share) = self.settings.image_size, self.settings.crop

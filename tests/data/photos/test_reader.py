@@ -8,6 +8,7 @@ from PIL import Image
 from support.arcface_models import random_state, write_onnx
 from support.face_detectors import photo, points_of, write_detector
 
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config.encoders import ARCFACE_CROP
 from genaffect_jax.data.face_encoders import IdentityEncoder
 from genaffect_jax.data.photos.face_analysis import FaceFinder, InsightFaceEncoder
@@ -85,7 +86,7 @@ def test_of_several_faces_the_largest_or_the_chosen_one_is_aligned(aligner, mode
 
 
 def test_a_photo_without_a_face_says_so_and_names_the_way_out(aligner, tmp_path):
-    with pytest.raises(DataError, match=r"no face found in 200 x 100 pixels .*--align none"):
+    with pytest.raises(DataError, match=r"no face found in 200 x 100 pixels .*set align to 'none'"):
         aligner(saved(tmp_path, photo(100, 200)), SIZE)
 
 
@@ -153,11 +154,11 @@ def test_models_are_checked_before_insightface_could_download(models, tmp_path):
     ):
         with pytest.raises(ConfigError, match=words):
             FaceFinder(tmp_path / folder)
-    with pytest.raises(ConfigError, match="--face_models=None: --align face needs the folder"):
+    with pytest.raises(ConfigError, match="face_models=None: align 'face' needs the folder"):
         PhotoReader("face")
-    with pytest.raises(ConfigError, match="not used with --align none"):
+    with pytest.raises(ConfigError, match="is not used if align is 'none'"):
         PhotoReader("none", models)
-    with pytest.raises(ConfigError, match="--face_index=1: needs --align face"):
+    with pytest.raises(ConfigError, match="face_index=1: needs align 'face'"):
         PhotoReader("none", face_index=1)
 
 
@@ -199,7 +200,7 @@ def test_a_folder_is_aligned_whole_and_stays_usable_for_training(models, tmp_pat
     assert {row["source"]: row["file"] for row in rows}["ben/joy_1.webp"] == "ben/joy_2.png"
     assert rows[0]["faces"] == 1
     assert rows[0]["inside"] == 1.0
-    source = open_folder(tmp_path / "new", 64, 0.0, tmp_path / "work")
+    source = open_folder(tmp_path / "new", 64, 0.0, RunDir(tmp_path / "work"))
     assert sorted({(p.identity, p.label) for p in source.examples}) == [
         (person, word) for person in ("anna", "ben") for word in ("anger", "fear", "joy")
     ]
@@ -218,7 +219,7 @@ def test_a_folder_with_metadata_gets_new_metadata(models, tmp_path):
     (tmp_path / "photos" / "metadata.csv").write_text("\n".join(rows))
     argv = ["--root", str(tmp_path / "photos"), "--out", str(tmp_path / "new"), "--models", str(models), "--size", "64"]
     assert prepare.main(["photos", *argv]) == 0
-    source = open_folder(tmp_path / "new", 64, 0.0, tmp_path / "work")
+    source = open_folder(tmp_path / "new", 64, 0.0, RunDir(tmp_path / "work"))
     assert [(p.identity, p.label) for p in source.examples] == [("anna", "joy"), ("anna", "AU12=0.5"), ("anna", "fear")]
 
 

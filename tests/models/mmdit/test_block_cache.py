@@ -140,10 +140,12 @@ def test_the_middle_blocks_run_only_where_they_are_computed(tiny_config, monkeyp
 def test_what_does_not_go_together_is_named(pipeline) -> None:
     with pytest.raises(ConfigError, match="block_cache_interval=0: must be at least 1"):
         pipeline("seed:2", "joy", block_cache_interval=0)
-    with pytest.raises(ConfigError, match="--block_cache_interval: not together with --guidance_interval"):
+    with pytest.raises(ConfigError, match="block_cache_interval=2: cannot be combined with guidance_interval"):
         pipeline("seed:2", "joy", block_cache_interval=2, guidance_interval=(0.2, 0.8))
 
 
 def test_a_model_of_too_few_blocks_is_named(trained_workdir) -> None:
-    with pytest.raises(ConfigError, match="--block_cache_interval: the model has 2 blocks, needs at least 3"):
+    with pytest.raises(
+        ConfigError, match="block_cache_interval=2: the model has 2 blocks, a block cache needs at least 3"
+    ):
         Pipeline.load(trained_workdir)("seed:2", "joy", block_cache_interval=2)

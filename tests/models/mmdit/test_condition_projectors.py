@@ -19,10 +19,8 @@ CONFIG = MMDiTConfig(
     attention_head_dim=16,
     num_attention_heads=2,
     joint_attention_dim=32,
-    caption_projection_dim=32,
     pooled_projection_dim=0,
     in_channels=4,
-    out_channels=4,
     pos_embed_max_size=2,
     register_tokens=1,
 )
