@@ -101,7 +101,7 @@ def sampler_flops(config: DenoiserRun, spec: SamplerSpec, images: int, steps: in
     """Operations of one chip for one chunk, without references, conditions and decoding, which are computed once."""
     conditioning, network = config.model.conditioning, config.model.mmdit
     length = config.text_tokens
-    image = (network.sample_size // network.patch_size) ** 2
+    image = network.image_tokens
     once = forward_flops(
         network,
         images * len(BRANCHES[spec.mode]),

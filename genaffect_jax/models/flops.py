@@ -81,7 +81,7 @@ def condition_flops(model: ModelConfig, sets: int, expressions: int, references:
     network, conditioning = model.mmdit, model.conditioning
     width, images = network.width, sets * expressions
     patch = network.patch_size**2 * network.in_channels
-    patches = references * (network.sample_size // network.patch_size) ** 2
+    patches = references * network.image_tokens
     context = patches + (references if conditioning.identity_embedding else 0)
     products = 2.0 * sets * width * (patches * patch + references * conditioning.identity_embedding)
     attention, made, layers = 0.0, conditioning.identity_tokens, conditioning.identity_layers
@@ -123,7 +123,7 @@ def denoiser_flops(
             "text tokens are counted where there are no registers"
         )
     seen = network.register_tokens if text is None else text
-    images, width, image = sets * expressions, network.width, (network.sample_size // network.patch_size) ** 2
+    images, width, image = sets * expressions, network.width, network.image_tokens
     context = references * (image + bool(conditioning.identity_embedding))
     blocks = forward_flops(
         network,
