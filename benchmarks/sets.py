@@ -70,8 +70,7 @@ def model_config(pixels: int, layers: int, heads: int, channels: tuple[int, ...]
         dual = tuple(i for i in network.dual_attention_layers if i < layers)
         network = dataclasses.replace(network, num_layers=layers, dual_attention_layers=dual)
     if heads:
-        width = heads * network.attention_head_dim
-        network = dataclasses.replace(network, num_attention_heads=heads, caption_projection_dim=width)
+        network = dataclasses.replace(network, num_attention_heads=heads)
     if channels:
         images = AutoencoderConfig(block_out_channels=channels, norm_num_groups=min(32, *channels))
     return ModelConfig(
@@ -81,8 +80,8 @@ def model_config(pixels: int, layers: int, heads: int, channels: tuple[int, ...]
     )
 
 
-def make_drawer(config: ModelConfig, prompts: int, max_free: bool) -> tuple[SetSampler, bool]:
-    """A drawer with random weights and random text embeddings on one device, and whether scores have a known bound."""
+def make_sampler(config: ModelConfig, prompts: int, max_free: bool) -> tuple[SetSampler, bool]:
+    """A set sampler with random weights and text embeddings on one device, and whether its scores are bounded."""
     weights = random_parameters(build_networks(config)[0])
     max_free = max_free and score_bound(weights) <= LARGEST_SCORE
     denoiser, images = build_networks(config, "bfloat16", max_free)
@@ -96,14 +95,14 @@ def make_drawer(config: ModelConfig, prompts: int, max_free: bool) -> tuple[SetS
     weights, frozen_components = jax.device_put(
         (weights, {"autoencoder": random_parameters(images), "prompts": table}), replicated(mesh)
     )
-    drawer = SetSampler(
+    sampler = SetSampler(
         config, make_program(config, denoiser, images, mesh=mesh), weights, frozen_components, "bfloat16", 1
     )
-    drawer.compiled = Programs()
-    return drawer, max_free
+    sampler.compiled = Programs()
+    return sampler, max_free
 
 
-def draw(drawer: SetSampler, config: ModelConfig, size: int, references: np.ndarray, settings: SamplingConfig) -> Any:
+def draw(sampler: SetSampler, config: ModelConfig, size: int, references: np.ndarray, settings: SamplingConfig) -> Any:
     """One set, cut into anchors and others as `Pipeline` does it; images [size, S, S, 3]."""
     network = config.mmdit
     numbers = np.random.default_rng(0)
@@ -112,11 +111,10 @@ def draw(drawer: SetSampler, config: ModelConfig, size: int, references: np.ndar
         np.arange(size, dtype=np.int32),
         np.arange(1, size + 1, dtype=np.int32),
     )
-    length = (network.sample_size // network.patch_size) ** 2
-    shared = round(settings.consistency * length) if size > 1 else 0
+    shared = round(settings.consistency * network.image_tokens) if size > 1 else 0
     anchors = min(size, settings.anchors or 0) if shared else 0
     params = SamplerParams.plain(network.num_layers, padded_sigmas(settings.steps, SHIFT), settings.steps)
-    return drawer.draw(
+    return sampler.sample(
         references,
         np.ones(len(references), bool),
         images.take(np.arange(anchors, dtype=np.int32)),
@@ -128,7 +126,7 @@ def draw(drawer: SetSampler, config: ModelConfig, size: int, references: np.ndar
             block_cache_interval=jnp.int32(settings.block_cache_interval),
         ),
         settings,
-        draw_anchors=anchors > 0,
+        return_anchors=anchors > 0,
     )
 
 
@@ -139,21 +137,21 @@ def memory(entry: str) -> float | None:
 
 
 def measure(
-    drawer: SetSampler, config: ModelConfig, size: int, references: np.ndarray, settings: SamplingConfig, repeats: int
+    sampler: SetSampler, config: ModelConfig, size: int, references: np.ndarray, settings: SamplingConfig, repeats: int
 ) -> dict[str, Any]:
     """The row of one set size.
 
     Raises:
         SystemExit: an image is of one colour, as it is when its numbers are not finite.
     """
-    programs = drawer.compiled
+    programs = sampler.compiled
     assert isinstance(programs, Programs)
     programs.used.clear()
     before = len(programs)
     times: list[float] = []
     while len(times) < repeats + (len(programs) > before):
         start = time.perf_counter()
-        drawn = draw(drawer, config, size, references, settings)
+        drawn = draw(sampler, config, size, references, settings)
         times.append(time.perf_counter() - start)
     flat = [i for i, image in enumerate(drawn) if image.min() == image.max()]
     if flat or len(drawn) != size:
@@ -304,7 +302,7 @@ def main(
                 file.write(line + "\n")
 
     config = model_config(pixels, layers, heads, autoencoder_channels)
-    drawer, max_free = make_drawer(config, max(sizes) + 1, max_free)
+    sampler, max_free = make_sampler(config, max(sizes) + 1, max_free)
     say(
         {
             "device": jax.devices()[0].device_kind,
@@ -334,7 +332,7 @@ def main(
                 kv_cache=kv_cache,
                 block_cache_interval=block_cache_interval,
             )
-            say(measure(drawer, config, size, people, settings, repeats))
+            say(measure(sampler, config, size, people, settings, repeats))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Annotated, Generic, TypeVar
 import tyro
 
 from genaffect_jax.checkpoints.run_dir import RunDir
-from genaffect_jax.cli import parse
+from genaffect_jax.cli import parse_with_preset
 from genaffect_jax.config.encoders import EncoderRun
 from genaffect_jax.data.sources.stored import AvatarSettings, store_avatars
 
@@ -104,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     trainings = []
     for name in PRESETS:
         preset, folder = own.configs / f"{name}.py", own.workdir / name
-        parsed = parse(_Preset, [EncoderRun], ["--config", str(preset), "--workdir", str(folder), *options], preset)
+        parsed = parse_with_preset(
+            _Preset, [EncoderRun], ["--config", str(preset), "--workdir", str(folder), *options], preset
+        )
         trainings.append(_Training(preset, parsed.run, folder, options))
     for data in {t.run.data for t in trainings}:
         settings = AvatarSettings(data.image_size, data.identities, data.expressions_per_identity, data.pose_scale)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import io
 import os
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar, get_type_hints
 
 import jax
 import tyro
@@ -23,7 +25,7 @@ from rich.console import Console
 
 from genaffect_jax.checkpoints.background_errors import told_once
 from genaffect_jax.config import DistributedConfig
-from genaffect_jax.errors import COMPLETE, EXIT_STATUS, FAILED, INTERRUPTED, WRONG_ARGUMENT, ConfigError, GenAffectError
+from genaffect_jax.errors import COMPLETE, EXIT_STATUS, FAILED, INTERRUPTED, ConfigError, GenAffectError
 from genaffect_jax.parallel.distributed import are_several, describe_process, is_first, join, lost_processes_named
 from genaffect_jax.parallel.supervisor import supervise
 
@@ -47,7 +49,7 @@ def load_preset(path: Path, *kinds: type[Preset]) -> Preset:
     names = " or ".join(kind.__name__ for kind in kinds)
     if not path.is_file():
         nearby = ", ".join(sorted(p.name for p in path.parent.glob("*.py"))) or "nothing"
-        raise ConfigError(f"no such preset ({path.parent} holds {nearby})", field="config", found=path)
+        raise ConfigError(f"no such preset ({path.parent} has {nearby})", field="config", found=path)
     preset = runpy.run_path(str(path)).get("config")
     if not callable(preset):
         raise ConfigError(f"a preset defines config(), returning a {names}", field="config", found=path)
@@ -59,7 +61,20 @@ def load_preset(path: Path, *kinds: type[Preset]) -> Preset:
     return run
 
 
-def parse(
+def parse(arguments: type[Arguments], argv: Sequence[str] | None) -> Arguments:
+    """Parses a command line without preset.
+
+    Args:
+        arguments: frozen dataclass of the command.
+        argv: command line without the program's name; `sys.argv` when left out.
+
+    A wrong option or value ends the program with exit status 2 and a message on stderr, before any work.
+    """
+    with _refusals_shown(arguments):
+        return tyro.cli(arguments, prog=program_name(), args=argv, use_underscores=True)
+
+
+def parse_with_preset(
     arguments: Any,
     kinds: Sequence[type],
     argv: Sequence[str] | None,
@@ -69,8 +84,8 @@ def parse(
     """Parses `--config PRESET` first and everything else as overrides of that preset.
 
     Args:
-        arguments: frozen dataclass of the command, generic in the class of its field `run`; it has a field
-            `config: Path`, and what else has no default must be given.
+        arguments: frozen dataclass of the command, generic in the class of its field `run`. It has a field
+            `config: Path`; every other field without a default must be given.
         kinds: the classes that `run` may have; the preset decides.
         argv: command line without the program's name; `sys.argv` when left out.
         default_preset: used when no `--config` is given.
@@ -81,22 +96,20 @@ def parse(
     argv = list(sys.argv[1:] if argv is None else argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path, default=default_preset)
-    try:
+    with _refusals_shown(*kinds):
         preset: Any = load_preset(first.parse_known_args(argv)[0].config, *kinds)
         preset = preset if adapt is None else adapt(preset)
-    except ConfigError as e:
-        print(f"error: {e.on_command_line}", file=sys.stderr)
-        sys.exit(WRONG_ARGUMENT)
     required = [f.name for f in dataclasses.fields(arguments) if f.default is f.default_factory is dataclasses.MISSING]
     given = dict.fromkeys(required, tyro.MISSING)
-    return tyro.cli(
-        arguments[type(preset)],
-        prog=program_name(),
-        default=arguments(**{**given, "config": default_preset, "run": preset}),
-        args=argv,
-        config=(tyro.conf.FlagConversionOff,),
-        use_underscores=True,
-    )
+    with _refusals_shown(type(preset)):
+        return tyro.cli(
+            arguments[type(preset)],
+            prog=program_name(),
+            default=arguments(**{**given, "config": default_preset, "run": preset}),
+            args=argv,
+            config=(tyro.conf.FlagConversionOff,),
+            use_underscores=True,
+        )
 
 
 def program_name() -> str | None:
@@ -106,14 +119,15 @@ def program_name() -> str | None:
 
 
 def run(work: Callable[[Console], bool], distributed: DistributedConfig | None = None) -> int:
-    """Runs `work(console)`, which returns True if it is complete, and turns its end into an exit status.
+    """Runs `work(console)` and returns the exit status.
 
-    Errors of this package, and a full or read-only disk, are one message; anything else keeps its traceback.
+    An error of this package, and a full or read-only disk, is one message on stderr; anything else is a defect and
+    keeps its traceback.
 
     Args:
-        work: the command; it may print to the console, which is stderr.
-        hosts: the processes that run it together, if there are others; each calls this. Only process 0 gets a console
-            that prints; errors come from each, with its number.
+        work: the command; it returns True if it is complete and may print to the console, which is stderr.
+        distributed: the processes that run the command together, if there are several; each calls this function. Only
+            process 0 gets a console that prints; every process reports its own errors, with its number.
     """
     if distributed is None or not are_several(distributed):
         return _status(lambda: work(Console(stderr=True)))
@@ -127,14 +141,71 @@ def run_subcommand(commands: Mapping[str, Any], argv: Sequence[str] | None) -> i
         commands: names and modules, each with `Arguments` and `run(arguments, console)`.
         argv: command line without the program's name; `sys.argv` when left out.
     """
-    arguments = tyro.extras.subcommand_cli_from_dict(
-        {name: module.Arguments for name, module in commands.items()},
-        prog=program_name(),
-        args=argv,
-        use_underscores=True,
-    )
+    with _refusals_shown(*(module.Arguments for module in commands.values())):
+        arguments = tyro.extras.subcommand_cli_from_dict(
+            {name: module.Arguments for name, module in commands.items()},
+            prog=program_name(),
+            args=argv,
+            use_underscores=True,
+        )
     command = next(module for module in commands.values() if isinstance(arguments, module.Arguments))
     return run(lambda console: command.run(arguments, console))
+
+
+@contextmanager
+def _refusals_shown(*kinds: type) -> Iterator[None]:
+    """Ends the program with one line and exit status 2 if a ConfigError is raised in the block.
+
+    tyro turns an error of a nested configuration into a panel of its own and a SystemExit; the panel is dropped and the
+    error shown instead. Everything else that tyro prints, suggestions for misspelled options among it, stays.
+
+    Args:
+        kinds: the configuration classes whose fields are options.
+    """
+    held, refused = _HeldOutput(sys.stderr), None
+    try:
+        with redirect_stderr(held):
+            yield
+    except (ConfigError, SystemExit) as e:
+        refused = _config_error_behind(e)
+        if refused is None:
+            raise
+    finally:
+        if refused is None:
+            sys.stderr.write(held.getvalue())
+    if refused is not None:
+        print(f"error: {_as_option(refused, kinds).on_command_line}", file=sys.stderr)
+        sys.exit(EXIT_STATUS[type(refused)])
+
+
+class _HeldOutput(io.StringIO):
+    """Keeps what is written; is a terminal if `stream` is one, so that colours stay."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self.isatty = stream.isatty  # type: ignore[method-assign]
+
+
+def _config_error_behind(error: BaseException) -> ConfigError | None:
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, ConfigError):
+        behind = behind.__context__
+    return behind
+
+
+def _as_option(error: ConfigError, kinds: Sequence[type]) -> ConfigError:
+    """The error with its field's whole path: `model.mmdit.num_layers` for `mmdit.num_layers`."""
+    paths = {path for kind in kinds for path in _field_paths(kind) if f".{path}".endswith(f".{error.field}")}
+    return error.renamed(paths.pop()) if error.field is not None and len(paths) == 1 else error
+
+
+def _field_paths(kind: type, prefix: str = "") -> Iterator[str]:
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _field_paths(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"
 
 
 def _run_with_others(

@@ -1,12 +1,14 @@
-"""All errors that this package raises on purpose, and the exit status that each has in every command.
+"""All errors that this package raises on purpose, and the exit status of each.
 
-An error names the thing, what was found and what is allowed. Errors about a setting name its field (`chunk`), as a
-notebook user knows it; the command line writes it as the option that it is (`--chunk`).
+An error names the thing, what was found and what is allowed. An error about a setting names its field (`chunk`), as in
+Python; a command shows it as an option (`--chunk`).
 """
 
 from __future__ import annotations
 
-# What a command ends with. LOST is EX_TEMPFAIL of sysexits.h: nothing is wrong here, the same command may well succeed.
+from typing import Self
+
+# LOST is EX_TEMPFAIL of sysexits.h: nothing is wrong in this process, and the same command may succeed later.
 COMPLETE, FAILED, WRONG_ARGUMENT, LOST, INTERRUPTED = 0, 1, 2, 75, 130
 
 
@@ -28,7 +30,12 @@ class GenAffectError(Exception):
         """The message in the words of a command line: `--chunk 0: must be at least 1`."""
         if self.field is None:
             return self.reason
-        return f"--{self.field}{'' if self.found is None else f' {self.found}'}: {self.reason}"
+        # An option that was not given is shown without a value.
+        return f"--{self.field}{'' if self.found in (None, 'None') else f' {self.found}'}: {self.reason}"
+
+    def renamed(self, field: str) -> Self:
+        """The same error about a field of another name."""
+        return type(self)(self.reason, field=field, found=self.found)
 
 
 class ConfigError(GenAffectError, ValueError):
@@ -36,7 +43,7 @@ class ConfigError(GenAffectError, ValueError):
 
 
 class ExpressionError(GenAffectError, ValueError):
-    """A text is no expression; the message names the token, what was found and what is allowed."""
+    """A text is not a valid expression; the message names the token, what was found and what is allowed."""
 
 
 class DataError(GenAffectError, ValueError):
@@ -48,7 +55,7 @@ class WeightsError(GenAffectError, ValueError):
 
 
 class TopologyError(GenAffectError, ValueError):
-    """There is no such topology, its chip is not known, or there is no TPU compiler; the message says which."""
+    """A topology does not exist, its chip is unknown, or the TPU compiler is not installed; the message says which."""
 
 
 class CheckpointError(GenAffectError, RuntimeError):
@@ -60,7 +67,7 @@ class TrainingError(GenAffectError, RuntimeError):
 
 
 class MemoryLimitError(GenAffectError, RuntimeError):
-    """A program needs more memory than there is; the message says which settings to lower."""
+    """A program needs more memory than a device has; the message says which settings to lower."""
 
 
 class LostProcessError(GenAffectError, RuntimeError):
@@ -78,7 +85,7 @@ EXIT_STATUS: dict[type[GenAffectError], int] = {
     MemoryLimitError: FAILED,
     LostProcessError: LOST,
 }
-"""The exit status of every command that ends with such an error."""
+"""The exit status of a command that ends with such an error."""
 
 
 def require(condition: bool, field: str, found: object, allowed: str) -> None:

@@ -14,7 +14,7 @@ import flax
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 
 from genaffect_jax.avatars import render, sample_identity
 from genaffect_jax.checkpoints.components import (
@@ -31,7 +31,7 @@ from genaffect_jax.data.face_encoders import ExpressionEncoder
 from genaffect_jax.data.photos.reader import Align, PhotoReader
 from genaffect_jax.data.prompts.table import PromptTable
 from genaffect_jax.data.prompts.templates import prompt_for
-from genaffect_jax.errors import ConfigError, DataError, ExpressionError
+from genaffect_jax.errors import ConfigError, DataError, ExpressionError, require
 from genaffect_jax.expressions.action_units import WIDTH, neutral
 from genaffect_jax.expressions.grammar import Expression, parse_expressions
 from genaffect_jax.expressions.space import EncoderSpace, ExpressionSpace, UnitSpace
@@ -49,7 +49,7 @@ from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import replicated
 from genaffect_jax.version import __version__
 
-# Reference images of one identity; fewer are padded to as many, so one program serves all numbers.
+# Reference images of one identity. Fewer are padded to this number, so one program serves all numbers.
 MOST_REFERENCES = 4
 DEFAULT_ANCHORS = 8
 
@@ -57,11 +57,18 @@ Identity = str | Path | UInt8[np.ndarray, "S S 3"]
 
 
 class Pipeline:
-    """A trained model, ready to draw.
+    """A trained model, ready to sample.
 
     Example:
         >>> avatars = Pipeline.load("out/avatar_tiny")(identity="seed:7", expressions="joy, sadness, anger:0.6")
         >>> avatars.save(Path("out/seven"))
+
+    Attributes:
+        config: the run that trained the model.
+        name: names the model in `set.json`: run folder, step, checksums of the frozen components.
+        space: expression vectors of words and image files.
+        photos: reads image files.
+        sampler: runs the program in chunks.
     """
 
     def __init__(
@@ -76,28 +83,26 @@ class Pipeline:
         photos: PhotoReader,
         mesh: Mesh,
     ):
-        """Use `Pipeline.load`; `name` says in `set.json` which model drew the images."""
+        """Takes the parts as they are; use `Pipeline.load`."""
         self.config = config
         self.name = name
         self.space = space
         self.photos = photos
-        frozen_components: dict[str, Any] = {"autoencoder": autoencoder}
         self._table = prompts
+        frozen_components: dict[str, Any] = {"autoencoder": autoencoder}
         if prompts is not None:
             frozen_components["prompts"] = Prompts.of(prompts, config.text.negative)
         if faces.identity is not None:
             frozen_components["identity_encoder"] = faces.identity.parameters
         denoiser, frozen_components = jax.device_put((denoiser, frozen_components), replicated(mesh))
-        max_free = score_bound(denoiser) <= LARGEST_SCORE
+        dtype = config.train.compute_dtype
         program = make_program(
             config.model,
-            *build_networks(config.model, config.train.compute_dtype, max_free),
+            *build_networks(config.model, dtype, max_free=score_bound(denoiser) <= LARGEST_SCORE),
             identity_encoder=None if faces.identity is None else faces.identity.network,
             mesh=mesh,
         )
-        self.drawer = SetSampler(
-            config.model, program, denoiser, frozen_components, config.train.compute_dtype, mesh.size
-        )
+        self.sampler = SetSampler(config.model, program, denoiser, frozen_components, dtype, mesh.size)
 
     @classmethod
     def load(
@@ -111,28 +116,27 @@ class Pipeline:
         face_index: int = 0,
         checkpoint: str = LATEST,
     ) -> Pipeline:
-        """Loads the averaged weights of a checkpoint in a training's run folder.
+        """Loads the averaged weights of a checkpoint from the run folder of a training.
 
         Args:
             model: the run folder.
-            expression_encoder: reads exemplar images: `package:NAME`, a weight file, the .json of an ONNX encoder, or
-                any encoder of action units.
-                Left out, the model's own does, if it has one. A model whose expressions are an encoder's vectors takes
-                no other.
-            devices: spread the images of a set over these; left out, over all of this process. The images are the
-                same.
-
-            align: what is done with image files: `none` takes their middle square, `face` brings the face into its
-                place. Left out, what the model's training images went through (`data.align`).
-            face_models: folder of an insightface model pack, to align with.
-            face_index: which face of a reference, counted from the largest, 0; of exemplars the largest counts.
-            checkpoint: `latest`, `best` on held-out people, or the number of a step.
+            expression_encoder: reads expressions from image files: `package:NAME`, a weight file, the .json of an ONNX
+                encoder, or any encoder of action units. Default: the model's own, if it has one. A model whose
+                expressions are vectors of its own encoder accepts no other.
+            devices: devices over which the images of a set are spread. Default: all of this process. The images do
+                not depend on it.
+            align: treatment of image files: `none` takes the centre square, `face` moves the detected face to its
+                place. Default: as the model's training images were treated (`data.align`).
+            face_models: folder of an insightface model pack, needed to align.
+            face_index: face to use in a reference, counted from the largest, 0. Image files of expressions always use
+                the largest.
+            checkpoint: `latest`, `best` (by the loss on held-out people), or the number of a step.
 
         Raises:
-            ConfigError: the folder is no run folder, the encoder's vectors are not those of the model, or the
-                face models are missing.
-            CheckpointError: it has no complete checkpoint, or not the one asked for.
-            DataError, WeightsError: a prompt table, bank, autoencoder or face encoder is missing or damaged.
+            ConfigError: the folder is no run folder, the encoder's vectors do not fit the model, or the face models
+                are missing.
+            CheckpointError: there is no complete checkpoint, or not the one asked for.
+            DataError, WeightsError: a prompt table, word prototypes, autoencoder or face encoder is missing or damaged.
         """
         run_dir = RunDir.open(Path(model))
         checkpoints = Checkpoints(run_dir.path)
@@ -165,15 +169,15 @@ class Pipeline:
         progress: Progress | None = None,
         **changes: Any,
     ) -> AvatarSet:
-        """Draws one set.
+        """Samples one set.
 
         Args:
             identity: an image file, `seed:N` (procedural avatar number N, neutral), or a uint8 RGB image of the
                 model's size; or up to `MOST_REFERENCES` of them that show one person.
-            expressions: text of the expression grammar (`"joy, AU12L=0.7, face.png:1.3"`), or what `parse` made of it.
-            settings: how to draw.
-            anchor_expressions: the expressions that all images look at, whether they are part of the set or not; left
-                out, the first `settings.anchors` of the set.
+            expressions: a text of the expression grammar (`"joy, AU12L=0.7, face.png:1.3"`), or what `parse` returned.
+            settings: how to sample.
+            anchor_expressions: expressions of the anchors, part of the set or not. Default: the first
+                `settings.anchors` of the set.
             progress: called with (images done, images in all).
             changes: single settings, by the names of `SamplingConfig`: `steps=4, consistency=0.3`.
 
@@ -184,108 +188,39 @@ class Pipeline:
             MemoryLimitError: a call needs more memory than a device has.
         """
         settings = dataclasses.replace(settings or SamplingConfig(), **changes)
-        wanted = tuple(self.parse(expressions) if isinstance(expressions, str) else expressions)
-        chosen = self.parse(anchor_expressions) if isinstance(anchor_expressions, str) else anchor_expressions
+        wanted = self._expressions(expressions)
+        anchors = self._expressions(anchor_expressions)
         if not wanted:
-            raise ConfigError("expressions: none given; a set needs at least one")
+            raise ConfigError("none given; a set needs at least one", field="expressions")
         identities = [identity] if isinstance(identity, (str, Path, np.ndarray)) else list(identity)
         if not 1 <= len(identities) <= MOST_REFERENCES:
-            raise ConfigError(f"--identity: {len(identities)} images, must be 1 to {MOST_REFERENCES}")
+            raise ConfigError(f"{len(identities)} images, must be 1 to {MOST_REFERENCES}", field="identity")
         names = ["array" if isinstance(one, np.ndarray) else str(one) for one in identities]
         references = np.stack([self.reference(one) for one in identities])
-        return self._draw(references, names, wanted, noise_ids_of(wanted), tuple(chosen), settings, progress)
+        images, anchors = self._sample(references, wanted, noise_ids_of(wanted), anchors, settings, progress)
+        return AvatarSet(references, images, wanted, anchors, self._record(names, wanted, settings))
 
     def add(
         self, avatars: AvatarSet, expressions: str | Sequence[Expression], progress: Progress | None = None
     ) -> AvatarSet:
-        """The set with more expressions, drawn as if they had been part of it: same person, settings and anchors.
+        """The set with more expressions, which look as if they had been part of it: same person, settings and anchors.
 
         Raises:
-            ConfigError: another model drew the set.
+            ConfigError: another model sampled the set.
             ExpressionError, DataError, MemoryLimitError: see `__call__`.
         """
         if avatars.settings["model"] != self.name:
-            raise ConfigError(f"--add_to: the set was drawn by {avatars.settings['model']}, this is {self.name}")
-        more = tuple(self.parse(expressions) if isinstance(expressions, str) else expressions)
+            raise ConfigError(f"the set was sampled by another model, {avatars.settings['model']}; this is {self.name}")
+        more = self._expressions(expressions)
         fields = {f.name for f in dataclasses.fields(SamplingConfig)}
         settings = from_json(SamplingConfig, json.dumps({k: v for k, v in avatars.settings.items() if k in fields}))
         noise_ids = noise_ids_of([*avatars.expressions, *more])[len(avatars.expressions) :]
-        names = avatars.settings["identity"]
-        drawn = self._draw(
-            avatars.references,
-            [names] if isinstance(names, str) else names,
-            more,
-            noise_ids,
-            avatars.anchors,
-            settings,
-            progress,
-        )
+        images, _ = self._sample(avatars.references, more, noise_ids, avatars.anchors, settings, progress)
         return dataclasses.replace(
-            drawn,
-            images=np.concatenate([avatars.images, drawn.images]),
+            avatars,
+            images=np.concatenate([avatars.images, images]),
             expressions=(*avatars.expressions, *more),
-            settings=avatars.settings,
         )
-
-    def _draw(
-        self,
-        references: UInt8[np.ndarray, "R S S 3"],
-        names: list[str],
-        wanted: tuple[Expression, ...],
-        noise_ids: np.ndarray,
-        anchors: tuple[Expression, ...],
-        settings: SamplingConfig,
-        progress: Progress | None,
-    ) -> AvatarSet:
-        spec, params = resolve_settings(self.config.model, self.config.flow.shift, settings)
-        anchors = (anchors or _first_anchors(wanted, settings)) if spec.shared > 0 else ()
-        numbers = noise_ids_of(anchors)
-        # An image that is an anchor is drawn once, as one.
-        places = {(number, e.vector.tobytes()): i for i, (number, e) in enumerate(zip(numbers, anchors, strict=True))}
-        keys = [(number, e.vector.tobytes()) for number, e in zip(noise_ids, wanted, strict=True)]
-        rest = [i for i, key in enumerate(keys) if key not in places]
-        if len(anchors) == 1 and not rest:  # it would only look at itself
-            places, rest = {}, list(range(len(wanted)))
-            spec = dataclasses.replace(spec, shared=0)
-        drawn = self.drawer.draw(
-            np.resize(references, (MOST_REFERENCES, *references.shape[1:])),
-            np.arange(MOST_REFERENCES) < len(references),
-            self._images(anchors if places else (), numbers if places else noise_ids[:0], settings),
-            self._images([wanted[i] for i in rest], noise_ids[rest], settings),
-            spec,
-            params,
-            settings,
-            draw_anchors=len(rest) < len(wanted),
-            progress=progress,
-        )
-        first = len(anchors) if len(rest) < len(wanted) else 0
-        order = {i: first + place for place, i in enumerate(rest)}
-        images = np.stack([drawn[order[i] if i in order else places[keys[i]]] for i in range(len(wanted))])
-        note = {
-            "model": self.name,
-            "identity": names[0] if len(names) == 1 else names,
-            "align": self.photos.align,
-            **json.loads(to_json(settings)),
-            **({} if self._table is None else {"prompts": [prompt_for(e, self.config.text) for e in wanted]}),
-            "config": json.loads(to_json(self.config.model)),
-            "versions": {
-                "python": sys.version.split()[0],
-                "genaffect-jax": __version__,
-                **{module.__name__: module.__version__ for module in (jax, flax, np)},
-            },
-        }
-        return AvatarSet(references, images, wanted, anchors, note)
-
-    def _images(
-        self, expressions: Sequence[Expression], noise_ids: np.ndarray, settings: SamplingConfig
-    ) -> SampleRequest:
-        vectors = np.array([e.vector for e in expressions], np.float32)
-        rows = None
-        if self._table is not None:
-            rows = self._table.rows([prompt_for(e, self.config.text) for e in expressions])
-        noise = np.zeros_like(noise_ids) if settings.set_seed_noise == "shared" else noise_ids
-        width = self.config.model.conditioning.expression_width
-        return SampleRequest(vectors.reshape(len(expressions), width), noise, rows)
 
     def parse(self, expressions: str) -> list[Expression]:
         """The expressions of a text of the grammar, as vectors of this model.
@@ -299,24 +234,116 @@ class Pipeline:
         """The reference image that an identity stands for, uint8 [S, S, 3] at the model's size.
 
         Raises:
-            ConfigError: a malformed `seed:N`, or an array of the wrong shape.
+            ConfigError: a malformed `seed:N`, or an array of the wrong shape or type.
             DataError: the file cannot be read as an image.
         """
         size = self.config.model.image_size
         if isinstance(identity, np.ndarray):
             if identity.shape != (size, size, 3) or identity.dtype != np.uint8:
-                raise ConfigError(f"identity: {identity.dtype} {identity.shape}, needs uint8 ({size}, {size}, 3)")
+                found = f"{identity.dtype} {identity.shape}"
+                raise ConfigError(f"must be uint8 ({size}, {size}, 3)", field="identity", found=found)
             return identity
         text = str(identity)
         if text.startswith("seed:"):
             number = text.removeprefix("seed:")
-            if not number.isdecimal():
-                raise ConfigError(f"--identity {text}: seed:N needs a whole number N from 0")
+            require(number.isdecimal(), "identity", text, "seed:N needs a whole number N from 0")
             return render(sample_identity(int(number)), neutral(), size)
         try:
             return self.photos(Path(identity), size)
         except DataError as e:
-            raise DataError(f"--identity {text}: {e}") from e
+            raise DataError(str(e), field="identity", found=text) from e
+
+    def _expressions(self, expressions: str | Sequence[Expression]) -> tuple[Expression, ...]:
+        return tuple(self.parse(expressions) if isinstance(expressions, str) else expressions)
+
+    def _sample(
+        self,
+        references: UInt8[np.ndarray, "R S S 3"],
+        wanted: tuple[Expression, ...],
+        noise_ids: Int32[np.ndarray, " E"],
+        anchors: tuple[Expression, ...],
+        settings: SamplingConfig,
+        progress: Progress | None,
+    ) -> tuple[UInt8[np.ndarray, "E S S 3"], tuple[Expression, ...]]:
+        """The images of the wanted expressions, and the anchors that they read."""
+        spec, params = resolve_settings(self.config.model, self.config.flow.shift, settings)
+        anchors = (anchors or _first_anchors(wanted, settings)) if spec.shared > 0 else ()
+        anchor_ids = noise_ids_of(anchors)
+        # A wanted image that is also an anchor is sampled once, as an anchor.
+        keys = [(number, e.vector.tobytes()) for number, e in zip(noise_ids, wanted, strict=True)]
+        places = {
+            (number, e.vector.tobytes()): i for i, (number, e) in enumerate(zip(anchor_ids, anchors, strict=True))
+        }
+        rest = [i for i, key in enumerate(keys) if key not in places]
+        shared = anchors
+        if len(anchors) == 1 and not rest:  # an only image would read only itself
+            shared, places, rest = (), {}, list(range(len(wanted)))
+            spec = dataclasses.replace(spec, shared=0)
+        return_anchors = len(rest) < len(wanted)
+        sampled = self.sampler.sample(
+            np.resize(references, (MOST_REFERENCES, *references.shape[1:])),
+            np.arange(MOST_REFERENCES) < len(references),
+            self._request(shared, anchor_ids[: len(shared)], settings),
+            self._request([wanted[i] for i in rest], noise_ids[rest], settings),
+            spec,
+            params,
+            settings,
+            return_anchors,
+            progress,
+        )
+        first = len(anchors) if return_anchors else 0
+        order = {i: first + place for place, i in enumerate(rest)}
+        images = np.stack([sampled[order[i] if i in order else places[keys[i]]] for i in range(len(wanted))])
+        return images, anchors
+
+    def _request(
+        self, expressions: Sequence[Expression], noise_ids: Int32[np.ndarray, " E"], settings: SamplingConfig
+    ) -> SampleRequest:
+        vectors = np.array([e.vector for e in expressions], np.float32)
+        rows = None
+        if self._table is not None:
+            rows = self._table.rows([prompt_for(e, self.config.text) for e in expressions])
+        noise = np.zeros_like(noise_ids) if settings.set_seed_noise == "shared" else noise_ids
+        width = self.config.model.conditioning.expression_width
+        return SampleRequest(vectors.reshape(len(expressions), width), noise, rows)
+
+    def _record(self, names: list[str], wanted: tuple[Expression, ...], settings: SamplingConfig) -> dict[str, Any]:
+        """Everything that decided the images, for `set.json`."""
+        return {
+            "model": self.name,
+            "identity": names[0] if len(names) == 1 else names,
+            "align": self.photos.align,
+            **json.loads(to_json(settings)),
+            **({} if self._table is None else {"prompts": [prompt_for(e, self.config.text) for e in wanted]}),
+            "config": json.loads(to_json(self.config.model)),
+            "versions": {
+                "python": sys.version.split()[0],
+                "genaffect-jax": __version__,
+                **{module.__name__: module.__version__ for module in (jax, flax, np)},
+            },
+        }
+
+
+def noise_ids_of(expressions: Sequence[Expression]) -> Int32[np.ndarray, " E"]:
+    """The numbers that, with the seed, decide the noise of images; each from the expression vector alone.
+
+    An image therefore does not depend on the rest of its set. Equal expressions in one set are told apart by how often
+    they occurred before.
+    """
+    seen: dict[bytes, int] = {}
+    numbers = []
+    for expression in expressions:
+        key = np.round(expression.vector, 4).astype("<f4").tobytes()
+        seen[key] = seen.get(key, -1) + 1
+        numbers.append(zlib.crc32(key + bytes([seen[key] % 256])) & 0x7FFFFFFF)
+    return np.array(numbers, np.int32)
+
+
+def _first_anchors(wanted: tuple[Expression, ...], settings: SamplingConfig) -> tuple[Expression, ...]:
+    if settings.anchors is not None and settings.anchors > len(wanted):
+        reason = f"the set has {len(wanted)} expressions; there cannot be more anchors"
+        raise ConfigError(reason, field="anchors", found=settings.anchors)
+    return wanted[: settings.anchors or DEFAULT_ANCHORS]
 
 
 def _expression_space(
@@ -326,15 +353,15 @@ def _expression_space(
     given: str | ExpressionEncoder | None,
     photos: PhotoReader,
 ) -> ExpressionSpace:
-    """What words and images are to this model; `given` reads images in place of the model's own encoder."""
+    """The model's vectors of words and image files; `given` reads image files in place of the model's own encoder."""
     own: ExpressionEncoder | None = faces.expression
     encoder = load_exemplar_encoder(given) if isinstance(given, str) else given or own
 
     def read(file: str) -> Float32[np.ndarray, " W"]:
         if encoder is None:
             raise ExpressionError(
-                f"expression '{file}': an image needs an expression encoder, and this model has none; give one with "
-                "--expression_encoder (package:expression_avatar reads procedural avatars)"
+                f"expression '{file}': an image needs an expression encoder, and this model has none; set "
+                "expression_encoder ('package:expression_avatar' reads procedural avatars)"
             )
         try:
             image = photos.largest(Path(file), config.model.image_size)
@@ -344,37 +371,12 @@ def _expression_space(
 
     if config.model.conditioning.expression_space == "units":
         if encoder is not None and encoder.width != WIDTH:
-            raise ConfigError(
-                f"--expression_encoder {encoder.name}: gives {encoder.width} numbers, this model's "
-                f"expressions are {WIDTH} action units"
-            )
+            reason = f"gives {encoder.width} numbers, this model's expressions are {WIDTH} action units"
+            raise ConfigError(reason, field="expression_encoder", found=encoder.name)
         return UnitSpace(read)
     if own is None or encoder is None or encoder.checksum != own.checksum:
         raise ConfigError(
-            "--expression_encoder: this model's expressions are the vectors of its own encoder; leave the option out"
+            "this model's expressions are vectors of its own encoder; leave it out", field="expression_encoder"
         )
     prototypes = read_prototypes(run_dir, own)
     return EncoderSpace(prototypes.encoder, prototypes.vectors, read)
-
-
-def _first_anchors(wanted: tuple[Expression, ...], settings: SamplingConfig) -> tuple[Expression, ...]:
-    if settings.anchors is not None and settings.anchors > len(wanted):
-        raise ConfigError(
-            f"--anchors {settings.anchors}: the set has {len(wanted)} expressions; there cannot be more anchors"
-        )
-    return wanted[: settings.anchors or DEFAULT_ANCHORS]
-
-
-def noise_ids_of(expressions: Sequence[Expression]) -> np.ndarray:
-    """The number that, with the seed, decides an image's noise: int32, from the expression vector alone.
-
-    An image therefore does not depend on what else is in its set. Equal expressions in one set are told apart by
-    how often they came before.
-    """
-    seen: dict[bytes, int] = {}
-    numbers = []
-    for expression in expressions:
-        key = np.round(expression.vector, 4).astype("<f4").tobytes()
-        seen[key] = seen.get(key, -1) + 1
-        numbers.append(zlib.crc32(key + bytes([seen[key] % 256])) & 0x7FFFFFFF)
-    return np.array(numbers, np.int32)

@@ -1,4 +1,4 @@
-"""`python -m genaffect_jax.sample`: draw the avatar set of one identity, add to a set, or morph between expressions.
+"""`python -m genaffect_jax.sample`: sample the avatar set of one identity, extend a set, or morph between expressions.
 
 python -m genaffect_jax.sample --model out/avatar_tiny --identity seed:7 --expressions joy,sadness,anger --out out/set
 python -m genaffect_jax.sample --model out/avatar_tiny --add_to out/set --expressions pride,fear
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -29,14 +29,14 @@ from rich.progress import (
 from genaffect_jax import cli
 from genaffect_jax.checkpoints.manager import LATEST
 from genaffect_jax.config import SamplingConfig
-from genaffect_jax.errors import INTERRUPTED, ConfigError
+from genaffect_jax.errors import INTERRUPTED, ConfigError, require
 from genaffect_jax.expressions.grammar import check_expressions
 from genaffect_jax.expressions.interpolation import morph_expressions
 from genaffect_jax.inference.avatar_set import AvatarSet, check_output
 from genaffect_jax.parallel.xla import use_compilation_cache
 from genaffect_jax.pipeline import Pipeline
 
-# Options about what images share.
+# Options of consistent attention, which have no effect without shared tokens.
 SHARING = (
     "anchors",
     "anchor_expressions",
@@ -51,40 +51,42 @@ DEFAULT_EXPRESSIONS = "joy,sadness,anger,fear,surprise,disgust,neutral"
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(SamplingConfig):
-    """Draw the avatar set of one identity."""
+    """Sample the avatar set of one identity."""
 
     model: Path
     """Run folder of a training."""
     checkpoint: str = LATEST
-    """Which of its checkpoints draws: latest, best (on held-out people), or the number of a step."""
+    """Checkpoint to sample from: latest, best (by the loss on held-out people), or the number of a step."""
     identity: tuple[str, ...] = ()
     """One to four images of one person: image files, or seed:N for the procedural avatar number N."""
     out: Path | None = None
     """Folder for sheet.png, one PNG per image, and set.json."""
     expressions: str = ""
-    """Expressions: words, blends (0.6*joy + 0.4*surprise), action units (AU6=0.5,AU12=0.9), clusters, all, and images
-    that show one (face.png; face.png:1.3 exaggerates it, face.png:0.5 softens it). Left out: six emotions, neutral."""
+    """Expressions: words, blends (0.6*joy + 0.4*surprise), action units (AU6=0.5,AU12=0.9), clusters, all, and image
+    files that show one (face.png; face.png:1.3 exaggerates it, face.png:0.5 softens it). Default: six emotions and
+    neutral."""
     expression_encoder: str | None = None
-    """What reads expressions from images: package:expression_avatar, a weight file, or the .json of an ONNX encoder;
-    else the model's own."""
+    """Encoder that reads expressions from image files: package:expression_avatar, a weight file, or the .json of an
+    ONNX encoder. Default: the model's own."""
     align: Literal["none", "face"] | None = None
-    """What is done with image files: none takes the middle square, face finds the face and brings it into the place
-    it has in aligned training images; left out, what the model was trained on. Drawn characters need none."""
+    """Treatment of image files: none takes the centre square; face detects the face and moves it to the place it has in
+    aligned training images. Default: as the training images were treated. Drawn characters need none."""
     face_models: Path | None = None
-    """Folder of an insightface model pack (.onnx files), or an insightface root with one pack, for --align face."""
+    """Folder of an insightface model pack (.onnx files), or an insightface root with one pack; needed to align."""
     face_index: int = 0
-    """Which face of an identity's images, counted from the largest, 0; expressions' images show their largest."""
+    """Face to use in the identity's images, counted from the largest, 0. Image files among the expressions always use
+    the largest."""
     anchor_expressions: str = ""
-    """Expressions that all images look at, in the set or not; left out: the first --anchors of the set. Needs
-    --consistency above 0, as all options about sharing do."""
+    """Expressions of the anchors, part of the set or not. Default: the first expressions of the set, as many as
+    anchors. Needs consistency above 0."""
     add_to: Path | None = None
-    """Folder of an earlier set: --expressions are added to it, with its person, settings and anchors."""
+    """Folder of an earlier set: expressions are added to it, with its person, settings and anchors."""
     morph: tuple[str, str] | None = None
-    """Two expressions: draws --frames images from the first to the second, and an animation of them."""
+    """Two expressions: samples frames images on the way from the first to the second, and an animation of them."""
     frames: int = 16
     """Images of a morph, at least 2."""
     animation: Literal["gif", "webp"] = "gif"
-    """File type of a morph."""
+    """File type of a morph's animation."""
 
     def check(self) -> None:
         """Raises ConfigError for options that do not go together."""
@@ -92,32 +94,31 @@ class Arguments(SamplingConfig):
             changed = [f.name for f in dataclasses.fields(SamplingConfig) if getattr(self, f.name) != f.default]
             changed += [n for n in ("identity", "out", "morph", "anchor_expressions") if getattr(self, n)]
             if changed:
-                raise ConfigError(f"--{changed[0]}: the set of --add_to decides this; leave it out")
+                raise ConfigError("the set of add_to decides this; leave it out", field=changed[0])
             if not self.expressions:
-                raise ConfigError("--add_to: needs --expressions, what to add")
+                raise ConfigError("missing: what to add to the set", field="expressions")
             return
         for name in ("identity", "out"):
             if not getattr(self, name):
-                raise ConfigError(f"--{name}: missing (only --add_to does without)")
+                raise ConfigError("missing (only add_to does without it)", field=name)
         if self.morph is not None and (self.expressions or self.anchor_expressions):
             raise ConfigError(
-                "--morph: gives all expressions of the set; leave --expressions and --anchor_expressions out"
+                "gives all expressions of the set; leave expressions and anchor_expressions out", field="morph"
             )
         if self.consistency == 0:
             idle = [n for n in SHARING if getattr(self, n) != getattr(type(self), n)]
             if idle:
-                raise ConfigError(f"--{idle[0]}: means nothing unless images share; give --consistency above 0")
-        if self.frames < 2:
-            raise ConfigError(f"--frames {self.frames}: must be at least 2")
+                raise ConfigError("has no effect without shared tokens; set consistency above 0", field=idle[0])
+        require(self.frames >= 2, "frames", self.frames, "must be at least 2")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses the command line and draws; returns the exit status."""
+    """Parses the command line and samples; returns the exit status."""
+    arguments = cli.parse(Arguments, argv)
 
     def work(console: Console) -> bool:
-        # Inside, because a setting that is not allowed is an error of the class that holds it.
-        arguments = tyro.cli(Arguments, args=argv, use_underscores=True, prog="python -m genaffect_jax.sample")
-        _sample(arguments, console)
+        folder, avatars = run(arguments, console)
+        console.print(f"{len(avatars.images)} images in {folder} (see sheet.png and set.json)")
         return True
 
     status = cli.run(work)
@@ -126,7 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _sample(arguments: Arguments, console: Console) -> None:
+def run(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
+    """Samples what is asked for and saves it; returns the folder and the set.
+
+    Raises:
+        GenAffectError: see `Pipeline.load` and `Pipeline.__call__`.
+    """
     arguments.check()
     # Everything that the command line alone decides is checked before the model is loaded.
     for text in (arguments.expressions, arguments.anchor_expressions, *(arguments.morph or ())):
@@ -135,12 +141,6 @@ def _sample(arguments: Arguments, console: Console) -> None:
     if arguments.out is not None:
         check_output(arguments.out)
     use_compilation_cache()
-    folder, avatars = _draw(arguments, console)
-    console.print(f"{len(avatars.images)} images in {folder} (see sheet.png and set.json)")
-
-
-def _draw(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
-    """Draws what is asked for and saves it; the folder and the set."""
     earlier = None if arguments.add_to is None else AvatarSet.load(arguments.add_to)
     pipeline = Pipeline.load(
         arguments.model,
@@ -151,48 +151,60 @@ def _draw(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
         checkpoint=arguments.checkpoint,
     )
     console.print(f"model {pipeline.name}", soft_wrap=True, highlight=False)
+    with _progress(console) as progress:
+        avatars = _sample(pipeline, arguments, earlier, progress)
+    folder = arguments.add_to or arguments.out
+    assert folder is not None
+    avatars.save(folder, None if arguments.morph is None else arguments.animation)
+    return folder, avatars
+
+
+def _sample(
+    pipeline: Pipeline, arguments: Arguments, earlier: AvatarSet | None, progress: Callable[[int, int], None]
+) -> AvatarSet:
+    settings = SamplingConfig(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplingConfig)})
+    if earlier is not None:
+        return pipeline.add(earlier, arguments.expressions, progress)
+    if arguments.morph is not None:
+        first, last = (pipeline.parse(text) for text in arguments.morph)
+        expressions = morph_expressions(first, last, arguments.frames)
+        return pipeline(
+            arguments.identity,
+            expressions,
+            anchor_expressions=(expressions[0], expressions[-1]),
+            settings=dataclasses.replace(settings, set_seed_noise="shared"),
+            progress=progress,
+        )
+    return pipeline(
+        arguments.identity,
+        arguments.expressions or DEFAULT_EXPRESSIONS,
+        settings=settings,
+        anchor_expressions=arguments.anchor_expressions or (),
+        progress=progress,
+    )
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar; in a log file, one line for every chunk."""
     # Images come in chunks; the spinner shows that one is on its way.
     columns = (
         SpinnerColumn(),
-        TextColumn("drawing"),
+        TextColumn("sampling"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    settings = SamplingConfig(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplingConfig)})
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=None)
 
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
-            if not console.is_terminal:  # a log file gets plain lines instead of a bar
-                console.print(f"drawn {done}/{total}")
+            if not console.is_terminal:
+                console.print(f"sampled {done}/{total}")
 
-        if earlier is not None:
-            avatars = pipeline.add(earlier, arguments.expressions, progress)
-        elif arguments.morph is not None:
-            first, last = (pipeline.parse(text) for text in arguments.morph)
-            expressions = morph_expressions(first, last, arguments.frames)
-            avatars = pipeline(
-                arguments.identity,
-                expressions,
-                anchor_expressions=(expressions[0], expressions[-1]),
-                settings=dataclasses.replace(settings, set_seed_noise="shared"),
-                progress=progress,
-            )
-        else:
-            avatars = pipeline(
-                arguments.identity,
-                arguments.expressions or DEFAULT_EXPRESSIONS,
-                settings=settings,
-                anchor_expressions=arguments.anchor_expressions or (),
-                progress=progress,
-            )
-    folder = arguments.add_to or arguments.out
-    assert folder is not None
-    avatars.save(folder, None if arguments.morph is None else arguments.animation)
-    return folder, avatars
+        yield progress
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Arguments(Generic[Run]):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and trains; returns the exit status."""
-    arguments: Any = cli.parse(Arguments, list(TRAININGS), argv, Path("configs/avatar_tiny.py"))
+    arguments: Any = cli.parse_with_preset(Arguments, list(TRAININGS), argv, Path("configs/avatar_tiny.py"))
     train = TRAININGS[type(arguments.run)]
     return cli.run(lambda console: train(arguments.run, arguments.workdir, console), arguments.distributed)
 

@@ -2,10 +2,12 @@
 
 import os
 
-# Before JAX starts: meshes of up to eight devices are tested on the CPU. Nearly all of the suite's time is
-# compilation: level 0 halves it, and tests (and the commands they start) share what has been compiled.
+from support.xla_flags import xla_flags
+
+# Before JAX starts: meshes of up to eight devices are tested on the CPU. Tests, and the commands that they start, share
+# what has been compiled.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = xla_flags(devices=8)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
@@ -43,12 +45,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
             sample_size=8,
             patch_size=2,
             in_channels=4,
-            out_channels=4,
             num_layers=2,
             attention_head_dim=16,
             num_attention_heads=2,
             joint_attention_dim=32,
-            caption_projection_dim=32,
             pooled_projection_dim=0,
             pos_embed_max_size=4,
             register_tokens=2,
@@ -102,8 +102,8 @@ def preset(tiny_config: DenoiserRun, tmp_path: Path):
         )
         path = tmp_path / "preset.py"
         path.write_text(
-            "from genaffect_jax.config import Config, from_json\n\n\n"
-            f"def config():\n    return from_json(Config, {to_json(config)!r})\n"
+            "from genaffect_jax.config import DenoiserRun, from_json\n\n\n"
+            f"def config():\n    return from_json(DenoiserRun, {to_json(config)!r})\n"
         )
         return path
 

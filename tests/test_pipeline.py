@@ -43,13 +43,13 @@ def test_kernels_are_read_as_they_are_multiplied_and_draw_the_same(half_precisio
     assert pipeline.config.train.compute_dtype == "bfloat16"
     network = build_networks(pipeline.config.model, "bfloat16")[0]
     whole = Checkpoints(half_precision).averaged_parameters(network, make_mesh(MeshConfig(), jax.devices()[:1]))
-    read, cast_kernels = pipeline.drawer.parameters, network.cast_kernels(whole)
+    read, cast_kernels = pipeline.sampler.parameters, network.cast_kernels(whole)
     assert {x.dtype for x in read.values()} == {jnp.dtype("bfloat16"), jnp.dtype("float32")}
     for name, expected in cast_kernels.items():
         assert read[name].dtype == expected.dtype, name
         np.testing.assert_array_equal(read[name], expected, err_msg=name)
     unrounded = Pipeline.load(half_precision, devices=jax.devices()[:1])
-    unrounded.drawer.parameters = whole
+    unrounded.sampler.parameters = whole
     images, expected = (p("seed:3", "joy, fear", steps=2).images for p in (pipeline, unrounded))
     np.testing.assert_array_equal(images, expected)
 
@@ -142,19 +142,19 @@ def test_a_image_file_gives_the_same_set_as_its_pixels(pipeline, tmp_path):
     ("arguments", "message"),
     [
         ({"identity": "seed:x"}, "seed:N needs a whole number"),
-        ({"identity": np.zeros((8, 8, 3), np.uint8)}, r"needs uint8 \(32, 32, 3\)"),
-        ({"identity": []}, "--identity: 0 images, must be 1 to 4"),
-        ({"identity": ["seed:1"] * 5}, "--identity: 5 images, must be 1 to 4"),
-        ({"identity_scale": -1.0}, "--identity_scale -1.0"),
-        ({"expression_interval": (0.5, 2.0)}, "--expression_interval"),
-        ({"steps": 0}, "--steps 0: must be at least 1"),
-        ({"seed": -1}, "--seed -1"),
-        ({"guidance_expression": float("nan")}, "--guidance_expression nan"),
-        ({"guidance": -1.0}, "--guidance -1.0: must be at least 0"),
-        ({"consistency": 1.5}, r"--consistency 1.5: must lie in \[0, 1\]"),
-        ({"consistency": 0.5, "anchors": 2}, "--anchors 2: the set has 1 expressions"),
-        ({"consistency_layers": (0, 9)}, r"--consistency_layers \[9\]: the model has layers 0 to 1"),
-        ({"consistency_start": 1}, "--consistency_start 1: must be below --steps 1"),
+        ({"identity": np.zeros((8, 8, 3), np.uint8)}, r"identity=uint8 \(8, 8, 3\): must be uint8 \(32, 32, 3\)"),
+        ({"identity": []}, "identity: 0 images, must be 1 to 4"),
+        ({"identity": ["seed:1"] * 5}, "identity: 5 images, must be 1 to 4"),
+        ({"identity_scale": -1.0}, "identity_scale=-1.0"),
+        ({"expression_interval": (0.5, 2.0)}, "expression_interval="),
+        ({"steps": 0}, "steps=0: must be at least 1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"guidance_expression": float("nan")}, "guidance_expression=nan"),
+        ({"guidance": -1.0}, "guidance=-1.0: must be at least 0"),
+        ({"consistency": 1.5}, r"consistency=1.5: must lie in \[0, 1\]"),
+        ({"consistency": 0.5, "anchors": 2}, "anchors=2: the set has 1 expressions"),
+        ({"consistency_layers": (0, 9)}, r"consistency_layers=\[9\]: the model has layers 0 to 1"),
+        ({"consistency_start": 1}, "consistency_start=1: must be below steps, 1"),
         ({"expressions": ()}, "expressions: none given"),
     ],
 )
@@ -170,7 +170,7 @@ def test_scales_intervals_guidance_and_the_number_of_references_share_one_progra
         )
 
     base = draw()
-    programs = len(pipeline.drawer.compiled)
+    programs = len(pipeline.sampler.compiled)
     # The noise levels of three steps are 1, 0.5005 and 0.001.
     without = draw(expression_scale=0.0)
     assert np.abs(without - base).max() > 1
@@ -191,7 +191,7 @@ def test_scales_intervals_guidance_and_the_number_of_references_share_one_progra
     assert (two != base).any()
     assert np.abs(two - draw(["seed:3", "seed:2"])).max() <= 1
     draw(["seed:2", pipeline.reference("seed:3"), "seed:4", "seed:5"])
-    assert len(pipeline.drawer.compiled) == programs
+    assert len(pipeline.sampler.compiled) == programs
 
 
 def test_each_guidance_scale_at_zero_takes_its_own_condition_away(pipeline):

@@ -70,7 +70,9 @@ class Arguments(Generic[Run]):
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, compiles and prints; returns the exit status."""
     jax.config.update("jax_platforms", "cpu")  # with the TPU compiler installed, JAX would look for chips here
-    arguments = cli.parse(Arguments, [DenoiserRun], argv, Path("configs/avatar_tiny.py"), adapt=without_files)
+    arguments = cli.parse_with_preset(
+        Arguments, [DenoiserRun], argv, Path("configs/avatar_tiny.py"), adapt=without_files
+    )
     fits: list[bool] = []
 
     def work(_: Console) -> bool:

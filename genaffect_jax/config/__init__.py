@@ -1,15 +1,15 @@
-"""Configuration: frozen dataclasses, validated when they are made, saved as JSON beside every checkpoint.
+"""Configuration: frozen dataclasses, validated on construction, saved as JSON beside every checkpoint.
 
-The classes hold numbers and words only, so that one JSON file rebuilds a model without any other code.
+Fields are numbers, words and nested configurations, so one JSON file describes a model completely.
 """
 
 from genaffect_jax.config.as_json import from_json, to_json
-from genaffect_jax.config.auxiliary import AuxiliaryConfig
 from genaffect_jax.config.distributed import DistributedConfig
 from genaffect_jax.config.encoders import EncoderRun, FaceEncoderConfig
 from genaffect_jax.config.networks import AutoencoderConfig, ConditioningConfig, LoraConfig, MMDiTConfig, ModelConfig
 from genaffect_jax.config.runs import (
     AutoencoderRun,
+    AuxiliaryConfig,
     DataConfig,
     DenoiserRun,
     DType,

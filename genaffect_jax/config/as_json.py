@@ -14,7 +14,7 @@ from genaffect_jax.errors import ConfigError, require
 
 T = TypeVar("T")
 ADDED_LATER = {"added_later": True}
-"""Field metadata: files written before the field existed lack it, and its default is what they meant."""
+"""Field metadata: files written before the field existed lack it; its default describes them."""
 
 
 def to_json(config: object) -> str:
@@ -25,9 +25,10 @@ def to_json(config: object) -> str:
 
 
 def from_json(cls: type[T], text: str) -> T:
-    """Rebuilds the configuration of type `cls` that `to_json` wrote.
+    """Rebuilds the configuration of class `cls` that `to_json` wrote.
 
-    Fields with the metadata `ADDED_LATER` may be missing; they get their defaults.
+    Fields with the metadata `ADDED_LATER` may be missing and get their defaults. Derived fields (`init=False`) are
+    compared with the values that the other fields give them.
 
     Raises:
         ConfigError: unknown or missing keys (all are named), or a value that is not allowed.
@@ -49,7 +50,13 @@ def _build(kind: Any, value: Any, name: str) -> Any:
         unknown, missing = sorted(set(value) - names), sorted(names - optional - set(value))
         if unknown or missing:
             raise ConfigError(f"{name}: unknown fields {unknown}, missing fields {missing} (has {sorted(names)})")
-        return kind(**{key: _build(hints[key], v, f"{name}.{key}") for key, v in value.items()})
+        built = {key: _build(hints[key], v, f"{name}.{key}") for key, v in value.items()}
+        derived = {f.name: built.pop(f.name) for f in dataclasses.fields(kind) if not f.init}
+        config = kind(**built)
+        for key, stored in derived.items():
+            needed = getattr(config, key)
+            require(stored == needed, f"{name}.{key}", stored, f"must be {needed}, as the other fields decide it")
+        return config
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:

@@ -1,4 +1,4 @@
-"""How the processes of a training on several hosts find each other."""
+"""Processes of one training, on one host or several, and how they connect."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ Cluster = Literal["auto", "none", "slurm", "ompi", "mpi4py", "k8s", "gketpu", "g
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    """Processes that train together, on one host or several. It says nothing about what is trained."""
+    """Processes that train together. The settings do not change the training itself."""
 
     cluster: Cluster = "auto"
-    """Who says how many processes there are and which one this is. `auto`: the variables of SLURM, Open MPI or a GKE
-    TPU slice, if they speak of more than one process; a name: that system (`gcetpu`, the TPU VMs of a pod, and `k8s`
-    ask a server and are never tried unasked); `none`: this process trains alone."""
+    """Source of the number of processes and of this one's number. `auto`: the environment of SLURM, Open MPI or a GKE
+    TPU slice, if it names more than one process; a name: that system (`gcetpu`, the TPU VMs of a pod, and `k8s` ask a
+    server, so `auto` does not try them); `none`: this process trains alone."""
     coordinator_address: str | None = None
-    """HOST:PORT of process 0, instead of a cluster; goes with `num_processes` and `process_id`."""
+    """HOST:PORT of process 0, in place of a cluster; needs `num_processes` and `process_id`."""
     num_processes: int | None = None
-    """Number of processes of the whole job."""
+    """Number of processes of the job."""
     process_id: int | None = None
     """Number of this process, from 0."""
     join_timeout: int = 300
-    """Seconds that a process waits at its start until all are there."""
+    """Seconds to wait at the start until all processes have connected."""
     heartbeat_timeout: int = 100
-    """Seconds without a sign of life after which a process counts as lost, and the others end."""
+    """Seconds without a heartbeat after which a process counts as lost and the others end."""
 
     def __post_init__(self) -> None:
         given = (self.coordinator_address, self.num_processes, self.process_id)
-        missing = [
-            n for n, v in zip(("coordinator_address", "num_processes", "process_id"), given, strict=True) if v is None
-        ]
+        names = ("coordinator_address", "num_processes", "process_id")
+        missing = [n for n, v in zip(names, given, strict=True) if v is None]
         require(
             len(missing) in (0, 3),
             f"distributed.{missing[0] if missing else ''}",
@@ -59,7 +58,7 @@ class DistributedConfig:
                 self.cluster in ("auto", "none"),
                 "distributed.cluster",
                 self.cluster,
-                "takes the place of coordinator_address, num_processes and process_id; give one or the other",
+                "cannot be combined with coordinator_address, num_processes and process_id",
             )
         for name in ("join_timeout", "heartbeat_timeout"):
             require(getattr(self, name) >= 1, f"distributed.{name}", getattr(self, name), "must be at least 1")

@@ -13,16 +13,16 @@ from genaffect_jax.config.runs import DataConfig, MeshConfig, TrainConfig
 from genaffect_jax.errors import require
 
 Crop = tuple[float, float, float]
-"""A square part of a square image: left edge, top edge, side, as shares of the image's side."""
+"""A square part of a square image: left edge, top edge and side, as shares of the image's side."""
 WHOLE: Crop = (0.0, 0.0, 1.0)
 ARCFACE_CROP: Crop = (0.125, 0.125, 0.75)
-"""Where ArcFace's 112-px square lies in an aligned image (`data.photos.alignment`)."""
+"""Place of ArcFace's 112-px square in an aligned image (`data.photos.alignment`)."""
 
 
 def require_crop(crop: Crop, name: str) -> None:
     """Raises ConfigError unless the crop lies inside the image."""
     inside = len(crop) == 3 and min(crop[:2]) >= 0.0 and crop[2] > 0.0 and max(crop[:2]) + crop[2] <= 1.0 + 1e-9
-    require(inside, name, crop, "must be left, top, side: shares of the image's side that stay inside it")
+    require(inside, name, crop, "must be left, top and side as shares of the image's side, inside the image")
 
 
 @dataclass(frozen=True)
@@ -30,30 +30,30 @@ class FaceEncoderConfig:
     """A network from an image of a face to one vector."""
 
     target: Literal["identity", "expression"] = "identity"
-    """`identity`: a vector of unit length, near for images of one person; `expression`: an expression vector."""
+    """`identity`: a unit vector, close for images of one person; `expression`: an expression vector."""
     architecture: Literal["residual", "transformer", "iresnet"] = "residual"
-    """`residual`: convolutions at ever lower resolution; `transformer`: attention between patches of one resolution;
+    """`residual`: convolutions at falling resolutions; `transformer`: attention between patches of one resolution;
     `iresnet`: ArcFace's network (`models.face_encoders.iresnet`), for converted weights."""
     image_size: int = 112
-    """Side of the images inside the network, in pixels; images of other sizes are resized."""
+    """Side of the network's images, in pixels; images of other sizes are resized."""
     widths: tuple[int, ...] = (24, 48, 96, 160)
-    """Channels at each resolution, the first at half of image_size, each further one at half of the one before
+    """Channels at each resolution; the first is half of image_size, each further one half of the one before
     (`iresnet`: the stem, at image_size, has the first number of channels too)."""
     depths: tuple[int, ...] = (1, 2, 2, 2)
     """Residual blocks at each resolution (`transformer`: only the last resolution has blocks; `iresnet`: the first
-    block of each halves it)."""
+    block of each resolution halves it)."""
     heads: int = 4
     """Attention heads (`transformer`)."""
     norm_num_groups: int = 8
-    """Groups of the group normalisation; divides every entry of widths (not `iresnet`, which has none)."""
+    """Groups of the group normalisation, a divisor of every entry of widths (`iresnet` has none)."""
     neck: int = 32
-    """Channels that enter the head from every pixel of the last resolution (`residual`)."""
+    """Channels of every pixel of the last resolution at the head's input (`residual`)."""
     hidden: int = 256
-    """Width of the head's hidden layer (not `iresnet`, whose head is linear)."""
+    """Width of the head's hidden layer (`iresnet` has a linear head)."""
     width: int = 256
-    """Numbers in the vector."""
+    """Width of the output vector."""
     crop: Crop = field(default=WHOLE, metadata=ADDED_LATER)
-    """Part of the image that the network looks at: left edge, top edge, side, as shares of the image's side."""
+    """Part of the image that the network reads: left edge, top edge and side, as shares of the image's side."""
 
     @property
     def downsample(self) -> int:
@@ -110,12 +110,12 @@ class FaceEncoderConfig:
 
     @classmethod
     def expression_avatar(cls) -> FaceEncoderConfig:
-        """The expression encoder for conditioning: sharper images, as lids and gaze are small."""
+        """The expression encoder for conditioning; its images are larger, as lids and gaze are small."""
         return cls(target="expression", image_size=128, width=40)
 
     @classmethod
     def identity_evaluator(cls) -> FaceEncoderConfig:
-        """The identity encoder that judges: smaller images, fewer and wider stages, a coarser neck than the other."""
+        """The identity encoder for evaluation: smaller images, fewer and wider stages, a coarser neck."""
         return cls(
             target="identity",
             image_size=96,
@@ -129,7 +129,7 @@ class FaceEncoderConfig:
 
     @classmethod
     def expression_evaluator(cls) -> FaceEncoderConfig:
-        """The expression encoder that judges."""
+        """The expression encoder for evaluation."""
         return cls(
             target="expression",
             architecture="transformer",
@@ -160,29 +160,29 @@ class FaceEncoderConfig:
 
 @dataclass(frozen=True)
 class DegradeConfig:
-    """How training images are made worse without changing who and what they show
-    (`training.face_encoder.degrade`)."""
+    """Degradation of training images that keeps person and expression (`training.face_encoder.degrade`)."""
 
     shift: float = 0.06
-    """Largest shift along each axis, share of the side."""
+    """Largest shift along each axis, as a share of the side."""
     zoom: float = 0.1
     """Largest change of scale: between 1 - zoom and 1 + zoom."""
     gain: float = 0.12
-    """Largest change of contrast and brightness, of 1 and of half the range."""
+    """Largest change of contrast (of 1) and of brightness (of half the range)."""
     tint: float = 0.04
-    """Largest change of one channel against the others."""
+    """Largest change of one channel relative to the others."""
     blur: float = 1.2
     """Largest standard deviation of the Gaussian blur, in pixels; half of the images stay sharp."""
     noise: float = 0.03
-    """Largest standard deviation of the noise, of the range 0 to 1; half of the images stay clean."""
+    """Largest standard deviation of the noise, for values from 0 to 1; half of the images stay clean."""
     quantise: float = 0.15
-    """Coarsest step of block-transform (JPEG-like) coefficients, of the range 0 to 1; in 3 of 10 images."""
+    """Coarsest quantisation step of block-transform (JPEG-like) coefficients, for values from 0 to 1; in 3 of 10
+    images."""
     autoencoder: str | None = "package:autoencoder_tiny"
-    """Weights of an autoencoder that some of the images pass through; left out if None."""
+    """Weights of an autoencoder that some images pass through; None for none."""
     autoencoder_share: float = 0.25
-    """Share of the images that pass through it."""
+    """Share of the images that pass through the autoencoder."""
     latent_noise: float = 0.3
-    """Largest standard deviation of the noise added to their latents, whose own is about 1."""
+    """Largest standard deviation of the noise added to the latents, which have a standard deviation of about 1."""
 
     def __post_init__(self) -> None:
         for name in ("shift", "zoom", "gain", "tint", "autoencoder_share"):
@@ -198,23 +198,23 @@ class EncoderRun:
     name: str = "identity_avatar"
     """Name of the encoder and, with `.safetensors`, of its weight file."""
     licence: str = "Apache-2.0"
-    """Licence that the weights get; goes into the weight file."""
+    """Licence of the trained weights, written into the weight file."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images."""
     stored: Path | None = None
-    """Folder of the drawn avatars, which several runs may share; the run folder if None (source `procedural`)."""
+    """Folder of the rendered avatars, which several runs may share; the run folder if None (source `procedural`)."""
     split_seed: int = 0
-    """Decides who is held out; the `train.seed` of a denoiser holds out the same people as there."""
+    """Seed of the choice of held-out people; with the `train.seed` of a denoiser, the same people are held out."""
     encoder: FaceEncoderConfig = field(default_factory=FaceEncoderConfig)
     """The network."""
     margin: float = 0.3
     """Additive angular margin, in radians (target `identity`)."""
     scale: float = 32.0
-    """Factor of the cosines in the softmax (target `identity`)."""
+    """Scale of the cosines in the softmax (target `identity`)."""
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
     """Changes of the training images."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """Optimisation, logging, checkpoints."""
+    """Optimization, logging, checkpoints."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """Devices."""
 
@@ -223,7 +223,7 @@ class EncoderRun:
             re.fullmatch(r"[a-z0-9_]+", self.name) is not None,
             "name",
             repr(self.name),
-            "must be made of small letters, digits and underscores",
+            "must consist of lower-case letters, digits and underscores",
         )
         require(bool(self.licence.strip()), "licence", repr(self.licence), "must not be empty")
         require(self.split_seed >= 0, "split_seed", self.split_seed, "must be at least 0")
@@ -231,7 +231,7 @@ class EncoderRun:
             self.train.gradient_accumulation_steps == 1,
             "train.gradient_accumulation_steps",
             self.train.gradient_accumulation_steps,
-            "must be 1: only the denoiser's training accumulates",
+            "must be 1; only the denoiser's training accumulates gradients",
         )
         require(0.0 <= self.margin < 1.5, "margin", self.margin, "must lie in [0, 1.5) radians")
         require(self.scale > 0.0, "scale", self.scale, "must be positive")
@@ -239,5 +239,5 @@ class EncoderRun:
             self.data.image_size % 8 == 0,
             "data.image_size",
             self.data.image_size,
-            "must be a multiple of 8 (blocks of the degradation)",
+            "must be a multiple of 8, the block size of the degradation",
         )

@@ -1,4 +1,4 @@
-"""Sizes of the networks. Field names of `MMDiTConfig` and `AutoencoderConfig` are those of the diffusers files."""
+"""Sizes of the networks. `MMDiTConfig` and `AutoencoderConfig` use the field names of diffusers' `config.json`."""
 
 from __future__ import annotations
 
@@ -13,38 +13,39 @@ class MMDiTConfig:
     """A multimodal diffusion transformer of the SD3 family (Esser et al. 2024, arXiv 2403.03206)."""
 
     sample_size: int = 16
-    """Height and width of the latents the model was trained on, in latent pixels."""
+    """Height and width of the latents, in latent pixels."""
     patch_size: int = 2
     """Side of one image token, in latent pixels."""
     in_channels: int = 16
     """Channels of the latents."""
-    out_channels: int = 16
-    """Channels of the predicted velocity."""
+    out_channels: int = field(init=False)
+    """Channels of the prediction; always those of the latents."""
     num_layers: int = 6
     """Number of transformer blocks."""
     attention_head_dim: int = 64
-    """Width of one attention head, H."""
+    """Width H of one attention head."""
     num_attention_heads: int = 3
-    """Number of attention heads, N; the model's width is N * H."""
+    """Number N of attention heads; the model's width is N * H."""
     joint_attention_dim: int = 192
     """Width of the text tokens before they are projected into the model."""
-    caption_projection_dim: int = 192
-    """Width of the text tokens inside the model; must equal the model's width."""
+    caption_projection_dim: int = field(init=False)
+    """Width of the text tokens inside the model; always the model's width."""
     pooled_projection_dim: int = 0
     """Width of the pooled text embedding that enters the timestep embedding; 0 leaves it out."""
     pos_embed_max_size: int = 32
     """Side of the full 2-D sin-cos position table, in tokens; smaller grids take its centre."""
     dual_attention_layers: tuple[int, ...] = ()
-    """Blocks with a second, image-only attention (SD3.5-medium: 0 to 12)."""
+    """Indices of blocks with a second, image-only attention (SD3.5-medium: 0 to 12)."""
     qk_norm: Literal["rms_norm", "none"] = "rms_norm"
     """Normalisation of queries and keys (SD3.5: rms_norm, SD3: none)."""
     register_tokens: int = 4
-    """Learned tokens that stand in for the text stream; 0 means that text embeddings are given from outside."""
+    """Number of learned tokens in place of text tokens; 0 for a model that reads prompts."""
     scan_layers: bool = True
-    """Run equal blocks as one scanned block: compiles faster, computes the same."""
+    """Compile equal blocks once and scan over them: compilation is faster, results are equal."""
     remat: Literal["none", "named", "dots", "full"] = "none"
-    """What the backward pass recomputes: nothing; all but the results of products with weights and attention kernels,
-    and what cuDNN's read (`named`); attention too (`dots`); or every block whole (least memory, a third more time)."""
+    """Rematerialisation. `none` recomputes nothing in the backward pass; `named` keeps the results of matrix products
+    with weights, of attention kernels and the inputs of cuDNN's; `dots` recomputes attention too; `full` recomputes
+    every block (least memory, a third more time)."""
 
     @property
     def tokens_per_side(self) -> int:
@@ -53,12 +54,12 @@ class MMDiTConfig:
 
     @property
     def image_tokens(self) -> int:
-        """Number of image tokens, L."""
+        """Number L of image tokens."""
         return self.tokens_per_side**2
 
     @property
     def reads_prompts(self) -> bool:
-        """Whether text embeddings are given from outside; else register tokens stand in for them."""
+        """Whether the model takes text embeddings; otherwise it has register tokens in their place."""
         return self.register_tokens == 0
 
     @property
@@ -67,11 +68,12 @@ class MMDiTConfig:
         return self.attention_head_dim * self.num_attention_heads
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "out_channels", self.in_channels)
+        object.__setattr__(self, "caption_projection_dim", self.width)
         for name in (
             "sample_size",
             "patch_size",
             "in_channels",
-            "out_channels",
             "num_layers",
             "attention_head_dim",
             "num_attention_heads",
@@ -79,14 +81,13 @@ class MMDiTConfig:
             "pos_embed_max_size",
         ):
             require(getattr(self, name) >= 1, f"mmdit.{name}", getattr(self, name), "must be at least 1")
-        require(self.pooled_projection_dim >= 0, "mmdit.pooled_projection_dim", self.pooled_projection_dim, ">= 0")
-        require(self.register_tokens >= 0, "mmdit.register_tokens", self.register_tokens, "must be at least 0")
         require(
-            self.caption_projection_dim == self.width,
-            "mmdit.caption_projection_dim",
-            self.caption_projection_dim,
-            f"must equal the model's width {self.width}",
+            self.pooled_projection_dim >= 0,
+            "mmdit.pooled_projection_dim",
+            self.pooled_projection_dim,
+            "must be at least 0",
         )
+        require(self.register_tokens >= 0, "mmdit.register_tokens", self.register_tokens, "must be at least 0")
         require(
             self.sample_size % self.patch_size == 0,
             "mmdit.sample_size",
@@ -94,10 +95,10 @@ class MMDiTConfig:
             f"must be a multiple of patch_size {self.patch_size}",
         )
         require(
-            self.sample_size // self.patch_size <= self.pos_embed_max_size,
+            self.tokens_per_side <= self.pos_embed_max_size,
             "mmdit.pos_embed_max_size",
             self.pos_embed_max_size,
-            f"must hold {self.sample_size // self.patch_size} tokens a side",
+            f"must be at least {self.tokens_per_side}, the tokens of one side",
         )
         bad = [i for i in self.dual_attention_layers if not 0 <= i < self.num_layers]
         require(not bad, "mmdit.dual_attention_layers", bad, f"must lie in 0..{self.num_layers - 1}")
@@ -111,7 +112,6 @@ class MMDiTConfig:
             attention_head_dim=64,
             num_attention_heads=24,
             joint_attention_dim=4096,
-            caption_projection_dim=1536,
             pooled_projection_dim=2048,
             pos_embed_max_size=192,
             qk_norm="none",
@@ -127,7 +127,6 @@ class MMDiTConfig:
             attention_head_dim=64,
             num_attention_heads=24,
             joint_attention_dim=4096,
-            caption_projection_dim=1536,
             pooled_projection_dim=2048,
             pos_embed_max_size=384,
             dual_attention_layers=tuple(range(13)),
@@ -144,7 +143,6 @@ class MMDiTConfig:
             attention_head_dim=64,
             num_attention_heads=38,
             joint_attention_dim=4096,
-            caption_projection_dim=2432,
             pooled_projection_dim=2048,
             pos_embed_max_size=192,
             qk_norm="rms_norm",
@@ -153,13 +151,13 @@ class MMDiTConfig:
 
     @classmethod
     def avatar_s(cls) -> MMDiTConfig:
-        """The default avatar model, trained from nothing on one GPU: 8 blocks of width 384 on 32x32 latents, no text.
+        """The default avatar model, trained from scratch on one GPU: 8 blocks of width 384 on 32x32 latents, no text.
 
         256 px and an autoencoder of 8 make 32x32 latents; patches of 2 make 256 image tokens, so that attention is a
         tenth of the arithmetic. Width 384 with heads of 64 is DiT-S (Peebles and Xie 2023, arXiv 2212.09748, table 1);
-        8 blocks instead of its 12, as here each carries a second stream and the two branches: 41 M parameters, 51 M
-        with branches and token makers. The 8 registers keep the joint sequence (264) a multiple of 8, as tensor cores
-        want it.
+        8 blocks instead of its 12, as each block has a second stream and the two branches: 41 M parameters, 51 M with
+        branches and condition projectors. The 8 register tokens make the joint sequence (264) a multiple of 8, which
+        tensor cores need.
         """
         return cls(
             sample_size=32,
@@ -167,7 +165,6 @@ class MMDiTConfig:
             attention_head_dim=64,
             num_attention_heads=6,
             joint_attention_dim=384,
-            caption_projection_dim=384,
             pooled_projection_dim=0,
             pos_embed_max_size=16,
             qk_norm="rms_norm",
@@ -176,14 +173,13 @@ class MMDiTConfig:
 
     @classmethod
     def avatar_tiny(cls) -> MMDiTConfig:
-        """The smallest avatar model: 5 blocks of width 128 on 16x16 latents, made to learn on a CPU in minutes."""
+        """The smallest avatar model: 5 blocks of width 128 on 16x16 latents; it trains on a CPU in minutes."""
         return cls(
             sample_size=16,
             num_layers=5,
             attention_head_dim=64,
             num_attention_heads=2,
             joint_attention_dim=128,
-            caption_projection_dim=128,
             pooled_projection_dim=0,
             pos_embed_max_size=8,
             qk_norm="rms_norm",
@@ -193,12 +189,12 @@ class MMDiTConfig:
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """An AutoencoderKL as SD3 uses it: no quantisation convolutions, latents shifted and scaled."""
+    """An AutoencoderKL of the SD3 family: no quantisation convolutions; latents are shifted and scaled."""
 
     in_channels: int = 3
-    """Channels of the images read."""
+    """Channels of the encoder's images."""
     out_channels: int = 3
-    """Channels of the images written."""
+    """Channels of the decoder's images."""
     latent_channels: int = 16
     """Channels of the latents."""
     block_out_channels: tuple[int, ...] = (16, 32, 64, 64)
@@ -218,7 +214,12 @@ class AutoencoderConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
     def __post_init__(self) -> None:
-        require(bool(self.block_out_channels), "autoencoder.block_out_channels", self.block_out_channels, "not empty")
+        require(
+            bool(self.block_out_channels),
+            "autoencoder.block_out_channels",
+            self.block_out_channels,
+            "must not be empty",
+        )
         for c in self.block_out_channels:
             require(
                 c >= 1 and c % self.norm_num_groups == 0,
@@ -245,10 +246,9 @@ class AutoencoderConfig:
     def avatar_s(cls) -> AutoencoderConfig:
         """The default autoencoder for avatars: 256 px images become 32 x 32 latents with 16 channels.
 
-        Twice the channels of `avatar_tiny` and two residual blocks per resolution: 5.3 M parameters, which in bfloat16
-        are 11 MB, small enough for a package. The flat colours and thin lines of drawn avatars need no more depth, and
-        decoding stays cheap beside denoising. Shift and scale are measured at the end of a training and stand in its
-        weight file.
+        Twice the channels of `avatar_tiny` and two residual blocks per resolution: 5.3 M parameters, 11 MB in bfloat16,
+        small enough for a package. The flat colours and thin lines of avatars need no more depth, and decoding stays
+        cheap beside denoising. Training measures shift and scale at its end and writes them into the weight file.
         """
         return cls(block_out_channels=(32, 64, 128, 128), layers_per_block=2, norm_num_groups=16)
 
@@ -267,23 +267,23 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class ConditioningConfig:
-    """What the two token makers read and how many tokens they hand to every block."""
+    """Inputs and sizes of the two condition projectors."""
 
     expression_space: Literal["units", "encoder"] = "units"
-    """What an expression vector is: `units`, the channels of `expressions.action_units`; `encoder`, whatever
-    `model.expression_encoder` makes of an image; words then stand for means over the training images."""
+    """Space of expression vectors: `units`, the channels of `expressions.action_units`; `encoder`, the output of
+    `model.expression_encoder`, where the vector of a word is a mean over training images."""
     expression_width: int = 40
     """Numbers in one expression vector (40: action units, gaze and head of `expressions.action_units`)."""
     expression_tokens: int = 8
     """Expression tokens per image."""
     identity_layers: int = 2
-    """Layers of the transformer, or of the resampler, that makes identity tokens."""
+    """Layers of the identity projector's transformer or resampler."""
     identity_tokens: int = 0
-    """Identity tokens of a person, made by a resampler from however many references; 0 keeps a token for every patch
-    of every reference."""
+    """Number of identity tokens that a resampler makes from all references of a person; 0 keeps one token for every
+    patch of every reference."""
     identity_embedding: int = 0
-    """Numbers in the face embedding of `model.identity_encoder`, which becomes one more token of each reference; 0
-    leaves it out."""
+    """Width of the face embedding of `model.identity_encoder`, which becomes one more token of each reference; 0 for
+    none."""
 
     def __post_init__(self) -> None:
         for name in ("expression_width", "expression_tokens"):
@@ -300,14 +300,14 @@ class ConditioningConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank additions to kernels of the denoiser (Hu et al. 2021, arXiv 2106.09685); see `models.lora`."""
+    """LoRA: low-rank additions to kernels of the denoiser (Hu et al. 2021, arXiv 2106.09685); see `models.lora`."""
 
     rank: int = 0
-    """Rank r of the additions; 0 leaves them out."""
+    """Rank r of the additions; 0 for none."""
     alpha: float = 16.0
     """The additions are scaled by alpha / rank."""
     targets: tuple[str, ...] = ("mmdit.segments.*qkv.*.kernel", "mmdit.segments.*out.kernel")
-    """Patterns of the names of the kernels that get one; `*` stands for anything. Those kernels do not train."""
+    """Name patterns of the kernels with an addition; `*` matches anything. These kernels are frozen."""
 
     def __post_init__(self) -> None:
         require(self.rank >= 0, "lora.rank", self.rank, "must be at least 0")
@@ -317,28 +317,28 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything needed to build the networks of one model."""
+    """Everything that decides the networks of one model."""
 
     mmdit: MMDiTConfig = field(default_factory=MMDiTConfig)
     """The denoiser."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    """The image autoencoder; it is frozen while the denoiser trains."""
+    """The image autoencoder; frozen while the denoiser trains."""
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     """Identity and expression tokens."""
     lora: LoraConfig = field(default_factory=LoraConfig)
-    """Low-rank additions that train in the place of whole kernels."""
+    """Low-rank additions, trained in place of whole kernels."""
     prediction: Literal["velocity", "x0"] = "velocity"
-    """What the denoiser gives: the velocity (SD3), or the clean latents, from which the velocity follows."""
+    """Output of the denoiser: `velocity` (SD3) or `x0`, the clean latents, from which the velocity follows."""
     autoencoder_weights: str = "package:autoencoder_tiny"
-    """Where the autoencoder's weights come from: `package:NAME`, a safetensors file, or a diffusers folder."""
+    """Weights of the autoencoder: `package:NAME`, a safetensors file, or a diffusers folder."""
     transformer_weights: str = ""
-    """Released weights that a training of the denoiser starts from: a diffusers folder; empty starts from nothing."""
+    """Initial weights of the denoiser's training: a diffusers folder; empty to train from scratch."""
     identity_encoder: str = ""
-    """Face encoder whose embeddings of the references condition the denoiser: `package:NAME` or a weight file; empty:
-    none."""
+    """Face encoder whose embeddings of the references condition the denoiser: `package:NAME` or a weight file; empty
+    for none."""
     expression_encoder: str = ""
-    """Face encoder that reads expressions from images: `package:NAME`, a weight file, or the .json of an ONNX
-    encoder; empty: none."""
+    """Face encoder that reads expressions from images: `package:NAME`, a weight file, or the .json of an ONNX encoder;
+    empty for none."""
 
     def __post_init__(self) -> None:
         conditioning = self.conditioning
@@ -355,19 +355,19 @@ class ModelConfig:
             "needs model.expression_encoder",
         )
         require(
-            self.mmdit.in_channels == self.autoencoder.latent_channels == self.mmdit.out_channels,
-            "mmdit.in_channels, out_channels",
-            (self.mmdit.in_channels, self.mmdit.out_channels),
+            self.mmdit.in_channels == self.autoencoder.latent_channels,
+            "mmdit.in_channels",
+            self.mmdit.in_channels,
             f"must equal autoencoder.latent_channels {self.autoencoder.latent_channels}",
         )
         require(
             not self.transformer_weights or self.prediction == "velocity",
             "prediction",
             self.prediction,
-            "must be velocity, which is what transformer_weights were trained to give",
+            "must be velocity, the output that transformer_weights were trained for",
         )
 
     @property
     def image_size(self) -> int:
-        """Side of the images the model was made for, in pixels."""
+        """Side of the model's images, in pixels."""
         return self.mmdit.sample_size * self.autoencoder.downsample

@@ -1,4 +1,4 @@
-"""Training runs: images, prompts, objective, optimisation, devices."""
+"""Training runs: images, prompts, loss, optimization, devices."""
 
 from __future__ import annotations
 
@@ -8,27 +8,25 @@ from pathlib import Path
 from typing import Literal
 
 from genaffect_jax.config.as_json import ADDED_LATER
-from genaffect_jax.config.auxiliary import AuxiliaryConfig
 from genaffect_jax.config.networks import AutoencoderConfig, ModelConfig
 from genaffect_jax.errors import require
 
 DType = Literal["float32", "bfloat16"]
-# Tokens of the two CLIP encoders in every prompt; T5's come after them.
+# Tokens of the two CLIP encoders in every prompt; the tokens of T5 follow them.
 CLIP_TOKENS = 77
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where images come from and how sets are put together."""
+    """Source of the images and composition of the training sets."""
 
     source: Literal["procedural", "folder"] = "procedural"
-    """`procedural`: avatars drawn by this package; `folder`: image files below `root`."""
+    """`procedural`: avatars rendered by this package; `folder`: image files below `root`."""
     root: Path | None = None
-    """Folder of images (source `folder`): `<identity>/<expression>[_n].png`, or one with metadata.jsonl or .csv."""
+    """Folder of images (source `folder`): `<identity>/<expression>[_n].png`, or with metadata.jsonl or metadata.csv."""
     align: Literal["none", "face"] = field(default="none", metadata=ADDED_LATER)
-    """How the images of `root` were made: `face` by `python -m genaffect_jax.prepare photos`, `none` in any other
-    way. It changes nothing in training; images given to the trained model are treated the same way unless told
-    otherwise."""
+    """Alignment of the images in `root`: `face` if `python -m genaffect_jax.prepare photos` wrote them, else `none`.
+    Training ignores it; it is the default for image files given to the trained model."""
     image_size: int = 128
     """Side of the images, in pixels."""
     identities: int = 512
@@ -36,24 +34,24 @@ class DataConfig:
     expressions_per_identity: int = 8
     """Images of each person (source `procedural`)."""
     pose_scale: float = 1.0
-    """How far gaze and head move at random in procedural images, 0 (not at all) to 1; words keep their own pose."""
+    """Random movement of gaze and head in procedural images, 0 (none) to 1; the pose of a word stays."""
     expressions_per_set: int = 3
-    """Targets E in one training set, beside its reference; all show different expressions of one person."""
+    """Targets E of one training set, beside its reference; all show different expressions of one person."""
     holdout: float = 0.05
-    """Share of the people kept out of training for evaluation and preview sheets."""
+    """Share of the people held out of training, for evaluation and preview sheets."""
     max_rejected: float = 0.2
-    """Largest share of unusable images that a run tolerates; a person left with one expression always stops it."""
+    """Largest tolerated share of unusable images. A person with fewer than two expressions is always an error."""
     workers: int = 1
     """Worker processes of the input pipeline; 0 loads in the main process."""
     cache_latents: bool = False
-    """Encode every image once, before training, into a file of the run folder (for sources of fixed size)."""
+    """Encode every image once, before training, into a file of the run folder."""
 
     def __post_init__(self) -> None:
         require(
             self.source != "folder" or self.root is not None,
             "data.root",
             self.root,
-            "source 'folder' needs a folder of images (--data.root DIR)",
+            "source 'folder' needs a folder of images",
         )
         for name in ("image_size", "identities", "expressions_per_set"):
             require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "must be at least 1")
@@ -71,20 +69,18 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Prompts of models with a text stream. They are encoded beforehand by `python -m genaffect_jax.prepare
-    prompts`."""
+    """Prompts of models with a text stream, encoded before training by `python -m genaffect_jax.prepare prompts`."""
 
     template: str = "a portrait of a person, {word} expression"
-    """Prompt of an image whose expression is one word of the vocabulary, or neutral; {word} stands for the word."""
+    """Prompt of an image whose expression is neutral or one word of the vocabulary; {word} stands for the word."""
     plain: str = "a portrait of a person"
-    """Prompt of every other image: blends and action units."""
+    """Prompt of all other images: blends and action units."""
     negative: str = ""
-    """Prompt that stands for no text, in training (flow.drop_text) and in guidance."""
+    """Prompt of the unconditional branch, in training (flow.drop_text) and in guidance."""
     max_sequence_length: int = 77
-    """Tokens of the T5 encoder; longer prompts are cut (the two CLIP encoders always have 77)."""
+    """Tokens of the T5 encoder; longer prompts are truncated. The two CLIP encoders always have 77."""
     embeddings: Path | None = None
-    """Encoded prompts: the file that `python -m genaffect_jax.prepare prompts` wrote. Models with register tokens have
-    none."""
+    """Prompt table written by `python -m genaffect_jax.prepare prompts`; none for models with register tokens."""
 
     def __post_init__(self) -> None:
         require("{word}" in self.template, "text.template", repr(self.template), "must contain {word}")
@@ -95,29 +91,29 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """Rectified flow: distribution of timesteps, the SD3 resolution shift; dropout of the conditions."""
+    """Rectified flow: distribution of noise levels, SD3's resolution shift, dropout of the conditions."""
 
     timesteps: Literal["logit_normal", "uniform", "mode"] = field(default="logit_normal", metadata=ADDED_LATER)
-    """Distribution of sigma in training, before the shift: `logit_normal`, evenly `uniform`, or SD3's `mode`, which has
-    more at the middle or at both ends."""
+    """Distribution of sigma in training, before the shift: `logit_normal`, `uniform`, or SD3's `mode`, which prefers
+    the middle or both ends."""
     mode_scale: float = field(default=1.29, metadata=ADDED_LATER)
-    """Scale s of `mode`: above 0 more in the middle, below 0 more at the ends; -1 to 2 / (pi - 2), about 1.75."""
+    """Scale s of `mode`, -1 to 2 / (pi - 2), about 1.75: above 0 prefers the middle, below 0 the ends."""
     logit_mean: float = 0.0
-    """Mean of logit(sigma); larger trains more at high noise."""
+    """Mean of logit(sigma); a larger one trains more at high noise."""
     logit_std: float = 1.0
     """Standard deviation of logit(sigma)."""
     shift: float = 1.0
     """Resolution shift of sigma, `shift * s / (1 + (shift - 1) s)` (SD3: 3); used in training and sampling."""
     change_weight: float = 0.0
-    """Extra loss weight of latent pixels where reference and target differ, `1 + w * difference / its mean`."""
+    """Extra loss weight w of latent pixels in which reference and target differ: `1 + w * difference / mean`."""
     drop_identity: float = 0.1
-    """Probability that a training example loses its identity tokens."""
+    """Probability of dropping the identity tokens of a training example."""
     drop_expression: float = 0.1
-    """Probability that a training example loses its expression tokens (independent of the identity's)."""
+    """Probability of dropping the expression tokens of a training example, independent of the identity."""
     drop_text: float = 0.1
-    """Probability that a training example gets `text.negative` for its prompt (independent of the other two)."""
+    """Probability of replacing the prompt of a training example by `text.negative`, independent of the other two."""
     drop_all: float = 0.05
-    """Probability that a person's examples lose identity, expression and text together, beside the three above."""
+    """Probability of dropping identity, expression and text together, for all examples of a person."""
 
     def __post_init__(self) -> None:
         require(
@@ -134,27 +130,48 @@ class FlowConfig:
 
 
 @dataclass(frozen=True)
+class AuxiliaryConfig:
+    """Losses of frozen face encoders on the decoded prediction at low noise; a weight of 0 switches a loss off."""
+
+    identity_weight: float = 0.0
+    """Weight of the identity distance, 1 - cosine to the reference's embedding."""
+    expression_weight: float = 0.0
+    """Weight of the expression distance, the mean absolute difference to the target vector."""
+    largest_sigma: float = 0.3
+    """Highest noise level of the examples that count; above it the prediction is too blurred to be read as a face."""
+    identity_encoder: str = "package:identity_avatar"
+    """Weights of the identity encoder: `package:NAME` or a file; read only if its weight is above 0."""
+    expression_encoder: str = "package:expression_avatar"
+    """Weights of the expression encoder: `package:NAME` or a file; read only if its weight is above 0."""
+
+    def __post_init__(self) -> None:
+        for name in ("identity_weight", "expression_weight"):
+            require(getattr(self, name) >= 0, f"auxiliary.{name}", getattr(self, name), "must be at least 0")
+        require(0.0 < self.largest_sigma <= 1.0, "auxiliary.largest_sigma", self.largest_sigma, "must lie in (0, 1]")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
-    """Optimisation, logging and checkpoints."""
+    """Optimization, logging and checkpoints."""
 
     steps: int = 1000
     """Optimizer steps of the whole run."""
     trainable: tuple[str, ...] = ("everything",)
-    """Which parameters train: `everything`, `adapters`, or patterns of names, the first that matches decides;
-    `*` stands for anything, a `!` in front keeps what matches fixed."""
+    """Trainable parameters: `everything`, `adapters`, or name patterns. The first pattern that matches a name decides;
+    `*` matches anything, `!` in front freezes."""
     batch_size: int = 16
     """Sets per step over all devices; each set holds `data.expressions_per_set` target images."""
     gradient_accumulation_steps: int = field(default=1, metadata=ADDED_LATER)
-    """Parts that each batch is computed in, one after the other: the same step with the activations of a part. It
-    divides `batch_size`, and so must the devices that cut the batch divide a part. The denoiser's training only."""
+    """Number of equal parts of a batch, computed one after the other: the same step with the activations of one part.
+    It must divide `batch_size`, and the devices along data and fsdp must divide a part. Denoiser only."""
     optimizer: Literal["adamw", "adafactor"] = field(default="adamw", metadata=ADDED_LATER)
-    """`adamw`, or `adafactor`: second moments of matrices as their row and column means, no first moments."""
+    """`adamw`, or `adafactor`: second moments of matrices as row and column means, no first moments."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     warmup_steps: int = 50
     """Steps of linear warm-up."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """Learning rate after the warm-up."""
+    """Learning rate after warm-up."""
     weight_decay: float = 0.0
     """Decoupled weight decay of matrices and convolutions (never of biases, norms or learned tokens)."""
     beta1: float = 0.9
@@ -162,32 +179,31 @@ class TrainConfig:
     beta2: float = 0.99
     """Second-moment decay (adamw)."""
     gradient_clip: float = 1.0
-    """Largest global gradient norm; larger gradients are scaled down to it."""
+    """Largest global gradient norm; larger gradients are scaled down."""
     max_consecutive_skips: int = field(default=10, metadata=ADDED_LATER)
-    """Steps in a row whose loss or gradients are not finite, and which therefore change nothing, that end the run."""
+    """Stop after this many consecutive steps with a non-finite loss or gradient; each such step is skipped."""
     ema_decay: float = 0.99
-    """Decay of the averaged weights that sampling uses."""
+    """Decay of the exponential moving average of the weights, which sampling uses."""
     compute_dtype: DType = "float32"
-    """Type of activations; parameters, norms, softmax statistics and the loss stay in float32."""
+    """Type of activations. Parameters, norms, softmax statistics and the loss are float32."""
     seed: int = 0
     """Seed of initialisation, data order, noise and dropout."""
     profile_at: int = field(default=0, metadata=ADDED_LATER)
-    """First of three steps that are profiled into `profile/` of the run folder; 0 profiles none. The first step of
-    a process, which compiles, is a poor choice."""
+    """First of three steps profiled into `profile/` of the run folder; 0 for none. The first step of a process
+    includes compilation."""
     log_every: int = 20
     """Steps between rows of metrics.jsonl."""
     sample_every: int = 0
-    """Steps between preview sheets; 0 draws one at the end only."""
+    """Steps between preview sheets; 0 for one at the end only."""
     probe_every: int = 200
-    """Steps between measurements of how much worse the denoiser is with another person's references, and with another
-    expression (`probe.png`); every checkpoint is measured too. 0 never measures. Only the denoiser's training does."""
+    """Steps between runs of the conditioning probe: the loss with another person's references, and with another
+    expression (`probe.png`). Every checkpoint is probed too; 0 switches the probe off. Denoiser only."""
     checkpoint_every: int = 500
-    """Steps between checkpoints; one is always written at the end and on Ctrl-C."""
+    """Steps between checkpoints; one more is always written at the end and on Ctrl-C."""
     keep_checkpoints: int = 2
-    """Number of newest checkpoints kept."""
+    """Number of latest checkpoints to keep."""
     keep_best: int = field(default=1, metadata=ADDED_LATER)
-    """Number of checkpoints kept beside them that measured best on held-out people; 0 keeps none. Those that were not
-    measured never count."""
+    """Number of checkpoints to keep beside them, those with the lowest loss on held-out people; 0 for none."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -222,14 +238,14 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How devices are laid out."""
+    """Layout of the devices."""
 
     data: int = -1
-    """Devices along the `data` axis (copies of the parameters); -1 takes all that remain."""
+    """Devices along the `data` axis, each with a copy of the parameters; -1 for all that remain."""
     fsdp: int = 1
-    """Devices along the `fsdp` axis (parameters and optimizer state are cut over it)."""
+    """Devices along the `fsdp` axis, over which parameters and optimizer state are sharded."""
     tensor: int = field(default=1, metadata=ADDED_LATER)
-    """Devices along the `tensor` axis: they share each image, heads and feed-forward features are cut over it."""
+    """Devices along the `tensor` axis, over which heads and feed-forward features are sharded."""
 
     def __post_init__(self) -> None:
         require(self.data == -1 or self.data >= 1, "mesh.data", self.data, "must be -1 or at least 1")
@@ -248,11 +264,11 @@ class DenoiserRun:
     text: TextConfig = field(default_factory=TextConfig)
     """Prompts, for models with a text stream."""
     flow: FlowConfig = field(default_factory=FlowConfig)
-    """Training objective."""
+    """Noise levels, loss weights and dropout of conditions."""
     auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
     """Optional losses on the predicted image."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """Optimisation, logging, checkpoints."""
+    """Optimization, logging, checkpoints."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """Devices."""
 
@@ -268,7 +284,7 @@ class DenoiserRun:
             self.train.gradient_accumulation_steps == 1 or not auxiliary,
             "train.gradient_accumulation_steps",
             self.train.gradient_accumulation_steps,
-            "must be 1 with auxiliary losses: they are means over those examples that count",
+            "must be 1 with auxiliary losses, which are means over the examples at low noise",
         )
         require(
             heads % self.mesh.tensor == 0,
@@ -282,20 +298,7 @@ class DenoiserRun:
             self.data.image_size,
             f"must equal mmdit.sample_size * autoencoder downsampling = {self.model.image_size}",
         )
-        if self.model.mmdit.register_tokens:
-            require(
-                self.text.embeddings is None,
-                "text.embeddings",
-                self.text.embeddings,
-                "a model with register tokens (mmdit.register_tokens > 0) reads no prompts",
-            )
-            require(
-                not self.model.mmdit.pooled_projection_dim,
-                "mmdit.pooled_projection_dim",
-                self.model.mmdit.pooled_projection_dim,
-                "must be 0 with register tokens",
-            )
-        else:
+        if self.model.mmdit.reads_prompts:
             require(
                 self.text.embeddings is not None,
                 "text.embeddings",
@@ -308,6 +311,19 @@ class DenoiserRun:
                 "mmdit.pooled_projection_dim",
                 0,
                 "must be at least 1 without register tokens",
+            )
+        else:
+            require(
+                self.text.embeddings is None,
+                "text.embeddings",
+                self.text.embeddings,
+                "a model with register tokens (mmdit.register_tokens > 0) reads no prompts",
+            )
+            require(
+                not self.model.mmdit.pooled_projection_dim,
+                "mmdit.pooled_projection_dim",
+                self.model.mmdit.pooled_projection_dim,
+                "must be 0 with register tokens",
             )
 
 
@@ -322,11 +338,11 @@ class AutoencoderRun:
     kl_weight: float = 1e-6
     """Weight of the KL divergence to a unit Gaussian, per latent number."""
     edge_weight: float = 1.0
-    """Weight of the loss on image gradients, which keeps outlines sharp."""
+    """Weight of the loss on image gradients, for sharp outlines."""
     repeats: int = 1
-    """Steps in a row that use one batch, each time moved, mirrored and recoloured anew on the device."""
+    """Consecutive steps on one batch, moved, mirrored and recoloured anew in each."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """Optimisation, logging, checkpoints."""
+    """Optimization, logging, checkpoints."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """Devices."""
 
@@ -342,7 +358,7 @@ class AutoencoderRun:
             self.train.gradient_accumulation_steps == 1,
             "train.gradient_accumulation_steps",
             self.train.gradient_accumulation_steps,
-            "must be 1: only the denoiser's training accumulates",
+            "must be 1; only the denoiser's training accumulates gradients",
         )
         for name in ("kl_weight", "edge_weight"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")

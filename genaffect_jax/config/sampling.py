@@ -1,4 +1,4 @@
-"""How a set is drawn: steps, guidance, seeds, and what its images share."""
+"""Settings of sampling: steps, guidance, seeds, consistency."""
 
 from __future__ import annotations
 
@@ -17,54 +17,56 @@ GuidanceMode = Literal["none", "joint", "decoupled"]
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Settings of one set. They are saved beside it, in `set.json`."""
+    """Settings of one set, saved with it in `set.json`."""
 
     steps: int = 24
     """Denoising steps, at least 1."""
     solver: Solver = "euler"
-    """`euler`; `heun`: second order, two evaluations a step; `dpm++`: second order with one (DPM-Solver++ 2M)."""
+    """`euler`: first order; `heun`: second order with two evaluations per step; `dpm++`: second order with one
+    (DPM-Solver++ 2M)."""
     shift: float | None = None
-    """Resolution shift of the noise schedule, above 0; left out: as the model was trained."""
+    """Resolution shift of the noise schedule, above 0. Default: as in training."""
     seed: int = 0
-    """Seed of noise and shared tokens, at least 0."""
+    """Seed of the noise and of the choice of shared tokens, at least 0."""
     set_seed_noise: Literal["per-item", "shared"] = "per-item"
-    """`per-item`: every expression starts from its own noise; `shared`: all images of the set from the same."""
+    """`per-item`: every expression has its own noise; `shared`: all images of the set start from the same noise."""
     guidance: float | None = None
-    """Joint guidance towards person and expression at once, at least 0, in the place of the two below; 1 is none."""
+    """Joint guidance scale for person and expression, at least 0; replaces the two below. 1 is no guidance."""
     guidance_identity: float = 1.0
-    """Guidance towards the person, at least 0; 1 follows the model as trained, larger exaggerates."""
+    """Guidance scale for the person, at least 0; 1 is the model as trained, larger values exaggerate."""
     guidance_expression: float = 1.5
-    """Guidance towards the expression, at least 0; 1 follows the model as trained, larger exaggerates."""
+    """Guidance scale for the expression, at least 0; 1 is the model as trained, larger values exaggerate."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Lowest and highest noise level, in [0, 1], at which guidance acts; elsewhere one branch is computed, not all."""
+    """Lowest and highest noise level, in [0, 1], of guidance; outside, only the conditional branch is computed."""
     identity_scale: tuple[float, ...] = (1.0,)
-    """Weight of the identity branch, one number or one per layer, at least 0; 1 is as trained, 0 leaves it out."""
+    """Weight of the identity branch, one number or one per layer, at least 0; 1 is as trained, 0 switches it off."""
     expression_scale: tuple[float, ...] = (1.0,)
-    """Weight of the expression branch, one number or one per layer, at least 0; 1 is as trained, 0 leaves it out."""
+    """Weight of the expression branch, one number or one per layer, at least 0; 1 is as trained, 0 switches it off."""
     identity_interval: tuple[float, float] = (0.0, 1.0)
-    """Lowest and highest noise level, in [0, 1], at which identity_scale acts; elsewhere it is 1."""
+    """Lowest and highest noise level, in [0, 1], of identity_scale; outside, the weight is 1."""
     expression_interval: tuple[float, float] = (0.0, 1.0)
-    """Lowest and highest noise level, in [0, 1], at which expression_scale acts; elsewhere it is 1."""
+    """Lowest and highest noise level, in [0, 1], of expression_scale; outside, the weight is 1."""
     consistency: float = 0.0
-    """Share of its image tokens that every anchor shows the whole set, 0 (images are drawn apart) to 1. What it
-    gives and costs is measured in docs/notes/consistency.md."""
+    """Share of each anchor's image tokens that all images of the set attend to, 0 (independent images) to 1.
+    Measurements: docs/notes/consistency.md."""
     anchors: int | None = None
-    """Images, the first of the set, that all others look at; left out: 8, or all of a smaller set."""
+    """Number of anchors, the first images of the set, which all images attend to. Default: 8, or all of a smaller
+    set."""
     consistency_layers: tuple[int, ...] = ()
-    """Layers, from 0, in which images share; empty: all."""
+    """Layers, from 0, with consistent attention; empty for all."""
     consistency_start: int = 0
-    """First step, from 0, in which images share."""
+    """First step, from 0, with consistent attention."""
     consistency_end: int | None = None
-    """First step in which they no longer share; left out: they share to the end."""
+    """First step without it again. Default: none."""
     shared_mask: Path | None = None
-    """Image whose bright parts (a face, the foreground) hold all tokens that may be shared; left out: all may."""
+    """Image file whose bright parts (a face, the foreground) mark the tokens that may be shared. Default: all may."""
     block_cache_interval: int = field(default=1, metadata=ADDED_LATER)
-    """Evaluations in a row that share one computation of the middle blocks, at least 1; 1 computes all blocks in each.
-    Larger is faster and an approximation (docs/notes/consistency.md)."""
+    """Consecutive evaluations that share one computation of the middle blocks, at least 1; 1 is exact, larger values
+    are faster approximations (docs/notes/consistency.md)."""
     chunk: int = 8
-    """Images drawn at once, beside the anchors and on each device; lower needs less memory."""
+    """Images sampled at once on each device, beside the anchors; fewer need less memory."""
     kv_cache: Literal["auto", "always", "never"] = "auto"
-    """Keep the anchors' keys and values for later chunks instead of computing the anchors beside each; `auto` does so
+    """Cache the anchors' keys and values for all chunks instead of computing the anchors beside each; `auto` does so
     if they fit into memory. The images are the same."""
 
     def __post_init__(self) -> None:

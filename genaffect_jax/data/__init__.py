@@ -1,1 +1,1 @@
-"""Images: procedural avatars, sources, and the input pipeline."""
+"""Training data: sources of images, photos, prompts, and the input pipeline."""

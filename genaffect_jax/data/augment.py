@@ -1,6 +1,6 @@
-"""Variety for the autoencoder's training images: changed images, and drawn scenes that show no face at all.
+"""Augmentation of the autoencoder's training images, and random scenes without faces.
 
-The autoencoder also serves images of other drawing systems, so it must not learn one palette or one line width.
+The autoencoder also serves images of other drawing systems, so it must not specialise in one palette or line width.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Pixels = UInt8[np.ndarray, "H W 3"]
 
 
 def augment(image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
-    """An image moved, mirrored, recoloured and drawn over, each with some probability; the input is not changed.
+    """A copy of the image, moved, mirrored, recoloured and drawn over, each with some probability.
 
-    Everything is a function of the image and the generator's state.
+    The result is a function of the image and the generator's state.
 
     Raises:
         TypeError: the image is not uint8.
-        ValueError: it has not three axes with three channels.
+        ValueError: its shape is not [H, W, 3].
     """
     if image.dtype != np.uint8:
         raise TypeError(f"augment: the image has dtype {image.dtype}, must be uint8")
@@ -63,7 +63,7 @@ def random_scene(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "size
 
 
 def _move(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Scale 0.6 to 1.6, rotation to 30 degrees, shift to 15 %; a plain colour fills what comes into view."""
+    """Scale 0.6 to 1.6, rotation up to 30 degrees, shift up to 15 %; a plain colour fills the uncovered part."""
     height, width = image.shape[:2]
     angle, zoom = math.radians(rng.uniform(-30, 30)), 2.0 ** rng.uniform(-0.7, 0.7)
     shift = rng.uniform(-0.15, 0.15, 2) * (width, height)
@@ -79,7 +79,7 @@ def _move(image: Pixels, rng: np.random.Generator) -> Pixels:
         y + sine * (x + shift[0]) - cosine * (y + shift[1]),
     )
     corner = tuple(int(c) for c in image[0, 0]) if rng.random() < 0.5 else tuple(rng.integers(0, 256, 3).tolist())
-    # Bicubic: bilinear would teach the autoencoder that outlines are soft.
+    # Bicubic, as bilinear interpolation would soften outlines.
     moved = Image.fromarray(image).transform(
         (width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=corner
     )
@@ -132,7 +132,7 @@ def _colour(rng: np.random.Generator, palette: np.ndarray) -> tuple[float, float
 
 
 def _paint(rng: np.random.Generator, palette: np.ndarray, size: int, opacity: float | None = None) -> Any:
-    """A plain colour, or now and then a gradient across the image."""
+    """A plain colour, or sometimes a gradient across the image."""
     if opacity is None:
         opacity = 1.0 if rng.random() < 0.75 else rng.uniform(0.2, 0.9)
     if rng.random() < 0.7:

@@ -1,4 +1,4 @@
-"""What frozen networks make of every image of a source, computed once before training, in one memory-mapped file."""
+"""Features of frozen networks for every image of a source, computed once before training, in a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 from jaxtyping import Float16, Shaped, UInt8
 
 from genaffect_jax.data.sources.base import Example, Source
 from genaffect_jax.errors import DataError
+from genaffect_jax.io.atomic import new_file
 from genaffect_jax.io.progress import progress_bar
 
-# What can be kept of an image, by its number of dimensions: the autoencoder's latents [h, w, c], the face embedding
-# [F] of an identity encoder, the expression vector [W] of an expression encoder.
+# Features and their number of dimensions: the autoencoder's latents [h, w, c], the face embedding [F] of an identity
+# encoder, the expression vector [W] of an expression encoder.
 FIELDS: dict[str, int] = {"latents": 3, "embedding": 1, "expression": 1}
 Encode = Callable[[UInt8[np.ndarray, "B S S 3"]], Mapping[str, np.ndarray]]
 
@@ -29,25 +29,25 @@ def write_features(
 ) -> Path:
     """Encodes every image of a source into one float16 file, or finds the file that an earlier run wrote.
 
-    The file's name holds a digest of `source.fingerprint()` and `fingerprint`, and a file gets its name only when it
-    is whole: a file of this name is complete and belongs to these images and these networks. Files of other images
-    or networks are left where they are.
+    The file's name holds a digest of `source.fingerprint()` and `fingerprint`, and the file appears only when it is
+    complete. A file of this name therefore belongs to these images and networks. Files of other images or networks are
+    not touched.
 
     Args:
         source: images with pixels.
         path: where to write; `features.npy` becomes `features-<digest>.npy` beside it.
         encode: uint8 `[B, S, S, 3]` to some of `FIELDS`, each `[B, ...]`; always called with B = `batch_size`.
         batch_size: images per call of `encode`; the last batch is filled up with copies of its last image.
-        fingerprint: what the networks are; another text means other numbers.
-        workers: processes that load the images; 0 loads in threads of this one, which is enough for image files but
-            not for drawing, which holds Python's lock.
+        fingerprint: identifies the networks; other networks need another text.
+        workers: processes that load the images; 0 loads in threads of this process, which is enough for image files
+            but not for rendering, which holds the GIL.
 
     Returns:
-        The file, an `.npy` of one row per image, in the order of `source.images`; a row is a record of the fields.
+        The file, an `.npy` of one row per image, in the order of `source.examples`; a row is a record of the fields.
 
     Raises:
-        DataError: an image cannot be read, or `encode` returns other fields or shapes, or numbers that float16 cannot
-            hold.
+        DataError: an image cannot be read, or `encode` returns other fields or shapes, or numbers outside the range of
+            float16.
         ValueError: `batch_size` below 1.
     """
     if batch_size < 1:
@@ -57,35 +57,30 @@ def write_features(
     if final.exists():
         _open(final, len(source.examples))
         return final
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f".{final.stem}-{uuid4().hex}.npy")
-    try:
+    with new_file(final) as partial:
         _encode_into(partial, source, encode, batch_size, workers)
-        os.replace(partial, final)
-    finally:
-        partial.unlink(missing_ok=True)  # Ctrl-C included: a partial file can be large
     return final
 
 
 @dataclass(frozen=True)
 class MeasuredImage(Example):
-    """An image whose expression vector an encoder read off its pixels."""
+    """An example whose expression vector an encoder computed from its pixels."""
 
     @property
     def expression_key(self) -> bytes:
-        """The label: two images show the same expression if people say so; measured vectors are never equal."""
+        """The label, as measured vectors are never equal."""
         return self.label.encode()
 
 
 class CachedFeatures:
-    """The images of another source, with what was encoded in place of what it gives itself.
+    """The examples of another source with cached features.
 
-    Latents take the place of pixels and expressions of encoders that of the labels' vectors; what the file does not
-    hold comes from the source.
+    Latents replace pixels, and vectors of an expression encoder replace the labels' vectors. Everything that the file
+    does not hold comes from the source.
 
     Args:
         source: the source that was encoded.
-        path: the file that `write_features` returned; it is mapped into memory, in every process by itself.
+        path: the file that `write_features` returned; every process maps it into memory.
 
     Raises:
         DataError: the file does not hold one row per image.
@@ -115,7 +110,7 @@ class CachedFeatures:
 
     @property
     def examples(self) -> Sequence[Example]:
-        """The images of the encoded source."""
+        """The examples of the encoded source."""
         return self._images
 
     @property

@@ -1,4 +1,4 @@
-"""Batches used several times in a row, for training that is faster than the images can be drawn."""
+"""Batches used several times in a row, for training that is faster than rendering the images."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Batch = dict[str, np.ndarray]
 
 
 class EchoedBatches(Iterator[Batch]):
-    """Every batch of a loader `times` times in a row; the position inside a repetition is saved and restored too.
+    """Every batch of a loader, `times` times in a row; the state includes the position inside a repetition.
 
-    The consumer should vary the images by itself, or it sees the very same batch again.
+    The batches are equal, so the consumer should augment them.
 
     Args:
         loader: the batches.
-        times: how often each is used, at least 1.
+        times: number of uses of each batch, at least 1.
     """
 
     def __init__(self, loader: Loader, times: int) -> None:
@@ -40,7 +40,7 @@ class EchoedBatches(Iterator[Batch]):
         return self._batch
 
     def get_state(self) -> dict[str, Any]:
-        """The loader's state before the current batch, and how often that batch has been used."""
+        """The loader's state before the current batch, and the number of uses of that batch."""
         return {"loader": self._before, "used": self._used}
 
     def set_state(self, state: dict[str, Any]) -> None:

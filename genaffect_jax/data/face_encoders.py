@@ -1,7 +1,7 @@
-"""What an identity encoder and an expression encoder are, whatever stands behind them.
+"""Protocols of identity encoders and expression encoders.
 
-The conditioning of a denoiser, exemplar images and measurements read faces through these two protocols only. The
-avatar encoders of this package (`models.face_encoders.encoder`) follow them.
+Conditioning, exemplars and metrics read faces through these two protocols only. The avatar encoders of this package
+(`models.face_encoders.encoder`) implement them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxtyping import Float32, UInt8
 
 @runtime_checkable
 class IdentityEncoder(Protocol):
-    """Images of faces to vectors of unit length; the cosine of two says how surely they show one person."""
+    """Images of faces to unit vectors; the cosine of two vectors is the similarity of the persons."""
 
     @property
     def name(self) -> str:
@@ -48,7 +48,7 @@ class IdentityEncoder(Protocol):
 
 @runtime_checkable
 class ExpressionEncoder(Protocol):
-    """Images of faces to expression vectors; the avatar encoders give `expressions.action_units` channels."""
+    """Images of faces to expression vectors; the avatar encoders return `expressions.action_units` channels."""
 
     @property
     def name(self) -> str:

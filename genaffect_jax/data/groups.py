@@ -1,7 +1,7 @@
-"""Which people are trained on, and how a training set is put together: a reference and E targets of one person.
+"""Held-out people, and the composition of training sets: a reference and E targets of one person.
 
-Both are functions of names, seeds and numbers alone: nothing depends on the order of files, on worker processes or
-on how often anything was asked before.
+Both are functions of names, seeds and numbers alone. They do not depend on the order of files, on worker processes or
+on earlier calls.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from genaffect_jax.errors import DataError
 
 # References of one training group.
 REFERENCES_PER_GROUP = 1
-# Purposes folded into the seed, so that the two kinds of draws share no random numbers.
+# Folded into the seed, so that the order of people and the composition of sets have independent random numbers.
 _ORDER, _COMPOSITION = 1, 2
 
 
 def split_identities(source: Source, holdout: float, seed: int) -> tuple[list[str], list[str]]:
     """Splits the people of a source into those to train on and those held out, both sorted by name.
 
-    A person is held out if a hash of (seed, name) falls below `holdout`, so the share is met on average and a
-    person keeps their side when others are added or removed. The exceptions: if nobody falls below, the person with
-    the smallest hash is held out; if everybody does, the one with the largest hash is trained on. A source of one
-    person has nobody held out.
+    A person is held out if a hash of (seed, name) is below `holdout`. The share is therefore met on average, and a
+    person stays on the same side when others are added or removed. Exceptions: if no hash is below, the person with
+    the smallest hash is held out; if all are, the person with the largest hash is trained on. In a source of one
+    person, nobody is held out.
 
     Args:
         source: the images.
         holdout: share in [0, 1); 0 holds nobody out.
-        seed: another seed makes another split.
+        seed: seed of the hash.
 
     Raises:
         ValueError: `holdout` lies outside [0, 1).
@@ -61,17 +61,16 @@ class SetIndices:
 
 
 class GroupSampler:
-    """The endless sequence of training sets, by number: `sampler[n]` is the same set whenever it is asked for.
+    """The endless sequence of training sets, by number: `sampler[n]` is always the same set.
 
-    Set n belongs to epoch `n // people`. Every epoch visits every person once, in an order of its own. Reference and
-    targets show different expressions (expression vectors) of one person, drawn by a key folded from
-    (seed, epoch, index in the epoch). A person with fewer than E + 1 different expressions has all of those that the
-    reference does not show among the targets, some repeated; never the reference's. Of several images with the
-    same expression one is drawn.
+    Set n belongs to epoch `n // people`. Every epoch visits every person once, in its own order. Reference and targets
+    show different expressions (expression vectors) of one person, chosen with the key (seed, epoch, index in the
+    epoch). If a person has fewer than E + 1 different expressions, the targets show all others than the reference's,
+    some repeatedly, and never the reference's. Of several images with the same expression, one is chosen.
 
     Args:
-        images: the source's images.
-        identities: the people to draw from; their order is the numbering of `SetIndices.identity`.
+        images: the source's examples.
+        identities: the people to choose from; their order is the numbering of `SetIndices.identity`.
         expressions_per_set: targets E of a set.
         seed: at least 0.
 
@@ -118,7 +117,7 @@ class GroupSampler:
         return SetIndices(person, reference, tuple(targets))
 
     def _order(self, epoch: int) -> np.ndarray:
-        # The last epoch's order is kept: sets are asked for in sequence, and a large source takes milliseconds.
+        # The last order is kept: sets are read in sequence, and a permutation of a large source takes milliseconds.
         if self._last_order is None or self._last_order[0] != epoch:
             rng = np.random.default_rng([self._seed, _ORDER, epoch])
             self._last_order = (epoch, rng.permutation(len(self._groups)))

@@ -24,11 +24,11 @@ from genaffect_jax.data.sources.base import Example, Source, examples_digest
 from genaffect_jax.errors import DataError
 
 Batch = dict[str, np.ndarray]
-# Batches that each worker process keeps ready; more would only take memory, as training takes one at a time.
+# Batches that each worker process keeps ready; training reads one at a time, so more would only need memory.
 _READY = 2
-# Starts of the worker processes in a row that may end without one batch, before a run gives up.
+# Consecutive starts of the worker processes without a batch after which the run ends.
 _MOST_STARTS = 3
-# What grain says of a worker process that was killed; it looks every second.
+# Part of grain's message about a killed worker process; it checks every second.
 _WORKER_DIED = "Worker process was terminated unexpectedly"
 
 
@@ -47,20 +47,20 @@ def make_loader(
     """The stream of training batches of one process.
 
     Batch k of the whole run holds the sets `k * batch_size` to `(k + 1) * batch_size - 1` of
-    `data.groups.GroupSampler`; share s is the s-th of `num_shards` equal slices of it, and nothing else is loaded. The
-    stream is a function of the source, `identities`, `batch_size`, `expressions_per_set` and `seed` only; `workers` and
-    the number of processes do not change it.
+    `data.groups.GroupSampler`. This process loads one of `num_shards` equal slices of it. The stream is a function of
+    the source, `identities`, `batch_size`, `expressions_per_set` and `seed`; `workers` and the number of processes do
+    not change it.
 
     Args:
-        source: images, or what was encoded of them; batches then hold `embedding`, if that was.
-        identities: people to draw from; batches number them in this order.
+        source: images, or their cached features; with face embeddings, batches hold `embedding`.
+        identities: people to choose from; batches number them in this order.
         batch_size: sets G per batch over all processes.
         expressions_per_set: targets E per set.
         seed: at least 0.
-        workers: worker processes of this process; 0 loads in this process, when a batch is asked for.
-        share: which share of every batch this process reads.
-        num_shards: number of shards.
-        prompts: a number for each image of the source, the row of its prompt; batches then hold `prompt`.
+        workers: worker processes of this process; 0 loads in this process, on demand.
+        shard_index: slice of every batch that this process loads.
+        num_shards: number of slices.
+        prompts: row of the prompt table for each image of the source; with it, batches hold `prompt`.
 
     Returns:
         An iterator of batches with `get_state`, `set_state` and `close`.
@@ -112,7 +112,7 @@ class Loader(Iterator[Batch]):
             except RuntimeError as e:
                 if _WORKER_DIED not in str(e):
                     raise
-                self.close()  # the others too: what comes next is decided by the number of the batch alone
+                self.close()  # all of them; the number of the batch alone decides its content
                 killed = "a worker process of the data pipeline was killed"
                 if starts == _MOST_STARTS:
                     raise DataError(
@@ -120,35 +120,35 @@ class Loader(Iterator[Batch]):
                         "memory, lower data.workers; 0 loads in the main process"
                     ) from e
                 Console(stderr=True).print(
-                    f"warning: {killed}; all start again at batch {self._next}, in the same order",
+                    f"warning: {killed}; all restart at batch {self._next}, in the same order",
                     style="yellow",
                     markup=False,
                     highlight=False,
                     soft_wrap=True,
                 )
         self._next += 1
-        # Workers hand over arrays in shared memory, which must not outlive the iterator: copy and let go.
+        # Workers pass arrays in shared memory, which must not outlive the iterator, so they are copied.
         return {name: np.array(array, subok=False) for name, array in batch.items()}
 
     def _fetch(self) -> Batch:
         if self._iterator is not None:
             return next(self._iterator)
         batches = grain.MapDataset.source(self._batches)[self._next :]
-        # No reading threads: drawing and decoding keep a core busy, and worker processes read ahead anyway.
+        # No reading threads: rendering and decoding keep a core busy, and worker processes read ahead anyway.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         workers = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_READY)
         if self._workers and not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain reads its own flags there; this program's flags are tyro's
+            flags.FLAGS.mark_as_parsed()  # grain reads absl flags; this program's options are tyro's
         self._iterator = iter(batches.to_iter_dataset(options).mp_prefetch(workers, _init_worker))
         with _interrupts_held_back():
             return next(self._iterator)
 
     def get_state(self) -> dict[str, Any]:
-        """Where the stream stands, to be saved as JSON: the next batch's number and what the stream was made of."""
+        """The position as JSON values: the number of the next batch, and what decides the stream."""
         return {"next_batch": self._next, "stream": dict(self._stream)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on exactly where `get_state` was called, also with another number of workers or processes.
+        """Continues exactly where `get_state` was called, also with another number of workers or processes.
 
         Raises:
             DataError: the state belongs to another stream (other images, people, seed, batch or set size).
@@ -163,14 +163,14 @@ class Loader(Iterator[Batch]):
         self._next = int(state["next_batch"])
 
     def close(self) -> None:
-        """Stops the worker processes; a later `next` starts them again."""
+        """Stops the worker processes; a later `next` restarts them."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
 
 
 class _Batches:
-    """Random access to one process's share of every batch; pickled into the workers."""
+    """Random access to one process's slice of every batch; pickled into the workers."""
 
     def __init__(
         self,
@@ -223,21 +223,21 @@ def _init_worker(index: int, count: int) -> None:
 
     def die_with_parent() -> None:
         parent.join()
-        os._exit(1)  # the parent was killed: nobody will ever take a batch or stop this process
+        os._exit(1)  # the parent was killed, so no process will read a batch or stop this one
 
     threading.Thread(target=die_with_parent, daemon=True, name="die-with-parent").start()
 
 
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Lets processes started in this block inherit a blocked SIGINT: they print no traceback while they start.
+    """Blocks SIGINT, so that processes started in this block inherit it and print no traceback while they start.
 
     Ctrl-C in the block takes effect after it at the latest.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # when it starts it unblocks SIGINT, so it starts before
+    resource_tracker.ensure_running()  # it unblocks SIGINT when it starts, so it must start before
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -1,9 +1,8 @@
 """The expression vector: FACS action-unit intensities, gaze and head angles.
 
-One vector of `WIDTH` float32 numbers describes what a face does. Action units (AUs, Ekman & Friesen 1978)
-are intensities in [0, 1]; units that FACS scores on each side of the face have two channels, `L` being the
-*person's* left (the right half of a frontal image). Gaze and head channels are signed, in [-1, 1], and
-scale to degrees with `DEGREES`.
+One vector of `WIDTH` float32 numbers describes a facial expression. Action units (AUs, Ekman & Friesen 1978) are
+intensities in [0, 1]. Units that FACS scores on each side of the face have two channels; `L` is the *person's* left
+(the right half of a frontal image). Gaze and head channels are signed, in [-1, 1]; `DEGREES` scales them to degrees.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-# Number -> FACS name. Sided units are those FACS scores separately for the two sides of the face.
+# Number -> FACS name. FACS scores sided units separately for the two sides of the face.
 SIDED_UNITS: dict[int, str] = {
     1: "inner brow raiser",
     2: "outer brow raiser",
@@ -85,8 +84,8 @@ def expression_vector(channels: Mapping[str, float]) -> np.ndarray:
         float32 `(WIDTH,)`.
 
     Raises:
-        KeyError: a name is no channel.
-        ValueError: a value lies outside [0, 1] (action units) or [-1, 1] (gaze, head), or is not finite.
+        KeyError: a name is not a channel.
+        ValueError: a value is outside [0, 1] (action units) or [-1, 1] (gaze, head), or not finite.
     """
     vector = neutral()
     for name, value in channels.items():

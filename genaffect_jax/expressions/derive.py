@@ -16,13 +16,12 @@ sadness, fear) or one of the sub-cluster. The word love has none: affection star
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from genaffect_jax.expressions.action_units import INDEX, LOWEST, SIDED_UNITS
 from genaffect_jax.expressions.published import CITATIONS, HELD_CHANNELS, PATTERNS, combine
+from genaffect_jax.io.atomic import write_atomically
 
 WORDS_FILE = Path(__file__).with_name("words.json")
 DIGITS = 3  # of every value in words.json
@@ -312,16 +311,8 @@ def render() -> str:
 
 
 def write(path: Path = WORDS_FILE) -> None:
-    """Writes `render()` to `path` in one step: a reader sees the old file or the new one, never half of it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(render())
-        os.chmod(temporary, 0o644)  # mkstemp makes it readable by its owner only
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    """Writes `render()` to `path`, atomically."""
+    write_atomically(path, render())
 
 
 if __name__ == "__main__":

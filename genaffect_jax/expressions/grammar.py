@@ -1,4 +1,4 @@
-"""The expression grammar: how a user writes what a face should show.
+"""The expression grammar: facial expressions as text.
 
     request    = item { ("," | ";") item }
     item       = group [":" number] | number "*" group | blend
@@ -8,17 +8,16 @@
     face       = word | image
     setting    = channel "=" number
 
-`word` is one of the 135 words or `neutral`; `image` is a file whose face gives the expression (an exemplar): a path
-that ends like an image (`faces/anna.png`), or any path in double quotes. A blend adds its faces times their weights
-(0 to 2), clips every channel to its range and then sets the channels it names, so `joy + AU43L=1` is joy with the left
-eye shut. `AU12=0.5` sets both sides and `AU12L=0.5` the person's left; of the two, the one-sided wins in either order.
-Settings separated by commas belong together: `joy,AU6=0.5,AU12=0.9,anger` is three expressions; `;` always starts a
-new one. What words and images are as vectors is up to a space (`expressions.space`), by default that of action
-units.
+`word` is one of the 135 words or `neutral`. `image` is an image file of a face with the expression (an exemplar): a
+path that ends like an image (`faces/anna.png`), or any path in double quotes. A blend adds its faces times their
+weights (0 to 2), clips every channel to its range and then sets the named channels, so `joy + AU43L=1` is joy with the
+left eye shut. `AU12=0.5` sets both sides and `AU12L=0.5` the person's left; the one-sided setting wins in either order.
+Settings separated by commas belong together: `joy,AU6=0.5,AU12=0.9,anger` is three expressions; `;` always starts a new
+one. A space (`expressions.space`) turns words and images into vectors; the default is that of action units.
 
-Every name of a cluster or sub-cluster is itself a word, and a bare name is always the word. `joy/*` is all words of
-the cluster joy, `zest/*` of the sub-cluster, `sadness/sadness/*` of a sub-cluster that bears a cluster's name;
-`all` is the 135 words. A group may carry a weight but cannot be part of a blend. Case and white space do not matter.
+Every name of a cluster or sub-cluster is also a word, and a bare name is always the word. `joy/*` is all words of the
+cluster joy, `zest/*` of the sub-cluster zest, `sadness/sadness/*` of a sub-cluster with the name of its cluster; `all`
+is the 135 words. A group may have a weight but cannot be part of a blend. Case and white space do not matter.
 """
 
 from __future__ import annotations
@@ -42,31 +41,31 @@ from genaffect_jax.expressions.vocabulary import vocabulary
 HIGHEST_WEIGHT = 2.0
 SLUG_LENGTH = 100
 
-# What may stand before "=": every channel, and sided units without a side. Lower case to the written name.
+# Names allowed before "=": every channel, and sided units without a side. Lower case to the written name.
 _SETTINGS = {c.lower(): c for c in (*(f"AU{u}" for u in SIDED_UNITS), *CHANNELS)}
 _SINGLE_NAMES = ("neutral", "all")
 
 UNITS = UnitSpace()
 
-# An image file: in quotes, or a path without the grammar's own signs that ends like an image.
+# An image file: in quotes, or a path without the grammar's own characters that ends like an image.
 _FILE = r'"[^"]+"|[^\s,;:*+="]+\.(?:avif|bmp|gif|jpe?g|jp2|j2k|png|pbm|pgm|ppm|pnm|tiff?|webp)(?![^\s,;:*+="])'
 _FILE_PATTERN = re.compile(_FILE, re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
 class Expression:
-    """One expression as asked for.
+    """One parsed expression.
 
     Attributes:
         name: canonical text; parsing it gives the same vector and the same name.
         vector: expression vector of its space, float32, read-only; of action units `(WIDTH,)`, every channel within
             its range.
         provenance: `"published"` or `"derived"` (one word, at any weight; see `Word.provenance`), `"neutral"`,
-            `"exemplar"` (one image, at any weight), `"channels"` (settings only) or `"blend"` (anything put
-            together). Where the vectors are an encoder's, one word is `"prototype"`.
-        word: the one word (or `"neutral"`) that the face shows, at whatever weight, beside gaze and head; None for
-            blends, images, action units and a weight of 0.
-        weight: the weight of `word`; 1 if that is None.
+            `"exemplar"` (one image, at any weight), `"channels"` (settings only) or `"blend"` (any combination). In an
+            encoder's space, one word is `"prototype"`.
+        word: the only word (or `"neutral"`) of the expression, at any weight, gaze and head aside; None for blends,
+            images, action units and a weight of 0.
+        weight: the weight of `word`; 1 if `word` is None.
     """
 
     name: str
@@ -77,10 +76,10 @@ class Expression:
 
     @property
     def slug(self) -> str:
-        """The name as part of a file name: only `a-z 0-9 _ -`, at most `SLUG_LENGTH` characters, always the same.
+        """The name as part of a file name: only `a-z 0-9 _ -`, at most `SLUG_LENGTH` characters, deterministic.
 
-        A decimal point becomes `p`, a minus sign `m`: `joy:0.6` is `joy-0p6`. An image gives its file's name without
-        folder and ending. A longer slug is cut and ends in a hash of the name.
+        A decimal point becomes `p`, a minus sign `m`: `joy:0.6` is `joy-0p6`. An image is its file's name without
+        folder and suffix. A longer slug is truncated and ends in a hash of the name.
         """
         text = _FILE_PATTERN.sub(lambda file: Path(file[0].strip('"')).stem, self.name)
         text = text.lower().replace("-", "m").replace(".", "p").replace(" + ", "-plus-")
@@ -93,34 +92,34 @@ class Expression:
 def parse_expressions(text: str, space: ExpressionSpace = UNITS) -> list[Expression]:
     """All expressions of a request such as `"joy,0.6*joy + 0.4*surprise,anger/*"`, in the order written.
 
-    An expression that is asked for twice comes twice.
+    An expression that is written twice is returned twice.
 
     Args:
         text: the request.
-        space: what words and images are as vectors; the default knows words and action units, and no images.
+        space: turns words and images into vectors; the default knows words and action units, and no images.
 
     Raises:
-        ExpressionError: the text is not in the grammar, a name is unknown or a number out of its range, or the space
-            has no vector for it.
+        ExpressionError: the text is not in the grammar, a name is unknown, a number is out of range, or the space has
+            no vector for it.
     """
     return _Parser(text, space).request()
 
 
 def check_expressions(text: str) -> None:
-    """Checks all of a request that can be checked without knowing the model that will draw it.
+    """Checks everything in a request that does not depend on a model.
 
     Raises:
-        ExpressionError: the text is not in the grammar, a word is unknown, a number out of its range or an image file
-            missing.
+        ExpressionError: the text is not in the grammar, a word is unknown, a number is out of range, or an image file
+            is missing.
     """
     _Parser(text, AnySpace()).request()
 
 
 def parse_expression(text: str) -> Expression:
-    """The one expression of words and action units that `text` stands for.
+    """The only expression in a text of words and action units.
 
     Raises:
-        ExpressionError: as `parse_expressions`, or the text stands for more than one.
+        ExpressionError: as `parse_expressions`, or the text has more than one expression.
     """
     expressions = parse_expressions(text)
     if len(expressions) != 1:
@@ -174,7 +173,7 @@ _Face = str | _Image
 
 
 class _Parser:
-    """Recursive descent over the tokens: one method for each rule of the grammar."""
+    """Recursive descent over the tokens, one method per rule of the grammar."""
 
     def __init__(self, text: str, space: ExpressionSpace) -> None:
         self.text, self.space = text, space
@@ -370,6 +369,6 @@ def _digits(value: float) -> str:
 
 
 def _excerpt(text: str) -> str:
-    """At most 60 characters of what the user wrote, for a message."""
+    """At most 60 characters of the user's text, for a message."""
     text = " ".join(text.split())
     return text if len(text) <= 60 else f"{text[:57]}..."

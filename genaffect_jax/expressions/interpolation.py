@@ -1,4 +1,4 @@
-"""Morphs: the expressions between two."""
+"""Morphs: expressions between two given ones."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genaffect_jax.errors import ConfigError
+from genaffect_jax.errors import ConfigError, require
 from genaffect_jax.expressions.grammar import Expression
 
 
 def morph_expressions(first: Sequence[Expression], last: Sequence[Expression], frames: int) -> tuple[Expression, ...]:
-    """`frames` expressions whose vectors lie evenly on the line between two.
+    """`frames` expressions whose vectors are evenly spaced on the line between two.
 
     Args:
-        first, last: one expression each, as a text of the grammar gives them.
+        first, last: one expression each, as parsed from a text.
         frames: at least 2, the two ends included.
 
     Raises:
@@ -22,11 +22,9 @@ def morph_expressions(first: Sequence[Expression], last: Sequence[Expression], f
     """
     for expressions in (first, last):
         if len(expressions) != 1:
-            raise ConfigError(
-                f"--morph: {len(expressions)} expressions where one is needed: {', '.join(e.name for e in expressions)}"
-            )
-    if frames < 2:
-        raise ConfigError(f"--frames {frames}: must be at least 2")
+            names = ", ".join(e.name for e in expressions)
+            raise ConfigError(f"{len(expressions)} expressions where one is needed: {names}", field="morph")
+    require(frames >= 2, "frames", frames, "must be at least 2")
     (start,), (end,) = first, last
     between = []
     for share in np.linspace(0.0, 1.0, frames)[1:-1]:

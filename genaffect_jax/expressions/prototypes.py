@@ -1,4 +1,4 @@
-"""The word prototypes: what each word is as a vector of a face encoder, learned from labelled images."""
+"""Word prototypes: the vectors of words in a face encoder's space, fitted to labelled images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ARRAYS, _ENTRIES = {"vectors", "images"}, {"words", "encoder", "encoder_checksu
 
 @dataclass(frozen=True, eq=False)
 class WordPrototypes:
-    """Vectors of the words that labelled images show, for encoders whose vectors have no action units.
+    """Vectors of the words that occur as labels, for encoders whose vectors have no action units.
 
     Attributes:
         vectors: word (or `neutral`) to its vector, float32 [W].
@@ -43,11 +43,11 @@ class WordPrototypes:
         encoder: str,
         encoder_checksum: str,
     ) -> WordPrototypes:
-        """Means over images: `labels[i]` is what image i shows, `vectors[i]` what the encoder makes of it.
+        """Fits the vectors: `labels[i]` is the label of image i, `vectors[i]` its vector.
 
-        An image counts for a word if it shows that word alone, whatever gaze and head do. Weights are taken to be
-        what they are in the grammar, `vector = neutral + weight * (word - neutral)`, and the word's vector is the
-        least-squares fit: the mean, where all weights are 1. Without neutral images only those of weight 1 count.
+        An image counts for a word if its label is that word alone, gaze and head aside. With the grammar's
+        `vector = neutral + weight * (word - neutral)`, the word's vector is the least-squares solution: the mean if all
+        weights are 1. Without neutral images, only images of weight 1 count.
 
         Raises:
             DataError: no image shows a single word.
@@ -79,10 +79,10 @@ class WordPrototypes:
         return cls(found, images, encoder, encoder_checksum)
 
     def check(self, encoder: str, encoder_checksum: str) -> None:
-        """Makes sure that the vectors are those of an encoder.
+        """Checks that the vectors were computed with an encoder.
 
         Raises:
-            DataError: they are of other weights.
+            DataError: they were computed with other weights.
         """
         if self.encoder_checksum != encoder_checksum:
             raise DataError(
@@ -91,7 +91,7 @@ class WordPrototypes:
             )
 
     def write(self, path: Path) -> None:
-        """Writes the bank to a safetensors file, which appears complete or not at all."""
+        """Writes the prototypes to a safetensors file, atomically."""
         words = list(self.vectors)
         arrays = {
             "vectors": np.stack([self.vectors[word] for word in words]),
@@ -109,7 +109,7 @@ class WordPrototypes:
         """Reads a file of `write`.
 
         Raises:
-            DataError: the file is missing or damaged, or holds no bank.
+            DataError: the file is missing or damaged, or holds no word prototypes.
         """
         arrays, entries = read_arrays(path)
         if arrays.keys() != _ARRAYS or entries.keys() != _ENTRIES:

@@ -1,7 +1,7 @@
 """Published action-unit patterns of 18 emotion words, and the rule that turns them into intensities.
 
-The publications say *which* units an emotion shows (one of them also how many posers used a unit). They give
-no intensities, so the intensities are this project's, by the rule below:
+The publications list *which* units belong to an emotion; one also gives the share of posers who used a unit. None
+gives intensities, which therefore follow this project's rule:
 
 1. Every source that covers the word votes for each unit: 1 if it lists the unit, the share of posers where the
    source gives one (Du et al. "variants"), 0 if it does not list it. A unit's *agreement* is the mean vote.
@@ -129,7 +129,7 @@ POSTURE_UNITS: dict[int, tuple[str, float]] = {
     63: ("gaze_pitch", 1.0),
     64: ("gaze_pitch", -1.0),
 }
-# Intensity at full agreement where 1 would not read: full 7 all but shuts the eyes, full 19 is a tongue stuck out.
+# Intensity at full agreement of units that look wrong at 1: 7 almost shuts the eyes, 19 sticks out the tongue.
 UNIT_SCALE: dict[int, float] = {7: 0.6, 16: 0.6, 18: 0.7, 19: 0.3}
 # Beside the inner brow raiser (1), the brow lowerer (4) knits the brows; in full it would press them down again.
 KNITTED_BROW_SCALE = 0.55
@@ -137,7 +137,7 @@ HELD_CHANNELS: frozenset[str] = frozenset(DEGREES) | {"AU43L", "AU43R"}
 
 
 class Pattern(NamedTuple):
-    """What the sources say about one word, combined; channel values still without the word's strength."""
+    """The combined pattern of one word; channel values do not include the word's strength."""
 
     channels: dict[str, float]  # channel name to value
     agreement: dict[str, float]  # every unit any source lists ("12", or "12L" for one side) to its mean vote

@@ -1,7 +1,7 @@
-"""What words, action units and images are as expression vectors: the spaces that the expression grammar speaks of.
+"""Expression spaces: the vectors of words, action units and images.
 
-A model's expressions live in one space. In `UnitSpace` a vector is the channels of `expressions.action_units`; in
-`EncoderSpace` it is whatever a face encoder makes of an image, and words stand for means over images.
+Every model has one space. In `UnitSpace`, a vector is the channels of `expressions.action_units`. In `EncoderSpace`, it
+is the output of a face encoder, and the vector of a word is a mean over images.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from genaffect_jax.errors import ExpressionError
 from genaffect_jax.expressions.action_units import INDEX, LOWEST, expression_vector, neutral
 from genaffect_jax.expressions.vocabulary import vocabulary
 
-# Reads the expression off an image file; raises ExpressionError if the file cannot be read.
+# The expression vector of an image file; raises ExpressionError if the file cannot be read.
 ImageReader = Callable[[str], Float32[np.ndarray, " W"]]
 _NEUTRAL = "neutral"
 
 
 class ExpressionSpace(Protocol):
-    """Vectors of single words and images, and how they are put together."""
+    """Vectors of words and images, and their blends."""
 
     def word(self, name: str) -> Float[np.ndarray, " W"]:
         """The vector of a word of the vocabulary, or of `neutral`.
@@ -34,29 +34,29 @@ class ExpressionSpace(Protocol):
         ...
 
     def image(self, file: str) -> Float[np.ndarray, " W"]:
-        """The vector of the face on an image file, the exemplar.
+        """The vector of the face in an image file (an exemplar).
 
         Raises:
-            ExpressionError: there is no such image, or nothing that reads it.
+            ExpressionError: the file cannot be read, or there is no encoder to read it with.
         """
         ...
 
     def blend(
         self, terms: Sequence[tuple[Float[np.ndarray, " W"], float]], settings: Mapping[str, float]
     ) -> Float32[np.ndarray, " W"]:
-        """`neutral + sum of weight * (vector - neutral)`, then the channels that are set.
+        """`neutral + sum of weight * (vector - neutral)`, with the channels of `settings` set last.
 
         Raises:
-            ExpressionError: channels are set, or the neutral face is needed, and the space has none.
+            ExpressionError: the space has no channels to set, or no neutral face although it is needed.
         """
         ...
 
 
 class UnitSpace:
-    """Expression vectors of action units, gaze and head; words have those of the vocabulary.
+    """Vectors of action units, gaze and head; words have the vectors of the vocabulary.
 
     Args:
-        read: reads images; without it they are refused.
+        read: reads image files; without it, image files are refused.
     """
 
     def __init__(self, read: ImageReader | None = None) -> None:
@@ -84,12 +84,12 @@ class UnitSpace:
 
 
 class EncoderSpace:
-    """Expression vectors of a face encoder without action units.
+    """Vectors of a face encoder without action units.
 
     Args:
         encoder: name of the encoder, for messages.
         words: vectors of the known words.
-        read: reads images with that encoder; without it they are refused.
+        read: reads image files with the encoder; without it, image files are refused.
     """
 
     def __init__(
@@ -100,8 +100,8 @@ class EncoderSpace:
     def word(self, name: str) -> Float[np.ndarray, " W"]:
         if name not in self._words:
             raise ExpressionError(
-                f"expression '{name}': the training images of this model show no such expression; its bank has "
-                f"{', '.join(sorted(self._words)) or 'nothing'}"
+                f"expression '{name}': the training images of this model show no such expression; it knows "
+                f"{', '.join(sorted(self._words)) or 'no words'}"
             )
         return self._words[name]
 
@@ -118,14 +118,13 @@ class EncoderSpace:
             )
         total = sum(weight * vector.astype(np.float64) for vector, weight in terms)
         rest = 1.0 - sum(weight for _, weight in terms)
-        if abs(rest) > 1e-6:  # weights that add up to 1 need no neutral face
+        if abs(rest) > 1e-6:  # the neutral face cancels if the weights add up to 1
             total = total + rest * self.word(_NEUTRAL)
         return np.asarray(total, np.float32)
 
 
 class AnySpace:
-    """Knows every word and every image file that exists, as no numbers at all: to check a text before a model is
-    loaded."""
+    """Accepts every word and every existing image file, with empty vectors: checks a text before a model is loaded."""
 
     def word(self, name: str) -> Float[np.ndarray, " 0"]:
         return np.zeros(0, np.float32)

@@ -1,6 +1,6 @@
 """The 135 emotion words of Shaver et al. (1987) with their expression vectors, read from `words.json`.
 
-`derive.py` says how each vector was made. Only 18 words have a published action-unit pattern.
+`derive.py` computes the vectors. Only 18 words have a published action-unit pattern.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from genaffect_jax.expressions.action_units import expression_vector
 
-# Any two words, and any word and the neutral face, are at least this far apart (Euclidean).
+# Least Euclidean distance between any two words, and between any word and the neutral face.
 MINIMUM_DISTANCE = 0.3
 
 
@@ -31,10 +31,10 @@ class Word:
         cluster: one of love, joy, surprise, anger, sadness, fear.
         subcluster: the sub-cluster's name, such as `"zest"`.
         vector: its expression vector, float32 `(WIDTH,)`, read-only.
-        provenance: `"published"` if publications list the word's units (intensities are this project's all the
-            same), `"derived"` if this project's rule made the whole vector.
+        provenance: `"published"` if publications list the word's units (the intensities are this project's),
+            `"derived"` if this project's rule decides the whole vector.
         source: the publications and their labels, or the rule's reason.
-        dropped: published FACS units that the expression vector has no channel for.
+        dropped: published FACS units without a channel in the expression vector.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Word:
 
 @cache
 def vocabulary() -> Mapping[str, Word]:
-    """All 135 words by name, in the order of Shaver et al.'s clusters; read once, not to be changed."""
+    """All 135 words by name, in the order of Shaver et al.'s clusters; read once, immutable."""
     text = resources.files("genaffect_jax.expressions").joinpath("words.json").read_text(encoding="utf-8")
     words = {}
     for record in json.loads(text)["words"]:

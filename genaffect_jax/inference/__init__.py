@@ -1,1 +1,1 @@
-"""From a trained model to an avatar set: settings, the jitted program, chunking, the saved set."""
+"""Sampling avatar sets with a trained model: settings, the jitted program, chunking, the saved set."""

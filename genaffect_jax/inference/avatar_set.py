@@ -1,10 +1,8 @@
-"""A drawn set: images of one identity, their expressions, what decided them, and the folder they are kept in."""
+"""`AvatarSet`: images of one identity with their expressions and settings, and their folder on disk."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +15,7 @@ from genaffect_jax.errors import ConfigError, DataError
 from genaffect_jax.expressions.action_units import CHANNELS
 from genaffect_jax.expressions.grammar import Expression
 from genaffect_jax.io.animation import write_animation
+from genaffect_jax.io.atomic import new_folder
 from genaffect_jax.io.image_grid import contact_sheet, write_png
 from genaffect_jax.version import __version__
 
@@ -25,14 +24,14 @@ SETTINGS_FILE = "set.json"
 
 @dataclass(frozen=True)
 class AvatarSet:
-    """Images of one identity, made together.
+    """Images of one identity, sampled together.
 
     Attributes:
-        references: uint8 [R, S, S, 3], the images that gave the identity.
+        references: uint8 [R, S, S, 3], the images of the person.
         images: uint8 [E, S, S, 3], one per expression.
         expressions: names and vectors, in the order of `images`.
-        anchors: the expressions whose images all others looked at; empty if every image was drawn by itself.
-        settings: everything else that decided the images: model, seed, identity, steps, guidance, versions.
+        anchors: the expressions of the anchors; empty if every image was sampled by itself.
+        settings: all other data that decided the images: model, seed, identity, steps, guidance, versions.
     """
 
     references: UInt8[np.ndarray, "R S S 3"]
@@ -55,26 +54,24 @@ class AvatarSet:
         )
 
     def note(self) -> dict[str, str]:
-        """What image files say of themselves: that they are generated, by which model and seed."""
+        """Text entries of the image files: they are generated images, by which model and with which seed."""
         return {
             "Software": f"genaffect_jax {__version__}",
             "Comment": "generated image; model {model}, seed {seed}".format(**self.settings),
         }
 
     def save(self, folder: Path, animation: Literal["gif", "webp"] | None = None) -> None:
-        """Writes `sheet.png`, `NN_<expression>.png`, `reference.png` and `set.json`; all of it or nothing.
+        """Writes `sheet.png`, `NN_<expression>.png`, `reference.png` and `set.json`, all files or none.
 
-        Several references are `reference_1.png`, `reference_2.png` and so on. An earlier set in `folder` is replaced.
-        With `animation`, `morph.gif` or `morph.webp` shows the images in their order.
+        Several references are named `reference_1.png`, `reference_2.png` and so on. An earlier set in `folder` is
+        replaced. With `animation`, `morph.gif` or `morph.webp` shows the images in their order.
 
         Raises:
-            ConfigError: `folder` holds something that is not an avatar set.
+            ConfigError: `folder` holds files that are not an avatar set.
         """
-        folder = Path(folder)
+        folder, note = Path(folder), self.note()
         check_output(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-            new, note = Path(scratch) / "new", self.note()
+        with new_folder(folder, replace=True) as new:
             references = [
                 f"reference{f'_{n + 1}' if len(self.references) > 1 else ''}.png" for n in range(len(self.references))
             ]
@@ -95,16 +92,13 @@ class AvatarSet:
             if animation is not None:
                 write_animation(list(self.images), new / f"morph.{animation}", "; ".join(note.values()))
             (new / SETTINGS_FILE).write_text(json.dumps(saved, indent=2) + "\n")
-            if folder.exists():
-                os.replace(folder, Path(scratch) / "old")
-            os.replace(new, folder)
 
     @classmethod
     def load(cls, folder: Path) -> AvatarSet:
         """Reads a set that `save` wrote.
 
         Raises:
-            DataError: the folder holds no set, or a damaged one.
+            DataError: the folder holds no set, or it is damaged.
         """
         folder = Path(folder)
         try:
@@ -132,9 +126,9 @@ class AvatarSet:
 def check_output(folder: Path) -> None:
     """Raises ConfigError unless `folder` is new, empty, or holds an earlier avatar set."""
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out {folder}: is a file; name a folder")
+        raise ConfigError("is a file; name a folder", field="out", found=folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / SETTINGS_FILE).exists():
-        raise ConfigError(f"--out {folder}: holds files that are no avatar set; name a new or empty folder")
+        raise ConfigError("holds files that are no avatar set; name a new or empty folder", field="out", found=folder)
 
 
 def _expression(record: dict[str, Any]) -> Expression:

@@ -1,7 +1,7 @@
-"""How a set is cut into calls of the program: the anchors first, all others in chunks beside them.
+"""How a set is split into calls of the program: the anchors first, then all other images in chunks beside them.
 
-Anchors share among themselves, everybody else looks at the anchors, so an image depends neither on the chunk it is
-drawn in nor on the number of devices, and memory does not grow with the set.
+Anchors share tokens among themselves and all other images read the anchors, so an image depends neither on its chunk
+nor on the number of devices, and memory does not grow with the set.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from genaffect_jax.inference.program import AnchorCache, Program, SamplerParams,
 from genaffect_jax.models.functional import Parameters
 from genaffect_jax.parallel.memory import device_memory, is_out_of_memory, program_bytes
 
-# The largest share of a device's memory that the bank may take by itself: beside it lie the weights, one chunk's
-# activations, and, while it is made, a second copy of it.
+# Largest share of a device's memory for the anchor KV cache. Beside it lie the weights, the activations of one chunk
+# and, while the cache is computed, a second copy of it.
 KV_CACHE_SHARE = 0.3
 
 Progress = Callable[[int, int], None]
@@ -30,48 +30,48 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Images to draw: what each shows and where its noise comes from."""
+    """Images to sample: what each shows, and the number that decides its noise."""
 
     expression: Float32[np.ndarray, "E W"]
     """Expression vectors."""
     noise_ids: Int32[np.ndarray, " E"]
     """Numbers that, with the seed, decide the noise."""
     prompt: Int32[np.ndarray, " E"] | None = None
-    """Rows in the prompts, for models with a text stream."""
+    """Rows of the prompt table, for models with a text stream."""
 
     def __len__(self) -> int:
         return len(self.noise_ids)
 
     def take(self, places: Int32[np.ndarray, " n"]) -> SampleRequest:
-        """The images at these places."""
+        """The requests at these places."""
         prompt = None if self.prompt is None else self.prompt[places]
         return SampleRequest(self.expression[places], self.noise_ids[places], prompt)
 
-    def beside(self, others: SampleRequest) -> SampleRequest:
-        """These images, then others."""
+    def followed_by(self, more: SampleRequest) -> SampleRequest:
+        """These requests, then more."""
         prompt = None
-        if self.prompt is not None and others.prompt is not None:
-            prompt = np.concatenate([self.prompt, others.prompt])
+        if self.prompt is not None and more.prompt is not None:
+            prompt = np.concatenate([self.prompt, more.prompt])
         return SampleRequest(
-            np.concatenate([self.expression, others.expression]),
-            np.concatenate([self.noise_ids, others.noise_ids]),
+            np.concatenate([self.expression, more.expression]),
+            np.concatenate([self.noise_ids, more.noise_ids]),
             prompt,
         )
 
 
 class SetSampler:
-    """Draws sets with one model.
+    """Samples sets with one model.
 
     Args:
         config: sizes.
         program: what `inference.program.make_program` built.
-        parameters, frozen: its first two arguments.
+        parameters, frozen_components: its first two arguments.
         dtype: type of activations.
-        devices: devices of the program's mesh.
+        devices: number of devices of the program's mesh.
 
     Attributes:
-        parameters, frozen: what the program reads.
-        compiled: the programs compiled so far, by kind and shapes.
+        parameters, frozen_components: arrays that the program reads.
+        compiled: the programs compiled so far, by spec and shapes.
     """
 
     def __init__(
@@ -88,85 +88,87 @@ class SetSampler:
         self._item_bytes = 2 if dtype == "bfloat16" else 4
         self.compiled: dict[Any, jax.stages.Compiled] = {}
 
-    def draw(
+    def sample(
         self,
         references: UInt8[np.ndarray, "R S S 3"],
-        given: Bool[np.ndarray, " R"],
+        reference_mask: Bool[np.ndarray, " R"],
         anchors: SampleRequest,
         non_anchors: SampleRequest,
         spec: SamplerSpec,
         params: SamplerParams,
         settings: SamplingConfig,
-        draw_anchors: bool,
+        return_anchors: bool,
         progress: Progress | None = None,
     ) -> UInt8[np.ndarray, "A+E S S 3"]:
-        """The anchors' images (if asked for), then all others.
+        """The images of the anchors (if asked for), then all others.
 
         Args:
-            references, given: images of the person, and which of them are no padding.
-            anchors: form the pool; none: all images are drawn apart.
-            others: are drawn in chunks of `settings.chunk` on every device.
-            kind: guidance, solver and shared tokens.
-            controls: arguments of the program, for exactly `settings.steps` steps or padded.
-            settings: chunk and bank; messages.
-            draw_anchors: whether the anchors' own images are wanted.
+            references, reference_mask: images of the person; the mask is False for padding.
+            anchors: images whose tokens all images read; if there are none, every image is sampled by itself.
+            non_anchors: sampled in chunks of `settings.chunk` on every device.
+            spec: guidance, solver and number of shared tokens.
+            params: arguments of the program, for exactly `settings.steps` steps or padded.
+            settings: `chunk` and `kv_cache`.
+            return_anchors: whether the anchors' own images are wanted.
             progress: called with (images done, images in all).
 
         Raises:
-            ConfigError: a bank is forced where it cannot be.
+            ConfigError: `kv_cache` is "always" although the guidance does not allow it.
             MemoryLimitError: a call needs more memory than a device has.
         """
         images: list[np.ndarray] = []
-        total = len(non_anchors) + (len(anchors) if draw_anchors else 0)
-        people, kv_cache = (jnp.asarray(references)[None], jnp.asarray(given)[None]), None
-        keeps = bool(len(anchors)) and len(non_anchors) > 0 and self._keeps_kv_cache(spec, len(anchors), settings)
-
-        if keeps:  # a bank has one row for every evaluation, so its programs are for one number of steps
+        total = len(non_anchors) + (len(anchors) if return_anchors else 0)
+        person = (jnp.asarray(references)[None], jnp.asarray(reference_mask)[None])
+        caches = bool(len(anchors)) and len(non_anchors) > 0 and self._caches_anchors(spec, len(anchors), settings)
+        if caches:  # the cache has one row for every evaluation, so its programs are for one number of steps
             params = replace(params, sigmas=params.sigmas[: settings.steps + 1])
 
         def call(
-            parts: list[SampleRequest], spec: SamplerSpec, kv_cache: AnchorCache | None
+            parts: list[SampleRequest], spec: SamplerSpec, kv_cache: AnchorCache | None = None
         ) -> tuple[np.ndarray, AnchorCache | None]:
             whole = parts[0]
             for part in parts[1:]:
-                whole = whole.beside(part)
+                whole = whole.followed_by(part)
             prompt = None if whole.prompt is None else jnp.asarray(whole.prompt)[None]
-            inputs = SetInputs(*people, jnp.asarray(whole.expression)[None], jnp.asarray(whole.noise_ids)[None], prompt)
-            drawn, kept = self._run(inputs, params, spec, kv_cache)
-            return drawn[0], kept
+            inputs = SetInputs(*person, jnp.asarray(whole.expression)[None], jnp.asarray(whole.noise_ids)[None], prompt)
+            sampled, kv_cache = self._run(inputs, params, spec, kv_cache)
+            return sampled[0], kv_cache
 
-        def add(drawn: UInt8[np.ndarray, "n S S 3"]) -> None:
-            images.extend(drawn)
+        def add(sampled: UInt8[np.ndarray, "n S S 3"]) -> None:
+            images.extend(sampled)
             if progress:
                 progress(len(images), total)
 
-        if len(anchors) and (draw_anchors or keeps):
-            pool = replace(spec, anchors=len(anchors), pool="kept" if keeps else "made")
-            drawn, kv_cache = call([anchors] * self._devices, pool, None)
-            if draw_anchors:
-                add(drawn[: len(anchors)])
-        if len(anchors) and not keeps:
+        kv_cache, beside = None, None
+        if len(anchors) and (return_anchors or caches):
+            of_anchors = replace(spec, anchors=len(anchors), pool="kept" if caches else "made")
+            sampled, kv_cache = call([anchors] * self._devices, of_anchors)
+            if return_anchors:
+                add(sampled[: len(anchors)])
+        if len(anchors) and not caches:  # the anchors are computed again beside every chunk
             beside, spec = anchors, replace(spec, anchors=len(anchors), first_decoded=len(anchors))
         else:
-            beside, spec = None, replace(spec, anchors=0, pool="given" if keeps else "made")
+            spec = replace(spec, anchors=0, pool="given" if caches else "made")
         share = max(1, min(settings.chunk, -(-len(non_anchors) // self._devices)))
         for start in range(0, len(non_anchors), share * self._devices):
-            # The last chunk is filled up with its last image: nobody looks at it.
+            # The last chunk is filled up with copies of its last image, which no other image reads.
             places = np.minimum(np.arange(start, start + share * self._devices), len(non_anchors) - 1)
             parts = [non_anchors.take(p) for p in np.split(places, self._devices)]
             if beside is not None:
-                parts = [beside.beside(part) for part in parts]
-            drawn, _ = call(parts, spec, kv_cache)
-            add(drawn[: len(non_anchors) - start])
+                parts = [beside.followed_by(part) for part in parts]
+            sampled, _ = call(parts, spec, kv_cache)
+            add(sampled[: len(non_anchors) - start])
         return np.stack(images)
 
-    def _keeps_kv_cache(self, spec: SamplerSpec, anchors: int, settings: SamplingConfig) -> bool:
+    def _caches_anchors(self, spec: SamplerSpec, anchors: int, settings: SamplingConfig) -> bool:
         if settings.kv_cache == "never":
             return False
-        if spec.guidance_limited:  # other steps have other branches
+        if spec.guidance_limited:  # its steps differ in branches, a cache has the same ones in all
             if settings.kv_cache == "always":
                 raise ConfigError(
-                    "--kv_cache always: not together with --guidance_interval, whose steps differ in branches"
+                    "cannot be combined with guidance_interval, whose steps differ in branches",
+                    field="kv_cache",
+                    found="always",
                 )
             return False
         needed = kv_cache_bytes(self._config, replace(spec, anchors=anchors), settings.steps, self._item_bytes)
@@ -178,25 +180,25 @@ class SetSampler:
         """One call, compiled if it is new.
 
         Raises:
-            MemoryLimitError: it needs more memory than there is, by XLA's account or by the device's.
+            MemoryLimitError: it needs more memory than a device has, by XLA's account or by the device's.
         """
         arguments = (self.parameters, self.frozen_components, inputs, params, kv_cache)
         leaves, structure = jax.tree.flatten((inputs, params, kv_cache))
         key = (spec, structure, tuple((x.shape, x.dtype) for x in leaves))
-        needed, there = 0, device_memory()
+        needed, available = 0, device_memory()
         try:
             if key not in self.compiled:
                 self.compiled[key] = self._program.lower(*arguments, spec=spec).compile()  # type: ignore[attr-defined]
             needed = program_bytes(self.compiled[key])
-            if needed > there:
+            if needed > available:
                 raise MemoryLimitError(f"a call needs {needed / 2**30:.1f} GiB")
-            drawn, kept = self.compiled[key](*arguments)
-            return np.asarray(jax.device_get(drawn)), kept
+            images, kept = self.compiled[key](*arguments)
+            return np.asarray(jax.device_get(images)), kept
         except (MemoryLimitError, jax.errors.JaxRuntimeError) as e:
             if not isinstance(e, MemoryLimitError) and not is_out_of_memory(e):
                 raise
             raise MemoryLimitError(
-                f"not enough memory: drawing {inputs.noise_ids.shape[1]} images at once needs "
-                f"{needed / 2**30:.1f} GiB by the compiler's account, a device has {there / 2**30:.1f} GiB; lower "
-                "--chunk, --anchors or --consistency, or give --kv_cache never"
+                f"not enough memory: sampling {inputs.noise_ids.shape[1]} images at once needs "
+                f"{needed / 2**30:.1f} GiB by the compiler's account, a device has {available / 2**30:.1f} GiB; lower "
+                "chunk, anchors or consistency, or set kv_cache to 'never'"
             ) from e

@@ -22,93 +22,93 @@ from genaffect_jax.models.face_encoders.networks import FaceEncoder
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.genaffect import BranchScales, GenAffect
 from genaffect_jax.models.mmdit.attention import KeyValue
-from genaffect_jax.models.mmdit.block_cache import BlockCache, StreamDeltas
+from genaffect_jax.models.mmdit.block_cache import BlockCache, Streams
 from genaffect_jax.models.mmdit.consistent_attention import Sharing, random_tokens
-from genaffect_jax.models.mmdit.model import Conditions
+from genaffect_jax.models.mmdit.model import Conditions, MMDiTOutput
 from genaffect_jax.parallel.xla import compiler_options
 
-# Side of the images, in pixels, from which on they are decoded in tiles. Whole, SD3's autoencoder takes 2.6 GB for
-# each image of 1024 px, four times as much as for one of 512 px; in tiles 0.7 GB for any number of any size.
+# Side in pixels from which images are decoded in tiles. SD3's autoencoder needs 2.6 GB to decode an image of 1024 px at
+# once, four times as much as for 512 px, and 0.7 GB in tiles for any number of images of any size.
 TILED_FROM = 1024
-# Folded into the seed first, so that shared tokens share no key with what else is drawn from the seed.
+# Folded into the seed, so that the choice of shared tokens has no key in common with other uses of the seed.
 TOKENS_PURPOSE = 0x746F6B65
-# The mesh axis over which the images of a call are spread.
+# The mesh axis over which the images of a call are sharded.
 IMAGES = "images"
 
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """What a program is compiled for; changing any of it compiles again."""
+    """Static settings of the program; a new value compiles again."""
 
     mode: GuidanceMode = "none"
     """Guidance branches."""
     solver: Solver = "euler"
-    """How steps are taken."""
+    """Solver of the flow's differential equation."""
     shared: int = 0
-    """S, image tokens that every anchor shares."""
+    """Number S of image tokens that every anchor shares."""
     anchors: int = 0
-    """Images, the first of each group, that form the pool; 0: none, or the pool is given."""
+    """Number of anchors, the first images of each group; 0 if there are none or their KV cache is given."""
     pool: Literal["made", "kept", "given"] = "made"
-    """Whether the anchors' keys and values of every evaluation are also a result, or an argument."""
+    """Keys and values of the anchors: `made` in every evaluation, also `kept` as a result, or `given`."""
     guidance_limited: bool = False
-    """Whether guidance acts at some noise levels only."""
+    """Whether guidance is limited to some noise levels."""
     sharing_limited: bool = False
-    """Whether sharing happens in some layers or steps only."""
+    """Whether sharing is limited to some layers or steps."""
     uses_block_cache: bool = False
-    """Whether evaluations reuse what the middle blocks added before."""
+    """Whether evaluations reuse the middle blocks' contribution of an earlier one."""
     first_decoded: int = 0
-    """Images before this place are drawn but not decoded."""
+    """Place of the first image to decode; those before it are denoised only."""
 
     @property
     def shares(self) -> bool:
-        """Whether the images of a group see each other at all."""
+        """Whether the images of a group share tokens."""
         return (self.anchors > 0 or self.pool == "given") and self.shared > 0
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SetInputs:
-    """The people and the images of one call."""
+    """The people and images of one call: G groups of E images."""
 
     reference: UInt8[Array, "G R S S 3"]
-    """Images of each person."""
+    """References of each person."""
     reference_mask: Bool[Array, "G R"]
     """False where a reference is padding."""
     expression: Float[Array, "G E W"]
     """Expression vector of each image."""
     noise_ids: Int[Array, "G E"]
-    """Number of each image, which with the seed alone decides its noise."""
+    """Number of each image that, with the seed, decides its noise."""
     prompt: Int[Array, "G E"] | None = None
-    """Row of each image in the prompts, for models with a text stream."""
+    """Row of each image in the prompt table, for models with a text stream."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SamplerParams:
-    """Settings that are arguments of the program: changing them never compiles."""
+    """Traced settings of the program; a new value does not compile again."""
 
     seed: Int[Array, ""]
-    """Seed of noise and shared tokens."""
+    """Seed of the noise and of the choice of shared tokens."""
     sigmas: Float[Array, " N+1"]
     """Falling noise levels, padded with zeros."""
     steps: Int[Array, ""]
-    """How many of them are steps."""
+    """Number of steps, without the padding."""
     guidance_identity: Float[Array, ""]
     """See `diffusion.guidance`."""
     guidance_expression: Float[Array, ""]
     """See `diffusion.guidance`."""
     guidance_interval: Float[Array, " 2"]
-    """Noise levels at which guidance acts."""
+    """Lowest and highest noise level of guidance."""
     scales: BranchScales
     """Weights of the two branches."""
     sharing_layers: Bool[Array, " layers"]
-    """Layers in which images share (`SamplerSpec.sharing_limited`)."""
+    """Layers with sharing (`SamplerSpec.sharing_limited`)."""
     sharing_interval: Float[Array, " 2"]
-    """Noise levels, the lower end excluded, at which they share (`SamplerSpec.sharing_limited`)."""
+    """Noise levels with sharing, the lower end excluded (`SamplerSpec.sharing_limited`)."""
     block_cache_interval: Int[Array, ""]
     """Evaluations that share one computation of the middle blocks (`SamplerSpec.uses_block_cache`)."""
     candidates: Bool[Array, " L"] | None = None
-    """Image tokens that may be shared; None: all."""
+    """Image tokens that may be shared; None for all."""
 
     @classmethod
     def plain(cls, layers: int, sigmas: Float[np.ndarray, " N+1"], steps: int, seed: int = 0) -> SamplerParams:
@@ -133,15 +133,15 @@ AnchorCache = KeyValue
 
 
 class SamplerCarry(NamedTuple):
-    """What goes from one evaluation to the next."""
+    """State passed from one evaluation to the next."""
 
-    kv_cache: AnchorCache | None
-    """The rows of the bank so far, if it is kept."""
-    deltas: StreamDeltas | None
-    """What the middle blocks added, if it is reused."""
+    kv_cache: AnchorCache | None = None
+    """The anchor KV cache so far, zeros for later evaluations; None unless it is kept."""
+    block_deltas: Streams | None = None
+    """The middle blocks' contribution when they were last computed; None without a block cache."""
 
 
-# program(denoiser parameters, frozen arrays, inputs, controls, kind=..., bank=...): images, and the bank if kept.
+# program(parameters, frozen_components, inputs, params, kv_cache, spec=...): images, and the KV cache if it is kept.
 Program = Callable[..., tuple[UInt8[Array, "G E S S 3"], AnchorCache | None]]
 
 
@@ -152,20 +152,26 @@ def make_program(
     identity_encoder: Functional[FaceEncoder] | None = None,
     mesh: Mesh | None = None,
 ) -> Program:
-    """Builds the jitted program that draws sets.
+    """Builds the jitted program that samples sets.
 
-    Its arguments are the denoiser's parameters; `frozen_components`, the arrays that never train: the parameters of
-    "autoencoder" and, for models with face embeddings, of "identity_encoder", and for models with a text stream
-    "prompts" (`models.prompts.Prompts`); `SetInputs`; `SamplerParams`; `spec`, static; and for `spec.pool == "given"`
-    the bank. The branch that drops both identity and expression has the negative prompt, the others the image's own.
+    Its arguments are
 
-    Conditions are encoded once, denoising is one loop, and all of it is one XLA program per shape and kind.
+    - the denoiser's parameters;
+    - `frozen_components`: the parameters of "autoencoder"; of "identity_encoder" for models with face embeddings; and
+      "prompts" (`models.prompts.Prompts`) for models with a text stream;
+    - `SetInputs`;
+    - `SamplerParams`;
+    - the anchor KV cache, if `spec.pool` is "given";
+    - `spec`, static.
+
+    The branch without identity and expression has the negative prompt, all others the image's own. Conditions are
+    encoded once, denoising is one loop, and everything is one XLA program for each `spec` and shape.
 
     Args:
         config: sizes.
         denoiser, autoencoder, identity_encoder: networks.
-        mesh: of one axis, `IMAGES`: the expressions of a call are cut over it, [device 0's | device 1's | ...], each
-            device draws its own as if it were alone. None: one device, or whatever the parameters are spread over.
+        mesh: one axis, `IMAGES`, over which the expressions of a call are sharded, [device 0's | device 1's | ...];
+            each device samples its own as if it were alone. None: one device, or the devices of the parameters.
     """
 
     def program(
@@ -180,10 +186,10 @@ def make_program(
         model = denoiser.merge(parameters)
         vae = autoencoder.merge(frozen_components["autoencoder"])
         conditions = _encode(model, vae, identity_encoder, frozen_components, inputs, spec.mode)
-        drawn, carry = _denoise(config, model, params, spec, kv_cache, inputs.noise_ids, conditions)
-        drawn = drawn[:, spec.first_decoded :]
+        latents, carry = _denoise(config, model, params, spec, kv_cache, inputs.noise_ids, conditions)
+        latents = latents[:, spec.first_decoded :]
         decode = partial(decode_tiled, vae) if config.image_size >= TILED_FROM else vae.decode
-        return to_uint8(decode(vae.unscaled(drawn))), carry
+        return to_uint8(decode(vae.unscaled(latents))), carry
 
     if mesh is None:
         return jax.jit(program, static_argnames="spec", compiler_options=compiler_options())
@@ -200,7 +206,7 @@ def make_program(
     ) -> tuple[UInt8[Array, "G E S S 3"], AnchorCache | None]:
         whole, cut = PartitionSpec(), PartitionSpec(None, IMAGES)
         of_inputs = SetInputs(whole, whole, cut, cut, None if inputs.prompt is None else cut)  # type: ignore[arg-type]
-        # Every device makes the same bank of the same anchors.
+        # Every device computes the same KV cache from the same anchors.
         return jax.shard_map(
             partial(program, spec=spec),
             mesh=mesh,
@@ -213,7 +219,7 @@ def make_program(
 
 
 def kv_cache_bytes(config: ModelConfig, spec: SamplerSpec, steps: int, item_bytes: int) -> int:
-    """Size of the bank of one group's anchors, in bytes, for models whose activations have `item_bytes`."""
+    """Size in bytes of the KV cache of one group's anchors; `item_bytes` is the size of one activation."""
     network = config.mmdit
     rows = evaluations(spec.solver, steps) * network.num_layers * len(BRANCHES[spec.mode])
     return 2 * rows * spec.anchors * spec.shared * network.width * item_bytes
@@ -259,23 +265,36 @@ def _denoise(
     noise_ids: Int[Array, "G E"],
     conditions: Conditions,
 ) -> tuple[Float[Array, "G E h w c"], AnchorCache | None]:
-    """From the images' noise to clean latents, and the bank, if it is kept."""
+    """The clean latents of the images, and the anchor KV cache if it is kept."""
+
+    def evaluate(
+        conditions: Conditions, noisy: Array, sigma: Array, evaluation: Array, carry: SamplerCarry
+    ) -> MMDiTOutput:
+        identity_scale, expression_scale = params.scales.at(sigma)
+        cache = None
+        if spec.uses_block_cache:
+            cache = BlockCache(evaluation % params.block_cache_interval != 0, carry.block_deltas)
+        return model(
+            noisy,
+            jnp.full(noisy.shape[:2], sigma),
+            conditions,
+            identity_scale=identity_scale,
+            expression_scale=expression_scale,
+            sharing=_sharing(config, params, spec, kv_cache, sigma, evaluation),
+            block_cache=cache,
+        )
 
     def make_velocity(conditions: Conditions) -> Callable:
         def velocity(noisy: Array, sigma: Array, evaluation: Array, carry: SamplerCarry) -> tuple[Array, SamplerCarry]:
-            sharing = _sharing(config, params, spec, kv_cache, sigma, evaluation)
-            cache = None
-            if spec.uses_block_cache:
-                cache = BlockCache(evaluation % params.block_cache_interval != 0, carry.deltas)
-            found, left = model.consistent(
-                noisy, jnp.full(noisy.shape[:2], sigma), conditions, *params.scales.at(sigma), sharing, cache
-            )
+            output = evaluate(conditions, noisy, sigma, evaluation, carry)
             rows = carry.kv_cache
             if rows is not None:
                 rows = jax.tree.map(
-                    lambda rows, row: jax.lax.dynamic_update_index_in_dim(rows, row, evaluation, 0), rows, left.pool
+                    lambda rows, row: jax.lax.dynamic_update_index_in_dim(rows, row, evaluation, 0),
+                    rows,
+                    output.anchor_kv,
                 )
-            return found, SamplerCarry(rows, left.deltas)
+            return output.prediction, SamplerCarry(rows, output.block_deltas)
 
         return velocity
 
@@ -283,29 +302,12 @@ def _denoise(
     limited = spec.guidance_limited and branches > 1
     side, channels = config.mmdit.sample_size, config.mmdit.in_channels
     noise = initial_noise(params.seed, noise_ids, (side, side, channels))
-    velocity, carry = make_velocity(conditions), SamplerCarry(None, None)
+    carry = SamplerCarry()
     if spec.pool == "kept" or spec.uses_block_cache:
-        left = jax.eval_shape(
-            lambda noisy, sharing: model.consistent(
-                noisy,
-                jnp.zeros(noisy.shape[:2]),
-                conditions,
-                1.0,
-                1.0,
-                sharing,
-                BlockCache() if spec.uses_block_cache else None,
-            )[1],
-            repeat_branches(noise, spec.mode),
-            _sharing(config, params, spec, kv_cache, jnp.ones(()), jnp.zeros((), int)),
-        )
-        rows = evaluations(spec.solver, params.sigmas.shape[0] - 1)
-        empty = SamplerCarry(
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), left.pool), left.deltas
-        )
-        carry = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)
+        carry = _empty_carry(config, model, params, spec, kv_cache, noise, conditions)
     latents, carry = sample(
         guided(
-            velocity,
+            make_velocity(conditions),
             spec.mode,
             params.guidance_identity,
             params.guidance_expression,
@@ -322,6 +324,31 @@ def _denoise(
     return latents, carry.kv_cache
 
 
+def _empty_carry(
+    config: ModelConfig,
+    model: GenAffect,
+    params: SamplerParams,
+    spec: SamplerSpec,
+    kv_cache: AnchorCache | None,
+    noise: Float[Array, "G E h w c"],
+    conditions: Conditions,
+) -> SamplerCarry:
+    """Zeros in the shapes that the evaluations will write."""
+
+    def evaluate(noisy: Array, sharing: Sharing | None) -> MMDiTOutput:
+        cache = BlockCache() if spec.uses_block_cache else None
+        return model(noisy, jnp.zeros(noisy.shape[:2]), conditions, sharing=sharing, block_cache=cache)
+
+    output = jax.eval_shape(
+        evaluate,
+        repeat_branches(noise, spec.mode),
+        _sharing(config, params, spec, kv_cache, jnp.ones(()), jnp.zeros((), int)),
+    )
+    rows = evaluations(spec.solver, params.sigmas.shape[0] - 1)
+    pools = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), output.anchor_kv)
+    return SamplerCarry(pools, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), output.block_deltas))
+
+
 def _sharing(
     config: ModelConfig,
     params: SamplerParams,
@@ -330,13 +357,14 @@ def _sharing(
     sigma: Array,
     evaluation: Array,
 ) -> Sharing | None:
-    """What the images share in one evaluation, other tokens each time."""
+    """The tokens that the images share in one evaluation; every evaluation has other ones."""
     if not spec.shares:
         return None
     network = config.mmdit
-    layers, side = network.num_layers, network.sample_size // network.patch_size
     key = jax.random.fold_in(jax.random.key(params.seed), TOKENS_PURPOSE)
-    tokens = random_tokens(jax.random.fold_in(key, evaluation), layers, side * side, spec.shared, params.candidates)
+    tokens = random_tokens(
+        jax.random.fold_in(key, evaluation), network.num_layers, network.image_tokens, spec.shared, params.candidates
+    )
     active = None
     if spec.sharing_limited:
         low, high = params.sharing_interval

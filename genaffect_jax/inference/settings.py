@@ -1,4 +1,4 @@
-"""From the settings of a set to what the program takes: what it is compiled for, and its arguments."""
+"""From the settings of a set to the two arguments of the program that depend on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Bool
 
 from genaffect_jax.config import ModelConfig, SamplingConfig
 from genaffect_jax.diffusion.schedule import euler_sigmas, padded_sigmas
-from genaffect_jax.errors import ConfigError, DataError
+from genaffect_jax.errors import ConfigError, DataError, require
 from genaffect_jax.inference.program import SamplerParams, SamplerSpec
 from genaffect_jax.io.images import read_image
 from genaffect_jax.models.genaffect import BranchScales
@@ -20,21 +20,21 @@ from genaffect_jax.models.mmdit.block_cache import FEWEST_BLOCKS
 def resolve_settings(
     model: ModelConfig, trained_shift: float, settings: SamplingConfig
 ) -> tuple[SamplerSpec, SamplerParams]:
-    """What the settings mean for a model.
+    """The settings of a set as static and traced arguments of the program.
 
     Args:
         model: sizes.
-        trained_shift: resolution shift of the noise schedule that it was trained with.
-        settings: how to draw.
+        trained_shift: resolution shift of the noise schedule in training.
+        settings: the settings.
 
     Raises:
-        ConfigError: scales or layers that the model does not have, a start of sharing after the last step, a mask
-            without bright parts.
+        ConfigError: scales or layers that the model does not have, sharing that starts after the last step, a mask
+            without bright parts, or a block cache that the model or the guidance does not allow.
     """
     network = model.mmdit
-    layers, side = network.num_layers, network.sample_size // network.patch_size
+    _check(network.num_layers, settings)
     scales = BranchScales.of(
-        layers,
+        network.num_layers,
         settings.identity_scale,
         settings.expression_scale,
         settings.identity_interval,
@@ -42,33 +42,19 @@ def resolve_settings(
     )
     shift = settings.shift or trained_shift
     sigmas = euler_sigmas(settings.steps, shift)
-    start, end, unknown = (
-        settings.consistency_start,
-        settings.consistency_end,
-        [n for n in settings.consistency_layers if not 0 <= n < layers],
-    )
-    if unknown:
-        raise ConfigError(f"--consistency_layers {unknown}: the model has layers 0 to {layers - 1}")
-    if start >= settings.steps:
-        raise ConfigError(f"--consistency_start {start}: must be below --steps {settings.steps}")
-    if settings.block_cache_interval > 1 and settings.guidance_interval != (0.0, 1.0):
-        raise ConfigError(
-            "--block_cache_interval: not together with --guidance_interval, whose steps differ in branches"
-        )
-    if settings.block_cache_interval > 1 and layers < FEWEST_BLOCKS:
-        raise ConfigError(f"--block_cache_interval: the model has {layers} blocks, needs at least {FEWEST_BLOCKS}")
-    candidates = None if settings.shared_mask is None else _mask(settings.shared_mask, side)
-    shared = round(settings.consistency * (side * side if candidates is None else int(candidates.sum())))
+    start, end = settings.consistency_start, settings.consistency_end
+    candidates = None if settings.shared_mask is None else _mask(settings.shared_mask, network.tokens_per_side)
+    shareable = network.image_tokens if candidates is None else int(candidates.sum())
     joint = settings.guidance is not None
     spec = SamplerSpec(
         mode=settings.mode,
         solver=settings.solver,
-        shared=shared,
+        shared=round(settings.consistency * shareable),
         guidance_limited=settings.guidance_interval != (0.0, 1.0),
         sharing_limited=bool(settings.consistency_layers or start or end is not None),
         uses_block_cache=settings.block_cache_interval > 1,
     )
-    among = np.isin(np.arange(layers), settings.consistency_layers or np.arange(layers))
+    layers = np.arange(network.num_layers)
     params = SamplerParams(
         seed=jnp.int32(settings.seed),
         sigmas=jnp.asarray(padded_sigmas(settings.steps, shift)),
@@ -77,7 +63,7 @@ def resolve_settings(
         guidance_expression=jnp.float32(settings.guidance if joint else settings.guidance_expression),
         guidance_interval=jnp.asarray(settings.guidance_interval, jnp.float32),
         scales=scales,
-        sharing_layers=jnp.asarray(among),
+        sharing_layers=jnp.asarray(np.isin(layers, settings.consistency_layers or layers)),
         sharing_interval=jnp.asarray([sigmas[min(end or settings.steps, settings.steps)], sigmas[start]]),
         block_cache_interval=jnp.int32(settings.block_cache_interval),
         candidates=None if candidates is None else jnp.asarray(candidates),
@@ -85,17 +71,40 @@ def resolve_settings(
     return spec, params
 
 
+def _check(layers: int, settings: SamplingConfig) -> None:
+    unknown = [n for n in settings.consistency_layers if not 0 <= n < layers]
+    require(not unknown, "consistency_layers", unknown, f"the model has layers 0 to {layers - 1}")
+    require(
+        settings.consistency_start < settings.steps,
+        "consistency_start",
+        settings.consistency_start,
+        f"must be below steps, {settings.steps}",
+    )
+    if settings.block_cache_interval > 1:
+        require(
+            settings.guidance_interval == (0.0, 1.0),
+            "block_cache_interval",
+            settings.block_cache_interval,
+            "cannot be combined with guidance_interval, whose steps differ in branches",
+        )
+        require(
+            layers >= FEWEST_BLOCKS,
+            "block_cache_interval",
+            settings.block_cache_interval,
+            f"the model has {layers} blocks, a block cache needs at least {FEWEST_BLOCKS}",
+        )
+
+
 def _mask(file: Path, side: int) -> Bool[np.ndarray, " L"]:
-    """Tokens that are at least half bright in an image.
+    """The image tokens that are at least half bright in an image file.
 
     Raises:
-        ConfigError: there are none, or the file is no image.
+        ConfigError: no token is bright, or the file cannot be read as an image.
     """
     try:
-        grey = read_image(file, side).mean(-1)  # a pixel is the mean of its token's place
+        grey = read_image(file, side).mean(-1)  # one pixel for each token
     except DataError as e:
-        raise ConfigError(f"--shared_mask {file}: {e}") from e
+        raise ConfigError(str(e), field="shared_mask", found=file) from e
     bright = (grey >= 127.5).ravel()
-    if not bright.any():
-        raise ConfigError(f"--shared_mask {file}: no part is bright, so no token may be shared")
+    require(bool(bright.any()), "shared_mask", file, "no part is bright, so no token may be shared")
     return bright

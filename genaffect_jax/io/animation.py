@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+
+from genaffect_jax.io.atomic import new_file
 
 FRAME_SECONDS = 0.08
 # The two ends are shown longer, so that the eye can rest on them.
@@ -29,8 +30,7 @@ def write_animation(images: Sequence[UInt8[np.ndarray, "S S 3"]], path: Path, no
     frames, seconds = frames + frames[-2:0:-1], seconds + seconds[-2:0:-1]
     kind = path.suffix.removeprefix(".").lower()
     extra: dict[str, Any] = {"comment": note.encode()} if kind == "gif" else {"xmp": note.encode(), "lossless": True}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with new_file(path) as temporary:
         frames[0].save(
             temporary,
             format=kind.upper(),
@@ -40,6 +40,3 @@ def write_animation(images: Sequence[UInt8[np.ndarray, "S S 3"]], path: Path, no
             duration=[round(1000 * s) for s in seconds],
             **extra,
         )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from uuid import uuid4
 
 import ml_dtypes  # noqa: F401 (registers bfloat16 with numpy, for files that hold it)
 import numpy as np
@@ -15,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from genaffect_jax.errors import DataError
+from genaffect_jax.io.atomic import new_file
 
 _CHECKSUM = "checksum"
 
@@ -33,13 +32,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], entries: Mapping[
     if _CHECKSUM in entries:
         raise ValueError(f"{path}: the header entry {_CHECKSUM!r} is computed here")
     stored = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{uuid4().hex}")
-    try:
+    with new_file(path) as temporary:
         save_file(stored, temporary, {**entries, _CHECKSUM: _digest(stored, entries)})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
+
+from genaffect_jax.io.atomic import new_file
 
 _PAPER = (250, 249, 247)
 _INK = (52, 49, 46)
@@ -57,14 +58,9 @@ def _fit(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
 
 
 def write_png(image: UInt8[np.ndarray, "H W 3"], path: Path, text: Mapping[str, str] | None = None) -> None:
-    """Writes a PNG atomically (beside its name, then renamed), with `text` as its text chunks."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a PNG atomically, with `text` as its text chunks."""
     information = PngInfo()
     for key, value in (text or {}).items():
         information.add_itxt(key, value)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with new_file(path) as temporary:
         Image.fromarray(np.asarray(image)).save(temporary, format="PNG", pnginfo=information, optimize=True)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

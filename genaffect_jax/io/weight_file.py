@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -22,6 +20,7 @@ from safetensors.flax import save
 
 from genaffect_jax.config import from_json, to_json
 from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.io.atomic import write_atomically
 
 WeightDType = Literal["float32", "bfloat16", "float16"]
 PACKAGE_PREFIX = "package:"
@@ -63,18 +62,7 @@ def save_weights(
     if bad:
         raise WeightsError(f"{path}: not written: numbers that are not finite as {dtype} in {bad}")
     content = save(stored, {**metadata, _CONFIG: to_json(config)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep others from reading the file
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, content, durable=True)
 
 
 def load_weights(network: Shaped, path: Path, config: object | None = None) -> dict[str, jax.Array]:

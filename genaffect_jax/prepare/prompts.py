@@ -54,8 +54,8 @@ def prepare(arguments: Arguments) -> PromptTable:
         ImportError: something must be encoded, and the extra `torch` is not installed.
     """
     run = load_preset(arguments.config, DenoiserRun)
-    if run.model.mmdit.register_tokens:
-        raise ConfigError(f"--config {arguments.config}: its model has register tokens and reads no prompts")
+    if not run.model.mmdit.reads_prompts:
+        raise ConfigError("its model has register tokens and reads no prompts", field="config", found=arguments.config)
     parts = text_parts(arguments.pipeline)
     memory = arguments.cache or arguments.out.parent / "prompt_cache"
     with progress_bar("reading text encoder files", len(parts.files)) as step:

@@ -8,6 +8,7 @@ from typing import TypeVar
 from genaffect_jax.config import TrainConfig
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.models.functional import Functional
+from genaffect_jax.models.parameter_names import ADAPTERS
 
 Network = TypeVar("Network", bound=Functional)
 
@@ -17,13 +18,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "everything": ("*",),
     # The parameters that Gen-AFFECT adds to the base model: condition projectors with their null tokens, and the
     # identity and expression branches of every block.
-    "adapters": (
-        "identity_projector.*",
-        "expression_projector.*",
-        "mmdit.segments.*.identity.*",
-        "mmdit.segments.*.expression.*",
-        "!*",
-    ),
+    "adapters": (*ADAPTERS, "!*"),
 }
 _NAMED = 8
 

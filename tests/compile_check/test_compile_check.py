@@ -310,7 +310,6 @@ def odd_model(tiny_model: ModelConfig) -> ModelConfig:
         tiny_model.mmdit,
         attention_head_dim=64,
         joint_attention_dim=128,
-        caption_projection_dim=128,
         register_tokens=5,
         dual_attention_layers=(0,),
         remat="full",

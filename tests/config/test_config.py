@@ -63,7 +63,6 @@ from genaffect_jax.errors import ConfigError
         ),
         (lambda: MeshConfig(data=0), "mesh.data=0"),
         (lambda: MeshConfig(tensor=0), "mesh.tensor=0"),
-        (lambda: MMDiTConfig(caption_projection_dim=7), "mmdit.caption_projection_dim=7"),
         (lambda: MMDiTConfig(dual_attention_layers=(9,)), "mmdit.dual_attention_layers=[9]"),
         (lambda: AutoencoderConfig(block_out_channels=(16, 30)), "autoencoder.block_out_channels=30"),
         (lambda: ModelConfig(autoencoder=AutoencoderConfig(latent_channels=4)), "mmdit.in_channels"),
@@ -109,4 +108,18 @@ def test_json_of_the_wrong_type_is_refused(value):
     values = json.loads(to_json(DenoiserRun()))
     values["train"]["steps"] = value
     with pytest.raises(ConfigError, match="steps"):
+        from_json(DenoiserRun, json.dumps(values))
+
+
+def test_derived_fields_follow_the_others():
+    network = MMDiTConfig(in_channels=8, num_attention_heads=5, attention_head_dim=16)
+    assert (network.out_channels, network.caption_projection_dim) == (8, 80)
+    wider = dataclasses.replace(network, num_attention_heads=6)
+    assert wider.caption_projection_dim == wider.width == 96
+
+
+def test_json_with_a_derived_field_that_does_not_fit_is_refused():
+    values = json.loads(to_json(DenoiserRun()))
+    values["model"]["mmdit"]["caption_projection_dim"] = 7
+    with pytest.raises(ConfigError, match=r"mmdit\.caption_projection_dim=7: must be 192"):
         from_json(DenoiserRun, json.dumps(values))

@@ -94,11 +94,11 @@ def test_sharing_can_be_limited_to_layers_and_steps(floats):
         draw(pipeline, words, consistency_start=1),
         draw(pipeline, words, consistency_end=1),
     ]
-    programs = len(pipeline.drawer.compiled)
+    programs = len(pipeline.sampler.compiled)
     for limited in partial:
         assert min(difference(limited, everywhere), difference(limited, apart)) > 1e-4
     draw(pipeline, words, consistency_layers=(0,), consistency_start=1, consistency_end=2, steps=4)
-    assert len(pipeline.drawer.compiled) == programs
+    assert len(pipeline.sampler.compiled) == programs
 
 
 def test_which_tokens_are_shared_can_be_chosen(floats, tmp_path):
@@ -118,9 +118,9 @@ def test_which_tokens_are_shared_can_be_chosen(floats, tmp_path):
     for i, one in enumerate(drawn):
         for other in drawn[:i]:
             assert difference(one, other) > 1e-4
-    with pytest.raises(ConfigError, match=r"--shared_mask .*dark\.png: no part is bright"):
+    with pytest.raises(ConfigError, match=r"shared_mask=.*dark\.png: no part is bright"):
         draw(pipeline, shared_mask=tmp_path / "dark.png")
-    with pytest.raises(ConfigError, match=r"--shared_mask .*none\.png: cannot be opened"):
+    with pytest.raises(ConfigError, match=r"shared_mask=.*none\.png: cannot be opened"):
         draw(pipeline, shared_mask=tmp_path / "none.png")
 
 
@@ -131,7 +131,7 @@ def test_guidance_in_an_interval_equals_guidance_where_it_acts(floats):
     assert difference(draw(pipeline, guidance=3.0, guidance_interval=(0.001, 0.99)), full) > 1e-4
     assert difference(draw(pipeline, guidance=3.0, guidance_interval=(0.0005, 1.0)), full) < 1e-5
     assert difference(draw(pipeline, guidance=3.0, guidance_interval=(0.6, 0.9)), none) < 1e-5
-    with pytest.raises(ConfigError, match="--kv_cache always: not together with --guidance_interval"):
+    with pytest.raises(ConfigError, match="kv_cache=always: cannot be combined with guidance_interval"):
         draw(pipeline, guidance_interval=(0.2, 0.9), kv_cache="always")
 
 
@@ -144,14 +144,14 @@ def test_shared_noise_starts_every_image_of_the_set_alike(floats):
 
 def test_memory_does_not_grow_with_the_set(pipeline):
     draw(pipeline, WORDS, kv_cache="never")
-    programs = len(pipeline.drawer.compiled)
+    programs = len(pipeline.sampler.compiled)
     draw(pipeline, "joy, anger, joy/*", kv_cache="never")
-    assert len(pipeline.drawer.compiled) == programs  # so no call has more images than before
+    assert len(pipeline.sampler.compiled) == programs  # so no call has more images than before
 
 
 def test_too_little_memory_is_one_error_that_names_the_settings(pipeline, monkeypatch):
     monkeypatch.setattr("genaffect_jax.inference.chunking.device_memory", lambda: 2**20)
-    with pytest.raises(memory.MemoryLimitError, match=r"2 images at once needs .* GiB .* lower --chunk, --anchors"):
+    with pytest.raises(memory.MemoryLimitError, match=r"2 images at once needs .* GiB .* lower chunk, anchors"):
         draw(pipeline, kv_cache="never", seed=3, consistency=0.4)
 
 
@@ -166,7 +166,7 @@ def test_an_added_image_equals_the_one_of_a_larger_set(pipeline, tmp_path):
     saved = json.loads((tmp_path / "set" / "set.json").read_text())
     assert [a["expression"] for a in saved["anchor_expressions"]] == ["joy", "anger"]
     other = dataclasses.replace(grown, settings={**grown.settings, "model": "another"})
-    with pytest.raises(ConfigError, match="--add_to: the set was drawn by another"):
+    with pytest.raises(ConfigError, match="the set was sampled by another model, another"):
         pipeline.add(other, "pride")
     (tmp_path / "set" / "02_anger.png").unlink()
     with pytest.raises(DataError, match="no avatar set, or a damaged one"):
@@ -178,7 +178,7 @@ def test_a_morph_goes_evenly_from_one_expression_to_the_other():
     frames = morph_expressions(joy, sadness, 5)
     assert (frames[0], frames[-1]) == (joy[0], sadness[0])
     np.testing.assert_allclose(frames[1].vector, 0.75 * joy[0].vector + 0.25 * sadness[0].vector, atol=1e-6)
-    with pytest.raises(ConfigError, match="--morph: 2 expressions where one is needed: joy, fear"):
+    with pytest.raises(ConfigError, match="morph: 2 expressions where one is needed: joy, fear"):
         morph_expressions(parse_expressions("joy, fear"), sadness, 5)
 
 
@@ -198,14 +198,14 @@ def test_the_command_draws_adds_and_morphs(trained_workdir, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--add_to", "set", "--expressions", "joy", "--seed", "3"], "--seed: the set of --add_to decides this"),
-        (["--add_to", "set"], "--add_to: needs --expressions"),
+        (["--add_to", "set", "--expressions", "joy", "--seed", "3"], "error: --seed: the set of add_to decides this"),
+        (["--add_to", "set"], "--expressions: missing"),
         (
             ["--identity", "seed:1", "--out", "x", "--consistency", "0.5", "--anchors", "9", "--expressions", "joy"],
             "--anchors 9: the set has",
         ),
-        (["--identity", "seed:1", "--out", "x", "--anchors", "2"], "--anchors: means nothing unless images share"),
-        (["--identity", "seed:1", "--out", "x", "--anchor_expressions", "joy"], "give --consistency above 0"),
+        (["--identity", "seed:1", "--out", "x", "--anchors", "2"], "--anchors: has no effect without shared tokens"),
+        (["--identity", "seed:1", "--out", "x", "--anchor_expressions", "joy"], "set consistency above 0"),
         (["--out", "x"], "--identity: missing"),
         (["--identity", "seed:1", "--out", "x", "--frames", "1"], "--frames 1: must be at least 2"),
         (["--identity", "seed:1", "--out", "x", "--morph", "joy", "joyy"], "did you mean 'joy'"),

@@ -84,7 +84,6 @@ def test_the_training_step_with_the_tpu_kernel_lowers_for_several_tpus(tiny_conf
         tiny_config.model.mmdit,
         attention_head_dim=64,
         joint_attention_dim=128,
-        caption_projection_dim=128,
         remat="named",
     )
     config = dataclasses.replace(tiny_config, model=dataclasses.replace(tiny_config.model, mmdit=network))

@@ -25,7 +25,7 @@ def counted(config: ModelConfig, gradient: bool = False) -> float:
         conditions = model.encode_conditions(
             reference, jnp.ones(reference.shape[:2], bool), expression, embedding=embedding, text=tokens, pooled=pooled
         )
-        return model(latents, jnp.full(latents.shape[:2], 0.5), conditions).sum()
+        return model(latents, jnp.full(latents.shape[:2], 0.5), conditions).prediction.sum()
 
     def shape(*sizes: int):
         return jax.ShapeDtypeStruct(sizes, jnp.float32)
@@ -50,7 +50,6 @@ def wide(tiny_model: ModelConfig) -> ModelConfig:
         tiny_model.mmdit,
         attention_head_dim=128,
         num_attention_heads=4,
-        caption_projection_dim=512,
         joint_attention_dim=512,
         scan_layers=False,
         dual_attention_layers=(0,),

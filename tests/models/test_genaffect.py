@@ -36,7 +36,7 @@ def inputs():
 def run(model, latents, sigma):
     reference, _, expression = inputs()
     conditions = model.encode_conditions(reference, jnp.ones((2, 1), bool), expression)
-    return model(latents, jnp.full(latents.shape[:2], sigma), conditions)
+    return model(latents, jnp.full(latents.shape[:2], sigma), conditions).prediction
 
 
 @pytest.mark.parametrize("sigma", [1.0, 0.3, 0.01])
@@ -70,10 +70,10 @@ def test_a_scale_acts_within_its_interval_ends_included_and_is_one_elsewhere():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"identity_scale": -0.1}, "--identity_scale -0.1: must be finite and at least 0"),
-        ({"expression_scale": float("nan")}, "--expression_scale nan"),
-        ({"expression_scale": (1.0, 2.0)}, "--expression_scale: 2 numbers, must be one, or one for each of 3 layers"),
-        ({"identity_interval": (0.6, 0.4)}, r"--identity_interval \(0.6, 0.4\): must be two noise levels"),
+        ({"identity_scale": -0.1}, "identity_scale=-0.1: must be finite and at least 0"),
+        ({"expression_scale": float("nan")}, "expression_scale=nan"),
+        ({"expression_scale": (1.0, 2.0)}, "expression_scale: 2 numbers, must be one, or one for each of 3 layers"),
+        ({"identity_interval": (0.6, 0.4)}, r"identity_interval=\(0.6, 0.4\): must be two noise levels"),
         ({"expression_interval": (0.0, 1.5)}, "--expression_interval"),
     ],
 )

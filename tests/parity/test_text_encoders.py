@@ -166,8 +166,8 @@ from genaffect_jax.config import *
 
 def config():
     mmdit = MMDiTConfig(
-        sample_size=8, in_channels=4, out_channels=4, attention_head_dim=16, num_attention_heads=1,
-        joint_attention_dim={width}, caption_projection_dim=16, pooled_projection_dim=28, pos_embed_max_size=8,
+        sample_size=8, in_channels=4, attention_head_dim=16, num_attention_heads=1,
+        joint_attention_dim={width}, pooled_projection_dim=28, pos_embed_max_size=8,
         register_tokens=0,
     )
     autoencoder = AutoencoderConfig(latent_channels=4, block_out_channels=(16, 16))

@@ -15,10 +15,8 @@ SMALL = MMDiTConfig(
     attention_head_dim=16,
     num_attention_heads=2,
     joint_attention_dim=24,
-    caption_projection_dim=32,
     pooled_projection_dim=20,
     in_channels=4,
-    out_channels=4,
     pos_embed_max_size=7,
     register_tokens=0,
 )
@@ -26,9 +24,7 @@ TRANSFORMERS = {
     "sd3": dataclasses.replace(SMALL, qk_norm="none"),
     "sd35_large": SMALL,
     "sd35_medium": dataclasses.replace(SMALL, dual_attention_layers=(0, 1)),
-    "dual_last": dataclasses.replace(
-        SMALL, dual_attention_layers=(3,), num_attention_heads=3, caption_projection_dim=48
-    ),
+    "dual_last": dataclasses.replace(SMALL, dual_attention_layers=(3,), num_attention_heads=3),
 }
 AUTOENCODERS = {
     "two_layers": AutoencoderConfig(

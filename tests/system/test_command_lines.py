@@ -2,6 +2,8 @@
 
 import pytest
 
+import genaffect_jax.export.__main__ as export
+import genaffect_jax.prepare.__main__ as prepare
 from genaffect_jax import sample, train
 from genaffect_jax.config import DataConfig, DenoiserRun, TrainConfig, to_json
 
@@ -14,8 +16,8 @@ def trained(tiny_model, tmp_path_factory):
     config = DenoiserRun(data=data, model=tiny_model, train=TrainConfig(steps=1, batch_size=8))
     preset = folder / "preset.py"
     preset.write_text(
-        "from genaffect_jax.config import Config, from_json\n\n\n"
-        f"def config():\n    return from_json(Config, {to_json(config)!r})\n"
+        "from genaffect_jax.config import DenoiserRun, from_json\n\n\n"
+        f"def config():\n    return from_json(DenoiserRun, {to_json(config)!r})\n"
     )
     assert train.main(["--workdir", str(folder / "run"), "--config", str(preset)]) == 0
     return folder / "run"
@@ -34,7 +36,10 @@ def outcome(main, argv, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--train.batch_size", "-3"], "train.batch_size=-3: must be at least 1"),
+        (["--train.batch_size", "-3"], "error: --train.batch_size -3: must be at least 1"),
+        (["--model.mmdit.num_layers", "0"], "error: --model.mmdit.num_layers 0: must be at least 1"),
+        (["--distributed.join_timeout", "0"], "error: --distributed.join_timeout 0: must be at least 1"),
+        (["--mesh.tensor", "7"], "error: --mesh.tensor 7: must divide mmdit.num_attention_heads"),
         (["--train.lerning_rate", "1"], "Perhaps you meant: --train.learning_rate"),
         (["--data.source", "fodler"], "invalid choice 'fodler' for argument '--data.source'"),
         (["--train.steps", "many"], "invalid literal for int"),
@@ -46,7 +51,34 @@ def test_training_refuses_bad_options_before_any_work(options, words, preset, tm
     status, text = outcome(train.main, argv, capsys)
     assert status == 2
     assert words in text
+    assert "Traceback" not in text
     assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_setting_is_one_line(preset, tmp_path, capsys):
+    argv = ["--workdir", str(tmp_path / "run"), "--config", str(preset()), "--train.steps", "0"]
+    with pytest.raises(SystemExit) as ended:
+        train.main(argv)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: --train.steps 0: must be at least 1\n"
+
+
+@pytest.mark.parametrize(
+    ("main", "argv", "words"),
+    [
+        (prepare.main, ["photos", "--root", "no", "--out", "x", "--models", "no"], "error: face models no: no such"),
+        (prepare.main, ["photos", "--root", "no"], "--models"),
+        (export.main, ["lora", "--model", "no", "--out", "x"], "error: --model no: no run folder"),
+        (export.main, ["lora"], "--model"),
+    ],
+)
+def test_the_other_commands_refuse_bad_options_too(main, argv, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    status, text = outcome(main, argv, capsys)
+    assert status == 2
+    assert words in text
+    assert "Traceback" not in text
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_needs_a_working_folder(preset, capsys):
@@ -60,7 +92,7 @@ def test_a_preset_for_another_command_is_refused(tmp_path, capsys):
     preset.write_text("from genaffect_jax.config import AutoencoderRun as config\n")
     status, text = outcome(train.main, ["--config", str(preset), "--workdir", str(tmp_path / "run")], capsys)
     assert status == 2
-    assert "config() returned AutoencoderRun, this command needs Config" in text
+    assert "config() returned AutoencoderRun, this command needs DenoiserRun" in text
 
 
 def test_help_explains_fields_with_their_units(preset, capsys):
@@ -81,7 +113,9 @@ def test_the_folder_preset_asks_for_its_folder(tmp_path, capsys):
     ("options", "status", "words"),
     [
         (["--expressions", "joyy"], 2, "did you mean 'joy'"),
-        (["--steps", "0"], 2, "--steps 0: must be at least 1"),
+        (["--steps", "0"], 2, "error: --steps 0: must be at least 1"),
+        (["--chunk", "0"], 2, "error: --chunk 0: must be at least 1"),
+        (["--consistency_start", "30"], 2, "error: --consistency_start 30: must be below steps, 24"),
         (["--identity", "seed:-1"], 2, "seed:N needs a whole number"),
         (["--identity", "nobody.png"], 1, "nobody.png"),
     ],
@@ -99,4 +133,4 @@ def test_sampling_draws_a_set(trained, tmp_path, capsys):
     status, text = outcome(sample.main, argv, capsys)
     assert status == 0, text
     assert len(list((tmp_path / "set").glob("0*.png"))) == 3
-    assert "drawn 3/3" in text  # no terminal here: lines instead of a bar
+    assert "sampled 3/3" in text  # no terminal here: lines instead of a bar

@@ -244,8 +244,8 @@ def test_the_train_command_in_two_processes_equals_one_and_its_folder_is_written
     config = dataclasses.replace(tiny_config, train=train, data=data, model=model)
     preset = tmp_path / "preset.py"
     preset.write_text(
-        "from genaffect_jax.config import Config, from_json\n\n\n"
-        f"def config():\n    return from_json(Config, {to_json(config)!r})\n"
+        "from genaffect_jax.config import DenoiserRun, from_json\n\n\n"
+        f"def config():\n    return from_json(DenoiserRun, {to_json(config)!r})\n"
     )
 
     def command(distributed):

@@ -110,7 +110,7 @@ def test_the_mean_of_a_sparse_term_leaves_out_steps_in_which_no_example_counts(t
     def loss(model, frozen_components, batch, key):
         number = batch["target"].ravel()[0]
         odd, zero = number % 2, 0.0 * jax.numpy.sum(model.mmdit.out.kernel[...])
-        terms = {name: (odd * number, odd) for name in ("often", "always")}
+        terms = dict.fromkeys(("often", "always"), (odd * number, odd))
         return {"loss": (1.0 + zero, jax.numpy.ones(())), **terms}
 
     run = dataclasses.replace(task(config, Numbered(), loss), sparse_terms=("often",))

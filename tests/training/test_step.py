@@ -79,9 +79,7 @@ def test_adafactor_keeps_rows_and_columns_and_learns_on_a_cut_state(tiny_config)
     config = dataclasses.replace(tiny_config, train=train)
     wide = dataclasses.replace(
         config.model,
-        mmdit=dataclasses.replace(
-            config.model.mmdit, attention_head_dim=64, num_attention_heads=2, caption_projection_dim=128
-        ),
+        mmdit=dataclasses.replace(config.model.mmdit, attention_head_dim=64, num_attention_heads=2),
     )
     config = dataclasses.replace(config, model=wide)
     # With empty images the velocity is the noise, which the noisy input shows in full.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 from genaffect_jax.data.photos.reader import AlignedPhoto
 from genaffect_jax.data.sources.layouts import METADATA, LabelledFile, Row, expression_in_name, list_folder
 from genaffect_jax.errors import ConfigError, DataError, require
+from genaffect_jax.io.atomic import new_folder
 from genaffect_jax.io.image_grid import write_png
 from genaffect_jax.io.progress import progress_bar
 
@@ -22,7 +21,7 @@ _NAMED = 5  # files listed in an error message
 
 @dataclass(frozen=True)
 class FolderReport:
-    """What became of a folder's files."""
+    """Numbers of aligned and rejected files of a folder."""
 
     aligned: int
     """Images written."""
@@ -33,28 +32,28 @@ class FolderReport:
 
 
 def align_folder(root: Path, out: Path, align: Callable[[Path, int], AlignedPhoto], size: int) -> FolderReport:
-    """Aligns all photos of an image folder into a new one, which appears complete or not at all.
+    """Aligns all photos of an image folder into a new folder, atomically.
 
     Images keep their place, `<identity>/<expression>[_n].png`. A folder with metadata gets a `metadata.jsonl` of
-    file, identity and expression. `aligned.jsonl` says for each image from which file, box (left, top, right,
-    bottom), score and size of face it was made, of how many, and how much of it lies inside the photo;
-    `rejected.jsonl` has every file that was left out.
+    file, identity and expression. `aligned.jsonl` lists for each image its source file, the face's box (left, top,
+    right, bottom), score and size, the number of faces, and the share of the image inside the photo. `rejected.jsonl`
+    lists every file that was left out, with the reason.
 
     Args:
         root: the photos, in a layout of `data.sources.layouts`.
         out: the new folder.
-        align: gives the aligned image of a file (see `data.photos.reader.PhotoAligner`).
+        align: aligns one file (see `data.photos.reader.PhotoAligner`).
         size: side of the images, in pixels.
 
     Raises:
-        DataError: no such folder, malformed metadata, or not one photo could be aligned.
-        ConfigError: `out` exists, or lies in `root`, or the size is not positive.
+        DataError: there is no such folder, its metadata is malformed, or no photo could be aligned.
+        ConfigError: `out` exists or lies in `root`, or the size is not positive.
     """
     require(size >= 1, "size", size, "must be at least 1 pixel")
     if out.exists():
-        raise ConfigError(f"--out {out}: exists; name a new folder")
+        raise ConfigError("exists; name a new folder", field="out", found=out)
     if root.resolve() in out.resolve().parents:
-        raise ConfigError(f"--out {out}: lies in {root}, whose images it would become part of")
+        raise ConfigError(f"lies in {root}, whose images it would become part of", field="out", found=out)
     listing = list_folder(root)
     by_metadata = listing.layout in METADATA
     rejected = [*listing.rejected]
@@ -62,13 +61,7 @@ def align_folder(root: Path, out: Path, align: Callable[[Path, int], AlignedPhot
     labels: list[dict[str, str]] = []
     taken: set[str] = set()
     several = 0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch,
-        progress_bar("aligning photos", len(listing.labelled)) as step,
-    ):
-        new = Path(scratch) / "new"
-        new.mkdir()
+    with new_folder(out) as new, progress_bar("aligning photos", len(listing.labelled)) as step:
         for labelled in listing.labelled:
             step(1)
             try:
@@ -98,7 +91,6 @@ def align_folder(root: Path, out: Path, align: Callable[[Path, int], AlignedPhot
         _write_rows(new / REJECTED, [{"file": r.file, "reason": r.reason} for r in sorted(rejected, key=_file)])
         if by_metadata:
             _write_rows(new / METADATA[0], labels)
-        os.replace(new, out)
     return FolderReport(len(rows), len(rejected), several)
 
 

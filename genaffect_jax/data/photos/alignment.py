@@ -1,14 +1,14 @@
-"""Where a face lies in an aligned image, and the warp that brings it there.
+"""Face alignment: the place of a face in an aligned image, and the warp to it.
 
 Aligned images are square. The five points of a face (eyes, tip of the nose, corners of the mouth) lie where ArcFace
-expects them in its 112-px square (Deng et al. 2019, arXiv 1801.07698; the numbers are insightface's `arcface_dst`), and
-that square is the middle of the image, three quarters of its side (`config.encoders.ARCFACE_CROP`). FFHQ's rule
-(Karras et al. 2019, arXiv 1812.04948, appendix A: 4 eye distances, or 3.6 from eyes to mouth if that is more) gives
-nearly the same image: 0.765 of its side, its centre half a pixel of 112 away. Because the place is fixed, images
-drawn by a model trained on aligned ones need no detector: an encoder reads the square.
+expects them in its 112-px square (Deng et al. 2019, arXiv 1801.07698; the numbers are insightface's `arcface_dst`).
+That square is centred in the image and has three quarters of its side (`config.encoders.ARCFACE_CROP`). FFHQ's rule
+(Karras et al. 2019, arXiv 1812.04948, appendix A: 4 eye distances, or 3.6 distances from eyes to mouth if that is more)
+gives nearly the same image: a square of 0.765 of the side, half a pixel of 112 off the centre. As the place is fixed,
+images from a model trained on aligned ones need no detector: an encoder reads the square.
 
-Coordinates are continuous: pixel i covers [i, i + 1], so detectors' points (0 is the centre of the first pixel) get 0.5
-added.
+Coordinates are continuous: pixel i covers [i, i + 1]. Detectors count from the centre of the first pixel, so 0.5 is
+added to their points.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Alignment:
 
 
 def alignment_of(points: Float[np.ndarray, "5 2"]) -> Alignment:
-    """The similarity transform that brings five points nearest to the template (least squares, no reflection).
+    """The similarity transform from five points to the template (least squares, without reflection).
 
     In the plane, Umeyama's solution (1991) is the complex regression of the template on the points.
 
@@ -72,7 +72,7 @@ def alignment_of(points: Float[np.ndarray, "5 2"]) -> Alignment:
         points: x and y in pixels of the photo, in the order of `ARCFACE_POINTS`.
 
     Raises:
-        ValueError: another shape, numbers that are not finite, or all points in one place.
+        ValueError: the shape is wrong, a number is not finite, or all points coincide.
     """
     points = np.asarray(points, np.float64)
     if points.shape != (5, 2) or not np.isfinite(points).all():
@@ -89,16 +89,16 @@ def alignment_of(points: Float[np.ndarray, "5 2"]) -> Alignment:
 def warp(image: UInt8[np.ndarray, "H W 3"], alignment: Alignment, size: int) -> UInt8[np.ndarray, "S S 3"]:
     """The aligned image of a photo.
 
-    Photos are first shrunk to the final resolution with a filter (a warp alone would skip pixels), then turned with
-    bicubic interpolation. What lies outside the photo repeats its nearest edge.
+    A photo is first shrunk to the final resolution with a filter (a warp alone would alias), then rotated with bicubic
+    interpolation. Outside the photo, the nearest edge is repeated.
 
     Args:
         image: the photo, RGB.
-        alignment: where its face goes.
+        alignment: the transform.
         size: side S of the result, in pixels.
     """
     factor, shift = alignment.factor * size, alignment.shift * size
-    reduction = max(1, int(0.5 / abs(factor)))  # whole steps first: a far smaller region to cut and shrink exactly
+    reduction = max(1, int(0.5 / abs(factor)))  # a whole factor first, as the rest then works on a much smaller region
     if reduction > 1:
         image = np.asarray(Image.fromarray(image).reduce(reduction))
         factor *= reduction
@@ -112,7 +112,7 @@ def warp(image: UInt8[np.ndarray, "H W 3"], alignment: Alignment, size: int) -> 
         width, height = (max(1, math.ceil(side * abs(factor))) for side in pixels.size)
         scale_x, scale_y = width / pixels.size[0], height / pixels.size[1]
         pixels = pixels.resize((width, height), Image.Resampling.LANCZOS)
-    # Pillow asks for the inverse: which point of the region a point of the result shows.
+    # Pillow needs the inverse, from points of the result to points of the region.
     back, origin = 1 / factor, -shift / factor - complex(left, top)
     coefficients = (
         back.real * scale_x,

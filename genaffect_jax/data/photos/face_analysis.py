@@ -1,6 +1,6 @@
-"""insightface's `FaceAnalysis` from a local folder: where faces are in a photo, and whose they are.
+"""insightface's `FaceAnalysis` from a local folder: face detection and identity embeddings.
 
-Needs the extra `photo`. Nothing is downloaded: the models' folder is checked before insightface sees it.
+Needs the extra `photo`. Nothing is downloaded: the models' folder is checked before insightface reads it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ THRESHOLD = 0.5  # insightface's own default of the detection score
 
 @dataclass(frozen=True)
 class Face:
-    """A face in a photo; coordinates in pixels, 0 is the centre of the first one."""
+    """A face in a photo; coordinates in pixels, with 0 at the centre of the first pixel."""
 
     box: tuple[float, float, float, float]
     """Left, top, right and bottom edge."""
@@ -55,18 +55,18 @@ class FaceFinder:
         self._analysis = _load(models, ["detection"])
 
     def __call__(self, image: UInt8[np.ndarray, "H W 3"]) -> list[Face]:
-        """The faces of an RGB photo, the largest first.
+        """The faces in an RGB photo, the largest first.
 
         Raises:
-            ConfigError: the detector gives boxes without the five points.
+            ConfigError: the detector returns boxes without the five points.
         """
         return _faces(_found(self._analysis, image))
 
 
 class InsightFaceEncoder:
-    """Detection, alignment and embedding as insightface does them; follows `data.face_encoders.IdentityEncoder`.
+    """insightface's detection, alignment and embedding; implements `data.face_encoders.IdentityEncoder`.
 
-    It measures; a denoiser is conditioned on, or trained with, the same weights in this package's network
+    It is for evaluation. For conditioning and training losses, convert the weights to this package's network
     (`python -m genaffect_jax.prepare arcface`).
 
     Attributes:
@@ -87,7 +87,7 @@ class InsightFaceEncoder:
             ConfigError: as `FaceFinder`, there is no recognition model, or the licence is empty.
         """
         if not licence.strip():
-            raise ConfigError(f"licence={licence!r}: must not be empty")
+            raise ConfigError("must not be empty", field="licence", found=repr(licence))
         self._analysis = _load(models, ["detection", "recognition"])
         if "recognition" not in self._analysis.models:
             raise ConfigError(f"face models {models}: no recognition model (has {_tasks(self._analysis)})")
@@ -120,7 +120,7 @@ class InsightFaceEncoder:
 
 
 def model_pack(models: Path) -> Path:
-    """The folder with the .onnx files that `models` stands for.
+    """The folder of .onnx files for `models`, a pack or an insightface root with one pack.
 
     Raises:
         ConfigError: there is none, or more than one.
@@ -146,10 +146,10 @@ def _load(models: Path, modules: Sequence[str]) -> Any:
     try:
         analysis = FaceAnalysis(str(pack), allowed_modules=list(modules))
         analysis.prepare(ctx_id=0, det_thresh=THRESHOLD)
-    except AssertionError as e:  # how insightface says that there is no detector
+    except AssertionError as e:  # insightface asserts that there is a detector
         names = ", ".join(sorted(file.name for file in pack.glob("*.onnx")))
         raise ConfigError(f"face models {pack}: no face detector among {names}") from e
-    except Exception as e:  # onnx and onnxruntime raise kinds of their own for damaged files
+    except Exception as e:  # onnx and onnxruntime have error classes of their own for damaged files
         raise ConfigError(f"face models {pack}: cannot be loaded: {type(e).__name__}: {e}") from e
     return analysis
 

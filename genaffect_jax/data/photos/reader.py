@@ -1,4 +1,4 @@
-"""Photo files to the square images that a model reads: as they are, or with the face in its fixed place."""
+"""Photo files as square images: the centre square, or with the face at its fixed place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LISTED = 8  # faces named in an error message
 
 @dataclass(frozen=True)
 class AlignedPhoto:
-    """An aligned image and where it comes from."""
+    """An aligned image and its origin."""
 
     image: UInt8[np.ndarray, "S S 3"]
     """The image, RGB."""
@@ -33,22 +33,22 @@ class AlignedPhoto:
     face_side: float
     """Side of ArcFace's square in the photo, in pixels."""
     inside: float
-    """Share of the image that the photo fills; the rest repeats the photo's edge."""
+    """Share of the image inside the photo; the rest repeats the photo's edge."""
 
 
 class PhotoAligner:
-    """Reads photo files and brings one face of each into its place."""
+    """Reads photo files and aligns one face of each."""
 
     def __init__(self, models: Path, face_index: int = 0, min_face: float = MIN_FACE) -> None:
         """Loads the detector.
 
         Args:
             models: folder of the insightface models, as for `FaceFinder`.
-            face_index: which face, counted from the largest, 0.
+            face_index: face to use, counted from the largest, 0.
             min_face: least side of ArcFace's square in the photo, in pixels.
 
         Raises:
-            ConfigError: as `FaceFinder`, or a number is not allowed.
+            ConfigError: as `FaceFinder`, or a number is negative.
         """
         require(face_index >= 0, "face_index", face_index, "must be at least 0 (0: the largest face)")
         require(min_face >= 0, "min_face", min_face, "must be at least 0 pixels")
@@ -61,11 +61,11 @@ class PhotoAligner:
         Args:
             path: the file; EXIF orientation, transparency, grey and 16-bit images are read as by `read_image`.
             image_size: side S of the result, in pixels.
-            face_index: another face than the aligner's own.
+            face_index: replaces the aligner's own `face_index`.
 
         Raises:
-            DataError: the file cannot be read, shows no face, not that many, or too small a one; the message says
-                which, without the file's name (callers know it as the user wrote it).
+            DataError: the file cannot be read, or has no face, too few faces or too small a face. The message does not
+                name the file; callers name it as the user wrote it.
         """
         index = self.face_index if face_index is None else face_index
         photo = read_photo(path)
@@ -73,8 +73,8 @@ class PhotoAligner:
         height, width = photo.shape[:2]
         if not faces:
             raise DataError(
-                f"no face found in {width} x {height} pixels (drawn characters and other images that a detector of "
-                "photos does not know: --align none)"
+                f"no face found in {width} x {height} pixels (for drawn characters and other images that a photo "
+                "detector does not know, set align to 'none')"
             )
         if index >= len(faces):
             listed = "; ".join(f"{i}: {face}" for i, face in enumerate(faces[:_LISTED]))
@@ -94,30 +94,30 @@ class PhotoAligner:
 
 
 class PhotoReader:
-    """How one model's images are read from files: the reference's chosen face, an exemplar's largest."""
+    """Reads the image files given to one model: the chosen face of references, the largest face of exemplars."""
 
     def __init__(self, align: Align, models: Path | None = None, face_index: int = 0) -> None:
         """Loads the detector if one is needed.
 
         Args:
-            align: `none` cuts out the middle square, `face` aligns.
+            align: `none` takes the centre square, `face` aligns.
             models: folder of the insightface models, as for `FaceFinder`; needed to align.
-            face_index: which face of a reference, counted from the largest, 0.
+            face_index: face to use in a reference, counted from the largest, 0.
 
         Raises:
             ConfigError: the models are missing or not needed, or as `PhotoAligner`.
         """
         if align == "none":
-            require(models is None, "--face_models", models, "not used with --align none; leave it out")
-            require(face_index == 0, "--face_index", face_index, "needs --align face")
+            require(models is None, "face_models", models, "is not used if align is 'none'; leave it out")
+            require(face_index == 0, "face_index", face_index, "needs align 'face'")
             self._aligner = None
         else:
             require(
                 models is not None,
-                "--face_models",
+                "face_models",
                 models,
-                "--align face needs the folder of an insightface "
-                "model pack (with .onnx files); images that are aligned already: --align none",
+                "align 'face' needs the folder of an insightface model pack (with .onnx files); for images that are "
+                "aligned already, set align to 'none'",
             )
             assert models is not None
             self._aligner = PhotoAligner(models, face_index)

@@ -1,22 +1,21 @@
-"""Embeddings of single prompts on disk, so that no prompt runs twice through the same text encoders."""
+"""Cache of prompt embeddings on disk: every prompt is encoded once by the same text encoders."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 from jaxtyping import Float
 
 from genaffect_jax.errors import DataError
 from genaffect_jax.io.array_file import read_arrays, write_arrays
+from genaffect_jax.io.atomic import write_atomically
 
-# Part of every key: raise it when the same files and text shall give other embeddings.
+# Part of every key: increment it if the same files and text give other embeddings than before.
 _VERSION = 1
 _DIGESTS = "files.json"
 
@@ -28,10 +27,10 @@ class PromptCache:
     """A folder with one file per prompt, named by a digest of everything that decides its embeddings.
 
     Args:
-        folder: made when the first entry is written; several programs may use it at once.
+        folder: created with the first entry; several processes may use it at once.
         encoder: digest of the encoders' and tokenizers' files (`digest_files`).
         max_sequence_length: T5 tokens.
-        dtype: type the encoders compute in and the embeddings are stored in.
+        dtype: type of the encoders and of the stored embeddings.
     """
 
     def __init__(self, folder: Path, encoder: str, max_sequence_length: int, dtype: str) -> None:
@@ -39,15 +38,15 @@ class PromptCache:
         self._made_with = [_VERSION, encoder, max_sequence_length, dtype]
 
     def path(self, prompt: str) -> Path:
-        """The file of a prompt, whether it is there or not."""
+        """The file of a prompt; it need not exist."""
         return (
             self._folder / f"{hashlib.sha256(json.dumps([*self._made_with, prompt]).encode()).hexdigest()}.safetensors"
         )
 
     def get(self, prompt: str) -> tuple[Float[np.ndarray, "T C"], Float[np.ndarray, " D"]] | None:
-        """Tokens and pooled embedding of a prompt; None if they must be computed.
+        """Tokens and pooled embedding of a prompt, or None if they must be computed.
 
-        An entry that is damaged counts as not there, with a warning that names the file.
+        A damaged entry counts as missing; a warning names its file.
         """
         path = self.path(prompt)
         if not path.exists():
@@ -62,7 +61,7 @@ class PromptCache:
         return arrays["tokens"], arrays["pooled"]
 
     def put(self, prompt: str, tokens: Float[np.ndarray, "T C"], pooled: Float[np.ndarray, " D"]) -> None:
-        """Writes an entry; it appears complete or not at all."""
+        """Writes an entry, atomically."""
         write_arrays(self.path(prompt), {"tokens": tokens, "pooled": pooled}, {"prompt": prompt})
 
 
@@ -73,14 +72,14 @@ def encode_cached(
     batch_size: int = 8,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Embeddings:
-    """Embeddings of all prompts, computing only what the cache lacks.
+    """Embeddings of all prompts; only missing ones are computed.
 
     Args:
         prompts: at least one.
-        cache: where embeddings are looked up and kept.
-        encode: loads the text encoders and returns their function; it is called only if something is missing.
+        cache: holds the embeddings.
+        encode: loads the text encoders and returns their function; called only if an entry is missing.
         batch_size: prompts per call of that function.
-        progress: called with the number of prompts that were just finished, found ones first.
+        progress: called with the number of newly finished prompts, cached ones first.
 
     Returns:
         Tokens [P, T, C] and pooled embeddings [P, D].
@@ -102,18 +101,18 @@ def encode_cached(
 def digest_files(files: Mapping[str, Path], memory: Path, progress: Callable[[int], None] = lambda count: None) -> str:
     """SHA-256 over names and contents of files; hexadecimal.
 
-    Each file is read once: its digest is remembered in `memory/files.json` by absolute path, size and time of change.
+    Digests of files are cached in `memory/files.json` by absolute path, size and modification time.
 
     Args:
-        files: name (part of the digest) to path (not part of it: a moved folder keeps its digest).
-        memory: folder of that file; made if need be.
+        files: name (part of the digest) to path (not part of it, so a moved folder keeps its digest).
+        memory: folder of the cache; created if missing.
         progress: called with 1 after each file.
     """
     path = memory / _DIGESTS
     try:
         known = {name: [str(d) for d in entry] for name, entry in json.loads(path.read_text("utf-8")).items()}
     except (OSError, ValueError, AttributeError, TypeError):
-        known = {}  # nothing remembered, or not readable: every file is read again
+        known = {}  # no cache, or not readable: every file is read
     digests: dict[str, str] = {}
     changed = False
     for name, file in sorted(files.items()):
@@ -127,8 +126,5 @@ def digest_files(files: Mapping[str, Path], memory: Path, progress: Callable[[in
         digests[name] = known[key][2]
         progress(1)
     if changed:
-        memory.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}-{uuid4().hex}")
-        temporary.write_text(json.dumps(known, indent=1), "utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, json.dumps(known, indent=1))
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()

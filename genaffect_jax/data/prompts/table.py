@@ -1,4 +1,4 @@
-"""`PromptTable`: the text embeddings of all prompts of a model in one file, read without the text encoders."""
+"""`PromptTable`: the text embeddings of all prompts of a model, in one file that needs no text encoders."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _ENTRIES = {"prompts", "template", "encoder", "max_sequence_length"}
 
 @dataclass(frozen=True, eq=False)
 class PromptTable:
-    """Prompts with what the text encoders make of them.
+    """Prompts with their text embeddings.
 
     Attributes:
         prompts: the P texts, each once.
-        tokens: float32, bfloat16 or float16 [P, T, C], the text tokens of each.
-        pooled: the same type, [P, D], the pooled embeddings.
-        template: the prompt template (`TextConfig.template`) they were made from.
+        tokens: float32, bfloat16 or float16 [P, T, C], the text tokens.
+        pooled: [P, D], same type, the pooled embeddings.
+        template: the prompt template (`TextConfig.template`) of the prompts.
         encoder: digest of the text encoders' and tokenizers' files.
-        max_sequence_length: T5 tokens among the T.
+        max_sequence_length: number of T5 tokens among the T.
     """
 
     prompts: tuple[str, ...]
@@ -65,7 +65,7 @@ class PromptTable:
         """The row of each prompt.
 
         Raises:
-            DataError: prompts are not in the table; they are named, with the command that makes a table.
+            DataError: prompts are not in the table; the message names them and the command that writes a table.
         """
         prompts = list(prompts)
         missing = list(dict.fromkeys(p for p in prompts if p not in self._rows))
@@ -80,7 +80,7 @@ class PromptTable:
         return np.array([self._rows[p] for p in prompts], np.int32)
 
     def write(self, path: Path) -> None:
-        """Writes the table to a safetensors file, which appears complete or not at all."""
+        """Writes the table to a safetensors file, atomically."""
         entries = {
             "prompts": json.dumps(self.prompts),
             "template": self.template,
@@ -112,7 +112,7 @@ class PromptTable:
         )
 
     def check(self, text: TextConfig, network: MMDiTConfig) -> None:
-        """Makes sure that the table fits a configuration.
+        """Checks that the table fits a configuration.
 
         Raises:
             DataError: a width or the T5 length differs, or the negative prompt is missing.

@@ -1,4 +1,4 @@
-"""Prompts: the text that goes with an expression, for models with a text stream."""
+"""Prompts of expressions, for models with a text stream."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _WORD = "{word}"
 def prompt_for(expression: Expression, text: TextConfig) -> str:
     """`text.template` with the expression's word, or `text.plain` if the expression is not one word.
 
-    The weight of a word, gaze and head do not change the prompt: the expression vector says those.
+    The weight of a word, gaze and head do not change the prompt; the expression vector holds them.
     """
     return text.plain if expression.word is None else text.template.replace(_WORD, expression.word)
 
 
 def all_prompts(text: TextConfig) -> tuple[str, ...]:
-    """Every prompt that `prompt_for` can give, and the negative one, each once."""
+    """Every possible result of `prompt_for`, and the negative prompt, each once."""
     words = [text.template.replace(_WORD, word) for word in ("neutral", *vocabulary())]
     return tuple(dict.fromkeys([text.negative, text.plain, *words]))

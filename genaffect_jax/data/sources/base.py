@@ -1,4 +1,4 @@
-"""What a source of images is: images with an identity and an expression, loaded one by one by index."""
+"""The protocol of a source: examples with an identity and an expression, whose pixels are loaded by index."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import Float, Shaped
 
 @dataclass(frozen=True)
 class Example:
-    """One image of a source: who it shows and what the face does, without its pixels."""
+    """One image of a source without its pixels: person and expression."""
 
     identity: str
     """Name of the person."""
@@ -24,7 +24,7 @@ class Example:
 
     @property
     def expression_key(self) -> bytes:
-        """Equal for two images exactly when their expression vectors are equal."""
+        """Equal for two examples if and only if their expression vectors are equal."""
         return self.expression.tobytes()
 
 
@@ -32,13 +32,13 @@ class Example:
 class Source(Protocol):
     """A fixed list of images with random access.
 
-    A source is pickled into the worker processes of the input pipeline, so it holds no open files and no device
+    A source is pickled into the worker processes of the input pipeline, so it must hold no open files and no device
     arrays, and `load` must not depend on the order of calls.
     """
 
     @property
     def examples(self) -> Sequence[Example]:
-        """All images; an index into this sequence is the argument of `load`."""
+        """All examples; an index into this sequence is the argument of `load`."""
         ...
 
     @property
@@ -55,7 +55,7 @@ class Source(Protocol):
         ...
 
     def describe(self) -> str:
-        """One line for people: the kind of source, how many images, people and expressions, their size."""
+        """One line for users: kind of source, number of images, people and expressions, size of the images."""
         ...
 
     def fingerprint(self) -> str:

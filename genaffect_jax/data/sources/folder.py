@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
-from uuid import uuid4
 
 import numpy as np
 from jaxtyping import UInt8
@@ -23,6 +22,7 @@ from genaffect_jax.data.sources.layouts import Listing, Row, list_folder
 from genaffect_jax.errors import DataError
 from genaffect_jax.expressions.action_units import WIDTH
 from genaffect_jax.expressions.grammar import ExpressionError, parse_expression
+from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.io.images import FORMATS, MAX_PIXELS, read_image
 from genaffect_jax.io.progress import progress_bar
 
@@ -210,7 +210,9 @@ def _write_rejected(path: Path, rejected: list[Row], ignored: list[Row]) -> None
         json.dumps({"file": row.file, "status": status, "reason": row.reason}, ensure_ascii=False)
         for status, row in rows
     ]
-    _write_atomically(path, "".join(line + "\n" for line in lines))
+    text = "".join(line + "\n" for line in lines)
+    if not path.exists() or path.read_text("utf-8", errors="replace") != text:  # else nothing has changed
+        write_atomically(path, text)
 
 
 def _report(root: Path, usable: int, rejected: list[Row], listing: Listing, record: Path) -> None:
@@ -232,15 +234,3 @@ def _report(root: Path, usable: int, rejected: list[Row], listing: Listing, reco
 def _names(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that a reader sees the old or the whole new one, also when several processes write.
-
-    A file that holds the text already is left alone.
-    """
-    if path.exists() and path.read_text("utf-8", errors="replace") == text:
-        return
-    temporary = path.with_name(f".{path.name}-{uuid4().hex}")
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, path)

@@ -9,14 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -26,6 +23,7 @@ from genaffect_jax.avatars.wardrobe import redress
 from genaffect_jax.data.sources.base import Example, count_text
 from genaffect_jax.data.sources.procedural import examples_of
 from genaffect_jax.errors import DataError
+from genaffect_jax.io.atomic import new_folder
 from genaffect_jax.io.progress import progress_bar
 
 _PIXELS, _VECTORS, _NAMES = "images.npy", "expressions.npy", "names.json"
@@ -113,31 +111,29 @@ def store_avatars(settings: AvatarSettings, path: Path, workers: int) -> Path:
     final = path.with_name(f"{path.name}-{_digest(settings)}")
     if final.exists():
         return final
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f".{final.name}-{uuid4().hex}")
-    partial.mkdir()
-    each, people = settings.expressions_per_identity, settings.identities
     try:
-        shape = (people * each, settings.image_size, settings.image_size, 3)
-        np.lib.format.open_memmap(partial / _PIXELS, "w+", np.uint8, shape).flush()
-        names: list[list[str]] = [[] for _ in range(people * each)]
-        vectors: list[np.ndarray] = [np.empty(0)] * (people * each)
-        tasks = [(settings, partial, p, min(_PEOPLE_PER_TASK, people - p)) for p in range(0, people, _PEOPLE_PER_TASK)]
-        with progress_bar("drawing avatars", people * each) as step, _results(tasks, workers) as results:
-            for first, images in results:
-                for place, image in enumerate(images, first):
-                    names[place], vectors[place] = [image.identity, image.label], image.expression
-                step(len(images))
-        np.save(partial / _VECTORS, np.stack(vectors).astype(np.float32))
-        (partial / _NAMES).write_text(json.dumps(names))
-        try:
-            os.replace(partial, final)
-        except OSError:
-            if not final.exists():  # else another run has just finished the same images
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # Ctrl-C included: a partial file can be large
+        with new_folder(final) as partial:
+            _render_into(partial, settings, workers)
+    except OSError:
+        if not final.exists():  # else another run has just finished the same images
+            raise
     return final
+
+
+def _render_into(folder: Path, settings: AvatarSettings, workers: int) -> None:
+    each, people = settings.expressions_per_identity, settings.identities
+    shape = (people * each, settings.image_size, settings.image_size, 3)
+    np.lib.format.open_memmap(folder / _PIXELS, "w+", np.uint8, shape).flush()
+    names: list[list[str]] = [[] for _ in range(people * each)]
+    vectors: list[np.ndarray] = [np.empty(0)] * (people * each)
+    tasks = [(settings, folder, p, min(_PEOPLE_PER_TASK, people - p)) for p in range(0, people, _PEOPLE_PER_TASK)]
+    with progress_bar("rendering avatars", people * each) as step, _results(tasks, workers) as results:
+        for first, shown in results:
+            for place, example in enumerate(shown, first):
+                names[place], vectors[place] = [example.identity, example.label], example.expression
+            step(len(shown))
+    np.save(folder / _VECTORS, np.stack(vectors).astype(np.float32))
+    (folder / _NAMES).write_text(json.dumps(names))
 
 
 def draw_redressed(

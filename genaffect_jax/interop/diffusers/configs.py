@@ -1,7 +1,7 @@
-"""diffusers' `config.json` of a transformer or an autoencoder, to this package's configuration classes and back.
+"""diffusers' `config.json` of a transformer or an autoencoder, converted to this package's configurations and back.
 
-A file is read as diffusers reads it: keys that are not there have the default of its constructor, keys that begin
-with an underscore say nothing about the network.
+A file is read as diffusers reads it: missing keys have the defaults of its constructor, and keys that begin with an
+underscore do not describe the network.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from genaffect_jax.config import AutoencoderConfig, MMDiTConfig, from_json
-from genaffect_jax.errors import ConfigError
+from genaffect_jax.errors import ConfigError, require
 
 Values = dict[str, Any]
 
@@ -49,7 +49,7 @@ _AUTOENCODER_DEFAULTS: Values = {
     "use_quant_conv": True,
     "use_post_quant_conv": True,
     "mid_block_add_attention": True,
-    # Pipelines read these two (when to tile, when to leave half precision); the network is the same with any value.
+    # Pipelines read these two (when to tile, when to use float32); the network does not depend on them.
     "sample_size": 32,
     "force_upcast": True,
 }
@@ -60,7 +60,7 @@ def transformer_config(values: Mapping[str, Any]) -> MMDiTConfig:
     """The configuration of an SD3Transformer2DModel.
 
     Raises:
-        ConfigError: a key is unknown, or a value is not one that `models.mmdit.model` implements.
+        ConfigError: a key is unknown, or `models.mmdit.model` does not implement a value.
     """
     full = _with_defaults(values, _TRANSFORMER_DEFAULTS)
     full["qk_norm"] = "none" if full["qk_norm"] is None else full["qk_norm"]
@@ -71,15 +71,23 @@ def transformer_config(values: Mapping[str, Any]) -> MMDiTConfig:
 
 
 def transformer_values(config: MMDiTConfig) -> Values:
-    """The inverse of `transformer_config`; how layers are run is no property of the weights and is left out.
+    """The inverse of `transformer_config`, without the fields that diffusers does not have.
 
     Raises:
         ConfigError: the network is no SD3Transformer2DModel: it has register tokens or no pooled text embedding.
     """
-    if config.register_tokens:
-        raise ConfigError(f"mmdit.register_tokens={config.register_tokens}: must be 0, diffusers has no such tokens")
-    if not config.pooled_projection_dim:
-        raise ConfigError("mmdit.pooled_projection_dim=0: must be at least 1, diffusers needs a pooled text embedding")
+    require(
+        config.reads_prompts,
+        "mmdit.register_tokens",
+        config.register_tokens,
+        "must be 0, diffusers has no such tokens",
+    )
+    require(
+        config.pooled_projection_dim >= 1,
+        "mmdit.pooled_projection_dim",
+        config.pooled_projection_dim,
+        "must be at least 1, diffusers needs a pooled text embedding",
+    )
     values = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NOT_OF_DIFFUSERS}
     values["qk_norm"] = None if config.qk_norm == "none" else config.qk_norm
     return values
@@ -89,7 +97,7 @@ def autoencoder_config(values: Mapping[str, Any]) -> AutoencoderConfig:
     """The configuration of an AutoencoderKL.
 
     Raises:
-        ConfigError: a key is unknown, or a value is not one that `models.autoencoder.model` implements.
+        ConfigError: a key is unknown, or `models.autoencoder.model` does not implement a value.
     """
     full = _with_defaults(values, _AUTOENCODER_DEFAULTS)
     full["shift_factor"] = 0.0 if full["shift_factor"] is None else full["shift_factor"]
@@ -103,7 +111,7 @@ def autoencoder_config(values: Mapping[str, Any]) -> AutoencoderConfig:
 
 def autoencoder_values(config: AutoencoderConfig) -> Values:
     """The inverse of `autoencoder_config`."""
-    # From this size on diffusers tiles, if asked to; 1024 is what SD3 has.
+    # The size from which diffusers decodes in tiles, if asked to; SD3 has 1024.
     return {**dataclasses.asdict(config), **_autoencoder_constants(config), "sample_size": 1024}
 
 

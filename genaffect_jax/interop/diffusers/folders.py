@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 
 from genaffect_jax.errors import WeightsError
 from genaffect_jax.interop.diffusers.tensor_files import WRITTEN_NAMES, read_json
+from genaffect_jax.io.atomic import new_folder
 
 CONFIG_FILE = "config.json"
 PIPELINE_FILE = "model_index.json"
@@ -54,24 +52,9 @@ def new_component(folder: Path, class_name: str, config: dict[str, Any]) -> Iter
     """
     folder = folder.resolve()  # behind a link, the folder itself is replaced
     _refuse_foreign(folder, class_name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # One hidden folder beside the destination (renaming needs the same disk) holds the new and, for a moment, the old.
-    workspace = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    new, old = workspace / "new", workspace / "old"
-    try:
-        new.mkdir()
+    with new_folder(folder, replace=True) as new:
         (new / CONFIG_FILE).write_text(json.dumps({_CLASS: class_name, **config}, indent=2) + "\n", encoding="utf-8")
         yield new
-        if folder.exists():
-            os.rename(folder, old)
-        try:
-            os.rename(new, folder)
-        except BaseException:
-            if old.exists():
-                os.rename(old, folder)
-            raise
-    finally:
-        shutil.rmtree(workspace)
 
 
 def _refuse_foreign(folder: Path, class_name: str) -> None:

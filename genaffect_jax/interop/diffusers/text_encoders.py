@@ -54,7 +54,7 @@ class TextEncoders:
             self._device = torch.device(device)
             torch.empty(0, device=self._device)
         except (RuntimeError, AssertionError) as e:
-            raise ConfigError(f"--device {device}: PyTorch cannot use it ({str(e).splitlines()[0]})") from e
+            raise ConfigError(f"PyTorch cannot use it ({str(e).splitlines()[0]})", field="device", found=device) from e
         self._tokenizers: dict[str, Any] = {}
         self._models: dict[str, Any] = {}
         for name in ENCODERS if parts.t5 else ENCODERS[:2]:

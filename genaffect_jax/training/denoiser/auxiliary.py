@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from genaffect_jax.config.auxiliary import AuxiliaryConfig
+from genaffect_jax.config import AuxiliaryConfig
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.models.autoencoder.model import AutoencoderKL, normalise
 from genaffect_jax.models.face_encoders.encoder import AvatarEncoder, load_conditioning_encoder

@@ -167,7 +167,7 @@ def _losses(
             def level(number: Int[Array, ""]) -> tuple[Array, Array]:
                 noise = jax.random.normal(jax.random.fold_in(jax.random.key(seed), number), target.shape)
                 sigma = jnp.full(target.shape[:2], sigmas[number])
-                velocity = model(flow.interpolate(target, noise, sigma), sigma, conditions)
+                velocity = model(flow.interpolate(target, noise, sigma), sigma, conditions).prediction
                 return flow.flow_loss(velocity, flow.velocity_target(target, noise), weight)
 
             # Levels and variants are computed one by one: no more memory than a forward pass of one batch.

@@ -46,7 +46,7 @@ def make_denoiser_loss(
             model, frozen_components, batch, reference, drop_identity, drop_expression, drop_text
         )
         noisy = flow.interpolate(target, noise, sigma)
-        velocity = model(noisy, sigma, conditions)
+        velocity = model(noisy, sigma, conditions).prediction
         weight = flow.change_weight(target, reference[:, 0], config.change_weight)
         true_velocity = flow.velocity_target(target, noise)
         terms = {

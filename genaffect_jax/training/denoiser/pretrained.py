@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -16,18 +15,18 @@ from genaffect_jax.interop.diffusers.weights import read_autoencoder, read_trans
 from genaffect_jax.io.atomic import copy_atomically
 from genaffect_jax.io.weight_file import resolve_weights, save_weights
 from genaffect_jax.models.functional import Parameters
+from genaffect_jax.models.parameter_names import MMDIT, QUERY_KERNEL, branch_key_kernels
 
 # Settings of the transformer that its weights do not depend on. `sample_size` is the size of the images; the position
 # table, which diffusers computes from it, is read from the weights.
 _FREE = ("sample_size", "scan_layers", "remat")
-_QUERY = re.compile(r"(mmdit\.segments\.\d+\.layers\.)image_qkv\.query\.kernel")
 
 
 def initial_parameters(config: ModelConfig, mesh: Mesh) -> Parameters:
     """The denoiser's parameters that do not start at random: none, or those of `config.transformer_weights`.
 
     The released weights give all parameters except those of the condition branches. The keys of a branch are copies of
-    the queries (see `models.mmdit.attention.ConditionBranch`); its values stay at their initial zero, so that the
+    the queries (see `models.mmdit.projections.ConditionBranch`); its values stay at their initial zero, so that the
     denoiser starts as the released model, whatever the conditions are. Tensors are read one by one straight to their
     places on the mesh, as float32.
 
@@ -39,11 +38,11 @@ def initial_parameters(config: ModelConfig, mesh: Mesh) -> Parameters:
         return {}
     folder = Path(config.transformer_weights)
     _require_equal(read_transformer_config(folder), config.mmdit, folder, "model.mmdit", _FREE)
-    parameters = {f"mmdit.{name}": p for name, p in read_transformer(folder, dtype="float32", mesh=mesh)[1].items()}
+    parameters = {f"{MMDIT}{name}": p for name, p in read_transformer(folder, dtype="float32", mesh=mesh)[1].items()}
     for name in list(parameters):
-        if found := _QUERY.fullmatch(name):
-            for branch in ("identity", "expression"):
-                parameters[f"{found[1]}{branch}.key.kernel"] = jnp.copy(parameters[name])
+        if name.endswith(QUERY_KERNEL):
+            for key_kernel in branch_key_kernels(name):
+                parameters[key_kernel] = jnp.copy(parameters[name])
     return parameters
 
 

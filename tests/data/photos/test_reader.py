@@ -86,7 +86,7 @@ def test_of_several_faces_the_largest_or_the_chosen_one_is_aligned(aligner, mode
 
 
 def test_a_photo_without_a_face_says_so_and_names_the_way_out(aligner, tmp_path):
-    with pytest.raises(DataError, match=r"no face found in 200 x 100 pixels .*--align none"):
+    with pytest.raises(DataError, match=r"no face found in 200 x 100 pixels .*set align to 'none'"):
         aligner(saved(tmp_path, photo(100, 200)), SIZE)
 
 
@@ -154,11 +154,11 @@ def test_models_are_checked_before_insightface_could_download(models, tmp_path):
     ):
         with pytest.raises(ConfigError, match=words):
             FaceFinder(tmp_path / folder)
-    with pytest.raises(ConfigError, match="--face_models=None: --align face needs the folder"):
+    with pytest.raises(ConfigError, match="face_models=None: align 'face' needs the folder"):
         PhotoReader("face")
-    with pytest.raises(ConfigError, match="not used with --align none"):
+    with pytest.raises(ConfigError, match="is not used if align is 'none'"):
         PhotoReader("none", models)
-    with pytest.raises(ConfigError, match="--face_index=1: needs --align face"):
+    with pytest.raises(ConfigError, match="face_index=1: needs align 'face'"):
         PhotoReader("none", face_index=1)
 
 

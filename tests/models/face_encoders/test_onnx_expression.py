@@ -235,7 +235,7 @@ def test_references_and_exemplars_are_aligned_when_sampling_says_so(workdir, tmp
     assert sample.main(nobody) == 1
     assert "nobody.png: no face found in 60 x 60 pixels" in capsys.readouterr().err
     assert sample.main([*argv, "--align", "face"]) == 2
-    assert "--align face needs the folder of an insightface model pack" in capsys.readouterr().err
+    assert "align 'face' needs the folder of an insightface model pack" in capsys.readouterr().err
 
 
 def test_a_model_of_aligned_images_asks_for_face_models_unless_told_otherwise(workdir, tmp_path):
@@ -244,7 +244,7 @@ def test_a_model_of_aligned_images_asks_for_face_models_unless_told_otherwise(wo
     for path in aligned.rglob("*"):
         if path.is_file() and b'"align": "none"' in (content := path.read_bytes()):
             path.write_bytes(content.replace(b'"align": "none"', b'"align": "face"'))
-    with pytest.raises(ConfigError, match="--align face needs the folder"):
+    with pytest.raises(ConfigError, match="align 'face' needs the folder"):
         Pipeline.load(aligned)
     assert Pipeline.load(aligned, align="none").photos.align == "none"
     write_detector(tmp_path / "models" / "det.onnx")

@@ -135,7 +135,7 @@ def test_the_program_follows_the_loss_it_is_compared_with(networks, probe):
             noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), i), batch["target"].shape)
             sigma = jnp.full((G, E), sigma)
             noisy = flow.interpolate(batch["target"], noise, sigma)
-            errors.append(jnp.mean((model(noisy, sigma, conditions) - (noise - batch["target"])) ** 2))
+            errors.append(jnp.mean((model(noisy, sigma, conditions).prediction - (noise - batch["target"])) ** 2))
         return jnp.mean(jnp.stack(errors))
 
     right = float(loss(parameters, batch["reference"], batch["expression"]))

@@ -153,16 +153,16 @@ def test_a_word_that_no_training_image_shows_and_action_units_are_refused(pipeli
 
 def test_the_embedding_of_each_reference_shows_in_the_images(pipeline):
     base = pipeline("seed:1", "neutral", steps=2).images
-    kept = pipeline.drawer.frozen_components["identity_encoder"]
+    kept = pipeline.sampler.frozen_components["identity_encoder"]
     try:
         turned = {n: p[::-1] if n == "head.down.kernel" else p for n, p in kept.items()}
-        pipeline.drawer.frozen_components["identity_encoder"] = turned
+        pipeline.sampler.frozen_components["identity_encoder"] = turned
         assert (pipeline("seed:1", "neutral", steps=2).images != base).any()
     finally:
-        pipeline.drawer.frozen_components["identity_encoder"] = kept
-    programs = len(pipeline.drawer.compiled)
+        pipeline.sampler.frozen_components["identity_encoder"] = kept
+    programs = len(pipeline.sampler.compiled)
     assert (pipeline(["seed:1", "seed:2"], "neutral", steps=2).images != base).any()
-    assert len(pipeline.drawer.compiled) == programs
+    assert len(pipeline.sampler.compiled) == programs
 
 
 class Recorder:

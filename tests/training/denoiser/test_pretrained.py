@@ -41,12 +41,10 @@ from genaffect_jax.training.state import create_state
 RELEASED = MMDiTConfig(
     sample_size=16,
     in_channels=4,
-    out_channels=4,
     num_layers=2,
     attention_head_dim=8,
     num_attention_heads=2,
     joint_attention_dim=12,
-    caption_projection_dim=16,
     pooled_projection_dim=8,
     pos_embed_max_size=12,
     dual_attention_layers=(0,),

@@ -67,8 +67,8 @@ def folder(config, tmp_path_factory):
     """A training of two steps in `run` and a set drawn by it in `set`, made by the commands; the table is gone."""
     path = tmp_path_factory.mktemp("text")
     (path / "preset.py").write_text(
-        "from genaffect_jax.config import Config, from_json\n\n\n"
-        f"def config():\n    return from_json(Config, {to_json(config)!r})\n"
+        "from genaffect_jax.config import DenoiserRun, from_json\n\n\n"
+        f"def config():\n    return from_json(DenoiserRun, {to_json(config)!r})\n"
     )
     table = config.text.embeddings.read_bytes()
     done = subprocess.run(
@@ -115,9 +115,9 @@ def test_the_branch_without_conditions_has_the_negative_prompt(pipeline, config)
     def draw(tokens, guidance):
         prompts = Prompts(jnp.asarray(tokens), jnp.asarray(table.pooled), jnp.asarray(table.rows(["nothing"])[0]))
         guided = dataclasses.replace(params, guidance_identity=jnp.float32(guidance))
-        frozen_components = {**pipeline.drawer.frozen_components, "prompts": prompts}
+        frozen_components = {**pipeline.sampler.frozen_components, "prompts": prompts}
         return np.asarray(
-            program(pipeline.drawer.parameters, frozen_components, inputs, guided, spec=SamplerSpec("decoupled"))[0]
+            program(pipeline.sampler.parameters, frozen_components, inputs, guided, spec=SamplerSpec("decoupled"))[0]
         )
 
     other = table.tokens.copy()
@@ -157,9 +157,9 @@ def test_the_training_loss_sees_the_prompts_and_where_they_drop_the_negative_one
         return compute(model, {"prompts": prompts}, {**batch, "prompt": rows}, keys)["loss"][0]
 
     joy, fear = (np.full((4, 2), table.rows([f"{word} it is"])[0]) for word in ("joy", "fear"))
-    base = loss(pipeline.drawer.parameters, Prompts.of(table, "nothing"), joy)
-    assert loss(pipeline.drawer.parameters, Prompts.of(table, "nothing"), fear) != base
-    assert loss(pipeline.drawer.parameters, Prompts.of(table, "a face"), joy) != base
+    base = loss(pipeline.sampler.parameters, Prompts.of(table, "nothing"), joy)
+    assert loss(pipeline.sampler.parameters, Prompts.of(table, "nothing"), fear) != base
+    assert loss(pipeline.sampler.parameters, Prompts.of(table, "a face"), joy) != base
 
 
 def test_a_table_without_the_needed_prompts_is_refused_and_not_copied(config, tmp_path):

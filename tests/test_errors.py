@@ -1,0 +1,52 @@
+"""Errors name fields in Python and options on the command line; each has one exit status."""
+
+import pytest
+
+from genaffect_jax import errors
+from genaffect_jax.config import FaceEncoderConfig, MMDiTConfig, SamplingConfig, TrainConfig
+from genaffect_jax.errors import EXIT_STATUS, ConfigError, GenAffectError, require
+
+
+@pytest.mark.parametrize(
+    ("make", "in_python", "on_command_line"),
+    [
+        (lambda: SamplingConfig(chunk=0), "chunk=0: must be at least 1", "--chunk 0: must be at least 1"),
+        (
+            lambda: TrainConfig(steps=0),
+            "train.steps=0: must be at least 1",
+            "--train.steps 0: must be at least 1",
+        ),
+        (
+            lambda: MMDiTConfig(num_layers=0),
+            "mmdit.num_layers=0: must be at least 1",
+            "--mmdit.num_layers 0: must be at least 1",
+        ),
+        (
+            lambda: FaceEncoderConfig(widths=()),
+            "encoder.widths=(): must not be empty",
+            "--encoder.widths (): must not be empty",
+        ),
+    ],
+)
+def test_a_setting_is_a_field_in_python_and_an_option_on_the_command_line(make, in_python, on_command_line):
+    with pytest.raises(ConfigError) as error:
+        make()
+    assert str(error.value) == in_python
+    assert error.value.on_command_line == on_command_line
+
+
+def test_an_error_without_a_field_is_the_same_everywhere():
+    error = GenAffectError("the disk is full")
+    assert str(error) == error.on_command_line == "the disk is full"
+
+
+def test_a_setting_that_is_missing_has_no_value_on_the_command_line():
+    with pytest.raises(ConfigError, match=r"data\.root=None: needs a folder") as error:
+        require(False, "data.root", None, "needs a folder")
+    assert error.value.on_command_line == "--data.root: needs a folder"
+
+
+def test_every_error_has_one_exit_status_and_is_an_error_of_this_package():
+    kinds = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)}
+    assert set(EXIT_STATUS) == kinds - {GenAffectError}
+    assert all(issubclass(kind, GenAffectError) and status != 0 for kind, status in EXIT_STATUS.items())
