@@ -1,8 +1,8 @@
 """The expression vector: FACS action-unit intensities, gaze and head angles.
 
 One vector of `WIDTH` float32 numbers describes a facial expression. Action units (AUs, Ekman & Friesen 1978) are
-intensities in [0, 1]. Units that FACS scores on each side of the face have two channels; `L` is the *person's* left (the
-right half of a frontal image). Gaze and head channels are signed, in [-1, 1]; `DEGREES` scales them to degrees.
+intensities in [0, 1]. Units that FACS scores on each side of the face have two channels; `L` is the *person's* left
+(the right half of a frontal image). Gaze and head channels are signed, in [-1, 1]; `DEGREES` scales them to degrees.
 """
 
 from __future__ import annotations

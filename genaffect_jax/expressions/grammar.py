@@ -9,9 +9,9 @@
     setting    = channel "=" number
 
 `word` is one of the 135 words or `neutral`. `image` is an image file of a face with the expression (an exemplar): a
-path that ends like an image (`faces/anna.png`), or any path in double quotes. A blend adds its faces times their weights
-(0 to 2), clips every channel to its range and then sets the named channels, so `joy + AU43L=1` is joy with the left eye
-shut. `AU12=0.5` sets both sides and `AU12L=0.5` the person's left; the one-sided setting wins in either order.
+path that ends like an image (`faces/anna.png`), or any path in double quotes. A blend adds its faces times their
+weights (0 to 2), clips every channel to its range and then sets the named channels, so `joy + AU43L=1` is joy with the
+left eye shut. `AU12=0.5` sets both sides and `AU12L=0.5` the person's left; the one-sided setting wins in either order.
 Settings separated by commas belong together: `joy,AU6=0.5,AU12=0.9,anger` is three expressions; `;` always starts a
 new one. A space (`expressions.space`) turns words and images into vectors; the default is that of action units.
 
@@ -109,8 +109,8 @@ def check_expressions(text: str) -> None:
     """Checks everything in a request that does not depend on a model.
 
     Raises:
-        ExpressionError: the text is not in the grammar, a word is unknown, a number is out of range, or an image file is
-            missing.
+        ExpressionError: the text is not in the grammar, a word is unknown, a number is out of range, or an image file
+            is missing.
     """
     _Parser(text, AnySpace()).request()
 

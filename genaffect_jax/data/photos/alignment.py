@@ -1,11 +1,11 @@
 """Face alignment: the place of a face in an aligned image, and the warp to it.
 
 Aligned images are square. The five points of a face (eyes, tip of the nose, corners of the mouth) lie where ArcFace
-expects them in its 112-px square (Deng et al. 2019, arXiv 1801.07698; the numbers are insightface's `arcface_dst`). That
-square is centred in the image and has three quarters of its side (`config.encoders.ARCFACE_CROP`). FFHQ's rule (Karras
-et al. 2019, arXiv 1812.04948, appendix A: 4 eye distances, or 3.6 distances from eyes to mouth if that is more) gives
-nearly the same image: a square of 0.765 of the side, half a pixel of 112 off the centre. As the place is fixed, images
-from a model trained on aligned ones need no detector: an encoder reads the square.
+expects them in its 112-px square (Deng et al. 2019, arXiv 1801.07698; the numbers are insightface's `arcface_dst`).
+That square is centred in the image and has three quarters of its side (`config.encoders.ARCFACE_CROP`). FFHQ's rule
+(Karras et al. 2019, arXiv 1812.04948, appendix A: 4 eye distances, or 3.6 distances from eyes to mouth if that is more)
+gives nearly the same image: a square of 0.765 of the side, half a pixel of 112 off the centre. As the place is fixed,
+images from a model trained on aligned ones need no detector: an encoder reads the square.
 
 Coordinates are continuous: pixel i covers [i, i + 1]. Detectors count from the centre of the first pixel, so 0.5 is
 added to their points.
