@@ -16,7 +16,8 @@ import numpy as np
 import tyro
 from denoiser import milliseconds
 
-from genaffect_jax.models.mmdit.attention import KeyValue, attend, attend_all, fold, merge
+from genaffect_jax.models.mmdit.attention import KeyValue, attend, attend_all, fold
+from genaffect_jax.models.mmdit.consistent_attention import merge
 
 HEADS, HEAD_SIZE = 24, 64
 GROUPS, EXPRESSIONS = 2, 8

@@ -130,7 +130,7 @@ def main(
         if shared:
             tokens = random_tokens(key, config.num_layers, length, shared)
             sharing = Sharing(tokens, anchors=latents.shape[1])
-        return denoiser.consistent(latents, sigma, denoiser.project_conditions(**conditions), 1.0, 1.0, sharing)[0]
+        return denoiser(latents, sigma, denoiser.project_conditions(**conditions), sharing=sharing).prediction
 
     peak = matmul_tflops(repeats)
     device = jax.devices()[0].device_kind

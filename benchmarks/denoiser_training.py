@@ -50,7 +50,7 @@ def loss(denoiser: MMDiT, _frozen: Mapping[str, Any], batch: Batch, keys: jax.Ar
     sigma = flow.sample_sigma(sigma_key, latents.shape[:2], FlowConfig(shift=3.0))
     noise = jax.random.normal(noise_key, latents.shape)
     conditions = denoiser.project_conditions(text=batch["text"], pooled=batch["pooled"])
-    velocity = denoiser(flow.interpolate(latents, noise, sigma), sigma, conditions)
+    velocity = denoiser(flow.interpolate(latents, noise, sigma), sigma, conditions).prediction
     return {"loss": flow.flow_loss(velocity, flow.velocity_target(latents, noise))}
 
 

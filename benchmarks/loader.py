@@ -17,6 +17,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import DataConfig
 from genaffect_jax.data.loader import make_loader
 from genaffect_jax.data.sources.open import open_source
@@ -43,7 +44,7 @@ def main(
     config = DataConfig(source=source, root=root, image_size=image_size, identities=64)
     table = Table("workers", "first batch, s", "images / s", "batches / s")
     with tempfile.TemporaryDirectory() as workdir:
-        images = open_source(config, Path(workdir))
+        images = open_source(config, RunDir(Path(workdir)))
         people = sorted({p.identity for p in images.images})
         per_batch = batch_size * (1 + config.expressions_per_set)
         for count in workers:

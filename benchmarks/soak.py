@@ -26,7 +26,6 @@ import numpy as np
 import tyro
 
 from genaffect_jax.checkpoints.manager import Checkpoints
-from genaffect_jax.checkpoints.run_dir import COMPLETE, INTERRUPTED
 from genaffect_jax.config import (
     AutoencoderConfig,
     ConditioningConfig,
@@ -38,6 +37,7 @@ from genaffect_jax.config import (
     TrainConfig,
     to_json,
 )
+from genaffect_jax.errors import COMPLETE, INTERRUPTED
 from genaffect_jax.io.weight_file import save_weights
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh

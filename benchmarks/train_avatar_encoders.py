@@ -25,6 +25,7 @@ from typing import Annotated, Generic, TypeVar
 
 import tyro
 
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.cli import parse_with_preset
 from genaffect_jax.config.encoders import EncoderRun
 from genaffect_jax.data.sources.stored import AvatarSettings, store_avatars
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         trainings.append(_Training(preset, parsed.run, folder, options))
     for data in {t.run.data for t in trainings}:
         settings = AvatarSettings(data.image_size, data.identities, data.expressions_per_identity, data.pose_scale)
-        store_avatars(settings, stored, len(os.sched_getaffinity(0)))
+        store_avatars(settings, RunDir(stored).avatars, len(os.sched_getaffinity(0)))
     _say(start, "avatars drawn")
     environment = {
         **os.environ,

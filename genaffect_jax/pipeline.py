@@ -17,10 +17,15 @@ from jax.sharding import Mesh
 from jaxtyping import Float32, Int32, UInt8
 
 from genaffect_jax.avatars import render, sample_identity
-from genaffect_jax.checkpoints.components import FaceEncoders, read_encoders, read_prototypes
+from genaffect_jax.checkpoints.components import (
+    FaceEncoders,
+    read_autoencoder,
+    read_encoders,
+    read_prompts,
+    read_prototypes,
+)
 from genaffect_jax.checkpoints.manager import LATEST, Checkpoints
-from genaffect_jax.checkpoints.prompts import read_prompts
-from genaffect_jax.checkpoints.run_dir import AUTOENCODER_FILE, PROMPTS_FILE
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import DenoiserRun, MeshConfig, SamplingConfig, from_json, to_json
 from genaffect_jax.data.face_encoders import ExpressionEncoder
 from genaffect_jax.data.photos.reader import Align, PhotoReader
@@ -34,7 +39,7 @@ from genaffect_jax.inference.avatar_set import AvatarSet
 from genaffect_jax.inference.chunking import Progress, SampleRequest, SetSampler
 from genaffect_jax.inference.program import IMAGES, make_program
 from genaffect_jax.inference.settings import resolve_settings
-from genaffect_jax.io.weight_file import checksum, load_weights
+from genaffect_jax.io.weight_file import checksum
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.face_encoders.encoder import load_exemplar_encoder
 from genaffect_jax.models.functional import Parameters
@@ -133,9 +138,8 @@ class Pipeline:
             CheckpointError: there is no complete checkpoint, or not the one asked for.
             DataError, WeightsError: a prompt table, word prototypes, autoencoder or face encoder is missing or damaged.
         """
-        workdir = Path(model)
-        require((workdir / "checkpoints").is_dir(), "model", workdir, "no run folder of a training (no checkpoints/)")
-        checkpoints = Checkpoints(workdir)
+        run_dir = RunDir.open(Path(model))
+        checkpoints = Checkpoints(run_dir.path)
         step = checkpoints.step(checkpoint)
         config = from_json(DenoiserRun, checkpoints.config(step))
         photos = PhotoReader(align or config.data.align, face_models, face_index)
@@ -143,17 +147,16 @@ class Pipeline:
         mesh = Mesh(np.array(jax.local_devices() if devices is None else devices), (IMAGES,))
         one_axis = make_mesh(MeshConfig(), mesh.devices.tolist())
         parameters = checkpoints.averaged_parameters(denoiser, one_axis, step, cast_kernels=True)
-        weights = workdir / AUTOENCODER_FILE
         read = checkpoints.latest_step() if step is None else step
-        name = f"{workdir.name}, step {read}, autoencoder {checksum(weights)[:12]}"
-        prompts = read_prompts(config, workdir / PROMPTS_FILE)
+        name = f"{run_dir.path.name}, step {read}, autoencoder {checksum(run_dir.autoencoder)[:12]}"
+        prompts = read_prompts(run_dir, config)
         if prompts is not None:
-            name += f", prompts {checksum(workdir / PROMPTS_FILE)[:12]}"
-        faces = read_encoders(config.model, workdir)
+            name += f", prompts {checksum(run_dir.prompts)[:12]}"
+        faces = read_encoders(run_dir, config.model)
         if faces.identity is not None:
             name += f", {faces.identity.name} {faces.identity.checksum[:12]}"
-        space = _expression_space(config, workdir, faces, expression_encoder, photos)
-        autoencoder_parameters = load_weights(autoencoder, weights, config.model.autoencoder)
+        space = _expression_space(config, run_dir, faces, expression_encoder, photos)
+        autoencoder_parameters = read_autoencoder(run_dir, autoencoder, config.model.autoencoder)
         return cls(config, parameters, autoencoder_parameters, name, prompts, faces, space, photos, mesh)
 
     def __call__(
@@ -344,7 +347,11 @@ def _first_anchors(wanted: tuple[Expression, ...], settings: SamplingConfig) -> 
 
 
 def _expression_space(
-    config: DenoiserRun, workdir: Path, faces: FaceEncoders, given: str | ExpressionEncoder | None, photos: PhotoReader
+    config: DenoiserRun,
+    run_dir: RunDir,
+    faces: FaceEncoders,
+    given: str | ExpressionEncoder | None,
+    photos: PhotoReader,
 ) -> ExpressionSpace:
     """The model's vectors of words and image files; `given` reads image files in place of the model's own encoder."""
     own: ExpressionEncoder | None = faces.expression
@@ -371,5 +378,5 @@ def _expression_space(
         raise ConfigError(
             "this model's expressions are vectors of its own encoder; leave it out", field="expression_encoder"
         )
-    prototypes = read_prototypes(workdir, own)
+    prototypes = read_prototypes(run_dir, own)
     return EncoderSpace(prototypes.encoder, prototypes.vectors, read)

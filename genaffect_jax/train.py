@@ -1,9 +1,9 @@
-"""`python -m genaffect_jax.train`: train the denoiser, the autoencoder or a face encoder, as the preset says.
+"""`python -m genaffect_jax.train`: train the denoiser, the autoencoder or a face encoder, by the class of the preset.
 
     python -m genaffect_jax.train --config configs/avatar_tiny.py --workdir out/avatar_tiny
 
 A run folder that holds checkpoints is continued. Ctrl-C (or SIGTERM) finishes the step, saves and exits with status
-130; the same command goes on from there.
+130; the same command continues the run.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ Run = TypeVar("Run")
 
 @dataclass(frozen=True)
 class Arguments(Generic[Run]):
-    """Train what the preset describes."""
+    """Train the network that the preset describes."""
 
     config: Path
     """Preset: a Python file with config()."""
     workdir: Path
-    """Run folder: checkpoints, metrics.jsonl, TensorBoard events, sheets, weights."""
+    """Run folder: checkpoints, metrics.jsonl, TensorBoard events, sample sheets, weights."""
     run: Annotated[Run, tyro.conf.arg(name="")]
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    """Other processes that train with this one; each is started with the same options
+    """Other processes of the same training; each is started with the same options
     (docs/guide/launch.md#several-hosts)."""
 
 

@@ -2,10 +2,12 @@
 
 import os
 
-# Before JAX starts: meshes of up to eight devices are tested on the CPU. Nearly all of the suite's time is
-# compilation: level 0 halves it, and tests (and the commands they start) share what has been compiled.
+from support.xla_flags import xla_flags
+
+# Before JAX starts: meshes of up to eight devices are tested on the CPU. Tests, and the commands that they start, share
+# what has been compiled.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = xla_flags(devices=8)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 

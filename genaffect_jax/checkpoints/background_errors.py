@@ -1,4 +1,4 @@
-"""Errors of background saves are told once, by who waits for them, and not also logged with pages of tracebacks."""
+"""Errors of background saves are reported once, by the caller that waits for them, without further tracebacks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Orbax logs through absl every thread that a failed write passes on its way to the caller, asyncio every task.
+# A failed write passes several threads and tasks on its way to the caller: orbax logs each thread through absl, and
+# asyncio logs each task.
 _LOGGERS = ("absl", "asyncio")
 
 
@@ -17,14 +18,14 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def told_once() -> Iterator[None]:
-    """In this block nobody but the caller of `checkpoints.manager` reports the errors of a save."""
+    """In the block, errors of a save are reported by `checkpoints.manager` alone; the libraries' logs are dropped."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     for logger in loggers:
         logger.addFilter(_without_traceback)
     report = sys.unraisablehook
 
     def without_late_writes(unraisable: sys.UnraisableHookArgs) -> None:
-        # Tensorstore goes on writing what nobody waits for any more, and finds asyncio's loop closed.
+        # Tensorstore finishes writes that nobody waits for any more, and then finds asyncio's loop closed.
         if str(unraisable.exc_value) != "Event loop is closed":
             report(unraisable)
 

@@ -1,31 +1,48 @@
-"""The face encoders of a denoiser's run folder, and what they make of the training images."""
+"""The frozen components of a denoiser's run folder: autoencoder, face encoders, word prototypes and prompt table.
+
+`install_*` puts a component into the folder when a run begins, and reads it; a run that continues finds it there. The
+folder therefore stays usable when the original files move or change. `read_*` reads a component, for sampling. The
+autoencoder is put there by `training.denoiser.pretrained.place_autoencoder`, which also converts released weights.
+"""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 
-from genaffect_jax.checkpoints.run_dir import EXPRESSION_FILE, IDENTITY_FILE, ONNX_EXPRESSION_FILE, PROTOTYPES_FILE
-from genaffect_jax.config import ModelConfig
+from genaffect_jax.checkpoints.run_dir import RunDir
+from genaffect_jax.config import AutoencoderConfig, DenoiserRun, ModelConfig, TextConfig
 from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
+from genaffect_jax.data.prompts.table import PromptTable
+from genaffect_jax.data.prompts.templates import prompt_for
 from genaffect_jax.data.sources.base import Example
-from genaffect_jax.errors import ConfigError
+from genaffect_jax.errors import ConfigError, DataError
 from genaffect_jax.expressions.grammar import parse_expression
 from genaffect_jax.expressions.prototypes import WordPrototypes
-from genaffect_jax.io.weight_file import resolve_weights
+from genaffect_jax.io.atomic import copy_atomically
+from genaffect_jax.io.weight_file import load_weights, resolve_weights
+from genaffect_jax.models.autoencoder.model import AutoencoderKL
 from genaffect_jax.models.face_encoders.encoder import AvatarEncoder, load_conditioning_encoder, load_exemplar_encoder
 from genaffect_jax.models.face_encoders.onnx_expression import OnnxExpressionEncoder
+from genaffect_jax.models.functional import Functional, Parameters
+
+
+def read_autoencoder(run_dir: RunDir, autoencoder: Functional[AutoencoderKL], config: AutoencoderConfig) -> Parameters:
+    """The parameters of the frozen autoencoder, float32.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or of another configuration.
+    """
+    return load_weights(autoencoder, run_dir.autoencoder, config)
 
 
 @dataclass(frozen=True)
 class FaceEncoders:
-    """The encoders that a model is conditioned on; None stands for one that it does not have."""
+    """The face encoders of a model; None stands for one that it does not have."""
 
     identity: AvatarEncoder | None
     """Gives the embeddings of the references."""
@@ -33,92 +50,141 @@ class FaceEncoders:
     """Reads expressions from images."""
 
 
-def claim_encoders(config: ModelConfig, workdir: Path) -> FaceEncoders:
-    """The encoders of a run; one that begins copies their weights into its folder.
-
-    The folder stays usable when the original files move or change; a run that continues reads the copies.
+def install_encoders(run_dir: RunDir, config: ModelConfig) -> FaceEncoders:
+    """Copies the configured face encoders into the folder, unless they are there, and reads them.
 
     Raises:
-        WeightsError: a file is missing or damaged, or of another kind, or an evaluator's. Nothing has been copied then.
-        ConfigError: the configured width is not the encoder's.
+        WeightsError: a file is missing or damaged, or of another kind. Nothing has been copied then.
+        ConfigError: an encoder is an evaluator (nothing has been copied then), or a configured width is not the
+            encoder's.
     """
     identity, expression = config.identity_encoder, config.expression_encoder
-    if identity and not (workdir / IDENTITY_FILE).exists():
+    if identity and not run_dir.identity_encoder.exists():
         load_conditioning_encoder(identity, "identity")
-        _copy(resolve_weights(identity), workdir / IDENTITY_FILE)
-    if expression and not expression_file(workdir).exists():
+        copy_atomically(resolve_weights(identity), run_dir.identity_encoder)
+    if expression and not _expression_file(run_dir).exists():
         encoder = load_exemplar_encoder(expression)
         if isinstance(encoder, OnnxExpressionEncoder):
-            encoder.write(workdir / ONNX_EXPRESSION_FILE)
+            encoder.write(run_dir.onnx_expression_encoder)
         else:
-            _copy(resolve_weights(expression), workdir / EXPRESSION_FILE)
-    return read_encoders(config, workdir)
+            copy_atomically(resolve_weights(expression), run_dir.expression_encoder)
+    return read_encoders(run_dir, config)
 
 
-def expression_file(workdir: Path) -> Path:
-    """The file of a run folder that says what its expression encoder is."""
-    onnx = workdir / ONNX_EXPRESSION_FILE
-    return onnx if onnx.exists() else workdir / EXPRESSION_FILE
-
-
-def _copy(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
-
-
-def read_encoders(config: ModelConfig, workdir: Path) -> FaceEncoders:
-    """The encoders in a run folder.
+def read_encoders(run_dir: RunDir, config: ModelConfig) -> FaceEncoders:
+    """The face encoders in the folder.
 
     Raises:
         WeightsError: a file is missing or damaged.
-        ConfigError: the configured width is not the encoder's.
+        ConfigError: a configured width is not the encoder's.
     """
     identity = expression = None
     if config.identity_encoder:
-        identity = load_conditioning_encoder(str(workdir / IDENTITY_FILE), "identity")
+        identity = load_conditioning_encoder(str(run_dir.identity_encoder), "identity")
         _require_width("identity_embedding", config.conditioning.identity_embedding, identity)
     if config.expression_encoder:
-        expression = load_exemplar_encoder(str(expression_file(workdir)))
+        expression = load_exemplar_encoder(str(_expression_file(run_dir)))
         _require_width("expression_width", config.conditioning.expression_width, expression)
     return FaceEncoders(identity, expression)
 
 
-def claim_prototypes(
-    workdir: Path, images: Sequence[Example], people: Sequence[str], encoder: ExpressionEncoder
+def install_prototypes(
+    run_dir: RunDir, examples: Sequence[Example], people: Sequence[str], encoder: ExpressionEncoder
 ) -> WordPrototypes:
-    """The word prototypes of a run, learned when it begins from the images of the people it trains on.
+    """Learns the word prototypes from the training images, unless they are in the folder, and reads them.
 
     Args:
-        workdir: folder of the run; the bank is written there.
-        images: labelled images with the encoder's vectors.
+        run_dir: the run folder.
+        examples: labelled images with the encoder's vectors.
         people: names of the people that are trained on.
         encoder: the expression encoder.
 
     Raises:
-        DataError: as `WordPrototypes.fit` and `read`, or the bank there is of another encoder.
+        DataError: as `WordPrototypes.fit` and `read_prototypes`.
     """
-    path = workdir / PROTOTYPES_FILE
-    if not path.exists():
+    if not run_dir.word_prototypes.exists():
         known = set(people)
-        chosen = [image for image in images if image.identity in known]
-        labels = {label: parse_expression(label) for label in {p.label for p in chosen}}
-        vectors: Float[np.ndarray, "n W"] = np.stack([p.expression for p in chosen])
+        chosen = [example for example in examples if example.identity in known]
+        labels = {label: parse_expression(label) for label in {example.label for example in chosen}}
+        vectors: Float[np.ndarray, "n W"] = np.stack([example.expression for example in chosen])
         WordPrototypes.fit(
-            [labels[p.label] for p in chosen], vectors, encoder=encoder.name, encoder_checksum=encoder.checksum
-        ).write(path)
-    return read_prototypes(workdir, encoder)
+            [labels[example.label] for example in chosen],
+            vectors,
+            encoder=encoder.name,
+            encoder_checksum=encoder.checksum,
+        ).write(run_dir.word_prototypes)
+    return read_prototypes(run_dir, encoder)
 
 
-def read_prototypes(workdir: Path, encoder: ExpressionEncoder) -> WordPrototypes:
-    """The word prototypes in a run folder.
+def read_prototypes(run_dir: RunDir, encoder: ExpressionEncoder) -> WordPrototypes:
+    """The word prototypes in the folder.
 
     Raises:
-        DataError: it is missing or damaged, or of another encoder.
+        DataError: the file is missing or damaged, or of another encoder.
     """
-    prototypes = WordPrototypes.read(workdir / PROTOTYPES_FILE)
+    prototypes = WordPrototypes.read(run_dir.word_prototypes)
     prototypes.check(encoder.name, encoder.checksum)
     return prototypes
+
+
+def install_prompts(
+    run_dir: RunDir, config: DenoiserRun, examples: Sequence[Example]
+) -> tuple[PromptTable, Int32[np.ndarray, " images"]] | None:
+    """Copies the prompt table `text.embeddings` into the folder, unless it is there, and reads it.
+
+    Returns:
+        The table and the row of each example's prompt; None for a model that reads no prompts.
+
+    Raises:
+        DataError: as `read_prompts`, or an example's prompt is not in the table. Nothing has been copied then.
+    """
+    copy = run_dir.prompts
+    source = copy if copy.exists() or config.text.embeddings is None else config.text.embeddings
+    table = _read_prompts(config, source)
+    if table is None:
+        return None
+    try:
+        rows = prompt_rows(table, config.text, examples)
+    except DataError as e:
+        raise DataError(f"{source}: {e}") from e
+    if source != copy:
+        table.write(copy)
+    return table, rows
+
+
+def read_prompts(run_dir: RunDir, config: DenoiserRun) -> PromptTable | None:
+    """The prompt table in the folder; None for a model with register tokens, which reads no prompts.
+
+    Raises:
+        DataError: the table is missing or damaged, or does not fit the configuration.
+    """
+    return _read_prompts(config, run_dir.prompts)
+
+
+def prompt_rows(table: PromptTable, text: TextConfig, examples: Sequence[Example]) -> Int32[np.ndarray, " images"]:
+    """The row of each example's prompt.
+
+    Raises:
+        DataError: prompts are not in the table; they are named.
+    """
+    prompts = {label: prompt_for(parse_expression(label), text) for label in {example.label for example in examples}}
+    return table.rows([prompts[example.label] for example in examples])
+
+
+def _read_prompts(config: DenoiserRun, path: Path) -> PromptTable | None:
+    if config.model.mmdit.register_tokens:
+        return None
+    table = PromptTable.read(path)
+    try:
+        table.check(config.text, config.model.mmdit)
+    except DataError as e:
+        raise DataError(f"{path}: {e}") from e
+    return table
+
+
+def _expression_file(run_dir: RunDir) -> Path:
+    onnx = run_dir.onnx_expression_encoder
+    return onnx if onnx.exists() else run_dir.expression_encoder
 
 
 def _require_width(field: str, width: int, encoder: IdentityEncoder | ExpressionEncoder) -> None:

@@ -17,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from genaffect_jax.checkpoints.preservation import LatestAndBest
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.errors import CheckpointError
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.distributed import first_process_first, is_first, others_agree
@@ -26,7 +27,7 @@ Found = TypeVar("Found")
 
 
 class Saved(Protocol):
-    """What a checkpoint holds of a training state, which is a dataclass (`training.state.TrainState`)."""
+    """The training state as checkpoints see it: a dataclass with these fields (`training.state.TrainState`)."""
 
     @property
     def step(self) -> Any: ...
@@ -46,38 +47,39 @@ class Saved(Protocol):
 
 State = TypeVar("State", bound=Saved)
 
-# What `Checkpoints.step` takes beside a number.
+# Names that `Checkpoints.step` takes beside a number.
 LATEST, BEST = "latest", "best"
 # Checkpoints are compressed: float32 weights and moments to about 0.9 of their size, moments of zeros to nothing.
 SMALLEST_SHARE = 0.8
 
 
 class Checkpoints:
-    """The checkpoints of one run folder, `WORKDIR/checkpoints/<step>/`, and `WORKDIR/frozen_params/`.
+    """The checkpoints of one run folder: `RunDir.checkpoints`, one folder a step, and `RunDir.frozen_params`.
 
-    Each checkpoint holds the items `parameters` (what trains), `ema` (its average) and `optimizer` (arrays),
+    Each checkpoint holds the items `parameters` (the trained ones), `ema` (their average) and `optimizer` (moments),
     `position` (the input iterator's state) and `config` (the resolved configuration), and `measured`, its value, if it
-    has one. What does not train, which may be nearly all of a model, is written once, before the first checkpoint, into
-    `frozen_params`; it is there if there is such. A sampler reads `ema`, `config` and `frozen_params`.
+    has one. Frozen parameters, which may be nearly all of a model, are written once, before the first checkpoint; the
+    folder is absent if there are none. A sampler reads `ema`, `config` and the frozen parameters.
 
     A checkpoint appears under its name only when it is complete. If the newest is damaged all the same, the one before
-    is read, with a warning. Their order is that of their steps; no clock is asked.
+    is read, with a warning. Checkpoints are ordered by their steps, not by any clock.
 
-    As a context manager it waits for the last save on the way out, also when something else has failed.
+    As a context manager, the object waits for the last save at the end of the block, also when the block has failed.
     """
 
     def __init__(
         self, workdir: Path, keep: int = 1, warn: Callable[[str], None] = warnings.warn, keep_best: int = 0
     ) -> None:
         """Args:
-        workdir: the run folder.
+        workdir: path of the run folder.
         keep: number of newest checkpoints that stay.
-        warn: is told of a damaged checkpoint.
+        warn: called with a message about a damaged checkpoint or a nearly full disk.
         keep_best: number of checkpoints with the lowest values that stay beside them.
         """
-        self.folder = (workdir / "checkpoints").resolve()
-        self.frozen_folder = (workdir / "frozen_params").resolve()
-        self.damaged_folder = (workdir / "damaged").resolve()
+        run_dir = RunDir(workdir.resolve())
+        self.folder = run_dir.checkpoints
+        self.frozen_folder = run_dir.frozen_params
+        self.damaged_folder = run_dir.damaged
         self._warn = warn
         self._unreadable: set[int] = set()
         self._values: dict[int, float | None] = {}
@@ -105,11 +107,11 @@ class Checkpoints:
                 self._warn(str(failed))  # what ended the run comes first
 
     def latest_step(self) -> int | None:
-        """Step of the newest complete checkpoint, but for those that were found damaged."""
+        """Step of the newest complete checkpoint, without those that were found damaged; None if there is none."""
         return max(set(self._manager.all_steps()) - self._unreadable, default=None)
 
     def value(self, step: int) -> float | None:
-        """What was given as the value of a checkpoint when it was saved; None if it has none, or none that is read."""
+        """The value that a checkpoint was saved with; None if it has none, or its file cannot be read."""
         if step not in self._values:
             try:
                 content = (self.folder / str(step) / "measured" / "metadata").read_text()
@@ -119,10 +121,11 @@ class Checkpoints:
         return self._values[step]
 
     def step(self, name: str = LATEST) -> int | None:
-        """The step that a name stands for: `best` has the lowest value; `latest` is None, the newest that can be read.
+        """The step that a name stands for: a number, or `best` for the lowest value. `latest` gives None, which stands
+        for the newest checkpoint that can be read.
 
         Raises:
-            CheckpointError: there is no such checkpoint, or the name is neither of these nor a number.
+            CheckpointError: there is no such checkpoint, or no such name.
         """
         if name == LATEST:
             return None
@@ -140,10 +143,10 @@ class Checkpoints:
         """Starts saving; returns once the state may be changed. A step that is saved already is left alone.
 
         Args:
-            state: see there.
-            position: the input iterator's state, for JSON.
+            state: the training state.
+            position: the input iterator's state, as values that JSON knows.
             config: the configuration as JSON.
-            value: what the checkpoint is worth, lower is better; None or a number that is not finite is never best.
+            value: rates the checkpoint, lower is better; None or a number that is not finite is never best.
 
         Raises:
             CheckpointError: this save, or the one before, failed.
@@ -172,18 +175,19 @@ class Checkpoints:
             raise self._failed(e) from e
 
     def check(self) -> None:
-        """Looks whether a save has failed, without waiting for one that goes on.
+        """Looks whether a save has failed, without waiting for a save in progress.
 
         Raises:
-            CheckpointError: it has.
+            CheckpointError: a save has failed.
         """
         if self._saving is not None and not self._manager.is_saving_in_progress():
             self._wait()
 
     def check_space(self, state: Saved) -> None:
-        """Compares what saving will need with what is free; before that, what killed runs left half written goes.
+        """Compares the space that checkpoints need with the free space of the disk.
 
-        Warns if there is no room for all checkpoints that will lie there at once: those that stay, and the next.
+        Half-written checkpoints of killed runs are removed first. Warns if there is no room for all checkpoints that
+        will lie there at once: those that stay, and the next.
 
         Raises:
             CheckpointError: there is no room for one checkpoint.
@@ -195,7 +199,7 @@ class Checkpoints:
         free = shutil.disk_usage(self.folder).free
         found = f"{self.folder}: {_size(free)} free, a checkpoint takes about {_size(one)}"
         if once:
-            found += f", what does not train {_size(once)} once"
+            found += f", frozen parameters {_size(once)} once"
         if free < SMALLEST_SHARE * (one + once):
             raise CheckpointError(f"{found}; make room before training begins")
         more = max(1, self._most + 1 - there)
@@ -203,12 +207,12 @@ class Checkpoints:
             self._warn(f"{found}, and {more} more will lie there at once; training stops when the disk is full")
 
     def save_for_sampling(self, step: int, parameters: Parameters, frozen_params: Parameters, config: str) -> None:
-        """Writes a checkpoint that can be sampled from and not continued, as the first of its folder.
+        """Writes a checkpoint that can be sampled from but not continued, as the first of its folder.
 
         Args:
             step: step that the parameters come from.
-            parameters: the averages.
-            fixed: the other parameters.
+            parameters: the averaged parameters.
+            frozen_params: the other parameters of the network.
             config: the configuration that rebuilds the model, as JSON.
         """
         self._save_frozen(frozen_params)
@@ -218,8 +222,7 @@ class Checkpoints:
     def restore(self, abstract: State) -> tuple[State, Any]:
         """The newest state that can be read, placed as `abstract` says, and the input position that belongs to it.
 
-        Newer checkpoints, which could not be read, are moved to `WORKDIR/damaged/`: the run will write their steps
-        again.
+        Newer checkpoints, which could not be read, are moved to `RunDir.damaged`: the run will write their steps again.
 
         Raises:
             CheckpointError: none can be read, or none fits the configuration.
@@ -252,23 +255,23 @@ class Checkpoints:
         return state, found["position"]
 
     def config(self, step: int | None = None) -> str:
-        """The configuration of a checkpoint, the newest if none is named, as JSON."""
+        """The configuration of a checkpoint as JSON; of the newest that can be read if `step` is None."""
         items = ocp.args.Composite(config=ocp.args.JsonRestore())
         return json.dumps(self._newest("any", lambda s: self._manager.restore(s, args=items), step)[1]["config"])
 
     def averaged_parameters(
         self, functional: Functional, mesh: jax.sharding.Mesh, step: int | None = None, *, cast_kernels: bool = False
     ) -> Parameters:
-        """Full parameters, averaged where they trained, read straight to their devices.
+        """All parameters of the network, averages of the trained ones, read straight to their devices.
 
         Args:
             functional: the network.
-            mesh: where its parameters shall lie.
-            step: whose; left out, the newest that can be read.
-            rounded: kernels in the type that they are multiplied in (`Functional.cast_kernels`).
+            mesh: devices that hold the parameters.
+            step: the checkpoint; None stands for the newest that can be read.
+            cast_kernels: read kernels in the type that they are multiplied in (`Functional.compute_dtypes`).
 
         Raises:
-            CheckpointError: it does not fit the network, or cannot be read.
+            CheckpointError: the checkpoint does not fit the network, or cannot be read.
         """
         types = functional.compute_dtypes if cast_kernels else {}
         shardings = parameter_shardings(functional.logical_axes, functional.shapes, mesh)
@@ -279,7 +282,7 @@ class Checkpoints:
         names = self._frozen_names()
         ema = {name: s for name, s in abstract.items() if name not in names}
         items = ocp.args.Composite(ema=ocp.args.StandardRestore(ema))
-        missing = "" if names else f" ({self.frozen_folder}, for what did not train, is not there)"
+        missing = "" if names else f" ({self.frozen_folder}, which would hold frozen parameters, is not there)"
         found = self._newest(f"its configuration{missing}", lambda s: self._manager.restore(s, args=items), step)[1]
         return {**found["ema"], **self._restore_frozen({name: abstract[name] for name in names if name in abstract})}
 
@@ -303,14 +306,14 @@ class Checkpoints:
         self._saving = None
 
     def _failed(self, error: Exception) -> CheckpointError:
-        """What to say of a save that failed; what it left behind goes, as the disk may be full."""
+        """The error for a save that failed; its half-written files are removed, as the disk may be full."""
         step, self._saving = self._saving, None
         self._remove_partial()
         free = shutil.disk_usage(self.folder).free
         self._manager.reload()
         kept = sorted(self._manager.all_steps())
         return CheckpointError(
-            f"{self.folder / str(step)}: cannot be saved: {_reason(error)}. Without what was written of it, "
+            f"{self.folder / str(step)}: cannot be saved: {_reason(error)}. Its half-written files are removed, "
             f"{_size(free)} are free. Earlier checkpoints are as they were "
             f"({', '.join(map(str, kept)) or 'there are none'}); once the cause is gone, the same command continues"
         )
@@ -346,7 +349,7 @@ class Checkpoints:
             raise CheckpointError(f"{self.frozen_folder}: does not fit this configuration: {e}") from e
 
     def _newest(self, what: str, read: Callable[[int], Found], only: int | None = None) -> tuple[int, Found]:
-        """The newest step that can be read, or only the given one, and what was read.
+        """The newest step that can be read, or only the given one, and the result of `read`.
 
         A checkpoint that does not fit the configuration cannot be told from a damaged one, but then the ones before do
         not fit either: the error is that of the newest.

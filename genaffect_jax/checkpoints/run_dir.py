@@ -1,29 +1,22 @@
-"""The run folder: its files by name, and the configuration that makes it the folder of one run."""
+"""The run folder: the name of every file in it, and the configuration that makes it the folder of one run.
+
+No other module spells such a name: what writes or reads a file of a run takes its path from `RunDir`.
+docs/guide/run_folder.md describes the same files for users.
+"""
 
 from __future__ import annotations
 
-import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genaffect_jax.config import AutoencoderRun, DenoiserRun, from_json, to_json
-from genaffect_jax.config.encoders import EncoderRun
+from genaffect_jax.config import AutoencoderRun, DenoiserRun, EncoderRun, from_json, to_json
 from genaffect_jax.errors import ConfigError
+from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.parallel.distributed import describe_process, is_first
 
-CONFIG_FILE = "config.json"
-METRICS_FILE = "metrics.jsonl"
-AUTOENCODER_FILE = "autoencoder.safetensors"
-PROMPTS_FILE = "prompts.safetensors"
-IDENTITY_FILE = "identity_encoder.safetensors"
-EXPRESSION_FILE = "expression_encoder.safetensors"
-ONNX_EXPRESSION_FILE = "expression_encoder.json"
-"""Takes the place of `EXPRESSION_FILE` where the encoder is an ONNX file; that lies beside it."""
-PROTOTYPES_FILE = "word_prototypes.safetensors"
-REPORT_FILE = "report.json"
-
-# Fields that may change between the runs of one run folder: they do not touch what is learned, but for the order of
-# sums over devices.
+# Fields that may differ when a run continues: nothing that is learned depends on them, except for the order of sums
+# over devices.
 _MAY_CHANGE = (
     "train.steps",
     "train.log_every",
@@ -41,43 +34,199 @@ _MAY_CHANGE = (
 )
 
 
-def claim_workdir(workdir: Path, config: DenoiserRun | AutoencoderRun | EncoderRun) -> str:
-    """Writes `config.json` into the run folder, or checks that the run there is the same one.
+@dataclass(frozen=True)
+class RunDir:
+    """The folder of one run.
 
-    Of several processes the first writes it; the others, which come after it, must find it.
-
-    Returns:
-        The configuration as JSON.
-
-    Raises:
-        ConfigError: the folder belongs to a run with other settings, which are listed, or cannot be written to. Or the
-            hosts do not share it.
+    A training begins with `RunDir.create`; whatever reads a trained model begins with `RunDir.open`. `RunDir(path)`
+    itself checks nothing and touches nothing. All properties are paths; whether a file is there is for the caller to
+    ask.
     """
-    path = workdir / "config.json"
-    if path.exists():
-        before = from_json(type(config), path.read_text())
+
+    path: Path
+    """The folder."""
+
+    @classmethod
+    def create(cls, path: Path, config: DenoiserRun | AutoencoderRun | EncoderRun) -> RunDir:
+        """The folder of a run with this configuration: a new one, or the one that the run began in.
+
+        `config.json` is written, or compared: fields that change what is learned must be equal. Of several processes
+        the first writes it; the others call this afterwards and must find it.
+
+        Raises:
+            ConfigError: the folder belongs to a run with other settings, which are listed, or cannot be written to; or
+                the hosts do not share it.
+        """
+        run_dir, text = cls(path), to_json(config)
+        run_dir._require_same_run(config)
+        if not is_first():
+            if not run_dir.config.exists() or run_dir.config.read_text() != text:
+                raise ConfigError(
+                    f"{describe_process()} does not find there what process 0 has written; the folder must lie on a "
+                    "file system that all hosts share, and all processes need the same settings",
+                    field="workdir",
+                    found=path,
+                )
+            return run_dir
+        try:
+            write_atomically(run_dir.config, text)
+        except OSError as e:
+            raise ConfigError(f"cannot be written to: {e.strerror}", field="workdir", found=path) from e
+        return run_dir
+
+    @classmethod
+    def open(cls, path: Path) -> RunDir:
+        """The folder of a training that has been started.
+
+        Raises:
+            ConfigError: the folder is missing or has no checkpoints.
+        """
+        run_dir = cls(path)
+        if not run_dir.checkpoints.is_dir():
+            raise ConfigError(
+                f"no run folder of a training (it has no {run_dir.checkpoints.name}/)", field="model", found=path
+            )
+        return run_dir
+
+    # Every training
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, preset and options, as JSON."""
+        return self.path / "config.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints, one folder a step; see `checkpoints.manager.Checkpoints`."""
+        return self.path / "checkpoints"
+
+    @property
+    def frozen_params(self) -> Path:
+        """The parameters of the trained network that are not trained, written once; absent if all are trained."""
+        return self.path / "frozen_params"
+
+    @property
+    def damaged(self) -> Path:
+        """Folder of checkpoints that could not be read when the run was continued."""
+        return self.path / "damaged"
+
+    @property
+    def metrics(self) -> Path:
+        """The training log: one JSON row per logged step; see `training.metric_log`."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard events: the numbers of `metrics` and the sample sheets."""
+        return self.path / "tensorboard"
+
+    def sheet(self, step: int) -> Path:
+        """The sample sheet that the averaged weights made after a step, a PNG."""
+        return self.path / "sheets" / f"{step:07d}.png"
+
+    @property
+    def profile(self) -> Path:
+        """Folder of the profiler's trace of a few steps; see `training.profiler`."""
+        return self.path / "profile"
+
+    @property
+    def rejected(self) -> Path:
+        """Image files of an image folder that are not used, one JSON row each with the reason."""
+        return self.path / "rejected.jsonl"
+
+    @property
+    def checked(self) -> Path:
+        """Image files that have been decoded once, so that a second start need not decode them again, as JSON."""
+        return self.path / "checked.json"
+
+    # Training of the denoiser; `checkpoints.components` writes and reads the components.
+
+    @property
+    def autoencoder(self) -> Path:
+        """Weights of the autoencoder: the frozen one of a denoiser, or the result of an autoencoder's training."""
+        return self.path / "autoencoder.safetensors"
+
+    @property
+    def identity_encoder(self) -> Path:
+        """Weights of the identity encoder that the denoiser is conditioned on."""
+        return self.path / "identity_encoder.safetensors"
+
+    @property
+    def expression_encoder(self) -> Path:
+        """Weights of the expression encoder of the denoiser."""
+        return self.path / "expression_encoder.safetensors"
+
+    @property
+    def onnx_expression_encoder(self) -> Path:
+        """Description of an expression encoder in ONNX, in place of `expression_encoder`; its network lies beside it,
+        with the suffix .onnx."""
+        return self.path / "expression_encoder.json"
+
+    @property
+    def word_prototypes(self) -> Path:
+        """The vectors of words, of a denoiser whose expressions are the vectors of its expression encoder."""
+        return self.path / "word_prototypes.safetensors"
+
+    @property
+    def prompts(self) -> Path:
+        """The prompt table: text embeddings of all prompts, of a denoiser that reads prompts."""
+        return self.path / "prompts.safetensors"
+
+    @property
+    def components(self) -> list[Path]:
+        """The files of frozen components that are there: all that a sampler reads beside a checkpoint."""
+        onnx = self.onnx_expression_encoder
+        files = (
+            self.autoencoder,
+            self.identity_encoder,
+            self.expression_encoder,
+            onnx,
+            onnx.with_suffix(".onnx"),
+            self.word_prototypes,
+            self.prompts,
+        )
+        return [file for file in files if file.exists()]
+
+    @property
+    def features(self) -> Path:
+        """Cached features of the training images. The file that is written has a digest of images and networks in its
+        name, `features-<digest>.npy`; see `data.cached_features`."""
+        return self.path / "features.npy"
+
+    @property
+    def probe_plot(self) -> Path:
+        """Plot of the conditioning probe over the whole run."""
+        return self.path / "probe.png"
+
+    # Training of a face encoder
+
+    def encoder_weights(self, name: str) -> Path:
+        """Weights of the trained face encoder, by the name that the run gives it."""
+        return self.path / f"{name}.safetensors"
+
+    @property
+    def report(self) -> Path:
+        """The held-out report of a trained face encoder, as JSON."""
+        return self.path / "report.json"
+
+    @property
+    def avatars(self) -> Path:
+        """Rendered avatars. The folder that is written has a digest of the settings in its name, `avatars-<digest>`;
+        see `data.sources.stored`."""
+        return self.path / "avatars"
+
+    def _require_same_run(self, config: DenoiserRun | AutoencoderRun | EncoderRun) -> None:
+        if not self.config.exists():
+            return
+        before = from_json(type(config), self.config.read_text())
         changed = [line for line in _differences(before, config) if line.split("=")[0] not in _MAY_CHANGE]
         if changed:
             raise ConfigError(
-                f"--workdir {workdir}: holds a run with other settings ({'; '.join(changed)}); "
-                "use another folder, or the same settings to continue it"
+                f"holds a run with other settings ({'; '.join(changed)}); use another folder, or the same settings to "
+                "continue it",
+                field="workdir",
+                found=self.path,
             )
-    text = to_json(config)
-    if not is_first():
-        if not path.exists() or path.read_text() != text:
-            raise ConfigError(
-                f"--workdir {workdir}: {describe_process()} does not find there what process 0 has written; the folder "
-                "must lie on a file system that all hosts share, and all processes need the same settings"
-            )
-        return text
-    temporary = path.with_suffix(".tmp")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as e:
-        raise ConfigError(f"--workdir {workdir}: cannot be written to: {e.strerror}") from e
-    return text
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[str]:

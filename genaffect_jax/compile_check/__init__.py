@@ -1,1 +1,1 @@
-"""Ahead-of-time compilation for devices that need not be there."""
+"""Ahead-of-time compilation for devices that this machine does not have."""

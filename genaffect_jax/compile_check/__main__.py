@@ -1,18 +1,17 @@
-"""`python -m genaffect_jax.compile_check`: compile a preset for TPUs that are not there, and say whether it fits.
+"""`python -m genaffect_jax.compile_check`: compile a preset for TPUs that you do not have, and report whether it fits.
 
     python -m genaffect_jax.compile_check --config configs/sd35_medium.py --topology v5e:4x4 --mesh.fsdp 16 \\
         --train.trainable everything --train.batch_size 64
 
-The training step and the sampler are those of training and drawing, compiled for all chips of the topology; no
-weights, images or prompts are read and nothing runs. Needs the extra `tpu`. Exit status: 0 if every program fits, 1
-if one does not, 2 for wrong arguments.
+The programs are the training step and the sampler as they run, compiled for all chips of the topology. No weights,
+images or prompts are read, and nothing is executed. Needs the extra `tpu`. Exit status: 0 if every program fits, 1 if
+one does not, 2 for wrong arguments.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from genaffect_jax.compile_check.train_step import lower_train_step, trained_sha
 from genaffect_jax.config import DenoiserRun, GuidanceMode
 from genaffect_jax.errors import COMPLETE, FAILED, ConfigError, GenAffectError
 from genaffect_jax.inference.program import SamplerSpec
+from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.models.flops import step_flops
 from genaffect_jax.parallel.chips import Chip
 from genaffect_jax.parallel.mesh import make_mesh
@@ -42,34 +42,34 @@ Run = TypeVar("Run")
 
 @dataclass(frozen=True)
 class Arguments(Generic[Run]):
-    """Compile a preset's training step and sampler for TPUs that are not there."""
+    """Compile a preset's training step and sampler for TPUs that you do not have."""
 
     config: Path
     """Preset: a Python file with config()."""
     topology: str
-    """Kind of chip and how many along each axis: v5e:4x4, v5p:2x2x2, v6e:4x4."""
+    """Kind of chip and number of chips along each axis: v5e:4x4, v5p:2x2x2, v6e:4x4."""
     run: Annotated[Run, tyro.conf.arg(name="")]
     programs: tuple[Literal["train", "sampler"], ...] = ("train", "sampler")
-    """What is compiled."""
+    """Programs to compile."""
     images: int = 8
-    """Images that the sampler draws on each chip at once, anchors not counted."""
+    """Images that the sampler makes on each chip at once, anchors not counted."""
     steps: int = 24
     """Denoising steps of the sampler."""
     guidance: GuidanceMode = "decoupled"
     """Guidance branches of the sampler."""
     consistency: float = 0.0
-    """Share of its tokens that every anchor shows the set."""
+    """Share of its tokens that every anchor shares with the set."""
     anchors: int = 8
-    """Anchors of the sampler, drawn beside the images on every chip; none without --consistency."""
+    """Anchors of the sampler, made beside the images on every chip; none without consistency."""
     reserve: float = 0.05
-    """Share of a chip's memory that must stay free, for what is on it beside the program."""
+    """Share of a chip's memory that must stay free, for other programs and arrays on it."""
     json: Path | None = None
     """Also write the report to this file."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, compiles and prints; returns the exit status."""
-    jax.config.update("jax_platforms", "cpu")  # the compiler's library would have JAX look for chips here
+    jax.config.update("jax_platforms", "cpu")  # with the TPU compiler installed, JAX would look for chips here
     arguments = cli.parse_with_preset(
         Arguments, [DenoiserRun], argv, Path("configs/avatar_tiny.py"), adapt=without_files
     )
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_fit(arguments: Arguments, console: Console) -> bool:
-    """Compiles the programs and prints a report of each; whether all of them fit.
+    """Compiles the programs and prints a report of each; returns whether all of them fit.
 
     Raises:
         ConfigError, TopologyError, WeightsError: the arguments, the topology or a weight file cannot be used.
@@ -109,10 +109,10 @@ def check_fit(arguments: Arguments, console: Console) -> bool:
 
 
 def without_files(run: Any) -> Any:
-    """A preset whose files the user would have to name, of which a compile check reads none, with names for them.
+    """The preset with placeholders for the files and folders that it leaves to the user; a compile check reads none.
 
     Raises:
-        ConfigError: something else than a file or folder is left to the user.
+        ConfigError: the preset leaves another field than a file or folder to the user.
     """
     hints, given = get_type_hints(type(run)), {}
     for field in dataclasses.fields(run):
@@ -122,7 +122,7 @@ def without_files(run: Any) -> Any:
         elif value is tyro.MISSING:
             kinds = {str: "not-read", Path: Path("not-read"), Path | None: Path("not-read")}
             if hints[field.name] not in kinds:
-                raise ConfigError(f"{field.name}: the preset leaves it to the user; give a preset that says it")
+                raise ConfigError(f"{field.name}: the preset leaves it to the user; give a preset that sets it")
             given[field.name] = kinds[hints[field.name]]
     return dataclasses.replace(run, **given)
 
@@ -137,11 +137,11 @@ def _check(arguments: Arguments) -> None:
     ):
         if value < low or (high is not None and value > high):
             allowed = f"at least {low}" if high is None else f"within {low} and {high}"
-            raise ConfigError(f"--{name} {value}: must be {allowed}")
+            raise ConfigError(f"must be {allowed}", field=name, found=value)
     if not arguments.programs:
-        raise ConfigError("--programs: name train, sampler or both")
+        raise ConfigError("name train, sampler or both", field="programs")
     if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise ConfigError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
+        raise ConfigError(f"there is no folder {arguments.json.parent}", field="json", found=arguments.json)
 
 
 def _report(name: str, arguments: Arguments, mesh: Mesh, chip: Chip) -> ProgramReport:
@@ -149,10 +149,12 @@ def _report(name: str, arguments: Arguments, mesh: Mesh, chip: Chip) -> ProgramR
     if name == "train":
         flops = step_flops(run, trained_share(run), remat=True) / mesh.size
         return compile_and_report(name, lower_train_step(run, mesh), chip, flops, arguments.reserve)
-    tokens = (run.model.mmdit.sample_size // run.model.mmdit.patch_size) ** 2
     anchors = arguments.anchors if arguments.consistency else 0
     spec = SamplerSpec(
-        mode=arguments.guidance, shared=round(arguments.consistency * tokens), anchors=anchors, first_decoded=anchors
+        mode=arguments.guidance,
+        shared=round(arguments.consistency * run.model.mmdit.image_tokens),
+        anchors=anchors,
+        first_decoded=anchors,
     )
     images = arguments.images + anchors
     return compile_and_report(
@@ -178,7 +180,7 @@ def _table(report: ProgramReport, chip: Chip) -> Table:
     table.add_row(f"operations, {part}", f"{report.flops / 1e12:.3g} TFLOP")
     table.add_row("Pallas kernels", str(report.kernels))
     for spec, total in report.collectives.items():
-        loops = ", one turn of loops of unknown length" if total.loop else ""
+        loops = ", counting one iteration of loops of unknown length" if total.loop else ""
         table.add_row(spec, f"{total.count} of {in_words(total.size)} in all, {in_words(total.sent)} sent{loops}")
     estimate = report.estimate
     if estimate is not None:
@@ -210,9 +212,7 @@ def _write(arguments: Arguments, chip: Chip, mesh: Mesh, reports: Sequence[Progr
         "jax": jax.__version__,
         "programs": [dataclasses.asdict(r) for r in reports],
     }
-    temporary = arguments.json.with_name(f".{arguments.json.name}")
-    temporary.write_text(json.dumps(report, indent=2))
-    os.replace(temporary, arguments.json)
+    write_atomically(arguments.json, json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The communication in a compiled program, read from its HLO text."""
+"""The collectives of a compiled program, read from its HLO text."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _CHAIN = re.compile(r'chain_id="(\d+)"')
 
 @dataclass(frozen=True)
 class Collective:
-    """One communication of a program, as each device sees it."""
+    """One collective of a program, as each device sees it."""
 
     kind: str
     """One of `KINDS`."""
     size: int
-    """Bytes of the whole array: a gather's result, what a device gives to a reduction or an exchange."""
+    """Bytes of the whole array: the result of a gather, the operand of a reduction or an exchange."""
     devices: int
-    """Devices that take part, each with its own share; 0 where the text does not say."""
+    """Number of participating devices; 0 where the text does not say."""
     times: int
-    """How often a run of the program does it."""
+    """Executions in one run of the program."""
     loop: bool = False
-    """Whether it is in a loop whose length the text does not say: `times` then counts one turn of it."""
+    """Whether it is in a loop whose length the text does not say; `times` then counts one iteration."""
 
     @property
     def sent(self) -> float:
@@ -54,21 +54,22 @@ class Total:
     """All collectives of one kind in one run."""
 
     count: int
-    """How many."""
+    """Number of executions."""
     size: int
     """Bytes of their whole arrays."""
     sent: float
     """Bytes that each device sends."""
     loop: bool
-    """Whether some are in loops of unknown length, of which one turn is counted."""
+    """Whether some are in loops of unknown length, of which one iteration is counted."""
 
 
 def collectives(hlo: str) -> list[Collective]:
     """The collectives of a compiled program (`Compiled.as_text()`), in the order of the text.
 
-    Loops whose length the text tells, by XLA's own note or by a comparison of the counter with one constant, count as
-    often as they turn. TPU programs write a reduce-scatter as an all-reduce and a slice in a fusion of their own, and
-    name one asynchronous collective in every fusion that it overlaps with: both are told apart here.
+    A loop's collectives count once an iteration, where the text gives the number of iterations: in XLA's own note, or
+    in a comparison of the counter with one constant. Two peculiarities of TPU programs are resolved: a reduce-scatter
+    is written as an all-reduce and a slice in a fusion, and an asynchronous collective appears in every fusion that it
+    overlaps with.
     """
     computations, entry = _computations(hlo)
     turns, unknown = _turns(computations, entry)
@@ -101,7 +102,7 @@ def collectives(hlo: str) -> list[Collective]:
 
 
 def totals(found: Iterable[Collective]) -> Mapping[str, Total]:
-    """Number and bytes of each kind that occurs, in the order of `KINDS`."""
+    """Totals of each kind that occurs, in the order of `KINDS`."""
     by_kind: dict[str, list[Collective]] = defaultdict(list)
     for collective in found:
         by_kind[collective.kind].append(collective)
@@ -118,7 +119,7 @@ def totals(found: Iterable[Collective]) -> Mapping[str, Total]:
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of every computation by its name, and the name of the first to run."""
+    """The lines of every computation by name, and the name of the entry computation."""
     computations: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in hlo.splitlines():
@@ -132,7 +133,7 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _turns(computations: Mapping[str, list[str]], entry: str) -> tuple[dict[str, int], set[str]]:
-    """How often each computation runs, and which run in loops of unknown length."""
+    """Executions of each computation, and the computations in loops of unknown length."""
     turns: dict[str, int] = {}
     unknown: set[str] = set()
     waiting = [(entry, 1, False)]

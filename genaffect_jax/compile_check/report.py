@@ -1,4 +1,4 @@
-"""What a compiled program takes of a chip: memory against what there is, communication, an estimate of its time."""
+"""The report on a compiled program: its memory beside a chip's, its collectives, and an estimate of its time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ATTAINABLE = 0.5
 """Share of the peak that products and attention are taken to reach; an assumption, nothing was run."""
 _SIZE = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _NUMBER = r"([\d.]+)([KMGT]?)"
-# What the compiler says of programs that it refuses.
+# Messages of the compiler about programs that it refuses.
 _REFUSALS = (
     re.compile(rf"\({_NUMBER}\) exceeds available HBM \({_NUMBER}\)"),
     re.compile(rf"Used {_NUMBER} of {_NUMBER} hbm", re.IGNORECASE),
@@ -32,30 +32,30 @@ class Memory:
     arguments: int
     outputs: int
     aliased: int
-    """Outputs that take the place of arguments."""
+    """Outputs that reuse the memory of arguments."""
     temporary: int
     code: int
 
     @property
     def total(self) -> int:
-        """While the program runs."""
+        """Bytes while the program runs."""
         return self.arguments + self.outputs - self.aliased + self.temporary + self.code
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Estimated times of a run, each as if there were nothing else."""
+    """Estimated times of one run in seconds, each as if there were nothing else."""
 
     compute: float
     """Operations at `ATTAINABLE` of the peak."""
     memory: float
-    """Memory traffic at the least: arguments read, outputs written, temporaries written and read once."""
+    """Least memory traffic: arguments read, outputs written, temporaries written and read once."""
     links: float
     """Bytes sent to other chips over all links at their full rate."""
 
     @property
     def step(self) -> float:
-        """The largest: communication and memory traffic are taken to hide behind computing, or the other way round."""
+        """The largest of the three, which assumes that they overlap completely."""
         return max(self.compute, self.memory, self.links)
 
 
@@ -71,7 +71,7 @@ class ProgramReport:
     memory: Memory | None
     """None if the compiler refused the program."""
     flops: float
-    """Operations on each chip in one run, what is computed again included."""
+    """Operations on each chip in one run, with recomputation."""
     kernels: int
     """Pallas kernels in the program."""
     collectives: Mapping[str, Total]
@@ -81,14 +81,14 @@ class ProgramReport:
 def compile_and_report(
     name: str, lowered: jax.stages.Lowered, chip: Chip, flops: float, reserve: float
 ) -> ProgramReport:
-    """Compiles a program and says whether it fits.
+    """Compiles a program and reports whether it fits.
 
     Args:
-        name: what to call it.
-        lowered: for chips of that kind.
-        chip: what one has.
+        name: name of the program in the report.
+        lowered: the program, lowered for this kind of chip.
+        chip: memory and rates of one chip.
         flops: operations on each chip in one run.
-        reserve: share of the memory that has to stay free, for what other programs hold.
+        reserve: share of the memory that has to stay free, for other programs and arrays.
     """
     kernels = lowered.as_text().count("tpu_custom_call")
     start = time.perf_counter()
@@ -112,7 +112,7 @@ def compile_and_report(
 
 
 def memory_of(analysis: Any) -> Memory:
-    """XLA's account of a compiled program."""
+    """The memory of a compiled program, from XLA's analysis."""
     return Memory(
         analysis.argument_size_in_bytes,
         analysis.output_size_in_bytes,
@@ -123,7 +123,7 @@ def memory_of(analysis: Any) -> Memory:
 
 
 def judge(memory: Memory, chip: Chip, reserve: float) -> tuple[bool, str]:
-    """Whether a program leaves `reserve` of the chip's memory free, and that in words."""
+    """Whether a program leaves the share `reserve` of the chip's memory free, and a sentence that says so."""
     allowed = (1 - reserve) * chip.memory
     share = f"{in_words(memory.total)} of the {in_words(chip.memory)} of a {chip.name} chip"
     if memory.total <= allowed:
@@ -132,7 +132,7 @@ def judge(memory: Memory, chip: Chip, reserve: float) -> tuple[bool, str]:
 
 
 def refusal(message: str) -> str:
-    """What the compiler says of a program too large for it, in the words of `judge`; its own if they are others."""
+    """The compiler's message about a program that is too large, in the words of `judge`; as it is if not recognised."""
     for pattern in _REFUSALS:
         if found := pattern.search(message):
             needed, unit, available, of = found.groups()
@@ -142,5 +142,5 @@ def refusal(message: str) -> str:
 
 
 def in_words(size: float) -> str:
-    """Bytes as GiB, or as MiB if they are few."""
+    """Bytes as GiB, or as MiB below 256 MiB."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"

@@ -1,4 +1,4 @@
-"""The sampler as a program for chips that need not be there: only shapes are made, no arrays."""
+"""The sampler as a program for chips that this machine does not have, made of shapes."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from genaffect_jax.parallel.xla import compiling_for
 
 
 def on(sharding: NamedSharding, tree: Any) -> Any:
-    """The shapes of a tree of arrays or shapes, at one place."""
+    """The shapes and types of a tree of arrays or shapes, all with one sharding."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def frozen_shapes(config: DenoiserRun, autoencoder: Functional[AutoencoderKL], place: NamedSharding) -> dict[str, Any]:
-    """What training and drawing read and do not change: autoencoder, identity encoder, table of prompts.
+    """Shapes of the frozen components of training and sampling: autoencoder, identity encoder, prompt table.
 
-    The table is the one that `python -m genaffect_jax.prepare prompts` makes: all prompts, in bfloat16.
+    The table is that of `python -m genaffect_jax.prepare prompts`: all prompts, in bfloat16.
 
     Raises:
-        WeightsError: the weight file of `model.identity_encoder`, whose header says its sizes, is missing or damaged.
+        WeightsError: the weight file of `model.identity_encoder`, whose header gives its sizes, is missing or damaged.
     """
     frozen_components: dict[str, Any] = {"autoencoder": autoencoder.shapes}
     if config.model.identity_encoder:
@@ -56,14 +56,14 @@ def frozen_shapes(config: DenoiserRun, autoencoder: Functional[AutoencoderKL], p
 def lower_sampler(
     config: DenoiserRun, mesh: Mesh, spec: SamplerSpec, images: int, *, references: int = 1, steps: int = 24
 ) -> jax.stages.Lowered:
-    """The program of one chunk as `Pipeline` runs it on several chips: each has all weights and draws its own images.
+    """The program of one chunk as `Pipeline` runs it on several chips: each holds all weights and makes its own images.
 
     Args:
-        config: sizes; kernels are of the type that they are multiplied in, other parameters float32.
-        mesh: its devices draw; how they are laid out does not count.
-        kind: guidance and sharing; `spec.pool` must not be "given".
-        images: drawn on each chip at once, anchors included.
-        references: images of the person.
+        config: sizes; kernels have the type that they are multiplied in, other parameters are float32.
+        mesh: the devices; their layout does not matter.
+        spec: guidance and consistent attention; `spec.pool` must not be "given".
+        images: images on each chip at once, anchors included.
+        references: reference images of the person.
         steps: denoising steps.
     """
     chips = Mesh(mesh.devices.reshape(-1), (IMAGES,))
@@ -98,7 +98,7 @@ def lower_sampler(
 
 
 def sampler_flops(config: DenoiserRun, spec: SamplerSpec, images: int, steps: int) -> float:
-    """Operations of one chip for one chunk, without what is done once (references, conditions, decoding)."""
+    """Operations of one chip for one chunk, without references, conditions and decoding, which are computed once."""
     conditioning, network = config.model.conditioning, config.model.mmdit
     length = config.text_tokens
     image = (network.sample_size // network.patch_size) ** 2
@@ -109,7 +109,7 @@ def sampler_flops(config: DenoiserRun, spec: SamplerSpec, images: int, steps: in
         network.register_tokens if length is None else length,
         identity_tokens=conditioning.identity_tokens or image,
         expression_tokens=conditioning.expression_tokens,
-        # An anchor sees the others' shares only; that difference is left out.
+        # An anchor attends to the shared tokens of the other anchors only; that difference is neglected.
         others=spec.anchors * spec.shared,
     )
     return once.total * evaluations(spec.solver, steps)

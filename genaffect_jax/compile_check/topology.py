@@ -1,4 +1,4 @@
-"""TPU topologies that need not be there: their chips as devices to compile for, and what one chip has."""
+"""TPU topologies that this machine does not have: their chips as devices to compile for, and one chip's figures."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ EXAMPLES = "v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x2, v5p:4x4x4, v6e:4x4"
 
 
 def topology_devices(topology: str) -> tuple[list[jax.Device], Chip]:
-    """The chips of a topology, in the order of its coordinates, and what one of them has.
+    """The chips of a topology, in the order of its coordinates, and the figures of one of them.
 
-    They can be put into a mesh and compiled for; nothing can be placed on them. JAX itself should run on the CPU
-    (`jax_platforms`), or it looks for chips of this machine once the TPU compiler is installed.
+    A mesh of them can be compiled for; no array can be placed on them. JAX itself should run on the CPU
+    (`jax_platforms`): with the TPU compiler installed, it would look for chips of this machine.
 
     Args:
-        topology: kind of chip and how many along each axis of its network, in libtpu's words: `v5e:4x4`.
+        topology: kind of chip and number of chips along each axis of its network, as libtpu writes it: `v5e:4x4`.
 
     Raises:
         TopologyError: libtpu is not installed, refuses the topology, or the chip is not one of `CHIPS`.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise TopologyError(f"no TPU compiler here (libtpu is not installed): {install_command('tpu')}")
-    # The compiler asks nobody about its host, and needs no chip of its own.
+    # Keeps the compiler from looking for a TPU host and for chips.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")

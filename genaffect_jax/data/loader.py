@@ -93,11 +93,8 @@ def make_loader(
 class Loader(Iterator[Batch]):
     """An endless iterator of batches; make it with `make_loader` and `close` it when done.
 
-    A batch is a dictionary of numpy arrays; G counts this process's sets:
-    `reference` `[G, 1, S, S, 3]` and `target` `[G, E, S, S, 3]`, uint8 (or float16 `[..., h, w, c]` latents);
-    `expression` `[G, E, W]`, float32, of the targets; `identity` `[G]`, int32, the place in `identities`;
-    with `prompts`, `prompt` `[G, E]`, int32, of the targets; with encoded face embeddings, `embedding` `[G, 1, F]`,
-    float16, of the reference.
+    A batch is a dictionary of numpy arrays; their keys, shapes and types are those of `training.denoiser.batch`, with G
+    the number of this process's sets. `prompt` is there with `prompts`, `embedding` with cached face embeddings.
     """
 
     def __init__(self, batches: _Batches, workers: int, stream: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`python -m genaffect_jax.export COMMAND`: a trained model for other programs.
+"""`python -m genaffect_jax.export COMMAND`: write a trained model in other forms.
 
 python -m genaffect_jax.export lora --model W --out MERGED
 """

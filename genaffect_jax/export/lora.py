@@ -1,25 +1,24 @@
-"""`python -m genaffect_jax.export lora`: a trained model with its low-rank additions merged into its kernels.
+"""`python -m genaffect_jax.export lora`: merge the low-rank additions of a trained model into its kernels.
 
     python -m genaffect_jax.export lora --model W --out MERGED
 
-`MERGED` is a run folder that samples as `W` does, with `model.lora.rank` 0; it cannot be trained further.
+`MERGED` is a run folder that gives the same images as `W`, with `model.lora.rank` 0; it cannot be trained further.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from genaffect_jax.checkpoints.manager import Checkpoints
-from genaffect_jax.checkpoints.run_dir import ONNX_EXPRESSION_FILE
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import DenoiserRun, LoraConfig, MeshConfig, from_json, to_json
 from genaffect_jax.errors import ConfigError
+from genaffect_jax.io.atomic import new_folder
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.lora import LoraNetwork
 from genaffect_jax.parallel.mesh import make_mesh
@@ -36,47 +35,39 @@ class Arguments:
 
 
 def run(arguments: Arguments, console: Console) -> bool:
-    """Merges and says so; raises what `merge_working_folder` raises."""
-    merge_working_folder(arguments.model, arguments.out)
+    """Merges and prints one line; raises as `merge_lora`."""
+    merge_lora(arguments.model, arguments.out)
     console.print(f"{arguments.out}: {arguments.model} with its low-rank additions merged")
     return True
 
 
-def merge_working_folder(workdir: Path, out: Path) -> None:
-    """Writes a run folder that samples as `workdir` does, without low-rank additions; it appears whole.
+def merge_lora(model: Path, out: Path) -> None:
+    """Writes a run folder that gives the same images as `model`, without low-rank additions; it appears whole.
 
     Its kernels are `W + alpha / r * A @ B` of the newest checkpoint's averages (`models.lora`), its configuration has
-    `model.lora.rank` 0. It cannot be trained further.
+    `model.lora.rank` 0. It can be sampled from but not trained further.
 
     Raises:
-        ConfigError: `workdir` is no run folder or has no low-rank additions, or `out` exists.
+        ConfigError: `model` is no run folder or has no low-rank additions, or `out` exists.
         CheckpointError: there is no complete checkpoint, or it does not fit its configuration.
     """
     if out.exists():
-        raise ConfigError(f"--out {out}: exists; name a new folder")
-    if not (workdir / "checkpoints").is_dir():
-        raise ConfigError(f"--model {workdir}: no run folder of a training (it has no checkpoints/)")
-    checkpoints = Checkpoints(workdir)
+        raise ConfigError("exists; name a new folder", field="out", found=out)
+    run_dir = RunDir.open(model)
+    checkpoints = Checkpoints(run_dir.path)
     config = from_json(DenoiserRun, checkpoints.config())
     network, step = build_networks(config.model)[0], checkpoints.latest_step()
     if not isinstance(network, LoraNetwork) or step is None:
-        raise ConfigError(f"--model {workdir}: has no low-rank additions (model.lora.rank=0)")
+        raise ConfigError("has no low-rank additions (model.lora.rank=0)", field="model", found=model)
     plain = network.plain(checkpoints.averaged_parameters(network, make_mesh(MeshConfig())))
     parameters = {name: value for name, value in plain.items() if name not in network.buffers}
     buffers = {name: value for name, value in plain.items() if name in network.buffers}
     text = to_json(dataclasses.replace(config, model=dataclasses.replace(config.model, lora=LoraConfig())))
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        new = Path(scratch) / "new"
-        new.mkdir()
-        # All else that a sampler reads: autoencoder, face encoders, word prototypes, prompts.
-        onnx = workdir / ONNX_EXPRESSION_FILE
-        others = [path for path in (onnx, onnx.with_suffix(".onnx")) if path.exists()]
-        for path in (*sorted(workdir.glob("*.safetensors")), *others):
-            shutil.copyfile(path, new / path.name)
-        (new / "config.json").write_text(text)
-        merged = Checkpoints(new)
+    with new_folder(out) as new:
+        for file in run_dir.components:
+            shutil.copyfile(file, new / file.name)
+        merged_dir = RunDir(new)
+        merged_dir.config.write_text(text)
+        merged = Checkpoints(merged_dir.path)
         merged.save_for_sampling(step, parameters, buffers, text)
         merged.close()
-        os.replace(new, out)

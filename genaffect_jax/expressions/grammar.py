@@ -12,8 +12,8 @@
 path that ends like an image (`faces/anna.png`), or any path in double quotes. A blend adds its faces times their
 weights (0 to 2), clips every channel to its range and then sets the named channels, so `joy + AU43L=1` is joy with the
 left eye shut. `AU12=0.5` sets both sides and `AU12L=0.5` the person's left; the one-sided setting wins in either order.
-Settings separated by commas belong together: `joy,AU6=0.5,AU12=0.9,anger` is three expressions; `;` always starts a
-new one. A space (`expressions.space`) turns words and images into vectors; the default is that of action units.
+Settings separated by commas belong together: `joy,AU6=0.5,AU12=0.9,anger` is three expressions; `;` always starts a new
+one. A space (`expressions.space`) turns words and images into vectors; the default is that of action units.
 
 Every name of a cluster or sub-cluster is also a word, and a bare name is always the word. `joy/*` is all words of the
 cluster joy, `zest/*` of the sub-cluster zest, `sadness/sadness/*` of a sub-cluster with the name of its cluster; `all`

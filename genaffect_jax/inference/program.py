@@ -22,9 +22,9 @@ from genaffect_jax.models.face_encoders.networks import FaceEncoder
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.genaffect import BranchScales, GenAffect
 from genaffect_jax.models.mmdit.attention import KeyValue
-from genaffect_jax.models.mmdit.block_cache import BlockCache, StreamDeltas
+from genaffect_jax.models.mmdit.block_cache import BlockCache, Streams
 from genaffect_jax.models.mmdit.consistent_attention import Sharing, random_tokens
-from genaffect_jax.models.mmdit.model import Conditions
+from genaffect_jax.models.mmdit.model import Conditions, MMDiTOutput
 from genaffect_jax.parallel.xla import compiler_options
 
 # Side in pixels from which images are decoded in tiles. SD3's autoencoder needs 2.6 GB to decode an image of 1024 px at
@@ -135,10 +135,10 @@ AnchorCache = KeyValue
 class SamplerCarry(NamedTuple):
     """State passed from one evaluation to the next."""
 
-    kv_cache: AnchorCache | None
-    """The anchor KV cache so far, if it is kept."""
-    deltas: StreamDeltas | None
-    """The middle blocks' contribution, if it is reused."""
+    kv_cache: AnchorCache | None = None
+    """The anchor KV cache so far, zeros for later evaluations; None unless it is kept."""
+    block_deltas: Streams | None = None
+    """The middle blocks' contribution when they were last computed; None without a block cache."""
 
 
 # program(parameters, frozen_components, inputs, params, kv_cache, spec=...): images, and the KV cache if it is kept.
@@ -267,21 +267,34 @@ def _denoise(
 ) -> tuple[Float[Array, "G E h w c"], AnchorCache | None]:
     """The clean latents of the images, and the anchor KV cache if it is kept."""
 
+    def evaluate(
+        conditions: Conditions, noisy: Array, sigma: Array, evaluation: Array, carry: SamplerCarry
+    ) -> MMDiTOutput:
+        identity_scale, expression_scale = params.scales.at(sigma)
+        cache = None
+        if spec.uses_block_cache:
+            cache = BlockCache(evaluation % params.block_cache_interval != 0, carry.block_deltas)
+        return model(
+            noisy,
+            jnp.full(noisy.shape[:2], sigma),
+            conditions,
+            identity_scale=identity_scale,
+            expression_scale=expression_scale,
+            sharing=_sharing(config, params, spec, kv_cache, sigma, evaluation),
+            block_cache=cache,
+        )
+
     def make_velocity(conditions: Conditions) -> Callable:
         def velocity(noisy: Array, sigma: Array, evaluation: Array, carry: SamplerCarry) -> tuple[Array, SamplerCarry]:
-            sharing = _sharing(config, params, spec, kv_cache, sigma, evaluation)
-            cache = None
-            if spec.uses_block_cache:
-                cache = BlockCache(evaluation % params.block_cache_interval != 0, carry.deltas)
-            found, left = model.consistent(
-                noisy, jnp.full(noisy.shape[:2], sigma), conditions, *params.scales.at(sigma), sharing, cache
-            )
+            output = evaluate(conditions, noisy, sigma, evaluation, carry)
             rows = carry.kv_cache
             if rows is not None:
                 rows = jax.tree.map(
-                    lambda rows, row: jax.lax.dynamic_update_index_in_dim(rows, row, evaluation, 0), rows, left.pool
+                    lambda rows, row: jax.lax.dynamic_update_index_in_dim(rows, row, evaluation, 0),
+                    rows,
+                    output.anchor_kv,
                 )
-            return found, SamplerCarry(rows, left.deltas)
+            return output.prediction, SamplerCarry(rows, output.block_deltas)
 
         return velocity
 
@@ -289,29 +302,12 @@ def _denoise(
     limited = spec.guidance_limited and branches > 1
     side, channels = config.mmdit.sample_size, config.mmdit.in_channels
     noise = initial_noise(params.seed, noise_ids, (side, side, channels))
-    velocity, carry = make_velocity(conditions), SamplerCarry(None, None)
+    carry = SamplerCarry()
     if spec.pool == "kept" or spec.uses_block_cache:
-        left = jax.eval_shape(
-            lambda noisy, sharing: model.consistent(
-                noisy,
-                jnp.zeros(noisy.shape[:2]),
-                conditions,
-                1.0,
-                1.0,
-                sharing,
-                BlockCache() if spec.uses_block_cache else None,
-            )[1],
-            repeat_branches(noise, spec.mode),
-            _sharing(config, params, spec, kv_cache, jnp.ones(()), jnp.zeros((), int)),
-        )
-        rows = evaluations(spec.solver, params.sigmas.shape[0] - 1)
-        empty = SamplerCarry(
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), left.pool), left.deltas
-        )
-        carry = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)
+        carry = _empty_carry(config, model, params, spec, kv_cache, noise, conditions)
     latents, carry = sample(
         guided(
-            velocity,
+            make_velocity(conditions),
             spec.mode,
             params.guidance_identity,
             params.guidance_expression,
@@ -326,6 +322,31 @@ def _denoise(
         carry,
     )
     return latents, carry.kv_cache
+
+
+def _empty_carry(
+    config: ModelConfig,
+    model: GenAffect,
+    params: SamplerParams,
+    spec: SamplerSpec,
+    kv_cache: AnchorCache | None,
+    noise: Float[Array, "G E h w c"],
+    conditions: Conditions,
+) -> SamplerCarry:
+    """Zeros in the shapes that the evaluations will write."""
+
+    def evaluate(noisy: Array, sharing: Sharing | None) -> MMDiTOutput:
+        cache = BlockCache() if spec.uses_block_cache else None
+        return model(noisy, jnp.zeros(noisy.shape[:2]), conditions, sharing=sharing, block_cache=cache)
+
+    output = jax.eval_shape(
+        evaluate,
+        repeat_branches(noise, spec.mode),
+        _sharing(config, params, spec, kv_cache, jnp.ones(()), jnp.zeros((), int)),
+    )
+    rows = evaluations(spec.solver, params.sigmas.shape[0] - 1)
+    pools = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), output.anchor_kv)
+    return SamplerCarry(pools, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), output.block_deltas))
 
 
 def _sharing(

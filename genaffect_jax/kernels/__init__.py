@@ -1,1 +1,1 @@
-"""Kernels and fused operations with written-out gradients. They know arrays and meshes, no networks."""
+"""Kernels and fused operations with written-out gradients. They take arrays and meshes and know no networks."""

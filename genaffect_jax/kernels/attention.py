@@ -1,7 +1,7 @@
-"""The kernels behind `attend`: XLA everywhere, cuDNN's flash attention on NVIDIA GPUs, splash attention on TPUs.
+"""Softmax attention by platform: XLA everywhere, cuDNN's flash attention on NVIDIA GPUs, splash attention on TPUs.
 
-All take `[B, length, N, H]` and give the result and, when asked, the log-sum-exp of every query's scores in float32,
-which is what merging two attentions needs.
+All backends take `[B, length, N, H]`. They return the result and, if asked, the float32 log-sum-exp of every query's
+scores, which is needed to merge two attentions.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from genaffect_jax.parallel.xla import is_hopper, platform
 Backend = Literal["xla", "cudnn", "splash"]
 Result = tuple[Float[Array, "B Q N H"], Float32[Array, "B Q N"] | None]
 
-# TPU tiles have 128 lanes; the kernel takes blocks of whole tiles, and larger blocks reuse keys more often.
+# Tiles of a TPU have 128 lanes. The kernel takes blocks of whole tiles; larger blocks reuse keys more often.
 _LANES = 128
 _SPLASH_BLOCKS = (512, 256, 128)
-# One array of keys: from so many queries on `hopper_attention` is faster than cuDNN, if its tiles of 64 are nearly full
-# (docs/notes/sampling_speed.md#consistent-attention-on-one-gpu).
+# For one array of keys, `hopper_attention` is faster than cuDNN from so many queries on, if its tiles of 64 queries are
+# nearly full (docs/notes/sampling_speed.md#consistent-attention-on-one-gpu).
 MAX_FREE_FROM, MAX_FREE_TILE, MAX_FREE_WASTE = 1024, 64, 0.02
 
 
 def choose_backend(dtype: Any, masked: bool) -> Backend:
     """The backend for the platform that programs are compiled for (`parallel.xla.platform`).
 
-    cuDNN takes half precision only, and is used without a mask only.
+    cuDNN takes half precision only, and is used only without a mask.
     """
     if platform() == "tpu":
         return "splash"
@@ -42,12 +42,12 @@ def choose_backend(dtype: Any, masked: bool) -> Backend:
 
 
 def has_max_free_attention(dtype: Any, head_size: int) -> bool:
-    """Whether `kernels.hopper_attention` serves what programs are compiled for: it uses Hopper's own instructions."""
+    """Whether `kernels.hopper_attention` runs: on Hopper GPUs, whose own instructions it uses, for heads of size 64."""
     return is_hopper() and dtype in (jnp.bfloat16, jnp.float16) and head_size == 64
 
 
 def prefers_max_free_attention(length: int, dtype: Any, head_size: int) -> bool:
-    """Whether `kernels.hopper_attention` is there, and faster than cuDNN for so many queries and one array of keys."""
+    """Whether `kernels.hopper_attention` runs and is faster than cuDNN, for `length` queries and one array of keys."""
     waste = -length % MAX_FREE_TILE
     return length >= MAX_FREE_FROM and waste <= MAX_FREE_WASTE * length and has_max_free_attention(dtype, head_size)
 
@@ -60,7 +60,16 @@ def run_backend(
     mask: Bool[Array, "B K"] | None,
     return_lse: bool,
 ) -> Result:
-    """Softmax attention through one backend; the log-sum-exp is None unless asked for.
+    """Softmax attention in one backend.
+
+    Args:
+        backend: see `choose_backend`.
+        query, key, value: split into heads.
+        mask: False hides a key; every batch entry must see at least one key.
+        return_lse: whether to return the log-sum-exp.
+
+    Returns:
+        The result, and the log-sum-exp of every query's scores or None.
 
     Raises:
         ValueError: a mask for cuDNN.
@@ -77,13 +86,13 @@ def run_backend(
 
 
 def xla_attention(query: Array, key: Array, value: Array, mask: Array | None, return_lse: bool) -> Result:
-    """XLA's own operations; the scores of all queries exist at once."""
+    """Attention in XLA's own operations; the scores of all queries exist at once. See `run_backend`."""
     # The mask gets an axis for heads and one for queries.
     wide = None if mask is None else mask[:, None, None, :]
     if not return_lse:
         return jax.nn.dot_product_attention(query, key, value, mask=wide), None
-    # `jax.nn.dot_product_attention(return_residual=True)` rounds the log-sum-exp to the type of the keys: in bfloat16
-    # an error of some per cent in every merged weight. Hence written out.
+    # Written out, because `jax.nn.dot_product_attention(return_residual=True)` rounds the log-sum-exp to the type of
+    # the keys. In bfloat16 that is an error of some per cent in every merged weight.
     scores = jnp.einsum("bqnh,bknh->bnqk", query, key, preferred_element_type=jnp.float32)
     scores = scores / np.sqrt(query.shape[-1])
     if wide is not None:
@@ -103,7 +112,10 @@ def _cudnn_forward(query: Array, key: Array, value: Array) -> tuple[Array, Any]:
 
 
 def _cudnn_of_even_length(query: Array, key: Array, value: Array) -> Array:
-    """The same with lengths made even: the backward pass refuses odd ones, forward alone is faster without padding."""
+    """cuDNN's attention with lengths padded to even ones.
+
+    The backward pass refuses odd lengths. The forward pass alone takes them, and is faster without padding.
+    """
     length, seen = query.shape[1], key.shape[1]
     even = [checkpoint_name(_pad_length(x, 2), ATTENTION) for x in (query, key, value)]
     lengths = jnp.full(key.shape[0], seen, jnp.int32) if seen % 2 else None
@@ -115,7 +127,7 @@ _cudnn.defvjp(_cudnn_forward, lambda backward, gradient: backward(gradient))
 
 
 def _cudnn_with_lse(query: Array, key: Array, value: Array) -> Result:
-    # The function behind `jax.nn.dot_product_attention`, which would round the log-sum-exp to half precision.
+    # The function behind `jax.nn.dot_product_attention`, which itself would round the log-sum-exp to half precision.
     from jax._src.cudnn.fused_attention_stablehlo import dot_product_attention
 
     out, lse = dot_product_attention(query, key, value, scale=1.0 / np.sqrt(query.shape[-1]), return_residual=True)
@@ -123,7 +135,7 @@ def _cudnn_with_lse(query: Array, key: Array, value: Array) -> Result:
 
 
 def _splash_partitioned(query: Array, key: Array, value: Array, mask: Array | None, return_lse: bool) -> Result:
-    """`splash_attention` of each device's images and heads."""
+    """`splash_attention` on each device's images and heads."""
     split, one_per_key, statistics = ("batch", None, "heads", None), ("batch", None), ("batch", None, "heads")
     return run_partitioned(
         partial(splash_attention, return_lse=return_lse),
@@ -141,13 +153,13 @@ def splash_attention(
     return_lse: bool,
     interpret: bool = False,
 ) -> Result:
-    """JAX's Pallas kernel for TPUs. Lengths are padded to whole tiles; padding and mask are segment numbers.
+    """JAX's Pallas kernel for TPUs. Lengths are padded to whole tiles; padding and mask become segment numbers.
 
     Args:
         query, key, value, mask, return_lse: see `run_backend`.
         interpret: run the kernel in plain JAX, on any platform; for tests.
     """
-    # Imported here: the modules bring Pallas with them, which nothing else needs.
+    # Imported here: the modules bring Pallas's TPU backend with them, which nothing else needs.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -175,11 +187,11 @@ def splash_attention(
         interpret=interpret,
     )
     segments = None
-    if mask is not None or columns != seen:  # queries are of segment 0, hidden keys of segment 1
+    if mask is not None or columns != seen:  # queries have segment 0, hidden keys segment 1
         shown = jnp.ones(key.shape[:2], bool) if mask is None else mask
         hidden = jnp.pad(~shown, [(0, 0), (0, columns - seen)], constant_values=True).astype(jnp.int32)
         segments = kernels.SegmentIds(q=jnp.zeros((q.shape[0], rows), jnp.int32), kv=hidden)
-    # The kernel multiplies by no scale of its own.
+    # The kernel does not divide by the square root of the head size.
     out = jax.vmap(kernel)((q.astype(jnp.float32) / np.sqrt(size)).astype(q.dtype), k, v, segments)
     lse = None
     if return_lse:

@@ -1,7 +1,7 @@
-"""What follows a matrix product in one breath: its bias, with a gate or with the norms of queries and keys.
+"""Operations that add the bias of a matrix product in the same pass: with a gated sum, or with QK norm.
 
-Gradients are written out, so that the sums over tokens that biases and scales need come out of the same passes
-(`kernels.token_reduce`). What the backward pass needs is the product with its bias, which is named to be kept.
+Gradients are written out. The sums over tokens that the gradients of biases, gates and scales need then come out of
+the same passes (`kernels.token_reduce`). The backward pass keeps the product with its bias (`kernels.remat`).
 """
 
 from __future__ import annotations
@@ -40,23 +40,26 @@ def gated_residual(
     product: Float[Array, "G *batch L D"],
     bias: Float[Array, " D"],
 ) -> Float[Array, "G *batch L D"]:
-    """`stream + gate * (product + bias)`, in the type of the stream; the gate is float32."""
-    return _gated_add_forward(stream, gate, product, bias)[0]
+    """`stream + gate * (product + bias)` in the type of the stream; the gate is float32.
+
+    The residual connection of adaLN-Zero (Peebles and Xie 2023, arXiv 2212.09748, section 3.2).
+    """
+    return _gated_residual_forward(stream, gate, product, bias)[0]
 
 
-def _gated_add_forward(stream: Array, gate: Array, product: Array, bias: Array) -> tuple[Array, Any]:
+def _gated_residual_forward(stream: Array, gate: Array, product: Array, bias: Array) -> tuple[Array, Any]:
     branch = keep_product(product + bias.astype(product.dtype))
     return stream + (gate * branch).astype(stream.dtype), (gate, branch, bias)
 
 
-def _gated_add_backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array, Array]:
+def _gated_residual_backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array, Array]:
     gate, branch, bias = kept
     axes = ("batch", *(None,) * (branch.ndim - 1))
 
     def backward(branch: Array, gradient: Array, gate: Array) -> Any:
         flat = [x.reshape(-1, *x.shape[-2:]) for x in (branch, gradient)]
         (dbranch,), (dgate, total) = token_reduce(
-            gated_gradient, flat, (gate.reshape(-1, gate.shape[-1]),), outputs=1, sums=2
+            gated_residual_gradient, flat, (gate.reshape(-1, gate.shape[-1]),), outputs=1, sums=2
         )
         return dbranch.reshape(branch.shape), dgate.reshape(gate.shape), total.reshape(gate.shape)
 
@@ -67,21 +70,21 @@ def _gated_add_backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array
     return gradient, dgate, dbranch, dbias.astype(bias.dtype)
 
 
-def gated_gradient(tokens: Sequence[Array], vectors: Sequence[Array], _numbers: Sequence[Array]) -> Any:
-    """For `token_reduce`: the gradient of a gated branch; sums for that of its gate, and of the gradient."""
+def gated_residual_gradient(tokens: Sequence[Array], vectors: Sequence[Array], _numbers: Sequence[Array]) -> Any:
+    """For `token_reduce`: the gradient of a gated branch; sums of the gate's gradient, and of the incoming gradient."""
     (branch, gradient), (gate,) = tokens, vectors
     return (gate * gradient,), (gradient * branch, gradient)
 
 
-gated_residual.defvjp(_gated_add_forward, _gated_add_backward)
+gated_residual.defvjp(_gated_residual_forward, _gated_residual_backward)
 
 
 def _sum_of_tokens(x: Float[Array, "*batch C"]) -> Float[Array, " C"]:
-    """The sum over all axes but the last, float32."""
+    """The sum over all axes except the last, float32."""
     rows = x.reshape(-1, x.shape[-1])
     if x.dtype == jnp.float32:
         return rows.sum(axis=0)
-    # A product with ones, which is exact, runs at a GPU's memory rate; XLA's sum over rows at a quarter of it.
+    # A product with ones is exact and runs at a GPU's memory rate. XLA's sum over rows runs at a quarter of that rate.
     ones = jnp.ones((8, rows.shape[0]), x.dtype)
     return jnp.matmul(ones, rows, preferred_element_type=jnp.float32)[0]
 
@@ -93,7 +96,16 @@ def bias_and_qk_norm(
     query_scale: Float[Array, " H"],
     key_scale: Float[Array, " H"],
 ) -> tuple[Float[Array, "G *batch N H"], Float[Array, "G *batch N H"], Float[Array, "G *batch N H"]]:
-    """Queries, keys and values of a joined product and its bias; each head's queries and keys are RMS-normalised."""
+    """Queries, keys and values, split into heads, from a joined product and its bias; QK norm included.
+
+    The RMS norm of each head's queries and keys, with learned scales, is that of SD3 (Esser et al. 2024, arXiv
+    2403.03206, section 5.3.2).
+
+    Args:
+        product: of tokens with the three kernels, joined along the last axis.
+        bias: the three biases, joined.
+        query_scale, key_scale: learned scales of the norms, for all heads.
+    """
     return _heads(product + bias.astype(product.dtype), query_scale, key_scale)
 
 
@@ -102,12 +114,12 @@ def _heads(joined: Array, query_scale: Array, key_scale: Array) -> tuple[Array, 
     return rms_norm(query, query_scale).astype(query.dtype), rms_norm(key, key_scale).astype(key.dtype), value
 
 
-def _biased_heads_forward(product: Array, bias: Array, query_scale: Array, key_scale: Array) -> Any:
+def _bias_and_qk_norm_forward(product: Array, bias: Array, query_scale: Array, key_scale: Array) -> Any:
     joined = keep_product(product + bias.astype(product.dtype))
     return _heads(joined, query_scale, key_scale), (joined, bias, query_scale, key_scale)
 
 
-def _biased_heads_backward(kept: Any, gradients: tuple[Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+def _bias_and_qk_norm_backward(kept: Any, gradients: tuple[Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
     joined, bias, query_scale, key_scale = kept
     streams = jnp.split(joined, 3, axis=-1)
     size = query_scale.shape[0]
@@ -122,7 +134,7 @@ def _biased_heads_backward(kept: Any, gradients: tuple[Array, Array, Array]) -> 
         scales = jnp.concatenate([jnp.tile(query_scale, count), jnp.tile(key_scale, count), jnp.ones(width)])
         normed = jnp.concatenate([jnp.ones(2 * width), jnp.zeros(width)])
         (dx,), sums = token_reduce(
-            heads_gradient, flat, (scales[None], normed[None]), outputs=1, sums=2, group=size, sections=3
+            qk_norm_gradient, flat, (scales[None], normed[None]), outputs=1, sums=2, group=size, sections=3
         )
         dx = dx.reshape(*streams[0].shape[:-1], 3 * width)
         return [jnp.split(x, 3, axis=-1) for x in (dx, *sums)]
@@ -143,10 +155,10 @@ def _biased_heads_backward(kept: Any, gradients: tuple[Array, Array, Array]) -> 
     return jnp.concatenate(dx, axis=-1), dbias, dquery_scale, dkey_scale
 
 
-def heads_gradient(tokens: Sequence[Array], vectors: Sequence[Array], _numbers: Sequence[Array]) -> Any:
-    """For `token_reduce`: the gradient of RMS norms with scale where `normed` is 1, else what came in.
+def qk_norm_gradient(tokens: Sequence[Array], vectors: Sequence[Array], _numbers: Sequence[Array]) -> Any:
+    """For `token_reduce`: the gradient of RMS norms with scale where `normed` is 1, the incoming gradient elsewhere.
 
-    The first sum is that of the gradient, for biases; the second is for the scales.
+    The first sum is the gradient of the bias, the second that of the scales.
     """
     (x, gradient), (scale, normed) = tokens, vectors
     size = x.shape[-1]
@@ -158,4 +170,4 @@ def heads_gradient(tokens: Sequence[Array], vectors: Sequence[Array], _numbers: 
     return (dx,), (dx, gradient * unit)
 
 
-bias_and_qk_norm.defvjp(_biased_heads_forward, _biased_heads_backward)
+bias_and_qk_norm.defvjp(_bias_and_qk_norm_forward, _bias_and_qk_norm_backward)

@@ -1,4 +1,4 @@
-"""The products of a feed-forward network with GELU, and their gradients."""
+"""The two products of a feed-forward network with GELU between them, and their gradients."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def gelu_products(
 ) -> Float[Array, "G *batch o"]:
     """`gelu(x @ up + bias) @ down`, with GELU in its tanh form.
 
-    The gradients are written out. What they read is `x @ up + bias`, which is named to be kept; GELU of it is made
-    again in the same pass over the tokens as its gradient and that of the bias (`kernels.token_reduce`).
+    The gradients are written out. The backward pass keeps `x @ up + bias` (`kernels.remat`). One pass over the tokens
+    (`kernels.token_reduce`) computes GELU again, its gradient, and the gradient of the bias.
 
     Args:
         x: tokens.
         up, bias, down: parameters.
-        dtype: type of what is multiplied, of the sums and of the result.
+        dtype: type of the factors, of the sums and of the result.
     """
     return _forward(x, up, bias, down, dtype)[0]
 
@@ -44,8 +44,8 @@ def gelu_products(
 def _forward(x: Array, up: Array, bias: Array, down: Array, dtype: Any) -> tuple[Array, tuple[Array, ...]]:
     before = matmul(x.astype(dtype), up.astype(dtype), dtype) + bias.astype(dtype)
     y = matmul(jax.nn.gelu(before), down.astype(dtype), dtype)
-    # Only the copy that is kept has the name: where what is named is also used, JAX rounds it first, and cuBLAS could
-    # not make GELU within the product.
+    # Only the kept copy is named. JAX rounds a named value before its other uses, and cuBLAS could then not compute
+    # GELU within the product.
     return y, (x, keep_product(before), up, bias, down)
 
 
@@ -73,7 +73,7 @@ def _backward(dtype: Any, kept: tuple[Array, ...], gradient: Array) -> tuple[Arr
 
 
 def gelu_gradient(tokens: Sequence[Array], _vectors: Sequence[Array], _numbers: Sequence[Array]) -> Any:
-    """For `token_reduce`: GELU and its gradient; the latter is summed."""
+    """For `token_reduce`: GELU and its gradient; the sum is that of the gradient."""
     x, gradient = tokens
     square = x * x
     tanh = jnp.tanh(GELU_SCALE * x * (1.0 + GELU_CUBE * square))

@@ -1,17 +1,17 @@
-"""Softmax attention on NVIDIA Hopper GPUs for scores of known bound: one pass over several sets of keys, no maximum.
+"""Max-free softmax attention on NVIDIA Hopper GPUs: one pass over several arrays of keys, for scores of known bound.
 
-Softmax does not change when all scores of a query move by one number. Flash attention subtracts a running maximum only
-to stay within the range of float32, and pays for it: a maximum over every block, a rescaling of the sums, and a wait
-between the scores and their exponentials. Where queries and keys are RMS-normalised, scores have a bound that the
-learned scales alone decide (`models.mmdit.score_bound`). Within `LARGEST_SCORE` their exponentials and all sums are
-ordinary float32 numbers as they are, so nothing is subtracted and the result is exact softmax.
+Softmax does not change when the same number is added to all scores of a query. Flash attention subtracts a running
+maximum only to stay within the range of float32, at the price of a maximum over every block, a rescaling of the sums,
+and a wait between the scores and their exponentials. Scores of RMS-normalised queries and keys have a bound that the
+learned scales alone decide (`models.mmdit.score_bound`). Within `LARGEST_SCORE`, the exponentials and all their sums
+are normal float32 numbers. Nothing needs to be subtracted, and the result is exact softmax.
 
-Consistent attention gains twice: own keys and pool are one softmax over two arrays, so that nothing is merged, and the
-arrays lie where they are.
+Consistent attention gains twice: own keys and pool enter one softmax, so that nothing is merged, and neither array is
+copied.
 
-The kernel is warp-specialised as FlashAttention-3 is (Shah et al. 2024, arXiv 2407.08608): one warpgroup copies keys
-and values, three compute, and each starts the product with the values of one block together with the scores of the
-next. Measurements: docs/notes/sampling_speed.md#consistent-attention-on-one-gpu.
+The kernel is warp-specialised like FlashAttention-3 (Shah et al. 2024, arXiv 2407.08608): one warpgroup copies keys and
+values, three compute. Each of them starts the product with the values of one block together with the scores of the
+next. Measurements are in docs/notes/sampling_speed.md#consistent-attention-on-one-gpu.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from jaxtyping import Array, Float
 
 HEAD_SIZE = 64
 
-# Queries of a computing warpgroup, as wgmma wants them, and keys of a block. Three warpgroups with blocks of 128 need
-# 160 registers a thread, just what they may have; the copying one needs few.
+# Queries per computing warpgroup, as wgmma requires, and keys per block. Three warpgroups with blocks of 128 need 160
+# registers per thread, exactly the limit; the copying warpgroup needs few.
 BLOCK_Q = 64
 BLOCK_KEYS = 128
 WARPGROUPS = 3
 COMPUTE_REGISTERS = 160
 COPY_REGISTERS = 32
-# Blocks of keys and of values in shared memory.
+# Blocks of keys, and as many of values, in shared memory.
 STAGES = 2
-# TMA copies whole tiles of so many rows.
+# Rows per tile; TMA copies whole tiles.
 ROWS = 8
 
 
@@ -48,10 +48,10 @@ def max_free_attention(
     """Attention of each query to the keys of all sources together, as if they were one sequence.
 
     Args:
-        query: bfloat16 or float16; every score, over the square root of the head size, must lie within
-            `score_bound.LARGEST_SCORE`. This is not checked: larger scores overflow.
-        sources: keys and values; any lengths but 0. An array of fewer entries b than the queries' B serves B / b
-            entries in a row each, as a pool serves the images of its group.
+        query: bfloat16 or float16. Every score, divided by the square root of the head size, must lie within
+            `models.mmdit.score_bound.LARGEST_SCORE`. This is not checked; larger scores overflow.
+        sources: keys and values of any lengths above 0. Each entry of a source with fewer entries b than the queries' B
+            serves B / b consecutive entries, as a pool serves the images of its group.
 
     Raises:
         ValueError: another head size or type, no keys, or entries that do not divide.
@@ -61,7 +61,7 @@ def max_free_attention(
         raise ValueError(f"max-free attention: {query.dtype} heads of {size}, must be half precision of {HEAD_SIZE}")
     if not sources or any(not k.shape[1] or batch % k.shape[0] for k, _ in sources):
         raise ValueError(f"max-free attention: keys {[k.shape for k, _ in sources]} for a batch of {batch}")
-    # Exponentials are powers of two on the device: the factor goes into the queries, once for all keys.
+    # The device computes powers of two. The queries take the factor log2(e), once for all keys.
     scaled = (query.astype(jnp.float32) * (math.log2(math.e) / math.sqrt(size))).astype(query.dtype)
     scaled = _whole_rows(scaled)
     arrays = [_whole_rows(x) for source in sources for x in source]
@@ -89,7 +89,7 @@ def max_free_attention(
             free,
             free,
         ],
-        # Heads run fastest: the blocks of one head's keys are read by all tiles of queries, from the cache.
+        # Heads run fastest, so that all tiles of queries read the keys of one head from the cache.
         grid=(heads, pl.cdiv(scaled.shape[1], WARPGROUPS * BLOCK_Q), batch),
         grid_names=("heads", "tiles", "batch"),
         num_threads=WARPGROUPS + 1,
@@ -116,7 +116,7 @@ def _make_kernel(rows: int, lengths: Sequence[int], repeats: Sequence[int], stag
         return lax.rem(block, jnp.int32(stages))
 
     def copy(sources: Sequence[tuple[Any, Any]], keys: Any, values: Any, barriers: Sequence[Any]) -> None:
-        """What the last warpgroup does: copies blocks as soon as their stages are free."""
+        """The copying warpgroup: copies blocks as soon as their stages are free."""
         keys_there, values_there, keys_free, values_free = barriers
         head, batch = lax.axis_index("heads"), lax.axis_index("batch")
         for (key, value), start, count, repeat in zip(sources, starts, counts, repeats, strict=True):
@@ -133,7 +133,7 @@ def _make_kernel(rows: int, lengths: Sequence[int], repeats: Sequence[int], stag
                 plgpu.copy_gmem_to_smem(value.at[place], values.at[stage], values_there.at[stage])
 
     def idle(barriers: Sequence[Any]) -> None:
-        """What a warpgroup does whose queries all lie beyond the end: it frees stages."""
+        """A computing warpgroup whose queries all lie beyond the end: it only frees stages."""
         keys_there, values_there, keys_free, values_free = barriers
 
         @pl.loop(0, total)
@@ -152,9 +152,10 @@ def _make_kernel(rows: int, lengths: Sequence[int], repeats: Sequence[int], stag
             return plgpu.transpose_ref(keys.at[stage], (1, 0))
 
         def weigh(scores: Array, sums: Array, seen: int | None) -> tuple[Array, Array]:
-            """The weights of a block of which the first `seen` keys count, and the sums with them.
+            """The weights of a block, of which the first `seen` keys count (None: all), and the updated sums.
 
-            Sums are kept for every eighth column, as they lie in registers: threads meet once, at the end.
+            Each of 8 columns of sums adds up every eighth column of weights, which lies in the same registers. Threads
+            exchange sums only once, at the end.
             """
             weights = jnp.exp2(scores)
             if seen is not None:
@@ -177,8 +178,8 @@ def _make_kernel(rows: int, lengths: Sequence[int], repeats: Sequence[int], stag
                 plgpu.barrier_wait(values_there.at[before])
 
                 def both(scores: Any) -> Array:
-                    # In this order: the weights are then in their registers before the first product starts, else
-                    # the compiler runs the two one after the other.
+                    # In this order the weights are in their registers before the first product starts. In the other
+                    # order the compiler runs the two products one after the other.
                     plgpu.wgmma(out, weights, values.at[before])
                     plgpu.wgmma(scores, query, transposed(stage))
                     return scores[...]

@@ -1,8 +1,8 @@
 """The kernel of `kernels.token_reduce` for NVIDIA Hopper GPUs.
 
-A program takes the tokens of a strip of 64 features, tile by tile through shared memory: TMA brings the next tiles
-while one warpgroup computes, and takes the results away. What is to be summed is added up in registers, tile on tile,
-and leaves the program once, at its end.
+A program reads the tokens of a strip of 64 features tile by tile through shared memory. TMA copies the next tiles in
+and finished tiles out while one warpgroup computes. Sums are accumulated in registers and written once, at the end of
+the program.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from jaxtyping import Array, Float, Float32
 
 from genaffect_jax.kernels.token_reduce_reference import STRIP, TokenFunction
 
-# Tokens of a tile, as wgmma's layout of registers wants them, and of the pieces that TMA copies of it.
+# Tokens per tile, as wgmma's register layout requires, and rows per piece of a tile that TMA copies.
 TILE, ROWS = 64, 8
-# Tiles of all inputs that are under way to a program, and tiles of each output.
+# Tiles in flight: of all inputs together, and of each output.
 TILES_IN, TILES_OUT = 8, 2
-# Programs should be at least so many: a few for each of the 132 multiprocessors, of unequal speed.
+# Lower bound of the number of programs: several for each of the 132 multiprocessors, whose speeds differ.
 PROGRAMS = 1024
 
 
@@ -37,7 +37,7 @@ def hopper_token_reduce(
     outputs: int,
     sums: int,
 ) -> tuple[list[Float[Array, "P L C"]], list[Float32[Array, "P C"]]]:
-    """`token_reduce` of half-precision tokens; C is a multiple of 64."""
+    """`token_reduce` for half-precision tokens, C a multiple of 64, and groups of 64 features or none."""
     (images, seen, width), dtype = tokens[0].shape, tokens[0].dtype
     tokens = [jnp.pad(x, ((0, 0), (0, -seen % ROWS), (0, 0))) for x in tokens]
     length = tokens[0].shape[1]
@@ -90,7 +90,7 @@ def hopper_token_reduce(
             plgpu.wait_smem_to_gmem(TILES_OUT - 1, wait_read_only=True)
             for target, x in zip(written, new, strict=True):
                 target[slot] = x.astype(dtype)
-            # All threads have read their inputs and written their outputs.
+            # Waits until all threads have read their inputs and written their outputs.
             plgpu.commit_smem()
             for source, target in zip(written, made, strict=True):
                 plgpu.copy_smem_to_gmem(source.at[slot], target.at[image, lines(i), features], commit_group=False)

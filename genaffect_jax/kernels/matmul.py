@@ -1,4 +1,4 @@
-"""The matrix product of tokens with a kernel, and its gradient as products of matrices."""
+"""The matrix product of tokens with a kernel, and its gradients as products of matrices."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from jaxtyping import Array, Float
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(x: Float[Array, "*batch i"], kernel: Float[Array, "i o"], out_dtype: Any) -> Float[Array, "*batch o"]:
-    """`x @ kernel` over the last axis of `x`, summed and given in `out_dtype`.
+    """`x @ kernel` over the last axis of `x`; sums and result have type `out_dtype`.
 
-    The gradients are the derived ones, but that of the kernel sums over the rows of two matrices. Summed over several
-    axes of tokens, XLA would lay whatever meets in that product out by features first, and transpose the rest.
+    The gradients are the usual ones, but that of the kernel sums over the rows of two matrices. For a sum over several
+    axes of tokens, XLA would choose a layout with features first for the factors and transpose everything else.
     """
     return jnp.matmul(x, kernel, preferred_element_type=out_dtype)
 

@@ -42,11 +42,13 @@ def _standardised(x: Array, mean: Array, inverse: Array) -> Array:
 def modulated_norm(
     x: Float[Array, "G *batch L D"], shift: Float[Array, "G *batch 1 D"], scale: Float[Array, "G *batch 1 D"]
 ) -> tuple[Float[Array, "G *batch L D"], Float[Array, "G *batch L D"]]:
-    """`x`, and `layer_norm(x) * (1 + scale) + shift` in its type; shift and scale are float32.
+    """`x`, and `layer_norm(x) * (1 + scale) + shift` in the type of `x`; shift and scale are float32.
 
-    Where the network goes on with both, it should take `x` from here: the gradients of the two are then added up in the
-    pass that makes the second. That gradient is written out: it reads `x` and the statistics of each token, where the
-    derived one keeps or makes again a float32 copy of what is normalised, for each of the sums that need it.
+    The modulated norm of adaLN (Peebles and Xie 2023, arXiv 2212.09748, section 3.2). A network that goes on with both
+    should take `x` from here: one pass then computes the gradient of the norm and adds the other to it.
+
+    That gradient is written out. It reads `x` and the statistics of each token. The derived gradient would keep, or
+    compute again, a float32 copy of the normalised tokens for each sum that needs it.
     """
     return _modulated_norm_forward(x, shift, scale)[0]
 
@@ -82,7 +84,7 @@ def _modulated_norm_backward(kept: Any, gradients: tuple[Array, Array]) -> tuple
 
 
 def norm_gradient(tokens: Sequence[Array], vectors: Sequence[Array], numbers: Sequence[Array]) -> Any:
-    """For `token_reduce`: the gradient of a modulated norm and what passed by; sums for those of shift and scale."""
+    """For `token_reduce`: the gradient of a modulated norm plus `passed`; sums of the shift's and scale's gradients."""
     (x, passed, gradient), (factor,), (mean, inverse, along_mean, along_normed) = tokens, vectors, numbers
     normed = (x - mean) * inverse
     dx = passed + inverse * (gradient * factor - along_mean - normed * along_normed)

@@ -1,4 +1,4 @@
-"""Kernels that the compiler cannot cut over devices: each device runs them on its own share of the arrays."""
+"""Partitioning of kernels that the compiler cannot cut: each device runs them on its own part of the arrays."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def run_partitioned(
 ) -> Any:
     """`function(*arrays)`, cut over the mesh that the arrays lie on.
 
-    A Pallas kernel is opaque to the compiler, which refuses to cut it; this says how. The result is that of the whole
-    arrays only if the function treats the cut dimensions entry by entry (images, heads). Arrays on one device, or
-    inside a `jax.shard_map`, go to the function as they are. Inside a jitted function the mesh is that of its
-    arguments, which must have been placed there before the call; JAX refuses the kernel otherwise.
+    A Pallas kernel is opaque to the compiler, which refuses to cut it. The result equals that of the whole arrays only
+    if the function treats the entries of cut dimensions (images, heads) one by one. Arrays on one device, or inside a
+    `jax.shard_map`, are passed on whole. Inside a jitted function the mesh is that of its arguments, which must have
+    been placed there before the call; JAX refuses the kernel otherwise.
 
     Args:
-        function: of the arrays (None stays None), with a tree of arrays as its result.
-        arrays: the first is not None, has every logical axis, and its mesh is the one that counts.
-        axes: logical axes (`parallel.sharding.RULES`, None: not cut) of each array. An axis whose size the mesh does
+        function: takes the arrays (None stays None) and returns a tree of arrays.
+        arrays: the first is not None and has every logical axis; its mesh is used.
+        axes: logical axes of each array (`parallel.sharding.RULES`; None: not cut). An axis whose size the mesh does
             not divide is not cut: every device then computes all of it.
-        out: a tree like the result, of such logical axes in place of arrays.
+        out: a tree like the result, with logical axes in place of arrays.
     """
     first = arrays[0]
     assert first is not None

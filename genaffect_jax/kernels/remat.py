@@ -1,4 +1,7 @@
-"""What the backward pass keeps of a layer, and what it computes again (Chen et al. 2016, arXiv 1604.06174)."""
+"""Rematerialisation: what the backward pass keeps of a layer, and what it computes again.
+
+Chen et al. 2016, arXiv 1604.06174. Values that are dear to compute again have names, by which policies keep them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 Remat = Literal["none", "named", "dots", "full"]
-# Names of what is dear to compute again.
+# Names of kept values: products with weights, and inputs and results of attention kernels.
 PRODUCT, ATTENTION = "product", "attention"
 
 
@@ -20,12 +23,12 @@ def keep_product(x: Array) -> Array:
 
 
 def _is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
-    # Its gradient rule is JAX's own and gives its results no name.
+    # JAX's own gradient rule of this operation does not name its results.
     return primitive.name == "dot_product_attention_fwd_wrapper"
 
 
 POLICIES: dict[Remat, Callable[..., Any]] = {
-    # Norms, modulations and activations cost little, and keeping them in float32 takes most of the memory.
+    # Norms, modulations and activations cost little to compute again. In float32 they would take most of the memory.
     "named": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENTION), _is_cudnn_attention
     ),

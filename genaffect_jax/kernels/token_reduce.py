@@ -1,9 +1,9 @@
-"""One pass over tokens that gives new tokens and, at the same time, sums over the tokens of each image.
+"""One pass over tokens that computes new tokens and, at the same time, sums over the tokens of each image.
 
-Gradients of biases, of learned scales, of shifts and gates are sums over tokens of what other gradients read or write
-anyway. XLA makes them in passes of their own, at a quarter of a GPU's memory rate
-(docs/notes/training_speed.md#token-reductions). On NVIDIA Hopper GPUs, in half precision, one kernel does both
-(`kernels.hopper_token_reduce`). Elsewhere the same function runs on whole arrays.
+The gradients of biases, learned scales, shifts and gates are sums over tokens of values that other gradients read or
+write anyway. XLA computes these sums in passes of their own, at a quarter of a GPU's memory rate
+(docs/notes/training_speed.md#token-reductions). On NVIDIA Hopper GPUs, in half precision, one kernel computes both
+(`kernels.hopper_token_reduce`). Elsewhere the same function runs on whole arrays (`kernels.token_reduce_reference`).
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ def token_reduce(
     """Applies a function to every token, and sums over the tokens of each image.
 
     Args:
-        function: what becomes of the tokens; where all tokens are 0, what it has summed must be 0.
+        function: makes new tokens and terms of sums. Where all tokens are 0, its terms must be 0.
         tokens: arrays of one shape and type.
         vectors: one number per feature, for all tokens of an image.
         numbers: one number per token.
-        outputs: how many arrays of new tokens the function makes.
-        sums: how many arrays it wants summed.
-        group: features that the function may sum over (`over_group`), a divisor of C; None: features do not meet.
+        outputs: number of arrays of new tokens.
+        sums: number of arrays of terms to be summed.
+        group: number of neighbouring features that the function may sum over (`over_group`), a divisor of C; None: it
+            treats every feature by itself.
         sections: parts of the features that plain JAX computes one after the other, in less memory.
 
     Returns:

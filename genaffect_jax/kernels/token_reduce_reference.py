@@ -1,4 +1,4 @@
-"""`token_reduce` in plain JAX, and what its functions are made of."""
+"""`token_reduce` in plain JAX, and the type and the parts of the functions that it takes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32
 
-# (tokens, vectors, numbers), all float32 of one shape, to (new tokens, what is to be summed). The last axis is one
+# (tokens, vectors, numbers), all float32 and of one shape, to (new tokens, terms to be summed). The last axis is one
 # group of features.
 TokenFunction = Callable[[Sequence[Array], Sequence[Array], Sequence[Array]], tuple[Sequence[Array], Sequence[Array]]]
 
-# Features that the kernel takes at a time.
+# Features per program of the Hopper kernel, and the only group size that it supports.
 STRIP = 64
 
 
 def over_group(x: Float32[Array, "*tokens d"]) -> Float32[Array, "*tokens d"]:
-    """The sum over the features of a group, at every one of them."""
+    """The sum over the features of a group, repeated for each of them."""
     return lax.broadcast_in_dim(jnp.sum(x, axis=-1), x.shape, tuple(range(x.ndim - 1)))
 
 
@@ -28,7 +28,7 @@ def token_reduce_reference(
     numbers: Sequence[Float[Array, "P L"]],
     group: int | None,
 ) -> tuple[list[Float[Array, "P L C"]], list[Float32[Array, "P C"]]]:
-    """`token_reduce` in plain JAX."""
+    """`token_reduce` on whole arrays, in plain JAX; see there for the arguments."""
     (images, _, width), dtype = tokens[0].shape, tokens[0].dtype
 
     def grouped(x: Array) -> Array:

@@ -12,10 +12,13 @@ from genaffect_jax.models.lora import LoraNetwork
 def build_networks(
     config: ModelConfig, dtype: DType = "float32", max_free: bool = False
 ) -> tuple[Functional[GenAffect], Functional[AutoencoderKL]]:
-    """The denoiser and the autoencoder of a model, without parameters; `dtype` is the type of activations.
+    """The denoiser and the autoencoder of a model, without parameters.
 
-    `max_free` is for networks that only draw with parameters whose `models.mmdit.score_bound.score_bound` is at most
-    its `LARGEST_SCORE` (see `MMDiT`).
+    Args:
+        config: sizes, and the low-rank additions of the denoiser if there are any.
+        dtype: type of activations.
+        max_free: see `MMDiT`. For sampling only, with parameters whose `models.mmdit.score_bound.score_bound` is at
+            most `LARGEST_SCORE`.
 
     Raises:
         ConfigError: `config.lora` does not fit the denoiser (see `models.lora.LoraNetwork`).

@@ -1,7 +1,7 @@
-"""Floating point operations of the networks by arithmetic: what shares of a device's peak are quoted of.
+"""Floating point operations of the denoiser by arithmetic, for utilisation as a share of a device's peak.
 
-Counted are products with weights and attention, two operations for a multiplication and its addition. A compiler's own
-count is of no use for that: it takes the body of a loop once, and kernels for nothing.
+Products with weights and attention count, with two operations for a multiplication and its addition. The compiler's own
+count does not serve: it counts the body of a loop once, and custom kernels not at all.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from genaffect_jax.config import DenoiserRun, MMDiTConfig, ModelConfig
 from genaffect_jax.data.groups import REFERENCES_PER_GROUP
 from genaffect_jax.kernels.remat import Remat
-from genaffect_jax.models.layers import TIMESTEP_FEATURES
+from genaffect_jax.models.mmdit.embeddings import TIMESTEP_FEATURES
 
 
 class Flops(NamedTuple):
@@ -28,7 +28,7 @@ class Flops(NamedTuple):
         return self.products + self.attention
 
     def plus(self, other: Flops) -> Flops:
-        """The sum, part by part."""
+        """The sum of both parts."""
         return Flops(self.products + other.products, self.attention + other.attention)
 
 
@@ -42,15 +42,15 @@ def forward_flops(
     expression_tokens: int = 0,
     others: int = 0,
 ) -> Flops:
-    """The blocks of one forward of the denoiser.
+    """The blocks of one forward pass of the transformer.
 
     Args:
-        config: the denoiser.
-        images: how many.
+        config: sizes of the transformer.
+        images: number of images.
         side: height and width of the latents.
-        text: text (or register) tokens of each image.
-        identity_tokens, expression_tokens: those that the image queries of each image look at.
-        others: image tokens of other images that each image sees.
+        text: text (or register) tokens per image.
+        identity_tokens, expression_tokens: condition tokens that the image queries of each image attend to.
+        others: image tokens of other images that each image attends to (consistent attention).
     """
     width, image = config.width, (side // config.patch_size) ** 2
     products = attention = 0.0
@@ -69,14 +69,14 @@ def forward_flops(
 
 
 def condition_flops(model: ModelConfig, sets: int, expressions: int, references: int, text: int) -> Flops:
-    """What is computed once of the conditions: token makers, the branches' keys and values, the text's projection.
+    """The conditions, which are computed once per set: projectors, branch keys and values, text projection.
 
     Args:
         model: sizes.
-        sets: people.
-        expressions: images of each.
-        references: of each person.
-        text: text tokens of each prompt, or register tokens, which are not projected.
+        sets: number of people.
+        expressions: images per person.
+        references: references per person.
+        text: text tokens per prompt, or register tokens, which are not projected.
     """
     network, conditioning = model.mmdit, model.conditioning
     width, images = network.width, sets * expressions
@@ -104,14 +104,14 @@ def condition_flops(model: ModelConfig, sets: int, expressions: int, references:
 def denoiser_flops(
     model: ModelConfig, sets: int, expressions: int, references: int = 1, text: int | None = None
 ) -> Flops:
-    """One forward of the whole denoiser (`models.genaffect.GenAffect`), conditions included, on latents.
+    """One forward pass of the whole denoiser (`models.genaffect.GenAffect`) on latents, conditions included.
 
     Args:
         model: sizes.
-        sets: people.
-        expressions: images of each.
-        references: of each person.
-        text: text tokens of each prompt; None for a model with register tokens.
+        sets: number of people.
+        expressions: images per person.
+        references: references per person.
+        text: text tokens per prompt; None for a model with register tokens.
 
     Raises:
         ValueError: `text` is missing, or given for a model with register tokens.
@@ -140,30 +140,30 @@ def denoiser_flops(
 
 
 def training_flops(forward: Flops, trained: float = 1.0, remat: Remat = "none") -> float:
-    """One step of training: the forward, its gradient and, with `remat`, what is computed again.
+    """One training step: the forward pass, its gradient and, with `remat`, the operations that are computed again.
 
-    A model FLOPs utilisation is quoted of the step without what is computed again (Chowdhery et al. 2022, arXiv
-    2204.02311, appendix B): `remat="none"`.
+    Model FLOPs utilisation counts a step without recomputation (Chowdhery et al. 2022, arXiv 2204.02311, appendix B):
+    `remat="none"`.
 
     Args:
-        forward: of the whole batch.
-        trained: share of the weights that train. The gradient of products is one more product for its input and one for
-            its weights, and the latter is left out for weights that stay fixed; taken here as the same share of the
-            products, which is exact for 0 and 1 only.
-        remat: what is computed again; `dots` keeps the results of products with weights, `named` also those of
-            attention kernels (XLA's attention, which is none, is computed again all the same and not counted here).
+        forward: operations of one forward pass of the whole batch.
+        trained: share of the weights that are trained. The gradient of a product is one more product for its input and
+            one for its weights; the latter is left out for frozen weights. The same share of the products is left out
+            here, which is exact for 0 and 1 only.
+        remat: recomputation policy. `dots` keeps the results of products with weights, `named` also those of attention
+            kernels. XLA's attention is no kernel: it is computed again with `named` too, and not counted here.
     """
     again = {"none": 0.0, "named": 0.0, "dots": forward.attention, "full": forward.total}[remat]
     return forward.products * (2 + trained) + forward.attention * 3 + again
 
 
 def step_flops(config: DenoiserRun, trained: float, remat: bool) -> float:
-    """Operations of one step over all devices, of the denoiser alone: no autoencoder, no auxiliary losses.
+    """Operations of one training step of the denoiser over all devices, without autoencoder and auxiliary losses.
 
     Args:
-        config: the training.
-        trained: share of the weights that train.
-        remat: count what the backward pass computes again (`mmdit.remat`), too.
+        config: the training run.
+        trained: share of the weights that are trained.
+        remat: whether to count what the backward pass computes again (`mmdit.remat`).
     """
     forward = denoiser_flops(
         config.model, config.train.batch_size, config.data.expressions_per_set, REFERENCES_PER_GROUP, config.text_tokens

@@ -1,8 +1,8 @@
 """A network as a pure function of a flat dictionary of arrays.
 
-Training, sampling and checkpoints handle parameters as `{"blocks.attention.query": array, ...}`: sharding rules,
-optimizers, averages and weight files all read that one form. The module's structure is split off once, when the
-`Functional` is made, and joined with the arrays inside the jitted function that uses it.
+Training, sampling and checkpoints handle parameters as `{"mmdit.out.kernel": array, ...}`. Sharding rules, optimizers,
+averages and weight files all read that one form. A `Functional` splits off the module's structure once, when it is
+made, and joins it with the arrays inside the jitted function that uses them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Value = TypeVar("Value")
 
 
 def parameters_of(module: nnx.Module) -> Parameters:
-    """The flat parameters of a module that holds arrays; the inverse of `Functional.merge`."""
+    """The flat parameters of a module that holds arrays: the inverse of `Functional.merge`."""
     return {".".join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(nnx.state(module))}
 
 
@@ -30,15 +30,15 @@ class Functional(Generic[Module]):
     Attributes:
         shapes: name to shape and dtype of every parameter.
         logical_axes: name to the logical axis names of every parameter (see `parallel.sharding`).
-        compute_dtypes: name of each kernel to the type that it is rounded to before it is multiplied.
-        constants: names that are no parameters (a position table): `nnx.Variable`s that are no `nnx.Param`. They are
-            handled like parameters so that they are arguments of every program, not constants of it.
+        compute_dtypes: name of each kernel to the type that it is cast to before it is multiplied.
+        buffers: names of arrays that are no parameters, such as the position table: `nnx.Variable`s that are no
+            `nnx.Param`. They are handled like parameters, so that programs take them as arguments, not as constants.
         trainable: names that training may change: all parameters, unless `training` chose some.
-        added: trainable names that were added to the network in order to train (see `models.lora`).
+        lora_params: trainable names that were added to the network in order to train it (`models.lora`).
     """
 
     def __init__(self, make: Callable[[nnx.Rngs], Module]):
-        """`make(rngs)` builds the module; here it runs abstractly, so no array is made.
+        """`make(rngs)` builds the module. It runs abstractly here, so that no array is made.
 
         Raises:
             ValueError: a parameter names no logical axes, or not one per dimension.
@@ -65,7 +65,7 @@ class Functional(Generic[Module]):
         self.lora_params: frozenset[str] = frozenset()
 
     def training(self, names: Collection[str]) -> Self:
-        """The same network, of which only these parameters train.
+        """The same network with only these parameters trainable.
 
         Raises:
             ValueError: a name is not in `trainable`.
@@ -82,18 +82,18 @@ class Functional(Generic[Module]):
         return parameters_of(self._make(nnx.Rngs(key)))
 
     def split(self, parameters: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str, Value]]:
-        """The entries of a flat dictionary that train, and those that do not."""
+        """The entries of a flat dictionary in two parts: trainable and not."""
         return (
             {name: value for name, value in parameters.items() if name in self.trainable},
             {name: value for name, value in parameters.items() if name not in self.trainable},
         )
 
     def cast_kernels(self, parameters: Parameters) -> Parameters:
-        """Some parameters, kernels among them as they are multiplied.
+        """The given parameters, with kernels cast to the type in which they are multiplied.
 
-        Layers round what they are given. Kernels that are rounded before are read in full only once where forward and
-        backward pass use them, and half precision is what devices that share them send to each other. The price is that
-        the rounded copies exist all at once.
+        Layers cast the kernels that they are given. Casting all of them first has two advantages: forward and backward
+        pass together read the float32 kernels only once, and devices that shard them exchange half precision. The price
+        is that all cast copies exist at once.
         """
         return {n: x.astype(self.compute_dtypes[n]) if n in self.compute_dtypes else x for n, x in parameters.items()}
 
@@ -117,10 +117,10 @@ class Functional(Generic[Module]):
 
     @property
     def size(self) -> int:
-        """Number of parameters (single numbers), whether they train or not."""
+        """Number of parameters, counted as single numbers, trainable or not."""
         return sum(s.size for name, s in self.shapes.items() if name not in self.buffers)
 
     @property
     def trainable_size(self) -> int:
-        """Number of parameters (single numbers) that train."""
+        """Number of trainable parameters, counted as single numbers."""
         return sum(self.shapes[name].size for name in self.trainable)

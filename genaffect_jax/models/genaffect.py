@@ -1,4 +1,4 @@
-"""Gen-AFFECT's denoiser: the denoiser with its two token makers (arXiv 2508.09461)."""
+"""The denoiser of Gen-AFFECT (arXiv 2508.09461): the transformer with the projectors of its two conditions."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from genaffect_jax.errors import ConfigError
 from genaffect_jax.models.mmdit.block_cache import BlockCache
 from genaffect_jax.models.mmdit.condition_projectors import ExpressionProjector, IdentityProjector
 from genaffect_jax.models.mmdit.consistent_attention import Sharing
-from genaffect_jax.models.mmdit.model import Conditions, Left, MMDiT
+from genaffect_jax.models.mmdit.model import Conditions, MMDiT, MMDiTOutput, Scale
 
-# Below this noise level the division that turns clean latents into a velocity would only amplify errors (Li & He 2025,
-# "Back to Basics: Let Denoising Generative Models Denoise", arXiv 2511.13720, clip at the same value).
+# The division that turns clean latents into a velocity would only amplify errors below this noise level. Li & He 2025,
+# "Back to Basics: Let Denoising Generative Models Denoise", arXiv 2511.13720, clip at the same value.
 SMALLEST_SIGMA = 0.05
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class BranchScales:
-    """Run-time weights of the identity and the expression branch; arrays of a program, so changing them never compiles.
+    """Run-time weights of the identity and the expression branch.
 
-    A scale acts at the noise levels of its interval, both ends included; elsewhere it is 1, as in training.
+    They are arguments of a program, so that changing them never compiles. A scale acts at the noise levels of its
+    interval, both ends included; elsewhere the weight is 1, as in training.
     """
 
     identity: Float[Array, " layers"]
@@ -50,7 +51,7 @@ class BranchScales:
         identity_interval: Sequence[float] = (0.0, 1.0),
         expression_interval: Sequence[float] = (0.0, 1.0),
     ) -> BranchScales:
-        """Scales of a model of so many layers, from one number for all layers or one for each.
+        """Scales of a model with `layers` layers, each from one number for all layers or one number per layer.
 
         Raises:
             ConfigError: a scale is negative or not finite, there is not one per layer, or an interval is no part of
@@ -83,12 +84,12 @@ class BranchScales:
 
 
 class GenAffect(nnx.Module):
-    """Velocity of the images of a set, given who the person is and what each face does.
+    """The velocity of the images of a set, given reference images of the person and the expression of each image.
 
-    With `config.prediction` "x0" the denoiser's output is read as the clean latents x, and the velocity is
-    `(latents - x) / sigma`: a narrow network then need not carry the noise through to its output.
+    `encode_conditions` runs once per set, the call once per denoising step. The autoencoder is a network of its own.
 
-    `conditions` runs once per set, the call once per denoising step. The autoencoder is a network of its own.
+    With `config.prediction` "x0" the transformer predicts the clean latents x, and the velocity is
+    `(latents - x) / sigma`. A narrow network then need not carry the noise through to its output.
 
     Args:
         config: sizes.
@@ -107,8 +108,8 @@ class GenAffect(nnx.Module):
     ) -> None:
         self.prediction = config.prediction
         self.mmdit = MMDiT(config.mmdit, branches=True, rngs=rngs, dtype=dtype, max_free=max_free)
-        self.identity_tokens = IdentityProjector(config.mmdit, config.conditioning, rngs=rngs, dtype=dtype)
-        self.expression_tokens = ExpressionProjector(config.mmdit.width, config.conditioning, rngs=rngs, dtype=dtype)
+        self.identity_projector = IdentityProjector(config.mmdit, config.conditioning, rngs=rngs, dtype=dtype)
+        self.expression_projector = ExpressionProjector(config.mmdit.width, config.conditioning, rngs=rngs, dtype=dtype)
 
     def encode_conditions(
         self,
@@ -122,14 +123,14 @@ class GenAffect(nnx.Module):
         text: Float[Array, "G E T C"] | None = None,
         pooled: Float[Array, "G E P"] | None = None,
     ) -> Conditions:
-        """All that stays constant while a set is denoised.
+        """Everything that stays constant while a set is denoised.
 
         Args:
-            reference: latents of R reference images of each person, shared by the group's expressions.
-            reference_mask: False where a reference is padding; a group without any has no identity (as if dropped).
+            reference: latents of R reference images of each person, shared by the images of the group.
+            reference_mask: False where a reference is padding. A group without references gets the null token.
             expression: expression vector of each image.
-            drop_identity: groups that get the learned null identity token.
-            drop_expression: images that get the learned null expression tokens.
+            drop_identity: True for groups that get the learned null identity token.
+            drop_expression: True for images that get the learned null expression tokens.
             embedding: face embeddings of the references, for models with `conditioning.identity_embedding`.
             text, pooled: text embeddings, for models without register tokens.
 
@@ -139,7 +140,7 @@ class GenAffect(nnx.Module):
         """
         patch = self.mmdit.config.patch_size
         positions = self.mmdit.positions(reference.shape[2] // patch, reference.shape[3] // patch)
-        identity_tokens, identity_mask = self.identity_tokens(
+        identity_tokens, identity_mask = self.identity_projector(
             reference, reference_mask, positions, drop_identity, embedding=embedding
         )
         return self.mmdit.project_conditions(
@@ -147,7 +148,7 @@ class GenAffect(nnx.Module):
             pooled=pooled,
             identity_tokens=identity_tokens,
             identity_mask=identity_mask,
-            expression_tokens=self.expression_tokens(expression, drop_expression),
+            expression_tokens=self.expression_projector(expression, drop_expression),
         )
 
     def __call__(
@@ -155,31 +156,24 @@ class GenAffect(nnx.Module):
         latents: Float[Array, "G E h w c"],
         timestep: Float[Array, "G E"],
         conditions: Conditions,
-        identity_scale: Float[Array, "*layers"] | float = 1.0,
-        expression_scale: Float[Array, "*layers"] | float = 1.0,
-    ) -> Float[Array, "G E h w c"]:
-        """Velocity (float32) of noisy latents; `timestep` is sigma in [0, 1], scaled to 0..1000 inside.
-
-        `identity_scale` and `expression_scale` weigh the two branches: one number, or one per layer; traced values.
-        """
-        return self.consistent(latents, timestep, conditions, identity_scale, expression_scale, None)[0]
-
-    def consistent(
-        self,
-        latents: Float[Array, "G E h w c"],
-        timestep: Float[Array, "G E"],
-        conditions: Conditions,
-        identity_scale: Float[Array, "*layers"] | float,
-        expression_scale: Float[Array, "*layers"] | float,
-        sharing: Sharing | None,
+        *,
+        identity_scale: Scale = 1.0,
+        expression_scale: Scale = 1.0,
+        sharing: Sharing | None = None,
         block_cache: BlockCache | None = None,
-    ) -> tuple[Float[Array, "G E h w c"], Left]:
-        """The same for images that share tokens or reuse features, and what is left for others (see `MMDiT`)."""
-        predicted, left = self.mmdit.consistent(
-            latents, timestep, conditions, identity_scale, expression_scale, sharing, block_cache
+    ) -> MMDiTOutput:
+        """One evaluation, as `MMDiT.__call__`, except that `prediction` is always the velocity."""
+        output = self.mmdit(
+            latents,
+            timestep,
+            conditions,
+            identity_scale=identity_scale,
+            expression_scale=expression_scale,
+            sharing=sharing,
+            block_cache=block_cache,
         )
         if self.prediction == "velocity":
-            return predicted, left
+            return output
         # Velocity noise - clean, with the noise that leads from the predicted clean latents to the given ones.
         sigma = jnp.maximum(timestep, SMALLEST_SIGMA)[..., None, None, None]
-        return (latents.astype(jnp.float32) - predicted) / sigma, left
+        return output._replace(prediction=(latents.astype(jnp.float32) - output.prediction) / sigma)

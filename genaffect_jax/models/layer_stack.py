@@ -16,14 +16,15 @@ from genaffect_jax.kernels.remat import POLICIES, Remat
 class LayerStack(nnx.Module):
     """Equal layers with their parameters stacked along a leading axis (logical name `layers`).
 
-    Scanned and unrolled runs share parameters and code, so a checkpoint does not depend on the choice.
+    Scanned and unrolled runs share parameters and code, so that checkpoints do not depend on the choice.
 
     Args:
         make: builds one layer, `make(rngs=...)`.
-        length: how many.
-        scan: run as a loop (compiles one layer), else unrolled.
-        remat: what of each layer the backward pass recomputes: nothing (`none`), all but products with weights and
-            attention kernels (`named`), all but products with weights (`dots`), or all (`full`).
+        length: number of layers.
+        scan: run as a loop, of which one layer is compiled; otherwise unrolled.
+        remat: what the backward pass computes again in each layer: nothing (`none`), everything but products with
+            weights and attention kernels (`named`), everything but products with weights (`dots`), or everything
+            (`full`).
         rngs: source of the initial values; each layer has its own.
     """
 
@@ -69,8 +70,8 @@ class LayerStack(nnx.Module):
             body = jax.checkpoint(body, policy=POLICIES[self.remat])
         if self.scan:
             return jax.lax.scan(body, carry, (state, per_layer))
-        # Layers cut out by one split, whose gradient is one concatenation; of a loop that XLA unrolls the results of
-        # every layer would still be copied into stacks.
+        # All layers are cut out by one split, whose gradient is one concatenation. A scan that XLA unrolls would still
+        # copy the results of every layer into stacks.
         leaves, structure = jax.tree.flatten((state, per_layer))
         pieces = [[x[0] for x in jax.lax.split(leaf, (1,) * (stop - start))] for leaf in leaves]
         outputs = []
@@ -80,6 +81,11 @@ class LayerStack(nnx.Module):
         return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
 
     def map(self, function: Callable[[Any], Any]) -> Any:
-        """`function(layer)` of every layer, stacked along a leading axis."""
+        """`function(layer)` of all layers at once, stacked along a leading axis."""
         graph, state = nnx.split(self.layers)
         return jax.vmap(lambda layer_state: function(nnx.merge(graph, layer_state)))(state)
+
+
+def join_layers(*trees: Any) -> Any:
+    """Concatenates trees of equal structure along the leading axis of their arrays, that of the layers."""
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *trees)

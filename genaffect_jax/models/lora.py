@@ -1,8 +1,8 @@
-"""LoRA: a network whose chosen kernels get a trainable low-rank addition (Hu et al. 2021, arXiv 2106.09685).
+"""LoRA: trainable low-rank additions to chosen kernels of a network (Hu et al. 2021, arXiv 2106.09685).
 
-The kernel W of a linear layer becomes `W + alpha / r * A @ B`, section 4.1 there. W stays as it is; A and B are
-parameters of their own, named `<name of W>.lora_a` and `.lora_b`. The sum is made before the module sees its kernels,
-so that no layer knows of it. The price: sum and gradient of whole kernels exist while a step is computed.
+The kernel W of a linear layer becomes `W + alpha / r * A @ B` (section 4.1 there). W is frozen; A and B are parameters
+named `<name of W>.lora_a` and `.lora_b`. The sum is computed before the module gets its kernels, so that no layer knows
+of it. The price is that sum and gradient of whole kernels exist during a step.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ FACTORS = (LORA_A, LORA_B)
 class LoraNetwork(Functional[Module]):
     """A network with low-rank additions.
 
-    It has the parameters of the base, of which the target kernels do not train, and two factors for each target: A
-    [*layers, in, r], normal with variance 1 / in, and B [*layers, r, out], zero, so that nothing changes at first.
+    Its parameters are those of the base, of which the target kernels are frozen, and two factors for each target: A
+    [*layers, in, r], initially normal with variance 1 / in, and B [*layers, r, out], initially zero, so that the
+    network starts as the base.
     """
 
     def __init__(self, base: Functional[Module], config: LoraConfig):
@@ -50,12 +51,12 @@ class LoraNetwork(Functional[Module]):
             self.logical_axes[f"{name}.{LORA_B}"] = (*layer_axes, None, column_axis)
         self.lora_params = frozenset(self.shapes) - frozenset(base.shapes)
         self.buffers = base.buffers
-        # The sums are rounded, not their parts.
+        # The sums are cast to the compute type, not their parts.
         self.compute_dtypes = {n: dtype for n, dtype in base.compute_dtypes.items() if n not in self.targets}
         self.trainable = (base.trainable - frozenset(self.targets)) | self.lora_params
 
     def init(self, key: jax.Array) -> Parameters:
-        """Random parameters from one typed key; those of the base are what the base makes of that key."""
+        """Random parameters from one typed key; those of the base equal `base.init` of that key."""
         parameters = self.base.init(key)
         for name in self.targets:
             a, b = (f"{name}.{factor}" for factor in FACTORS)
@@ -84,7 +85,7 @@ class LoraNetwork(Functional[Module]):
         scale = self.config.alpha / self.config.rank
         for name in self.targets:
             a, b = (parameters[f"{name}.{factor}"] for factor in FACTORS)
-            # Full precision (GPUs and TPUs round the factors of float32 products otherwise): it costs little here.
+            # Without HIGHEST, GPUs and TPUs round the factors of float32 products. Full precision costs little here.
             merged[name] = merged[name] + scale * jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
         return merged
 
@@ -107,6 +108,6 @@ def _targets(base: Functional, config: LoraConfig) -> tuple[str, ...]:
 
 
 def _is_linear_kernel(base: Functional, name: str) -> bool:
-    """Whether it is a parameter [in, out], or one for each layer of a stack."""
+    """Whether the parameter is a trainable kernel [in, out], or a stack of them, one per layer."""
     own = [axis for axis in base.logical_axes[name] if axis != "layers"]
     return name in base.trainable and name.endswith(".kernel") and len(own) == 2

@@ -1,4 +1,4 @@
-"""The prompt table on the devices: text embeddings that a jitted program takes as an argument and reads by row."""
+"""Prompt embeddings on the devices: an argument of jitted programs, which read it by row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Prompts:
     pooled: Float[Array, "P D"]
     """Pooled embeddings."""
     negative: Int[Array, ""]
-    """Row of the prompt that stands for no text."""
+    """Row of the negative prompt, which stands for no text."""
 
     @classmethod
     def of(cls, table: PromptTable, negative: str) -> Prompts:
@@ -36,7 +36,7 @@ class Prompts:
     def lookup(
         self, rows: Int[Array, "G E"], drop: Bool[Array, "G E"] | None = None
     ) -> tuple[Float[Array, "G E T C"], Float[Array, "G E D"]]:
-        """Tokens and pooled embedding of each image's prompt; of the negative one where `drop` is True."""
+        """Tokens and pooled embedding of each image's prompt, or of the negative prompt where `drop` is True."""
         if drop is not None:
             rows = jnp.where(drop, self.negative, rows)
         return self.tokens[rows], self.pooled[rows]

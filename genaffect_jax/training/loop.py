@@ -1,4 +1,4 @@
-"""The training loop: fetch, step, log, save; it ends at the last step or at a signal, with a checkpoint either way."""
+"""The training loop: fetch, step, log, save. It ends at the last step or at a signal, with a checkpoint either way."""
 
 from __future__ import annotations
 
@@ -6,114 +6,65 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, Protocol
 
 import jax
 import numpy as np
+import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from genaffect_jax.checkpoints.manager import Checkpoints
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import DType, TrainConfig
 from genaffect_jax.errors import DataError
-from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.chips import peak_flops
 from genaffect_jax.parallel.distributed import is_first
-from genaffect_jax.training.denoiser.auxiliary import PREFIX as OPTIONAL
-from genaffect_jax.training.denoiser.conditioning_probe import RIGHT
-from genaffect_jax.training.denoiser.probe_report import ProbeReport
-from genaffect_jax.training.metric_log import TrainingLog
+from genaffect_jax.training.metric_log import TrainingLog, read_rows
 from genaffect_jax.training.nonfinite import SKIPPED, NonFiniteGuard
 from genaffect_jax.training.optimizer import learning_rate, make_optimizer
 from genaffect_jax.training.profiler import StepProfile
-from genaffect_jax.training.state import abstract_state, create_state
-from genaffect_jax.training.step import Batch, LossFunction, device_batch, make_train_step
+from genaffect_jax.training.state import TrainState, abstract_state, create_state
+from genaffect_jax.training.step import device_batch, make_train_step
+from genaffect_jax.training.task import Task
 
-# Steps that may be dispatched and not done.
+# Steps that may be dispatched to the devices and not be done.
 IN_FLIGHT = 4
 
 
-class Batches(Protocol):
-    """An endless input iterator whose position can be saved and restored exactly."""
+def fit(task: Task, config: TrainConfig, mesh: Mesh, run_dir: RunDir, console: Console) -> bool:
+    """Trains until `config.steps`, or until SIGINT or SIGTERM, and saves a checkpoint.
 
-    def __next__(self) -> Batch: ...
-
-    def get_state(self) -> Any: ...
-
-    def set_state(self, state: Any) -> None: ...
-
-    def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Task:
-    """What one run trains."""
-
-    functional: Functional
-    """The network."""
-    loss: LossFunction
-    """Its objective."""
-    frozen_components: Mapping[str, Any]
-    """Arrays that the loss reads but does not train, whole on every device; `{}` if none."""
-    batches: Batches
-    """Training input."""
-    images_per_step: int
-    """Target images in one batch over all processes, for the throughput figure."""
-    preview: Callable[[Parameters], UInt8[np.ndarray, "H W 3"]]
-    """Draws a sample sheet with the averaged weights."""
-    config: str
-    """The resolved configuration as JSON; saved beside every checkpoint."""
-    initial: Callable[[], Parameters] = dict
-    """Makes the parameters that do not start at random; called when a run begins, not when it continues."""
-    probe: Callable[[Parameters], dict[str, float]] | None = None
-    """Measures the conditioning probe of the averaged parameters, every `probe_every` steps and with every checkpoint,
-    whose value is the loss with the right conditions; None measures none."""
-    step_flops: float | None = None
-    """Operations of the network in one step over all devices, without what is computed again; None: not known."""
-
-
-def fit(task: Task, config: TrainConfig, mesh: Mesh, workdir: Path, console: Console) -> bool:
-    """Trains until `config.steps`, or until SIGINT/SIGTERM, and saves a checkpoint.
-
-    A run folder that holds checkpoints is continued from the newest: step count, parameters, average,
-    optimizer and input position. Several processes call this in step; process 0 alone writes logs, and a signal to any
-    of them ends all after the same step.
+    A run folder that holds checkpoints is continued from the newest: step count, parameters, average, optimizer and
+    input position. Several processes call this in step; process 0 alone writes logs, and a signal to any of them ends
+    all after the same step.
 
     Returns:
         True if the run is complete, False if a signal ended it early.
 
     Raises:
-        TrainingError: `max_consecutive_skips` steps in a row had a loss or gradients that are not finite.
-        CheckpointError: the folder's checkpoint does not fit the configuration, or one cannot be saved.
-        DataError: a batch cannot be made; what was learned until then is saved.
+        TrainingError: `max_consecutive_skips` consecutive steps had a non-finite loss or gradient.
+        CheckpointError: the folder's checkpoint does not fit the configuration, or a checkpoint cannot be saved.
+        DataError: a batch cannot be made; the steps before it are saved.
     """
     optimizer = make_optimizer(config)
     rate = learning_rate(config)
     checkpoints = Checkpoints(
-        workdir,
+        run_dir.path,
         config.keep_checkpoints,
         lambda message: console.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True),
         config.keep_best,
     )
-    if checkpoints.latest_step() is None:
-        state = create_state(task.functional, optimizer, mesh, config.seed, task.initial())
-    else:
-        state, position = checkpoints.restore(abstract_state(task.functional, optimizer, mesh))
-        task.batches.set_state(position)
-        if int(state.step) >= config.steps:
-            console.print(f"already finished: step {int(state.step)} of {config.steps}")
-            task.batches.close()
-            checkpoints.close()
-            return True
-        console.print(f"continuing at step {int(state.step)} of {config.steps}")
+    state = _begin_or_continue(task, config, optimizer, mesh, checkpoints, console)
+    first = step = int(state.step)
+    if step >= config.steps:
+        task.batches.close()
+        checkpoints.close()
+        return True
     checkpoints.check_space(state)
     train_step = make_train_step(
         task.functional,
@@ -124,21 +75,21 @@ def fit(task: Task, config: TrainConfig, mesh: Mesh, workdir: Path, console: Con
         mesh=mesh,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
     )
-    first = step = int(state.step)
-    log = TrainingLog(workdir, first, writes=is_first())
-    probe_report = ProbeReport(workdir, config.steps, console, watches=is_first())
-    guard = NonFiniteGuard(config.max_consecutive_skips)
-    profile = StepProfile(workdir / "profile", config.profile_at if is_first() else 0)
-    pending: list[dict[str, jax.Array]] = []
+    log = TrainingLog(run_dir, first, writes=is_first())
+    profile = StepProfile(run_dir.profile, config.profile_at if is_first() else 0)
+    interval = _Interval(NonFiniteGuard(config.max_consecutive_skips))
     measured: dict[str, float] = {}
-    interval_start, compiled = time.perf_counter(), False
+
+    def save() -> None:
+        value = None if task.probe is None else measured.get(task.probe.rating)
+        checkpoints.save(state, task.batches.get_state(), task.config, value)
 
     with (
         checkpoints,
         closing(log),
         closing(task.batches),
         closing(profile),
-        _progress(console, first, config.steps) as report,
+        _progress(console, first, config.steps) as show,
         _stop_signal() as stopped,
     ):
         while step < config.steps and not stopped(step):
@@ -147,60 +98,52 @@ def fit(task: Task, config: TrainConfig, mesh: Mesh, workdir: Path, console: Con
             try:
                 batch = next(task.batches)
             except DataError:
-                # Nothing that was learned is lost; the position is that of the batch that failed. Of several processes
-                # the others do not know, and saving takes all.
+                # Saves what was learned; the position is that of the batch that failed. Of several processes the
+                # others do not know of the error, and saving takes all.
                 if step > first and jax.process_count() == 1:
-                    checkpoints.save(state, task.batches.get_state(), task.config)
+                    measured = {}
+                    save()
                 raise
             state, metrics = train_step(state, task.frozen_components, device_batch(batch, mesh))
-            pending.append(metrics)
             step += 1
-            # The host runs ahead of the devices, but not so far that batches pile up on them.
-            if len(pending) > IN_FLIGHT:
-                jax.block_until_ready(pending[-1 - IN_FLIGHT])
+            interval.add(metrics)
             if profile.after(step, metrics):
-                console.print(f"profile of steps {config.profile_at} to {step}: {workdir / 'profile'}")
-                guard.check(jax.device_get(pending), step)
-                interval_start, pending = time.perf_counter(), []
-            if not compiled:
-                guard.check(jax.device_get(pending), step)
-                interval_start, compiled, pending = time.perf_counter(), True, []
-            measured = {}
+                console.print(f"profile of steps {config.profile_at} to {step}: {run_dir.profile}")
+                interval.restart(step)
+            if step == first + 1:  # this step was compiled: its time says nothing about the rate
+                interval.restart(step)
+
             saves = step % config.checkpoint_every == 0
+            measured = {}
             if task.probe is not None and config.probe_every and (saves or step % config.probe_every == 0):
                 jax.block_until_ready(metrics)
-                began = time.perf_counter()
-                measured = task.probe(state.averaged)
-                interval_start += time.perf_counter() - began  # no part of the training's rate
+                with interval.paused():
+                    measured = task.probe.measure(state.averaged)
+
             means: dict[str, float] = {}
-            if pending and (step % config.log_every == 0 or step == config.steps):
-                found = jax.device_get(pending)
-                guard.check(found, step)
-                means = _means(found)
-                seconds = time.perf_counter() - interval_start
+            if interval.pending and (step % config.log_every == 0 or step == config.steps):
+                means, seconds = interval.means(step, task.sparse_terms)
                 means["learning_rate"] = float(rate(step - 1))
-                means["images_per_second"] = len(pending) * task.images_per_step / seconds
-                if task.step_flops is not None:
-                    means.update(utilisation(len(pending) * task.step_flops / seconds, config.compute_dtype, mesh))
+                means.update(_rates(task, len(interval.pending), seconds, config.compute_dtype, mesh))
             if means or measured:
                 log.numbers(step, {**means, **measured})
             if means:
-                report(step, means)
-                interval_start, pending = time.perf_counter(), []
-            if measured:
-                probe_report.check()
+                show(step, means)
+                interval.restart()
+            if task.probe is not None and measured and is_first():
+                task.probe.report(read_rows(run_dir.metrics), config.steps, console)
+
             if config.sample_every and step % config.sample_every == 0 and step < config.steps:
                 log.sheet(step, task.preview(state.averaged))
-                probe_report.draw()
-                guard.check(jax.device_get(pending), step)
-                interval_start, pending = time.perf_counter(), []
+                _plot(task, run_dir)
+                interval.restart(step)
             if saves and step < config.steps:
-                checkpoints.save(state, task.batches.get_state(), task.config, measured.get(RIGHT))
+                save()
         complete = step >= config.steps
         if step > first or checkpoints.latest_step() is None:
-            checkpoints.save(state, task.batches.get_state(), task.config, measured.get(RIGHT))
+            save()
         task.batches.close()  # the preview needs the processors that the workers hold
-        probe_report.draw()
+        _plot(task, run_dir)
         if complete and step > first:
             log.sheet(step, task.preview(state.averaged))
     again = "" if complete else "; stopped, the same command continues"
@@ -208,13 +151,78 @@ def fit(task: Task, config: TrainConfig, mesh: Mesh, workdir: Path, console: Con
     return complete
 
 
+def _begin_or_continue(
+    task: Task,
+    config: TrainConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    console: Console,
+) -> TrainState:
+    """The state of step 0, or that of the newest checkpoint, with the input set to its position."""
+    if checkpoints.latest_step() is None:
+        return create_state(task.functional, optimizer, mesh, config.seed, task.initial())
+    state, position = checkpoints.restore(abstract_state(task.functional, optimizer, mesh))
+    task.batches.set_state(position)
+    step = int(state.step)
+    console.print(f"{'already finished:' if step >= config.steps else 'continuing at'} step {step} of {config.steps}")
+    return state
+
+
+class _Interval:
+    """The steps since the last row of the log: their metrics, which stay on the devices until they are asked for, and
+    their time."""
+
+    def __init__(self, guard: NonFiniteGuard) -> None:
+        self.pending: list[dict[str, jax.Array]] = []
+        self._guard, self._start = guard, time.perf_counter()
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        """Adds a step. Waits if the host is more than `IN_FLIGHT` steps ahead, so that batches do not pile up on the
+        devices."""
+        self.pending.append(metrics)
+        if len(self.pending) > IN_FLIGHT:
+            jax.block_until_ready(self.pending[-1 - IN_FLIGHT])
+
+    def means(self, step: int, sparse_terms: Collection[str]) -> tuple[dict[str, float], float]:
+        """Means over the steps up to `step`, and their time in seconds; raises as `NonFiniteGuard.check`."""
+        rows = jax.device_get(self.pending)
+        self._guard.check(rows, step)
+        return _means(rows, sparse_terms), time.perf_counter() - self._start
+
+    def restart(self, unchecked: int | None = None) -> None:
+        """Forgets the steps and starts the clock; steps up to `unchecked` go through the guard first."""
+        if unchecked is not None:
+            self._guard.check(jax.device_get(self.pending), unchecked)
+        self._start, self.pending = time.perf_counter(), []
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count the time of the block."""
+        began = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - began
+
+
+def _plot(task: Task, run_dir: RunDir) -> None:
+    if task.probe is not None and is_first():
+        task.probe.plot(read_rows(run_dir.metrics), run_dir.probe_plot)
+
+
+def _rates(task: Task, steps: int, seconds: float, dtype: DType, mesh: Mesh) -> dict[str, float]:
+    rates = {"images_per_second": steps * task.images_per_step / seconds}
+    if task.step_flops is not None:
+        rates.update(utilisation(steps * task.step_flops / seconds, dtype, mesh))
+    return rates
+
+
 def utilisation(rate: float, dtype: DType, mesh: Mesh) -> dict[str, float]:
     """`tflops_per_device`, and `model_flops_utilisation` where the devices' peak is known for this type.
 
     Args:
-        rate: operations of the network over all devices, in FLOP/s, without what is computed again (Chowdhery et al.
-            2022, arXiv 2204.02311, appendix B).
-        dtype: type of what is multiplied; peaks are known of bfloat16.
+        rate: operations of the network over all devices, in FLOP/s, without recomputation (Chowdhery et al. 2022,
+            arXiv 2204.02311, appendix B).
+        dtype: type of the factors of matrix products; the peak is known for bfloat16.
         mesh: the devices.
     """
     each = rate / mesh.size
@@ -223,13 +231,13 @@ def utilisation(rate: float, dtype: DType, mesh: Mesh) -> dict[str, float]:
     return found if peak is None else {**found, "model_flops_utilisation": each / peak}
 
 
-def _means(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
-    """Means over the steps that changed something, and the number of those that did not, if there are any."""
+def _means(rows: Sequence[Mapping[str, np.ndarray]], sparse_terms: Collection[str]) -> dict[str, float]:
+    """Means over the steps that were not skipped, and the number of skipped steps, if there are any."""
     counted = [row for row in rows if not row[SKIPPED]]
     means = {}
     for name in rows[0]:
         values = np.array([row[name] for row in counted])
-        if name.startswith(OPTIONAL):  # nan where no example counted
+        if name in sparse_terms:
             values = values[~np.isnan(values)]
         means[name] = float(np.mean(values)) if len(values) else math.nan
     del means[SKIPPED]
@@ -251,7 +259,7 @@ def _progress(console: Console, first: int, total: int) -> Iterator[Callable[[in
     with Progress(*columns, console=console, refresh_per_second=2) as bar:
         task = bar.add_task("", total=total, completed=first, numbers="compiling")
 
-        def report(step: int, values: dict[str, float]) -> None:
+        def show(step: int, values: dict[str, float]) -> None:
             numbers = f"loss {values['loss']:.4f}  {values['images_per_second']:.0f} images/s"
             bar.update(task, completed=step, numbers=numbers)
             if not console.is_terminal:  # a log file gets plain lines instead of a bar
@@ -259,15 +267,15 @@ def _progress(console: Console, first: int, total: int) -> Iterator[Callable[[in
                 left = "" if seconds is None else f"  {timedelta(seconds=round(seconds))} left"
                 console.print(f"step {step}/{total}  {numbers}{left}")
 
-        yield report
+        yield show
 
 
 @contextmanager
 def _stop_signal() -> Iterator[Callable[[int], bool]]:
     """Turns the first SIGINT or SIGTERM into a flag for the steps to come; a second SIGINT interrupts at once.
 
-    Several processes agree on the step, so each must ask after every step. JAX's preemption service lets them: it
-    listens to SIGTERM from the moment that they join, so a SIGINT is made one.
+    Several processes agree on the step, so each must ask after every step. They agree through JAX's preemption service,
+    which listens to SIGTERM from the moment that they join; a SIGINT is therefore passed on as a SIGTERM.
     """
     together = jax.process_count() > 1
     received: list[int] = []

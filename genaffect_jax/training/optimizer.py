@@ -1,4 +1,4 @@
-"""The optimizer: AdamW or Adafactor after gradient clipping, with warm-up and a constant or cosine rate."""
+"""The optimizer: gradient clipping, then AdamW or Adafactor, with warm-up and a constant or cosine learning rate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from genaffect_jax.models.lora import FACTORS
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
-    """Step number to learning rate: linear warm-up, then constant or a cosine to a hundredth of the peak."""
+    """Learning rate by step: linear warm-up, then constant, or a cosine down to a hundredth of the peak."""
     warmup = min(config.warmup_steps, config.steps)
     if config.schedule == "constant":
         return optax.warmup_constant_schedule(0.0, config.learning_rate, max(warmup, 1))
@@ -20,11 +20,11 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Clipping by the global norm, then `config.optimizer`; only matrices decay.
+    """Clipping by the global norm, then `config.optimizer`. Weight decay applies to matrices only.
 
-    `adamw`: Loshchilov and Hutter 2019, arXiv 1711.05101. `adafactor`: Shazeer and Stern 2018, arXiv 1804.04235, with
-    updates clipped to a root mean square of 1 per array (section 6), at the learning rate as it is (not relative to the
-    parameters), without first moments.
+    `adamw` is that of Loshchilov and Hutter 2019, arXiv 1711.05101. `adafactor` is that of Shazeer and Stern 2018,
+    arXiv 1804.04235, with updates clipped to a root mean square of 1 per array (section 6), without first moments; its
+    learning rate is absolute, not relative to the parameters.
     """
 
     def decays(parameters: dict[str, jax.Array]) -> dict[str, bool]:

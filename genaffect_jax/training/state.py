@@ -18,28 +18,28 @@ from genaffect_jax.parallel.sharding import parameter_shardings, replicated
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Everything of a training run that lies on the devices."""
+    """The part of a training run that lies on the devices and changes."""
 
     step: Int32[Array, ""]
-    """Steps done."""
+    """Number of steps done."""
     parameters: Parameters
-    """What trains."""
+    """The trained parameters."""
     frozen_params: Parameters
-    """Parameters of the same network that do not train."""
+    """The other parameters of the same network."""
     ema: Parameters
-    """Average of `parameters`."""
+    """Exponential moving average of `parameters`."""
     optimizer: Any
-    """Moments of `parameters`."""
+    """The optimizer's moments of `parameters`."""
 
     @property
     def averaged(self) -> Parameters:
-        """The network's full parameters, averaged where they train: what sampling uses."""
+        """All parameters of the network, averages of the trained ones: those that sampling uses."""
         return {**self.ema, **self.frozen_params}
 
 
 def state_shardings(functional: Functional, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """A `TrainState` of shardings: averages and moments lie where their parameters lie, all else everywhere (scalars;
-    row and column means of moments, which are small).
+    """A `TrainState` of shardings. Averages and moments are cut as their parameters are; everything else is replicated:
+    scalars, and row and column means of moments, which are small.
 
     Raises:
         ValueError: the mesh does not fit a parameter (see `parallel.sharding.partition_spec`).
@@ -66,14 +66,14 @@ def create_state(
     seed: int,
     given: Parameters | None = None,
 ) -> TrainState:
-    """Initialises the state under jit with output shardings, so no device ever holds it whole.
+    """Initialises the state under jit with output shardings, so that no device ever holds all of it.
 
     Args:
-        functional: the network that trains.
+        functional: the network.
         optimizer: gradient transformation.
         mesh: device mesh.
         seed: seed of the random parameters.
-        given: parameters that start with these values instead, placed as they train; given up to the state.
+        given: initial values of some parameters, on the devices as in training; donated to the state.
 
     Raises:
         ValueError: a given parameter is unknown or has another shape or type; all are named.
@@ -99,7 +99,7 @@ def create_state(
 
 
 def abstract_state(functional: Functional, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Shapes, types and shardings of the state, for restoring a checkpoint straight to its place."""
+    """Shapes, types and shardings of the state, for restoring a checkpoint straight to its devices."""
 
     def create() -> TrainState:
         zeros, frozen_params = functional.split(

@@ -20,11 +20,12 @@ from genaffect_jax.training.state import TrainState, state_shardings
 
 Module = TypeVar("Module", bound=nnx.Module)
 Batch = Mapping[str, Any]
-# name -> (sum, count); reduced once, so masks, accumulation and data parallelism agree. "loss" is differentiated; its
-# count depends on no parameter.
 Terms = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
-# (module, frozen, batch, keys): every set draws from its own key, so that parts of a batch draw what the whole would.
+"""Terms of a loss, each as (sum, count): the division comes last, so that masks, accumulation and data parallelism
+agree. The term `loss` is differentiated; its count must depend on no parameter."""
 LossFunction = Callable[[Any, Any, Batch, Key[Array, " G"]], Terms]
+"""`(module, frozen_components, batch, keys) -> Terms`. Every set has a key of its own, so that random numbers do not
+depend on how a batch is divided."""
 
 
 def make_train_step(
@@ -39,23 +40,23 @@ def make_train_step(
 ) -> Callable[[TrainState, Mapping[str, Any], Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """Builds the jitted step `(state, frozen_components, batch) -> (state, metrics)`.
 
-    The state is donated. Every leaf of the batch is cut over all devices along its first dimension; `frozen_components`
-    (arrays that do not train, in any tree) lies whole on every device. Randomness comes from keys folded from
-    (seed, step, set): restarting at a step repeats it.
+    The state is donated. Every array of the batch is cut over all devices along its first dimension;
+    `frozen_components`, a tree of arrays of other networks, lies whole on every device. Random numbers come from keys
+    folded from seed, step and set, so that a step that is run again repeats them.
 
     Args:
-        functional: the network that trains.
-        loss: `(module, frozen_components, batch, keys) -> Terms`.
+        functional: the network that is trained.
+        loss: see `LossFunction`.
         optimizer: gradient transformation.
-        ema_decay: decay of the averaged weights; `min(decay, (1 + step) / (10 + step))` while young.
+        ema_decay: decay of the averaged parameters; `min(decay, (1 + step) / (10 + step))` in the first steps.
         seed: seed of noise and dropout.
         mesh: device mesh.
-        accumulate: parts that a batch is computed in, one after the other, each spread over all devices. The step is
-            that of the whole batch, with the activations of a part.
+        gradient_accumulation_steps: number of parts that a batch is computed in, one after the other, each spread over
+            all devices. The step equals that of the whole batch and holds the activations of one part.
 
     Returns:
-        The step; its metrics hold every term's mean, `gradient_norm` (before clipping), and `skipped`: 1 if loss or
-        gradients were not finite, so that the step changed nothing but its own number.
+        The step. Its metrics are the mean of every term, `gradient_norm` (before clipping), and `skipped`: 1 if the
+        loss or a gradient was not finite, so that the step changed nothing but the step count.
     """
 
     def train_step(
@@ -65,13 +66,13 @@ def make_train_step(
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), sets)
 
         def differentiate(batch: Batch, keys: jax.Array) -> tuple[Parameters, Terms]:
-            def objective(parameters: Parameters) -> tuple[Float[Array, ""], Terms]:
+            def mean_loss(parameters: Parameters) -> tuple[Float[Array, ""], Terms]:
                 module = functional.merge({**functional.cast_kernels(parameters), **state.frozen_params})
                 terms = loss(module, frozen_components, batch, keys)
                 total, count = terms["loss"]
                 return total / count, terms
 
-            return jax.grad(objective, has_aux=True)(state.parameters)
+            return jax.grad(mean_loss, has_aux=True)(state.parameters)
 
         gradients, terms = accumulate_gradients(differentiate, (batch, keys), gradient_accumulation_steps)
         metrics = {name: total / count for name, (total, count) in terms.items()}
@@ -100,13 +101,13 @@ def make_train_step(
 def accumulate_gradients(
     differentiate: Callable[..., tuple[Parameters, Terms]], examples: tuple[Any, ...], parts: int
 ) -> tuple[Parameters, Terms]:
-    """Gradients of the mean loss over all examples, and summed terms, from those of the parts.
+    """Gradients of the mean loss over all examples, and summed terms, computed in parts.
 
     Args:
         differentiate: `(*examples) -> (gradients of the mean loss, terms)`.
-        examples: trees of arrays of one length, which `parts` divides. A part holds every `parts`-th example, so it is
-            cut over devices as the whole is.
-        parts: how many.
+        examples: trees of arrays of one length, which `parts` divides. A part holds every `parts`-th example, so that
+            it is cut over devices as the whole is.
+        parts: number of parts.
     """
     if parts == 1:
         return differentiate(*examples)
@@ -124,7 +125,7 @@ def accumulate_gradients(
 
 
 def device_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this process's share of a batch (numpy arrays) on its devices, cut along the first dimension.
+    """Puts this process's shard of a batch (numpy arrays) on its devices, cut along the first dimension.
 
     Raises:
         ValueError: the batch does not divide over the mesh.

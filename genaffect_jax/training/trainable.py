@@ -1,4 +1,4 @@
-"""What trains: patterns over the names of a network's parameters."""
+"""Which parameters are trained: patterns over the names of a network's parameters."""
 
 from __future__ import annotations
 
@@ -8,56 +8,54 @@ from typing import TypeVar
 from genaffect_jax.config import TrainConfig
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.models.functional import Functional
+from genaffect_jax.models.parameter_names import ADAPTERS
 
 Network = TypeVar("Network", bound=Functional)
 
-FIXED = "!"
-"""In front of a pattern: what matches does not train."""
+FROZEN = "!"
+"""In front of a pattern: parameters that match are frozen."""
 PRESETS: dict[str, tuple[str, ...]] = {
     "everything": ("*",),
-    # What Gen-AFFECT adds to the base model: token makers with their null tokens, and the branches of every block.
-    "adapters": (
-        "identity_projector.*",
-        "expression_projector.*",
-        "mmdit.segments.*.identity.*",
-        "mmdit.segments.*.expression.*",
-        "!*",
-    ),
+    # The parameters that Gen-AFFECT adds to the base model: condition projectors with their null tokens, and the
+    # identity and expression branches of every block.
+    "adapters": (*ADAPTERS, "!*"),
 }
 _NAMED = 8
 
 
 def freeze(network: Network, config: TrainConfig) -> Network:
-    """The network of which only what `config.trainable` chooses trains.
+    """The network with all parameters frozen that `config.trainable` does not choose.
 
-    An entry of `trainable` is a name in `PRESETS` or a pattern (`fnmatch`: `*` also matches dots), and the first
-    pattern that matches a parameter decides it. What never trains (position tables, kernels with a low-rank addition)
-    is not looked at; factors of low-rank additions always train.
+    An entry of `trainable` is a name in `PRESETS` or a pattern (`fnmatch`: `*` also matches dots); a `!` in front of a
+    pattern freezes matching parameters. The first pattern that matches a parameter decides. Parameters that are never
+    trained (position tables, kernels with a low-rank addition) take no part; factors of low-rank additions are always
+    trained.
 
     Raises:
-        ConfigError: a pattern decides no parameter, no pattern decides a parameter, or nothing trains.
+        ConfigError: a pattern matches nothing that earlier patterns left, no pattern covers a parameter, or no
+            parameter is trained.
     """
     rules = [pattern for entry in config.trainable for pattern in PRESETS.get(entry, (entry,))]
     undecided = sorted(network.trainable - network.lora_params)
     chosen = set(network.lora_params)
     for rule in rules:
-        pattern = rule.removeprefix(FIXED)
+        pattern = rule.removeprefix(FROZEN)
         matching = {name for name in undecided if fnmatchcase(name, pattern)}
         if not matching:
             earlier = any(fnmatchcase(name, pattern) for name in network.trainable - network.lora_params)
-            reason = "the patterns before it decide all that it matches" if earlier else "it matches no parameter"
-            raise ConfigError(f"train.trainable: {rule!r} decides nothing: {reason}{_like(network, undecided)}")
-        if not rule.startswith(FIXED):
+            reason = "earlier patterns match all of its parameters" if earlier else "it matches no parameter"
+            raise ConfigError(f"train.trainable: {rule!r} has no effect: {reason}{_like(network, undecided)}")
+        if not rule.startswith(FROZEN):
             chosen |= matching
         undecided = [name for name in undecided if name not in matching]
     if undecided:
         names = ", ".join(undecided[:_NAMED]) + (", ..." if len(undecided) > _NAMED else "")
         raise ConfigError(
-            f"train.trainable: no pattern decides {len(undecided)} parameters ({names}); "
-            f"'{FIXED}*' at the end keeps them fixed, '*' trains them"
+            f"train.trainable: no pattern covers {len(undecided)} parameters ({names}); "
+            f"'{FROZEN}*' at the end freezes them, '*' trains them"
         )
     if not chosen:
-        raise ConfigError(f"train.trainable={config.trainable}: nothing trains")
+        raise ConfigError(f"train.trainable={config.trainable}: no parameter is trained")
     return network.training(chosen)
 
 
@@ -66,7 +64,7 @@ def _like(network: Functional, undecided: list[str]) -> str:
 
 
 def describe(network: Functional) -> str:
-    """How many parameters there are and how many of them train, in words."""
+    """The number of parameters and of trained ones, in words."""
     if network.trainable_size == network.size:
-        return f"{network.size / 1e6:.2f} M parameters, all train,"
-    return f"{network.trainable_size / 1e6:.2f} M of {network.size / 1e6:.2f} M parameters train,"
+        return f"{network.size / 1e6:.2f} M parameters, all trained,"
+    return f"{network.trainable_size / 1e6:.2f} M of {network.size / 1e6:.2f} M parameters trained,"

@@ -12,6 +12,7 @@ from rich.console import Console
 from support.training_runs import Numbered, final_state, rows, task, with_train
 
 from genaffect_jax.checkpoints.manager import Checkpoints
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import MeshConfig
 from genaffect_jax.errors import CheckpointError
 from genaffect_jax.models.build import build_networks
@@ -23,7 +24,13 @@ def train(config, workdir: Path, steps: int, out: Path) -> str:
     """Trains up to a step with a checkpoint every second one, and gives what was printed."""
     config = with_train(config, steps=steps, checkpoint_every=2, schedule="constant")
     with out.open("w") as file:
-        fit(task(config, Numbered()), config.train, make_mesh(MeshConfig()), workdir, Console(file=file, width=400))
+        fit(
+            task(config, Numbered()),
+            config.train,
+            make_mesh(MeshConfig()),
+            RunDir(workdir),
+            Console(file=file, width=400),
+        )
     return out.read_text()
 
 

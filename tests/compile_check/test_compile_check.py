@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import runpy
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -13,14 +14,15 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from genaffect_jax.checkpoints.components import claim_encoders
+from genaffect_jax.checkpoints.components import install_encoders
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.compile_check import __main__ as compile_check
 from genaffect_jax.compile_check import topology
 from genaffect_jax.compile_check.collectives import Collective, collectives, totals
 from genaffect_jax.compile_check.report import Memory, compile_and_report, judge, refusal
 from genaffect_jax.compile_check.sampler import lower_sampler
 from genaffect_jax.compile_check.topology import topology_devices
-from genaffect_jax.compile_check.train_step import batch_shapes, lower_train_step
+from genaffect_jax.compile_check.train_step import lower_train_step
 from genaffect_jax.config import DenoiserRun, MeshConfig, ModelConfig
 from genaffect_jax.data.loader import make_loader
 from genaffect_jax.data.sources.open import open_source
@@ -30,6 +32,7 @@ from genaffect_jax.io.weight_file import load_weights, resolve_weights
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.chips import CHIPS, Chip
 from genaffect_jax.parallel.mesh import make_mesh
+from genaffect_jax.training.denoiser.batch import batch_shapes
 from genaffect_jax.training.denoiser.features import cache_features
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -67,9 +70,11 @@ def test_a_batch_has_the_shapes_that_the_loader_gives(changes: dict, encoder: st
     config = dataclasses.replace(config, data=data, model=model)
     _, autoencoder = build_networks(config.model)
     weights = load_weights(autoencoder, resolve_weights(config.model.autoencoder_weights), config.model.autoencoder)
-    source = open_source(config.data, tmp_path)
-    faces = claim_encoders(config.model, tmp_path)
-    stored = cache_features(config, source, tmp_path, faces, autoencoder, weights, "")
+    run_dir = RunDir(tmp_path)
+    shutil.copyfile(resolve_weights(config.model.autoencoder_weights), run_dir.autoencoder)
+    source = open_source(config.data, run_dir)
+    faces = install_encoders(run_dir, config.model)
+    stored = cache_features(config, source, run_dir, faces, autoencoder, weights)
     # With prompts, as a model with a text stream has them: their rows do not depend on what they say.
     text = dataclasses.replace(config.model.mmdit, register_tokens=0, pooled_projection_dim=8)
     for network, rows in ((config.model.mmdit, None), (text, np.zeros(len(stored.examples), np.int32))):
@@ -89,7 +94,7 @@ def test_a_batch_has_the_shapes_that_the_loader_gives(changes: dict, encoder: st
         )
         found = {name: (array.shape, array.dtype) for name, array in next(batches).items()}
         batches.close()
-        shapes = batch_shapes(run, make_mesh(MeshConfig(), jax.devices()[:2]))
+        shapes = batch_shapes(run)
         assert found == {name: (shape.shape, shape.dtype) for name, shape in shapes.items()}
 
 
@@ -276,7 +281,7 @@ def test_files_that_a_preset_asks_for_need_not_be_given(name: str) -> None:
     run = compile_check.without_files(preset_of(name))
     assert isinstance(run.data.root, Path)
     assert isinstance(run.model.transformer_weights, str)
-    assert batch_shapes(run, make_mesh(MeshConfig()))["target"].shape == (8, 3, 64, 64, 16)
+    assert batch_shapes(run)["target"].shape == (8, 3, 64, 64, 16)
 
 
 def test_the_sampler_of_a_text_model_draws_its_own_images_on_every_chip(tiny_config: DenoiserRun) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from genaffect_jax.checkpoints.components import claim_encoders
+from genaffect_jax.checkpoints.components import install_encoders
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import AutoencoderRun, DenoiserRun
 from genaffect_jax.models.build import build_networks
 
@@ -26,7 +27,7 @@ def test_avatar_s_reads_the_autoencoder_that_its_own_preset_trains(tmp_path, mon
 
 def test_avatar_s_is_conditioned_on_the_encoders_in_the_package(tmp_path):
     model = preset("avatar_s").model
-    encoders = claim_encoders(model, tmp_path)
+    encoders = install_encoders(RunDir(tmp_path), model)
     assert (encoders.identity.name, encoders.expression.name) == ("identity_avatar", "expression_avatar")
     assert model.conditioning.expression_space == "units"  # exemplars are read, words are drawn from their units
 

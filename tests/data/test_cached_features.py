@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.data.cached_features import CachedFeatures, write_features
 from genaffect_jax.data.loader import make_loader
 from genaffect_jax.data.sources.folder import FolderSource, open_folder
@@ -22,7 +23,7 @@ def source(tmp_path: Path) -> FolderSource:
         (tmp_path / "r" / f"p{i}").mkdir(parents=True)
         for j, word in enumerate(("neutral", "joy", "anger")):
             Image.new("RGB", (8, 8), (50 * i, 50 * j, 100)).save(tmp_path / "r" / f"p{i}" / f"{word}.png")
-    return open_folder(tmp_path / "r", 8, 0.0, tmp_path / "w")
+    return open_folder(tmp_path / "r", 8, 0.0, RunDir(tmp_path / "w"))
 
 
 class Encoder:
@@ -62,7 +63,7 @@ def test_an_existing_file_is_reused_and_a_stale_one_never(source: FolderSource, 
     assert CachedFeatures(source, first).load(0)[0, 0, 2] == 100
     # A changed image of the same name is another source.
     Image.new("RGB", (8, 8), (1, 2, 3)).save(source.root / source.files[0])
-    changed = open_folder(source.root, 8, 0.0, tmp_path / "w")
+    changed = open_folder(source.root, 8, 0.0, RunDir(tmp_path / "w"))
     third = write_features(changed, target, Encoder(), 4, "encoder 1")
     assert third not in (first, second)
     assert CachedFeatures(changed, third).load(0)[0, 0].tolist() == [1, 2, 3]

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.data import loader as loader_module
 from genaffect_jax.data.loader import Batch, Loader, make_loader
 from genaffect_jax.data.sources.base import Source
@@ -37,7 +38,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> FolderSource:
         (root / person).mkdir()
         for j, word in enumerate(WORDS):
             Image.new("RGB", (16, 16), (40 * i, 40 * j, 255)).save(root / person / f"{word}.png")
-    return open_folder(root, 16, 0.0, tmp_path_factory.mktemp("work"))
+    return open_folder(root, 16, 0.0, RunDir(tmp_path_factory.mktemp("work")))
 
 
 def loader(source: Source, workers: int = 0, **changes: int) -> Loader:
@@ -186,7 +187,7 @@ def test_a_file_that_breaks_during_training_is_named_also_from_a_worker(tmp_path
         for word in WORDS[:2]:
             (tmp_path / "r" / person).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (16, 16)).save(tmp_path / "r" / person / f"{word}.png")
-    source = open_folder(tmp_path / "r", 16, 0.0, tmp_path / "w")
+    source = open_folder(tmp_path / "r", 16, 0.0, RunDir(tmp_path / "w"))
     expected = list(islice(loader(source, expressions_per_set=1), 5))
     (tmp_path / "r" / "p3" / "joy.png").unlink()
     stream, found = loader(source, 1, expressions_per_set=1), []
@@ -236,7 +237,7 @@ from genaffect_jax.data.sources.folder import open_folder
 from genaffect_jax.data.loader import make_loader
 
 if __name__ == "__main__":
-    source = open_folder(Path(sys.argv[1]), 16, 0.0, Path(sys.argv[2]))
+    source = open_folder(Path(sys.argv[1]), 16, 0.0, RunDir(Path(sys.argv[2])))
     people = sorted({p.identity for p in source.examples})
     stream = make_loader(source, people, batch_size=4, expressions_per_set=3, seed=0, workers=2)
     try:

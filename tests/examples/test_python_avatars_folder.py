@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.data.groups import split_identities
 from genaffect_jax.data.sources.folder import FolderSource, open_folder
 from genaffect_jax.expressions.grammar import parse_expression
@@ -41,7 +42,7 @@ def folder(example: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def source(folder: Path, tmp_path: Path) -> FolderSource:
-    return open_folder(folder, 64, 0.0, tmp_path)
+    return open_folder(folder, 64, 0.0, RunDir(tmp_path))
 
 
 def test_the_folder_opens_with_nothing_rejected(source: FolderSource, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 from support.arcface_models import random_state, write_onnx
 
-from genaffect_jax.checkpoints.components import claim_encoders
+from genaffect_jax.checkpoints.components import install_encoders
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import AuxiliaryConfig, ConditioningConfig, ModelConfig
 from genaffect_jax.config.encoders import ARCFACE_CROP, WHOLE, FaceEncoderConfig
 from genaffect_jax.errors import ConfigError, WeightsError
@@ -107,7 +108,7 @@ def test_a_generator_takes_arcface_as_condition_and_as_loss(small, tmp_path):
     path = str(tmp_path / "who.safetensors")
     model = ModelConfig(conditioning=ConditioningConfig(identity_embedding=12), identity_encoder=path)
     (tmp_path / "run").mkdir()
-    assert claim_encoders(model, tmp_path / "run").identity.config.architecture == "iresnet"
+    assert install_encoders(RunDir(tmp_path / "run"), model).identity.config.architecture == "iresnet"
     losses = load_auxiliary(AuxiliaryConfig(identity_weight=1.0, identity_encoder=path), 40)
     assert losses.identity.checksum == checksum(tmp_path / "who.safetensors")
 

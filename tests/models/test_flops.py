@@ -25,7 +25,7 @@ def counted(config: ModelConfig, gradient: bool = False) -> float:
         conditions = model.encode_conditions(
             reference, jnp.ones(reference.shape[:2], bool), expression, embedding=embedding, text=tokens, pooled=pooled
         )
-        return model(latents, jnp.full(latents.shape[:2], 0.5), conditions).sum()
+        return model(latents, jnp.full(latents.shape[:2], 0.5), conditions).prediction.sum()
 
     def shape(*sizes: int):
         return jax.ShapeDtypeStruct(sizes, jnp.float32)

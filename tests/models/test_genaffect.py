@@ -36,7 +36,7 @@ def inputs():
 def run(model, latents, sigma):
     reference, _, expression = inputs()
     conditions = model.encode_conditions(reference, jnp.ones((2, 1), bool), expression)
-    return model(latents, jnp.full(latents.shape[:2], sigma), conditions)
+    return model(latents, jnp.full(latents.shape[:2], sigma), conditions).prediction
 
 
 @pytest.mark.parametrize("sigma", [1.0, 0.3, 0.01])

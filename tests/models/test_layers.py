@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from genaffect_jax.models.layers import Linear, joined_product
+from genaffect_jax.models.layers import Linear, joined_product_and_bias, with_bias
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -19,15 +19,20 @@ def test_a_layer_multiplies_in_its_type_and_adds_its_bias(dtype):
     x = jnp.asarray(normal(4, 9, 256))
     expected = x.astype(dtype) @ layer.kernel[...].astype(dtype) + layer.bias[...].astype(dtype)
     np.testing.assert_array_equal(layer(x), expected)
-    np.testing.assert_array_equal(layer.biased(joined_product(x, [layer])), expected)
+    np.testing.assert_array_equal(with_bias(*joined_product_and_bias(x, [layer])), expected)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_joined_product_is_the_products_of_its_layers(dtype):
+def test_a_joined_product_is_the_products_of_its_layers_and_their_biases(dtype):
     layers = [Linear(256, 32, axes=(None, None), rngs=nnx.Rngs(i), dtype=dtype) for i in range(3)]
     x = jnp.asarray(normal(3, 5, 256))
-    for joined, single in zip(jnp.split(joined_product(x, layers), 3, axis=-1), layers, strict=True):
-        assert joined.dtype == dtype
+    for i, layer in enumerate(layers):
+        layer.bias.set_value(jnp.asarray(normal(10 + i, 32)))
+    product, bias = joined_product_and_bias(x, layers)
+    assert product.dtype == dtype
+    for joined, part, layer in zip(jnp.split(product, 3, axis=-1), jnp.split(bias, 3), layers, strict=True):
+        expected, expected_bias = layer.product_and_bias(x)
         np.testing.assert_allclose(
-            np.asarray(joined, np.float32), np.asarray(single.product(x), np.float32), rtol=1e-5, atol=1e-5
+            np.asarray(joined, np.float32), np.asarray(expected, np.float32), rtol=1e-5, atol=1e-5
         )
+        np.testing.assert_array_equal(part, expected_bias)

@@ -165,7 +165,7 @@ def test_target_kernels_never_train_and_factors_always_do(network):
         chosen = freeze(network, TrainConfig(trainable=trainable))
         assert chosen.lora_params <= chosen.trainable
         assert not chosen.trainable & set(network.targets)
-    with pytest.raises(ConfigError, match="decides nothing: it matches no parameter"):
+    with pytest.raises(ConfigError, match="has no effect: it matches no parameter"):
         freeze(network, TrainConfig(trainable=(TARGET, "*")))
 
 
@@ -197,7 +197,7 @@ def test_checkpoints_hold_what_trains_alone_and_the_rest_lies_beside_them_once(c
 
 def test_a_working_folder_that_lost_its_fixed_part_says_so(network, workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("frozen_params"))
-    with pytest.raises(CheckpointError, match="fixed, for what did not train, is not there"):
+    with pytest.raises(CheckpointError, match="frozen_params, which would hold frozen parameters, is not there"):
         Checkpoints(tmp_path / "run").averaged_parameters(network, make_mesh(MeshConfig()))
 
 

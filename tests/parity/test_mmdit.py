@@ -13,8 +13,8 @@ from flax import nnx
 
 from genaffect_jax.config import MMDiTConfig
 from genaffect_jax.interop.diffusers.weights import TRANSFORMER, read_transformer
-from genaffect_jax.models.layers import sincos_table
 from genaffect_jax.models.mmdit.block import MMDiTBlock
+from genaffect_jax.models.mmdit.embeddings import sincos_table
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -94,7 +94,7 @@ def test_every_block_and_the_velocity_equal_diffusers(saved, scan: bool, monkeyp
 
     def run(state, latents, sigma, text, pooled):
         model = nnx.merge(graph, state)
-        return model(latents, sigma, model.project_conditions(text=text, pooled=pooled))
+        return model(latents, sigma, model.project_conditions(text=text, pooled=pooled)).prediction
 
     monkeypatch.setattr(MMDiTBlock, "__call__", observed)
     forward = jax.jit(run, compiler_options=FAST_COMPILE)
@@ -124,7 +124,7 @@ def test_bfloat16_is_as_close_to_full_precision_as_diffusers_in_bfloat16(saved) 
 
     def run(state, latents, sigma, text, pooled):
         model = nnx.merge(graph, state)
-        return model(latents, sigma, model.project_conditions(text=text, pooled=pooled))
+        return model(latents, sigma, model.project_conditions(text=text, pooled=pooled)).prediction
 
     inputs = random_inputs(config, 14, 6)
     exact, _ = their_output(theirs, inputs)

@@ -60,7 +60,7 @@ def test_latents_and_images_equal_those_of_diffusers(tmp_path, t5):
         conditions = transformer.project_conditions(text=text, pooled=pooled)
 
         def velocity(latents, sigma, evaluation, memory):
-            return transformer(latents, jnp.full(latents.shape[:2], sigma), conditions), memory
+            return transformer(latents, jnp.full(latents.shape[:2], sigma), conditions).prediction, memory
 
         latents, _ = sample(guided(velocity, "joint", guidance_expression=GUIDANCE), noise, sigmas, STEPS)
         return latents, to_uint8(autoencoder.from_latents(latents))

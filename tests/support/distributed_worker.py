@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from genaffect_jax import cli
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import DistributedConfig, MeshConfig, TrainConfig
 from genaffect_jax.data.loader import make_loader
 from genaffect_jax.data.sources.base import Example
@@ -21,7 +22,8 @@ from genaffect_jax.models.layers import Linear
 from genaffect_jax.parallel.distributed import gathered
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import batch_shard
-from genaffect_jax.training.loop import Task, fit
+from genaffect_jax.training.loop import fit
+from genaffect_jax.training.task import Task
 
 SIDE, PEOPLE, EXPRESSIONS = 4, 6, 4
 
@@ -105,7 +107,7 @@ def train(workdir, console, steps, mesh=(), pause=0.0, checkpoint_every=5):
         preview=preview,
         config="{}",
     )
-    return fit(task, config, mesh, workdir, console)
+    return fit(task, config, mesh, RunDir(workdir), console)
 
 
 if __name__ == "__main__":

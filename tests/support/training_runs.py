@@ -12,9 +12,9 @@ from genaffect_jax.config import MeshConfig, to_json
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.training.denoiser.loss import make_denoiser_loss
-from genaffect_jax.training.loop import Task
 from genaffect_jax.training.optimizer import make_optimizer
 from genaffect_jax.training.state import abstract_state
+from genaffect_jax.training.task import Task
 
 QUIET = Console(file=open(os.devnull, "w"))  # noqa: SIM115 (lives as long as the tests)
 

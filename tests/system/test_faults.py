@@ -20,6 +20,7 @@ from support.training_runs import QUIET, Numbered, rows, task, with_train
 
 from genaffect_jax import train
 from genaffect_jax.checkpoints.manager import Checkpoints
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import MeshConfig
 from genaffect_jax.errors import CheckpointError, DataError
 from genaffect_jax.models.build import build_networks
@@ -58,7 +59,7 @@ def distance(model, frozen_components, batch, key):
 
 def run(config, workdir, batches=None):
     made = dataclasses.replace(task(config, batches or Numbered(), distance), functional=Functional(Matrix))
-    return fit(made, config.train, make_mesh(MeshConfig()), workdir, QUIET)
+    return fit(made, config.train, make_mesh(MeshConfig()), RunDir(workdir), QUIET)
 
 
 def end_of(config, workdir):
@@ -122,7 +123,7 @@ def test_a_full_disk_ends_training_in_words_and_the_same_command_continues(confi
             run(config, disk / "run", Until(3, lambda: [saved(disk / "run", 2), fill(disk)]))
         message = str(failure.value)
         assert f"{disk}/run/checkpoints/4: cannot be saved" in message
-        assert "cannot be saved: No space left on device. Without what was written of it, " in message
+        assert "cannot be saved: No space left on device. Its half-written files are removed, " in message
         assert "Earlier checkpoints are as they were (2)" in message
         assert Checkpoints(disk / "run").latest_step() == 2
         with pytest.raises(CheckpointError, match=r"free, a checkpoint takes about .*make room before training begins"):
@@ -192,7 +193,7 @@ def test_too_little_room_is_said_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
     with pytest.raises(
         CheckpointError,
-        match=r"1\.00 MB free, a checkpoint takes about 3\.00 MB, what does not train "
+        match=r"1\.00 MB free, a checkpoint takes about 3\.00 MB, frozen parameters "
         r"1\.00 MB once; make room",
     ):
         checkpoints.check_space(state)
@@ -257,7 +258,7 @@ def test_a_run_on_eight_devices_continues_on_two(config, tmp_path):
     eight = make_mesh(MeshConfig(fsdp=4, tensor=2))
     two = make_mesh(MeshConfig(), jax.devices()[:2])
     logging = with_train(config, log_every=1, steps=8, checkpoint_every=4)
-    fit(task(logging, Numbered()), logging.train, eight, tmp_path / "whole", QUIET)
+    fit(task(logging, Numbered()), logging.train, eight, RunDir(tmp_path / "whole"), QUIET)
     shutil.copytree(tmp_path / "whole", tmp_path / "moved")
     shutil.rmtree(tmp_path / "moved" / "checkpoints" / "8")
     # Restoring is exact ...
@@ -271,7 +272,7 @@ def test_a_run_on_eight_devices_continues_on_two(config, tmp_path):
         assert b.sharding.device_set == set(jax.devices()[:2])
         np.testing.assert_array_equal(a, b)
     # ... and what follows differs by the order of sums only.
-    fit(task(logging, Numbered()), logging.train, two, tmp_path / "moved", QUIET)
+    fit(task(logging, Numbered()), logging.train, two, RunDir(tmp_path / "moved"), QUIET)
     losses = [{row["step"]: row["loss"] for row in rows(tmp_path / name)} for name in ("whole", "moved")]
     assert list(losses[1]) == [2, 3, 4, 6, 7, 8]  # the first of each process compiles
     for step, loss in losses[1].items():
@@ -282,7 +283,7 @@ def test_tensorboard_events_hold_the_numbers_of_their_steps(tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
     for first in (0, 4):
-        log = TrainingLog(tmp_path, first)
+        log = TrainingLog(RunDir(tmp_path), first)
         log.numbers(first + 2, {"loss": 0.5 + first})
         log.sheet(first + 2, np.zeros((8, 8, 3), np.uint8))
         log.close()

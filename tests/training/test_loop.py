@@ -15,9 +15,9 @@ from rich.console import Console
 from support.training_runs import QUIET, Interrupting, Numbered, final_state, rows, task, with_train
 
 from genaffect_jax.checkpoints.manager import Checkpoints
-from genaffect_jax.checkpoints.run_dir import claim_workdir
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import DenoiserRun, MeshConfig, from_json
-from genaffect_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
+from genaffect_jax.errors import CheckpointError, DataError, TrainingError
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.training.denoiser.task import train_denoiser
@@ -48,13 +48,13 @@ def test_a_signal_finishes_the_step_and_leaves_a_checkpoint_that_continues(tiny_
     mesh = make_mesh(MeshConfig())
     config = with_train(tiny_config, steps=6)
     before = signal.getsignal(number)
-    assert not fit(task(config, Interrupting(number)), config.train, mesh, tmp_path, QUIET)
+    assert not fit(task(config, Interrupting(number)), config.train, mesh, RunDir(tmp_path), QUIET)
     assert signal.getsignal(number) == before
     state, position = final_state(config, tmp_path)
     assert (int(state.step), position) == (3, {"fetched": 3})
 
     batches = Interrupting(number)
-    assert fit(task(config, batches), config.train, mesh, tmp_path, QUIET)
+    assert fit(task(config, batches), config.train, mesh, RunDir(tmp_path), QUIET)
     assert batches.fetched == 6
     assert Checkpoints(tmp_path).latest_step() == 6
     steps = [row["step"] for row in rows(tmp_path)]
@@ -78,10 +78,10 @@ def test_many_steps_in_a_row_that_are_not_finite_end_the_run_with_advice(tiny_co
     broken = task(config, Numbered(), broken_at([2, 4, 5, 6, 7]))
     with pytest.raises(
         TrainingError,
-        match=r"step 7: loss nan, gradient norm nan, for 4 steps in a row; they changed "
-        r"nothing\. Lower train\.learning_rate",
+        match=r"step 7: loss nan, gradient norm nan, for 4 consecutive steps; all were "
+        r"skipped\. Lower train\.learning_rate",
     ):
-        fit(broken, config.train, make_mesh(MeshConfig()), tmp_path, QUIET)
+        fit(broken, config.train, make_mesh(MeshConfig()), RunDir(tmp_path), QUIET)
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tiny_config, tmp_path):
@@ -89,13 +89,13 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tiny_config, t
     numbers = {"all": [], "some": [3, 4]}
     for name, bad in numbers.items():
         folder = tmp_path / name
-        fit(task(config, Numbered(), broken_at(bad)), config.train, make_mesh(MeshConfig()), folder, QUIET)
+        fit(task(config, Numbered(), broken_at(bad)), config.train, make_mesh(MeshConfig()), RunDir(folder), QUIET)
     logged = {row["step"]: row for row in rows(tmp_path / "some")}
     assert [logged[step].get("skipped_steps") for step in (2, 4, 6)] == [None, 2.0, None]
     assert logged[4]["loss"] is None
     # Four good steps of six are the first four steps of a run without bad ones.
     short = with_train(config, steps=4)
-    fit(task(short, Numbered(), broken_at([])), short.train, make_mesh(MeshConfig()), tmp_path / "short", QUIET)
+    fit(task(short, Numbered(), broken_at([])), short.train, make_mesh(MeshConfig()), RunDir(tmp_path / "short"), QUIET)
     expected, found = (final_state(c, tmp_path / n)[0] for c, n in ((short, "short"), (config, "some")))
     assert (int(expected.step), int(found.step)) == (4, 6)
     for name, value in expected.parameters.items():
@@ -104,12 +104,27 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tiny_config, t
         np.testing.assert_array_equal(after, before)
 
 
+def test_the_mean_of_a_sparse_term_leaves_out_steps_in_which_no_example_counts(tiny_config, tmp_path):
+    config = with_train(tiny_config, steps=7, log_every=3, ema_decay=0.0)
+
+    def loss(model, frozen_components, batch, key):
+        number = batch["target"].ravel()[0]
+        odd, zero = number % 2, 0.0 * jax.numpy.sum(model.mmdit.out.kernel[...])
+        terms = dict.fromkeys(("often", "always"), (odd * number, odd))
+        return {"loss": (1.0 + zero, jax.numpy.ones(())), **terms}
+
+    run = dataclasses.replace(task(config, Numbered(), loss), sparse_terms=("often",))
+    fit(run, config.train, make_mesh(MeshConfig()), RunDir(tmp_path), QUIET)
+    logged = {row["step"]: (row["often"], row["always"]) for row in rows(tmp_path)}
+    assert logged == {3: (3.0, None), 6: (5.0, None), 7: (7.0, 7.0)}
+
+
 @pytest.mark.parametrize(("at", "steps", "traced"), [(3, 6, "steps 3 to 5"), (5, 6, None), (0, 3, None)])
 def test_a_few_steps_are_profiled_on_request_and_change_nothing(tiny_config, tmp_path, at, steps, traced):
     config = with_train(tiny_config, steps=steps, profile_at=at)
     with (tmp_path / "out").open("w") as file:
         console = Console(file=file, width=400)
-        fit(task(config, Numbered()), config.train, make_mesh(MeshConfig()), tmp_path / "run", console)
+        fit(task(config, Numbered()), config.train, make_mesh(MeshConfig()), RunDir(tmp_path / "run"), console)
     said = (tmp_path / "out").read_text()
     assert ("profile of" in said) == (traced is not None)
     assert traced is None or traced in said
@@ -151,15 +166,6 @@ def test_the_configuration_lies_beside_the_checkpoint_and_rebuilds_the_model(tin
     assert parameters.keys() == denoiser.shapes.keys()
 
 
-def test_another_configuration_cannot_take_over_a_working_folder(tiny_config, tmp_path):
-    claim_workdir(tmp_path, tiny_config)
-    claim_workdir(tmp_path, with_train(tiny_config, steps=99))
-    workers = dataclasses.replace(tiny_config.data, workers=3)
-    claim_workdir(tmp_path, dataclasses.replace(tiny_config, data=workers, mesh=MeshConfig(data=1, fsdp=4, tensor=2)))
-    with pytest.raises(ConfigError, match=r"train\.learning_rate=0\.001, now 0\.5"):
-        claim_workdir(tmp_path, with_train(tiny_config, learning_rate=0.5))
-
-
 def test_a_folder_without_checkpoints_says_so(tmp_path):
     with pytest.raises(CheckpointError, match="no complete checkpoint found"):
         Checkpoints(tmp_path).config()
@@ -189,11 +195,15 @@ def test_ctrl_c_on_the_command_ends_with_status_130_and_the_same_command_continu
 
 def test_a_finished_run_says_so_and_does_nothing(tiny_config, tmp_path):
     config = with_train(tiny_config, steps=2)
-    assert fit(task(config, Numbered()), config.train, make_mesh(MeshConfig()), tmp_path / "run", QUIET)
+    assert fit(task(config, Numbered()), config.train, make_mesh(MeshConfig()), RunDir(tmp_path / "run"), QUIET)
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*") if f.is_file()}
     with (tmp_path / "out").open("w") as file:
         assert fit(
-            task(config, Numbered()), config.train, make_mesh(MeshConfig()), tmp_path / "run", Console(file=file)
+            task(config, Numbered()),
+            config.train,
+            make_mesh(MeshConfig()),
+            RunDir(tmp_path / "run"),
+            Console(file=file),
         )
     assert "already finished: step 2 of 2" in (tmp_path / "out").read_text()
     assert before == {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*") if f.is_file()}

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,9 +26,21 @@ from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.io.images import FORMATS, MAX_PIXELS, read_image
 from genaffect_jax.io.progress import progress_bar
 
-REJECTED = "rejected.jsonl"
-CHECKED = "checked.json"
 _NAMED = 5  # names listed in an error message before "and n more"
+
+
+class FolderRecords(Protocol):
+    """Files of a run folder that the check of an image folder writes (`checkpoints.run_dir.RunDir`)."""
+
+    @property
+    def rejected(self) -> Path:
+        """Files that are not used, one JSON row each."""
+        ...
+
+    @property
+    def checked(self) -> Path:
+        """Files that have been decoded, as JSON."""
+        ...
 
 
 class FolderSource:
@@ -71,28 +84,28 @@ class FolderSource:
         return self._digest
 
 
-def open_folder(root: Path, image_size: int, max_rejected: float, workdir: Path) -> FolderSource:
+def open_folder(root: Path, image_size: int, max_rejected: float, records: FolderRecords) -> FolderSource:
     """Lists an image folder, decodes every file once and keeps the good ones.
 
-    `workdir/rejected.jsonl` is written before anything can fail: one row for every file that is not used, with
-    `file`, `status` (`rejected`, or `ignored` for hidden, text and system files) and `reason`. What was decoded is
-    remembered in `workdir/checked.json` by path, size and time of change, so that a second start is quick.
+    `records.rejected` is written before any check can fail: one row for every file that is not used, with `file`,
+    `status` (`rejected`, or `ignored` for hidden, text and system files) and `reason`. `records.checked` keeps path,
+    size and time of change of every decoded file, so that a second start is quick.
 
     Args:
         root: the folder; its layouts are those of `data.sources.layouts`.
         image_size: side S of the images that `load` returns, in pixels.
         max_rejected: largest tolerated share of rejected files among all files that are not ignored.
-        workdir: folder of the run; it is made if missing.
+        records: files to write, those of the run folder; their folder is made if missing.
 
     Raises:
         DataError: no such folder, malformed metadata, no usable image, a larger share than `max_rejected` was
             rejected, or a person is left with fewer than two different expressions.
     """
     listing = list_folder(root)
-    workdir.mkdir(parents=True, exist_ok=True)
+    records.rejected.parent.mkdir(parents=True, exist_ok=True)
     if not listing.labelled and not listing.rejected:
         raise DataError(f"{root}: no images found (looked for {listing.layout})")
-    reasons = _check(root, [f.file for f in listing.labelled], image_size, workdir)
+    reasons = _check(root, [f.file for f in listing.labelled], image_size, records.checked)
     files: list[str] = []
     images: list[Example] = []
     rejected = list(listing.rejected)
@@ -108,16 +121,16 @@ def open_folder(root: Path, image_size: int, max_rejected: float, workdir: Path)
         files.append(labelled.file)
         images.append(Example(labelled.identity, expression.name, expression.vector))
     rejected.sort(key=lambda row: row.file)
-    _write_rejected(workdir / REJECTED, rejected, listing.ignored)
-    _report(root, len(images), rejected, listing, workdir)
-    _refuse_bad_folder(root, images, rejected, listing, max_rejected, workdir)
+    _write_rejected(records.rejected, rejected, listing.ignored)
+    _report(root, len(images), rejected, listing, records.rejected)
+    _refuse_bad_folder(root, images, rejected, listing, max_rejected, records.rejected)
     return FolderSource(root, files, images, image_size, _digest(root, files, images, image_size))
 
 
 def _refuse_bad_folder(
-    root: Path, images: list[Example], rejected: list[Row], listing: Listing, max_rejected: float, workdir: Path
+    root: Path, images: list[Example], rejected: list[Row], listing: Listing, max_rejected: float, record: Path
 ) -> None:
-    see = f"every file and its reason: {workdir / REJECTED}"
+    see = f"every file and its reason: {record}"
     examples = "; ".join(f"{row.file}: {row.reason}" for row in rejected[:_NAMED])
     if not images:
         raise DataError(f"{root}: no usable image among {len(rejected)} files ({examples}); {see}")
@@ -139,11 +152,10 @@ def _refuse_bad_folder(
         )
 
 
-def _check(root: Path, files: list[str], image_size: int, workdir: Path) -> dict[str, str | None]:
+def _check(root: Path, files: list[str], image_size: int, stored: Path) -> dict[str, str | None]:
     """Why each file cannot be decoded, None for good ones; decodes only what is new or changed since last time."""
     # The rules are part of the key: other formats, limits or a reader change make old verdicts worthless.
     rules = {"reader": 1, "formats": list(FORMATS), "max_pixels": MAX_PIXELS}
-    stored = workdir / CHECKED
     known: dict[str, list] = {}
     try:
         content = json.loads(stored.read_text("utf-8"))
@@ -203,7 +215,7 @@ def _write_rejected(path: Path, rejected: list[Row], ignored: list[Row]) -> None
         write_atomically(path, text)
 
 
-def _report(root: Path, usable: int, rejected: list[Row], listing: Listing, workdir: Path) -> None:
+def _report(root: Path, usable: int, rejected: list[Row], listing: Listing, record: Path) -> None:
     if not rejected:
         return
     kinds: dict[str, int] = defaultdict(int)
@@ -212,7 +224,7 @@ def _report(root: Path, usable: int, rejected: list[Row], listing: Listing, work
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     Console(stderr=True).print(
         f"{root}: {usable} images used, {len(rejected)} rejected ({counts}), {len(listing.ignored)} other files "
-        f"ignored; see {workdir / REJECTED}",
+        f"ignored; see {record}",
         style="yellow",
         markup=False,
         highlight=False,

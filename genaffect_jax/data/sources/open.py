@@ -7,7 +7,7 @@ from pathlib import Path
 
 from genaffect_jax.config import DataConfig
 from genaffect_jax.data.sources.base import Source
-from genaffect_jax.data.sources.folder import open_folder
+from genaffect_jax.data.sources.folder import FolderRecords, open_folder
 from genaffect_jax.data.sources.layouts import require_folder
 from genaffect_jax.data.sources.procedural import ProceduralSource
 from genaffect_jax.errors import DataError
@@ -25,12 +25,12 @@ def check_source(config: DataConfig) -> None:
         require_folder(Path(config.root))
 
 
-def open_source(config: DataConfig, workdir: Path) -> Source:
+def open_source(config: DataConfig, records: FolderRecords) -> Source:
     """Opens the images that `config` names; a folder's files are all checked once.
 
     Args:
         config: see `DataConfig`.
-        workdir: folder of the run; source `folder` writes `rejected.jsonl` and `checked.json` there.
+        records: files that source `folder` writes, those of the run folder (`checkpoints.run_dir.RunDir`).
 
     Raises:
         DataError: the folder cannot be used; see `data.sources.folder.open_folder`.
@@ -41,4 +41,4 @@ def open_source(config: DataConfig, workdir: Path) -> Source:
         )
     check_source(config)
     assert config.root is not None
-    return open_folder(Path(config.root), config.image_size, config.max_rejected, workdir)
+    return open_folder(Path(config.root), config.image_size, config.max_rejected, records)

@@ -93,8 +93,8 @@ class StoredSource:
         return hashlib.sha256(self._folder.name.encode()).hexdigest()
 
 
-def store_avatars(settings: AvatarSettings, folder: Path, workers: int) -> Path:
-    """Draws all images below `folder`, or finds those that an earlier run drew.
+def store_avatars(settings: AvatarSettings, path: Path, workers: int) -> Path:
+    """Renders all images into a folder, or finds the folder that an earlier run rendered.
 
     Person i is `sample_identity(i)` with the expressions of `ProceduralSource`; each image wears the clothes and
     has the background of another person, chosen by its place. The name of the result holds a digest of the settings
@@ -102,13 +102,13 @@ def store_avatars(settings: AvatarSettings, folder: Path, workers: int) -> Path:
 
     Args:
         settings: see there.
-        folder: where to write; `avatars-<digest>/` is made in it.
-        workers: processes that draw; 0 draws in this one. The images do not depend on it.
+        path: where to write; `avatars` becomes the folder `avatars-<digest>` beside it.
+        workers: processes that render; 0 renders in this one. The images do not depend on it.
 
     Returns:
-        The folder `avatars-<digest>`, for `StoredSource`.
+        The folder, for `StoredSource`.
     """
-    final = folder / f"avatars-{_digest(settings)}"
+    final = path.with_name(f"{path.name}-{_digest(settings)}")
     if final.exists():
         return final
     try:

@@ -16,10 +16,10 @@ from functools import cached_property
 import numpy as np
 
 from genaffect_jax.errors import WeightsError
+from genaffect_jax.models.parameter_names import STACKED
 
 Shape = tuple[int, ...]
 _FIELD = re.compile(r"\{(\w+)\}")
-_STACKED = re.compile(r"segments\.(\d+)\.layers\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ POSITIONS = Transform(
 
 
 def patch_linear(patch: int) -> Transform:
-    """A convolution over patches, [D, channels, patch, patch], to a matrix over `models.layers.patchify`'s tokens."""
+    """A convolution over patches, [D, channels, patch, patch], to a matrix over `models.mmdit.embeddings.patchify`'s
+    tokens."""
     return Transform(
         lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
         lambda x: x.reshape(patch, patch, -1, x.shape[1]).transpose(3, 2, 0, 1),
@@ -166,11 +167,11 @@ def _layers_apart(parameters: Mapping[str, Shape]) -> dict[str, tuple[str, int |
     """Name of each single array to its parameter, its index there and its shape."""
     lengths: dict[int, int] = defaultdict(int)
     for parameter, shape in parameters.items():
-        if stacked := _STACKED.fullmatch(parameter):
+        if stacked := STACKED.fullmatch(parameter):
             lengths[int(stacked[1])] = shape[0]
     places: dict[str, tuple[str, int | None, Shape]] = {}
     for parameter, shape in parameters.items():
-        if stacked := _STACKED.fullmatch(parameter):
+        if stacked := STACKED.fullmatch(parameter):
             start = sum(lengths[s] for s in range(int(stacked[1])))
             for layer in range(shape[0]):
                 places[f"blocks.{start + layer}.{stacked[2]}"] = (parameter, layer, shape[1:])

@@ -17,12 +17,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Key, UInt8
 
 from genaffect_jax.config import AutoencoderConfig
+from genaffect_jax.models.layers import VECTOR_AXES, conv
 
 NORM_EPSILON = 1e-6  # diffusers resnet_eps of the autoencoder (not torch's 1e-5)
 LOGVAR_RANGE = (-30.0, 20.0)  # DiagonalGaussianDistribution of the latent diffusion code base
-CONV_AXES = (None, None, "conv_in", "conv_out")
 LINEAR_AXES = ("conv_in", "conv_out")
-VECTOR_AXES = (None,)
 
 
 def normalise(images: UInt8[Array, "*batch H W C"]) -> Float32[Array, "*batch H W C"]:
@@ -52,7 +51,7 @@ class Posterior:
     """Logarithm of the variance, within LOGVAR_RANGE."""
 
     def sample(self, key: Key[Array, ""]) -> Float32[Array, "*batch h w c"]:
-        """One draw (reparametrised, so gradients flow through)."""
+        """One sample, reparametrised so that gradients flow through it."""
         return self.mean + jnp.exp(0.5 * self.logvar) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
 
     def mode(self) -> Float32[Array, "*batch h w c"]:
@@ -62,31 +61,6 @@ class Posterior:
     def kl(self) -> Float32[Array, "*batch"]:
         """KL divergence to the unit Gaussian in nats, summed over each image (Kingma & Welling 2014, app. B)."""
         return 0.5 * jnp.sum(self.mean**2 + jnp.exp(self.logvar) - 1.0 - self.logvar, axis=(-3, -2, -1))
-
-
-def _conv(
-    inputs: int,
-    outputs: int,
-    *,
-    size: int = 3,
-    stride: int = 1,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
-    padding: tuple[int, int] | None = None,
-    cut: bool = True,
-) -> nnx.Conv:
-    edges = (size // 2, size // 2) if padding is None else padding
-    return nnx.Conv(
-        inputs,
-        outputs,
-        (size, size),
-        stride,
-        padding=(edges, edges),
-        dtype=dtype,
-        rngs=rngs,
-        kernel_metadata={"logical_axes": CONV_AXES if cut else (*CONV_AXES[:-1], None)},
-        bias_metadata={"logical_axes": VECTOR_AXES},
-    )
 
 
 def _linear(channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
@@ -103,8 +77,8 @@ def _linear(channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
 class GroupNorm(nnx.Module):
     """Group normalisation (Wu & He 2018, arXiv 1803.08494), optionally followed by SiLU; statistics in float32.
 
-    The result is in `dtype`. The two statistics are folded with scale and bias into one multiply-add per pixel, which
-    on a CPU is several times faster than normalising in the grouped shape.
+    The result has type `dtype`. Statistics, scale and bias are folded into one multiply-add per pixel, which on a CPU
+    is several times faster than normalising in the grouped shape.
     """
 
     def __init__(self, channels: int, groups: int, *, silu: bool, dtype: DTypeLike) -> None:
@@ -133,10 +107,10 @@ class ResnetBlock(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, groups: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.norm1 = GroupNorm(inputs, groups, silu=True, dtype=dtype)
-        self.conv1 = _conv(inputs, outputs, dtype=dtype, rngs=rngs)
+        self.conv1 = conv(inputs, outputs, dtype=dtype, rngs=rngs)
         self.norm2 = GroupNorm(outputs, groups, silu=True, dtype=dtype)
-        self.conv2 = _conv(outputs, outputs, dtype=dtype, rngs=rngs)
-        self.conv_shortcut = None if inputs == outputs else _conv(inputs, outputs, size=1, dtype=dtype, rngs=rngs)
+        self.conv2 = conv(outputs, outputs, dtype=dtype, rngs=rngs)
+        self.conv_shortcut = None if inputs == outputs else conv(inputs, outputs, size=1, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
         y = self.conv2(self.norm2(self.conv1(self.norm1(x))))
@@ -175,7 +149,7 @@ class Downsample(nnx.Module):
     """3x3 convolution with stride 2; zero padding at the bottom and right edge only, as in the reference."""
 
     def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        self.conv = _conv(channels, channels, stride=2, padding=(0, 1), dtype=dtype, rngs=rngs)
+        self.conv = conv(channels, channels, stride=2, padding=(0, 1), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
         return self.conv(x)
@@ -184,17 +158,17 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Every pixel becomes 2x2 equal pixels, then a 3x3 convolution.
 
-    Computed without the enlarged image: output pixels of one (row, column) parity see only 2x2 different inputs, so
-    each parity is a 2x2 convolution of the small image with sums of kernel entries (sub-pixel convolution, Shi et al.
-    2016, arXiv 1609.05158). That takes 4/9 of the multiplications.
+    The enlarged image is never made. Output pixels of one (row, column) parity depend on only 2x2 different inputs, so
+    that each parity is a 2x2 convolution of the small image with sums of kernel entries (sub-pixel convolution, Shi et
+    al. 2016, arXiv 1609.05158). That takes 4/9 of the multiplications.
     """
 
     def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        self.conv = _conv(channels, channels, dtype=dtype, rngs=rngs)
+        self.conv = conv(channels, channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:
         B, h, w, C = x.shape
-        # [parity, tap of the small kernel, tap of the 3x3 kernel]: which entries fall on the same input pixel.
+        # [parity, tap of the small kernel, tap of the 3x3 kernel]: 1 where the entry falls on that input pixel.
         same_pixel = jnp.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], jnp.float32)
         kernels = jnp.einsum("pak,qbl,klio->pqabio", same_pixel, same_pixel, self.conv.kernel[...], precision="highest")
         kernels = kernels.astype(self.conv.dtype)
@@ -211,7 +185,7 @@ class Upsample(nnx.Module):
 
 
 class Resolution(nnx.Module):
-    """The residual blocks of one resolution and the step, if any, to the next one."""
+    """The residual blocks of one resolution, and the step to the next resolution if there is one."""
 
     def __init__(
         self,
@@ -241,7 +215,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: AutoencoderConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         widths, groups, last = config.block_out_channels, config.norm_num_groups, len(config.block_out_channels) - 1
-        self.conv_in = _conv(config.in_channels, widths[0], dtype=dtype, rngs=rngs)
+        self.conv_in = conv(config.in_channels, widths[0], dtype=dtype, rngs=rngs)
         self.down_blocks = nnx.List(
             [
                 Resolution(
@@ -259,7 +233,7 @@ class Encoder(nnx.Module):
         self.mid_block = MidBlock(widths[-1], groups, dtype=dtype, rngs=rngs)
         self.conv_norm_out = GroupNorm(widths[-1], groups, silu=True, dtype=dtype)
         # Channels of latents and images are too few to be cut over devices.
-        self.conv_out = _conv(widths[-1], 2 * config.latent_channels, dtype=dtype, rngs=rngs, cut=False)
+        self.conv_out = conv(widths[-1], 2 * config.latent_channels, dtype=dtype, rngs=rngs, shard_outputs=False)
 
     def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w 2*c"]:
         x = self.conv_in(x)
@@ -277,7 +251,7 @@ class Decoder(nnx.Module):
             config.norm_num_groups,
             len(config.block_out_channels) - 1,
         )
-        self.conv_in = _conv(config.latent_channels, widths[0], dtype=dtype, rngs=rngs)
+        self.conv_in = conv(config.latent_channels, widths[0], dtype=dtype, rngs=rngs)
         self.mid_block = MidBlock(widths[0], groups, dtype=dtype, rngs=rngs)
         self.up_blocks = nnx.List(
             [
@@ -294,7 +268,7 @@ class Decoder(nnx.Module):
             ]
         )
         self.conv_norm_out = GroupNorm(widths[-1], groups, silu=True, dtype=dtype)
-        self.conv_out = _conv(widths[-1], config.out_channels, dtype=dtype, rngs=rngs, cut=False)
+        self.conv_out = conv(widths[-1], config.out_channels, dtype=dtype, rngs=rngs, shard_outputs=False)
 
     def __call__(self, z: Float[Array, "B h w c"]) -> Float[Array, "B H W 3"]:
         x = self.mid_block(self.conv_in(z))
@@ -332,7 +306,7 @@ class AutoencoderKL(nnx.Module):
         return Posterior(mean, jnp.clip(logvar, *LOGVAR_RANGE))
 
     def decode(self, z: Float[Array, "*batch h w c"]) -> Float32[Array, "*batch H W 3"]:
-        """Images, about [-1, 1] and not clipped, of unscaled latents.
+        """Images, about [-1, 1] and not clipped, from unscaled latents.
 
         Raises:
             ValueError: the channels are not `config.latent_channels`.
@@ -344,13 +318,13 @@ class AutoencoderKL(nnx.Module):
         return images.reshape(*batch, *images.shape[1:])
 
     def to_latents(self, images: Float[Array, "*batch H W 3"]) -> Float32[Array, "*batch h w c"]:
-        """What the denoiser works on: `(mode - shift_factor) * scaling_factor` of images in [-1, 1]."""
+        """The denoiser's latents of images in [-1, 1]: `(mode - shift_factor) * scaling_factor`."""
         return (self.encode(images).mode() - self.config.shift_factor) * self.config.scaling_factor
 
     def from_latents(self, latents: Float[Array, "*batch h w c"]) -> Float32[Array, "*batch H W 3"]:
-        """Images of the denoiser's latents, undoing the shift and scale of `to_latents`."""
+        """Images from the denoiser's latents: the inverse of `to_latents`."""
         return self.decode(self.unscaled(latents))
 
     def unscaled(self, latents: Float[Array, "*batch h w c"]) -> Float[Array, "*batch h w c"]:
-        """What `decode` takes, of the denoiser's latents."""
+        """Unscaled latents, as `decode` takes them, from the denoiser's latents."""
         return latents / self.config.scaling_factor + self.config.shift_factor

@@ -1,9 +1,8 @@
 """Encoding and decoding in overlapping tiles, so that memory does not grow with the image.
 
-Tiles of one size are run one after the other and blended where they overlap (a partition of unity: at every pixel the
-weights of all tiles add to 1). The result is not that of the whole image: the autoencoder's group normalisations take
-their statistics, and its middle attention its keys, from one tile alone. `docs/notes/memory.md#autoencoder-in-tiles`
-says how much that changes.
+Tiles of one size are computed one after the other and blended where they overlap: at every pixel the weights of all
+tiles add up to 1. The result differs from that of the whole image, because group normalisations take their statistics,
+and the attention its keys, from one tile alone. docs/notes/memory.md#autoencoder-in-tiles says by how much.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from genaffect_jax.models.autoencoder.model import AutoencoderKL, Posterior
 
-# In latent pixels. A tile of 64 is 512 px, which fits everywhere; 16 are 128 px, over which a difference between tiles
-# is a slow drift and no edge.
+# In latent pixels. A tile of 64 is 512 px, which fits into any memory. An overlap of 16 is 128 px, over which a
+# difference between tiles becomes a slow drift instead of an edge.
 TILE, OVERLAP = 64, 16
 
 
@@ -40,10 +39,10 @@ class Tiles:
     def cover(cls, length: int, tile: int, overlap: int) -> Tiles:
         """The fewest tiles that cover `length` places with at least `overlap` in common between neighbours.
 
-        They are spread evenly, so no tile sticks out: nothing is padded. An axis shorter than a tile is one tile.
+        Tiles are spread evenly, so that none needs padding. An axis shorter than a tile is one tile.
 
         Raises:
-            ValueError: `overlap` is no number from 0 to less than `tile`.
+            ValueError: `overlap` does not lie in 0..`tile` - 1.
         """
         if not 0 <= overlap < tile:
             raise ValueError(f"tiles: overlap {overlap} must lie in 0..{tile - 1} (tile {tile})")
@@ -52,9 +51,9 @@ class Tiles:
         return cls(size, tuple(i * (length - size) // max(count - 1, 1) for i in range(count)))
 
     def weights(self, scale: int) -> Float32[np.ndarray, "tiles size*scale"]:
-        """Share of each tile in each of its places, for places `scale` times finer; all shares of a place add to 1.
+        """Weight of each tile at each of its places, on a grid `scale` times finer; weights of one place add up to 1.
 
-        A share falls linearly to zero over the part that is in common with a neighbour.
+        A weight falls linearly to zero over the overlap with a neighbour.
         """
         length, fine = (self.starts[-1] + self.size) * scale, self.size * scale
         raw = np.ones((len(self.starts), fine))
@@ -63,21 +62,21 @@ class Tiles:
             ramp = (np.arange(common) + 0.5) / max(common, 1)
             raw[left + 1, :common] *= ramp
             raw[left, fine - common :] *= ramp[::-1]
-        total = np.zeros(length)  # is 1 already where no more than two tiles meet
-        for start, share in zip(self.starts, raw, strict=True):
-            total[start * scale : start * scale + fine] += share
+        total = np.zeros(length)  # already 1 where at most two tiles overlap
+        for start, weight in zip(self.starts, raw, strict=True):
+            total[start * scale : start * scale + fine] += weight
         return np.stack(
-            [share / total[s * scale : s * scale + fine] for s, share in zip(self.starts, raw, strict=True)]
+            [weight / total[s * scale : s * scale + fine] for s, weight in zip(self.starts, raw, strict=True)]
         ).astype(np.float32)
 
 
 def decode_tiled(
     model: AutoencoderKL, z: Float[Array, "*batch h w c"], tile: int = TILE, overlap: int = OVERLAP
 ) -> Float32[Array, "*batch H W 3"]:
-    """`model.decode` tile by tile and image by image: images, about [-1, 1], of unscaled latents.
+    """`model.decode` tile by tile and image by image: images, about [-1, 1], from unscaled latents.
 
-    If one tile covers the latents this is `model.decode` itself. Any height and width; jit it as a part of a program,
-    which then holds one tile's activations at a time.
+    If one tile covers the latents, this is `model.decode` itself. Any height and width. Within a jitted program, the
+    activations of one tile exist at a time.
 
     Args:
         model: the autoencoder.
@@ -86,7 +85,7 @@ def decode_tiled(
         overlap: least overlap of neighbouring tiles, in latent pixels.
 
     Raises:
-        ValueError: `overlap` is no number from 0 to less than `tile`.
+        ValueError: `overlap` does not lie in 0..`tile` - 1.
     """
     rows, columns = (Tiles.cover(length, tile, overlap) for length in z.shape[-3:-1])
     if len(rows.starts) == len(columns.starts) == 1:
@@ -110,7 +109,7 @@ def encode_tiled(
 ) -> Posterior:
     """`model.encode` tile by tile and image by image; mean and log-variance of neighbouring tiles are blended.
 
-    If one tile covers the images this is `model.encode` itself.
+    If one tile covers the images, this is `model.encode` itself.
 
     Args:
         model: the autoencoder.
@@ -119,8 +118,8 @@ def encode_tiled(
         overlap: least overlap of neighbouring tiles, in latent pixels.
 
     Raises:
-        ValueError: height or width is no multiple of `model.config.downsample`, or `overlap` is no number from 0 to
-            less than `tile`.
+        ValueError: height or width is no multiple of `model.config.downsample`, or `overlap` does not lie in
+            0..`tile` - 1.
     """
     factor = model.config.downsample
     rows, columns = (Tiles.cover(length // factor, tile, overlap) for length in images.shape[-3:-1])
@@ -149,17 +148,17 @@ def _blend(
     shape: tuple[int, int, int],
     scale: int,
 ) -> Float32[Array, "H W d"]:
-    """The weighted sum of `piece(row, column)` over all tiles, `scale` times finer than the tiles are counted."""
+    """The weighted sum of `piece(row, column)` over all tiles, on a grid `scale` times finer than that of the tiles."""
     row_weights, column_weights = jnp.asarray(rows.weights(scale)), jnp.asarray(columns.weights(scale))
     row_starts, column_starts = jnp.asarray(rows.starts), jnp.asarray(columns.starts)
 
     def add(canvas: Float32[Array, "H W d"], number: Int32[Array, ""]) -> tuple[Float32[Array, "H W d"], None]:
         i, j = number // len(columns.starts), number % len(columns.starts)
-        drawn = piece(row_starts[i], column_starts[j])
-        drawn = drawn * row_weights[i][:, None, None] * column_weights[j][None, :, None]
+        values = piece(row_starts[i], column_starts[j])
+        values = values * row_weights[i][:, None, None] * column_weights[j][None, :, None]
         corner = (row_starts[i] * scale, column_starts[j] * scale, 0)
         return jax.lax.dynamic_update_slice(
-            canvas, jax.lax.dynamic_slice(canvas, corner, drawn.shape) + drawn, corner
+            canvas, jax.lax.dynamic_slice(canvas, corner, values.shape) + values, corner
         ), None
 
     count = len(rows.starts) * len(columns.starts)

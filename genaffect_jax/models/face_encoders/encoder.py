@@ -1,4 +1,4 @@
-"""The avatar encoders as the protocols of `data.face_encoders`: weight files of this package, run through JAX."""
+"""Face encoders from weight files of this package, run in JAX, for the protocols of `data.face_encoders`."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from genaffect_jax.models.face_encoders.networks import FaceEncoder
 from genaffect_jax.models.face_encoders.onnx_expression import ONNX_SUFFIX, OnnxExpressionEncoder
 from genaffect_jax.models.functional import Functional, Parameters
 
-EVALUATOR_SUFFIX = "_evaluator"  # encoders of such a name measure and never condition
-CALL_SIZES = (1, 8, 64)  # images in one call of the compiled program; others are filled up to the next
+EVALUATOR = "evaluator"  # in the names of encoders that only measure
+CALL_SIZES = (1, 8, 64)  # images per call of the compiled program; other numbers are padded to the next size
 
 
 class AvatarEncoder:
-    """One face encoder with its weights; follows `IdentityEncoder` or `ExpressionEncoder`.
+    """A face encoder with its weights; it follows `IdentityEncoder` or `ExpressionEncoder`.
 
-    Calling it takes and gives numpy arrays. As a part of a jitted function use `network` and `parameters`:
-    `network.merge(parameters)(images)` is pure and differentiable, with images in [-1, 1].
+    The call takes and returns numpy arrays. Inside a jitted function use `network.merge(parameters)(images)`, which is
+    pure and differentiable, with images in [-1, 1].
 
     Attributes:
         name: name of the encoder.
         licence: licence of the weights.
         checksum: SHA-256 of the weight file.
-        config: what the network was built from.
+        config: configuration of the network.
         network: the network as a pure function.
         parameters: its weights, float32.
     """
@@ -55,7 +55,7 @@ class AvatarEncoder:
 
     @property
     def width(self) -> int:
-        """Numbers in one vector, W."""
+        """Length W of a vector."""
         return self.config.width
 
     def __call__(self, images: UInt8[np.ndarray, "B S S 3"]) -> Float32[np.ndarray, "B W"]:
@@ -81,7 +81,7 @@ class AvatarEncoder:
 
 
 def build_encoder(config: FaceEncoderConfig, dtype: DType = "float32") -> Functional[FaceEncoder]:
-    """The network of a configuration as a pure function; see `FaceEncoder` for what it takes and gives.
+    """The network of a configuration as a pure function; see `FaceEncoder` for its input and output.
 
     Raises:
         ConfigError: an expression encoder whose width is not that of `expressions.action_units`.
@@ -110,40 +110,51 @@ def load_expression_encoder(source: str, dtype: DType = "float32") -> AvatarEnco
 
 
 def load_exemplar_encoder(source: str) -> AvatarEncoder | OnnxExpressionEncoder:
-    """An expression encoder that reads images for a denoiser: a weight file, or the .json of an ONNX file.
+    """An expression encoder that a denoiser may be conditioned on: a weight file, or the .json of an ONNX file.
 
     Raises:
-        WeightsError: as `load_conditioning_encoder` or `OnnxExpressionEncoder`, or the name is an evaluator's.
+        WeightsError: as `load_conditioning_encoder` or `OnnxExpressionEncoder`.
+        ConfigError: the encoder is an evaluator.
     """
     if not source.endswith(ONNX_SUFFIX):
         return load_conditioning_encoder(source, "expression")
     encoder = OnnxExpressionEncoder(Path(source))
-    _refuse_evaluator(encoder.name, source, "expression")
+    refuse_evaluator(encoder.name, source, "expression")
     return encoder
 
 
 def load_conditioning_encoder(source: str, target: Literal["identity", "expression"]) -> AvatarEncoder:
-    """An encoder that a denoiser may be conditioned on.
+    """An encoder that a denoiser may be conditioned on, or trained with in an auxiliary loss.
 
     Raises:
-        WeightsError: as `load_identity_encoder` and `load_expression_encoder`, or it is an evaluator. Measurements with
-            an encoder that the denoiser has seen would say nothing.
+        WeightsError: as `load_identity_encoder` and `load_expression_encoder`.
+        ConfigError: the encoder is an evaluator.
     """
     encoder = _require_target(load_encoder(source), source, target)
-    _refuse_evaluator(encoder.name, source, target)
+    refuse_evaluator(encoder.name, source, target)
     return encoder
 
 
-def _refuse_evaluator(name: str, source: str, target: str) -> None:
-    if name.endswith(EVALUATOR_SUFFIX):
-        raise WeightsError(
-            f"weights {source!r}: {name} is an evaluator, which only measures what was drawn and never "
-            f"conditions it; use package:{target}_avatar or another encoder"
+def refuse_evaluator(name: str, source: str, target: str) -> None:
+    """Refuses an encoder that is meant for measuring, as a condition and in losses.
+
+    Args:
+        name: the name in the file's header, which a renamed or copied file keeps.
+        source: `package:NAME` or file, for the message.
+        target: `identity` or `expression`.
+
+    Raises:
+        ConfigError: the name contains `evaluator`.
+    """
+    if EVALUATOR in name:
+        raise ConfigError(
+            f"{source}: {name} is an evaluator, which only measures generated images: a denoiser that has seen it, as "
+            f"a condition or in its loss, could not be judged by it; use package:{target}_avatar or another encoder"
         )
 
 
 def load_encoder(source: str, dtype: DType = "float32") -> AvatarEncoder:
-    """The encoder of `package:NAME` or of a weight file, whichever kind it is.
+    """The encoder of `package:NAME` or of a weight file, for either target.
 
     Raises:
         WeightsError: there is no such file, it is damaged, holds no encoder, or lacks a name or licence.

@@ -1,9 +1,9 @@
-"""ArcFace's IResNet as it is used: batch normalisations folded into what follows or precedes them.
+"""ArcFace's IResNet for inference, with batch normalisations folded into convolutions.
 
-Network of Duta et al. 2020 (arXiv 2004.04989) as the public ArcFace weights have it (Deng et al. 2019, arXiv
-1801.07698). A trained batch normalisation is a factor and a shift per channel. After a convolution it becomes that
-convolution's kernel and bias. In front of one it stays a layer of its own, `ChannelAffine`: folded, it would also shift
-the zeros beyond the edge. `interop.arcface.weights` does the folding.
+Network of Duta et al. 2020 (arXiv 2004.04989) as in the public ArcFace weights (Deng et al. 2019, arXiv 1801.07698). A
+trained batch normalisation is a factor and a shift per channel. After a convolution it is folded into the convolution's
+kernel and bias. Before a convolution it stays a layer of its own, `ChannelAffine`, because folding would also shift the
+zeros beyond the edge. `interop.arcface.weights` does the folding.
 """
 
 from __future__ import annotations
@@ -14,28 +14,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from genaffect_jax.config.encoders import FaceEncoderConfig
-from genaffect_jax.models.autoencoder.model import CONV_AXES, VECTOR_AXES
+from genaffect_jax.models.layers import VECTOR_AXES, conv
 
 PRELU_SLOPE = 0.25  # where a PReLU starts (He et al. 2015, section 2.1)
 
 
-def _conv(inputs: int, outputs: int, *, size: int, stride: int = 1, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:
-    edges = (size // 2, size // 2)
-    return nnx.Conv(
-        inputs,
-        outputs,
-        (size, size),
-        stride,
-        padding=(edges, edges),
-        dtype=dtype,
-        rngs=rngs,
-        kernel_metadata={"logical_axes": CONV_AXES},
-        bias_metadata={"logical_axes": VECTOR_AXES},
-    )
-
-
 class ChannelAffine(nnx.Module):
-    """A factor and a shift per channel: a batch normalisation with its statistics in them."""
+    """A factor and a shift per channel: a batch normalisation that contains its statistics."""
 
     def __init__(self, channels: int) -> None:
         self.scale = nnx.Param(jnp.ones((channels,), jnp.float32), logical_axes=VECTOR_AXES)
@@ -46,7 +31,7 @@ class ChannelAffine(nnx.Module):
 
 
 class PReLU(nnx.Module):
-    """`x` where positive, else a learned multiple of it per channel (He et al. 2015, arXiv 1502.01852)."""
+    """`x` where it is positive, a learned multiple per channel elsewhere (He et al. 2015, arXiv 1502.01852)."""
 
     def __init__(self, channels: int) -> None:
         self.slope = nnx.Param(jnp.full((channels,), PRELU_SLOPE, jnp.float32), logical_axes=VECTOR_AXES)
@@ -60,11 +45,11 @@ class IResNetBlock(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.norm = ChannelAffine(inputs)
-        self.conv1 = _conv(inputs, outputs, size=3, dtype=dtype, rngs=rngs)
+        self.conv1 = conv(inputs, outputs, dtype=dtype, rngs=rngs)
         self.prelu = PReLU(outputs)
-        self.conv2 = _conv(outputs, outputs, size=3, stride=stride, dtype=dtype, rngs=rngs)
+        self.conv2 = conv(outputs, outputs, stride=stride, dtype=dtype, rngs=rngs)
         plain = stride == 1 and inputs == outputs
-        self.shortcut = None if plain else _conv(inputs, outputs, size=1, stride=stride, dtype=dtype, rngs=rngs)
+        self.shortcut = None if plain else conv(inputs, outputs, size=1, stride=stride, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w c"]:
         y = self.conv2(self.prelu(self.conv1(self.norm(x))))
@@ -72,11 +57,11 @@ class IResNetBlock(nnx.Module):
 
 
 class IResNetTrunk(nnx.Module):
-    """Everything before the linear head; the last resolution is flattened, so that every pixel keeps its place."""
+    """The network before its linear head; the last resolution is flattened, so that every pixel keeps its place."""
 
     def __init__(self, config: FaceEncoderConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         inputs = config.widths[0]
-        self.stem = _conv(3, inputs, size=3, dtype=dtype, rngs=rngs)
+        self.stem = conv(3, inputs, dtype=dtype, rngs=rngs)
         self.prelu = PReLU(inputs)
         blocks = []
         for width, depth in zip(config.widths, config.depths, strict=True):

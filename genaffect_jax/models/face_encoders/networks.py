@@ -1,7 +1,7 @@
-"""Networks from an image of a face to one vector, for identity or expression: residual, transformer, ArcFace's.
+"""Face encoders, from an image of a face to an identity or expression vector: residual, transformer, ArcFace's.
 
-The networks that condition a denoiser and those that judge what it draws differ on purpose, in shape and seed; for
-expressions also in architecture (see docs/guide/face_encoders.md#bundled-encoders).
+Encoders that condition a denoiser and encoders that evaluate its images differ on purpose, in sizes and seed, and for
+expressions also in architecture (docs/guide/face_encoders.md#bundled-encoders).
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
 from genaffect_jax.config.encoders import WHOLE, Crop, FaceEncoderConfig
-from genaffect_jax.models.autoencoder.model import CONV_AXES, VECTOR_AXES, Downsample, GroupNorm, ResnetBlock
+from genaffect_jax.models.autoencoder.model import Downsample, GroupNorm, ResnetBlock
 from genaffect_jax.models.face_encoders.iresnet import IResNetTrunk
-from genaffect_jax.models.layers import MLP, Linear, RMSNorm
+from genaffect_jax.models.layers import MLP, Linear, RMSNorm, conv
 
-# About the standard deviation of a channel over training images (0.13 to 0.26): one optimizer step of the head then
+# About the standard deviation of a channel over training images (0.13 to 0.26). One optimizer step of the head then
 # moves a channel by a small part of its spread.
 EXPRESSION_SCALE = 0.2
 
 
 def cropped(images: Float[Array, "B H W C"], crop: Crop, side: int) -> Float[Array, "B side side C"]:
-    """A square part of square images, resized as `resize` does; its edges may lie between pixels.
+    """A square part of square images, resized as in `resize`; its edges may lie between pixels.
 
     Raises:
         ValueError: the images are not square.
@@ -39,7 +39,7 @@ def cropped(images: Float[Array, "B H W C"], crop: Crop, side: int) -> Float[Arr
 
 
 def resize(images: Float[Array, "B H W C"], side: int) -> Float[Array, "B side side C"]:
-    """Images of `side` x `side` pixels, linear with antialiasing; images that have this size stay as they are.
+    """Images resized to `side` x `side` pixels, linearly with antialiasing; images of this size stay unchanged.
 
     Raises:
         ValueError: the images are not square.
@@ -52,42 +52,27 @@ def resize(images: Float[Array, "B H W C"], side: int) -> Float[Array, "B side s
     return jax.image.resize(images, (B, side, side, C), "linear", antialias=True)
 
 
-def _conv(inputs: int, outputs: int, *, size: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:
-    edges = (size // 2, size // 2)
-    return nnx.Conv(
-        inputs,
-        outputs,
-        (size, size),
-        stride,
-        padding=(edges, edges),
-        dtype=dtype,
-        rngs=rngs,
-        kernel_metadata={"logical_axes": CONV_AXES},
-        bias_metadata={"logical_axes": VECTOR_AXES},
-    )
-
-
 class ResidualTrunk(nnx.Module):
-    """Residual blocks at ever lower resolution; every pixel of the last one keeps its place in the features.
+    """Residual blocks at falling resolutions; every pixel of the last one keeps its place in the features.
 
     Flattening instead of averaging the last resolution follows ArcFace (Deng et al. 2019, section 3.1).
     """
 
     def __init__(self, config: FaceEncoderConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         groups, last = config.norm_num_groups, len(config.widths) - 1
-        self.stem = _conv(3, config.widths[0], size=3, stride=2, dtype=dtype, rngs=rngs)
+        self.stem = conv(3, config.widths[0], stride=2, dtype=dtype, rngs=rngs)
         layers: list[nnx.Module] = []
         for i, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
             previous = config.widths[max(i - 1, 0)]
             for j in range(depth):
                 layers.append(ResnetBlock(width if j else previous, width, groups, dtype=dtype, rngs=rngs))
             if depth == 0 and previous != width:
-                layers.append(_conv(previous, width, size=1, stride=1, dtype=dtype, rngs=rngs))
+                layers.append(conv(previous, width, size=1, dtype=dtype, rngs=rngs))
             if i < last:
                 layers.append(Downsample(width, dtype=dtype, rngs=rngs))
         self.layers = nnx.List(layers)
         self.norm = GroupNorm(config.widths[-1], groups, silu=True, dtype=dtype)
-        self.neck = _conv(config.widths[-1], config.neck, size=1, stride=1, dtype=dtype, rngs=rngs)
+        self.neck = conv(config.widths[-1], config.neck, size=1, dtype=dtype, rngs=rngs)
         self.features = config.neck * (config.image_size // config.downsample) ** 2
 
     def __call__(self, x: Float[Array, "B S S 3"]) -> Float[Array, "B F"]:
@@ -120,16 +105,13 @@ class TransformerBlock(nnx.Module):
 class TransformerTrunk(nnx.Module):
     """A vision transformer (Dosovitskiy et al. 2021) over the pixels of a short stack of strided convolutions.
 
-    The convolutional stem trains faster than cutting patches (Xiao et al. 2021, arXiv 2106.14881).
+    A convolutional stem trains faster than a patch embedding (Xiao et al. 2021, arXiv 2106.14881).
     """
 
     def __init__(self, config: FaceEncoderConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         widths, width = (3, *config.widths), config.widths[-1]
         self.stem = nnx.List(
-            [
-                _conv(widths[i], widths[i + 1], size=3, stride=2, dtype=dtype, rngs=rngs)
-                for i in range(len(config.widths))
-            ]
+            [conv(widths[i], widths[i + 1], stride=2, dtype=dtype, rngs=rngs) for i in range(len(config.widths))]
         )
         self.norms = nnx.List([GroupNorm(c, config.norm_num_groups, silu=True, dtype=dtype) for c in config.widths])
         tokens = (config.image_size // config.downsample) ** 2
@@ -143,8 +125,8 @@ class TransformerTrunk(nnx.Module):
         self.features = width
 
     def __call__(self, x: Float[Array, "B S S 3"]) -> Float[Array, "B F"]:
-        for conv, norm in zip(self.stem, self.norms, strict=True):
-            x = norm(conv(x))
+        for layer, norm in zip(self.stem, self.norms, strict=True):
+            x = norm(layer(x))
         x = x.reshape(len(x), -1, x.shape[-1])
         x = x + self.position[...].astype(x.dtype)
         for block in self.blocks:
@@ -179,11 +161,11 @@ class FaceEncoder(nnx.Module):
         """Vectors of square images of any size.
 
         Returns:
-            Identity: vectors of Euclidean length 1. Expression: the regression as it comes, which may leave the
-            channels' ranges a little; `expressions.action_units.LOWEST` and 1 bound it.
+            Identity: vectors of Euclidean length 1. Expression: the plain regression, which may leave the channels'
+            ranges, `expressions.action_units.LOWEST` to 1, a little.
 
         Raises:
-            ValueError: the images are not square, or have not three channels.
+            ValueError: the images are not square, or do not have three channels.
         """
         *batch, H, W, channels = images.shape
         if channels != 3:
@@ -194,7 +176,7 @@ class FaceEncoder(nnx.Module):
 
 
 def unit(x: Float[Array, "*batch W"]) -> Float32[Array, "*batch W"]:
-    """Vectors scaled to Euclidean length 1 (a vector of zeros stays)."""
+    """Vectors scaled to Euclidean length 1; a vector of zeros stays."""
     x = x.astype(jnp.float32)
     # The floor keeps the gradient finite at zero; 1e-12 is far below any length that occurs.
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))

@@ -1,6 +1,7 @@
-"""An expression encoder in an ONNX file, run by onnxruntime: any network with an image in and a vector out.
+"""An expression encoder in an ONNX file, run by onnxruntime: any network from an image to a vector.
 
-A small JSON file says how images enter it; it takes the place of a weight file wherever images are read:
+A small JSON file describes the preprocessing of images. It stands in the place of a weight file wherever images are
+read:
 
     {"onnx": "enet_b0_8_va_mtl.onnx", "name": "hsemotion_b0", "licence": "Apache-2.0", "image_size": 224,
      "output": "output", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
@@ -33,40 +34,41 @@ BATCH = 32  # images in one run of a network that takes any number
 
 @dataclass(frozen=True)
 class OnnxSettings:
-    """How images enter an ONNX network: `(pixel - mean) * scale`, with pixels from 0 to 255."""
+    """Preprocessing of an ONNX network's images: `(pixel - mean) * scale`, with pixels from 0 to 255."""
 
     onnx: str
-    """Name of the .onnx file, which lies in the same folder."""
+    """Name of the .onnx file in the same folder."""
     name: str
     """Name of the encoder."""
     licence: str
     """Licence of the weights."""
     image_size: int
-    """Side of the images that the network takes, in pixels."""
+    """Side of the network's images, in pixels."""
     output: str
     """Name of the output that is the vector."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """What is taken from each channel, in the order of `channels`; in the file one number may stand for all three."""
+    """Subtracted from each channel, in the order of `channels`; in the file one number may stand for all three."""
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """What each channel is then multiplied by; in the file `std`, which divides, may take its place."""
+    """Factor of each channel after that; the file may hold `std`, a divisor, in its place."""
     channels: Literal["rgb", "bgr"] = "rgb"
     """Order of the channels."""
     layout: Literal["nchw", "nhwc"] = "nchw"
     """Order of the axes."""
     crop: Crop = WHOLE
-    """Part of the image that is read: left edge, top edge, side, as shares of the image's side."""
+    """Part of the image to read: left edge, top edge and side, as shares of the image's side."""
 
 
 class OnnxExpressionEncoder:
     """An ONNX network as `data.face_encoders.ExpressionEncoder`.
 
-    It has no gradients and no action units: words become vectors through the word prototypes
+    It has no gradients and no action units. Words become vectors through word prototypes
     (`conditioning.expression_space="encoder"`).
 
     Attributes:
-        settings: how images enter the network.
-        checksum: SHA-256 over the ONNX file and the settings (without the file's name), as both decide the vectors.
-        width: numbers in one vector, W.
+        settings: preprocessing of images.
+        checksum: SHA-256 over the ONNX file and the settings (without the file's name), which together decide the
+            vectors.
+        width: length W of a vector.
     """
 
     def __init__(self, path: Path) -> None:
@@ -101,7 +103,7 @@ class OnnxExpressionEncoder:
         return self.settings.licence
 
     def __call__(self, images: UInt8[np.ndarray, "B S S 3"]) -> Float32[np.ndarray, "B W"]:
-        """The vectors of square RGB images of any size, as the network gives them.
+        """The network's vectors of square RGB images of any size.
 
         Raises:
             TypeError: the images are not uint8.
@@ -118,7 +120,7 @@ class OnnxExpressionEncoder:
         return np.concatenate([np.zeros((0, self.width), np.float32), *parts])
 
     def write(self, path: Path) -> None:
-        """Copies settings and network; the settings, written last, say that the copy is complete.
+        """Copies network and settings. The settings are written last and mark a complete copy.
 
         Args:
             path: the JSON file; the network is written beside it, with the suffix .onnx.
@@ -144,7 +146,7 @@ class OnnxExpressionEncoder:
         x = x.transpose(0, 3, 1, 2) if self.settings.layout == "nchw" else x
         try:
             (vectors,) = self._session.run([self.settings.output], {self._input: np.ascontiguousarray(x)})
-        except Exception as e:  # onnxruntime raises kinds of its own
+        except Exception as e:  # onnxruntime raises exceptions of its own
             raise WeightsError(f"{self._file}: cannot be run on images {x.shape}: {e}") from e
         return np.asarray(vectors, np.float32).reshape(len(images), -1)
 
@@ -241,5 +243,5 @@ def _open_session(content: bytes, file: Path) -> Any:
         raise WeightsError(f"{file}: an ONNX file needs onnxruntime ({install_command('photo')})") from e
     try:  # from memory, so that a file whose weights lie in other files is refused: a copy would lack them
         return onnxruntime.InferenceSession(content, providers=onnxruntime.get_available_providers())
-    except Exception as e:  # onnxruntime raises kinds of its own
+    except Exception as e:  # onnxruntime raises exceptions of its own
         raise WeightsError(f"{file}: damaged, no ONNX file, or its weights lie in other files ({e})") from e

@@ -1,7 +1,7 @@
-"""Attention as pure functions: joint attention of SD3, attention to shared conditions, consistent attention of a set.
+"""Attention as pure functions: scaled dot-product, joint (SD3), and decoupled cross-attention (Gen-AFFECT).
 
-Every attention is split around its middle: projections first (`models.mmdit.projections`), then what is here, then the
-output projection, so that what is shared between images can change without touching parameters.
+Projections come before (`models.mmdit.projections`) and the output projection comes after: these functions hold no
+parameters. Consistent attention among the images of a set is in `models.mmdit.consistent_attention`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
-from genaffect_jax.kernels.attention import (
-    choose_backend,
-    prefers_max_free_attention,
-    run_backend,
-)
+from genaffect_jax.kernels.attention import choose_backend, prefers_max_free_attention, run_backend
 
 
 class QKV(NamedTuple):
@@ -33,6 +29,22 @@ class KeyValue(NamedTuple):
 
     key: Float[Array, "*batch K N H"]
     value: Float[Array, "*batch K N H"]
+
+
+class BranchInputs(NamedTuple):
+    """What the condition branches of one block see, and their weights at run time.
+
+    For a whole network every array has a leading axis for the layers.
+    """
+
+    identity: KeyValue
+    """Identity tokens [G, K, N, H], shared by the images of a group."""
+    expression: KeyValue
+    """Expression tokens of each image, [G, E, K, N, H]."""
+    identity_scale: Float[Array, ""]
+    """Weight of the identity branch, float32."""
+    expression_scale: Float[Array, ""]
+    """Weight of the expression branch, float32."""
 
 
 @overload
@@ -58,17 +70,18 @@ def attend(
     return_lse: bool = False,
     max_free: bool = False,
 ) -> Float[Array, "*batch Q N*H"] | tuple[Float[Array, "*batch Q N*H"], Float32[Array, "*batch Q N"]]:
-    """Scaled dot-product attention, softmax in float32; heads are joined again.
+    """Scaled dot-product attention with softmax in float32; the heads of the result are joined.
 
-    Half precision without a mask runs on an NVIDIA GPU in cuDNN's flash attention, everything on a TPU in splash
-    attention; neither writes the scores to memory. With `max_free`, long sequences go to `kernels.hopper_attention` on
-    a Hopper GPU. The rest runs in XLA's own operations.
+    On an NVIDIA GPU, half precision without a mask runs in cuDNN's flash attention; on a TPU, everything runs in splash
+    attention. Neither writes the scores to memory. With `max_free`, long sequences run in `kernels.hopper_attention` on
+    a Hopper GPU. Everything else runs in XLA's own operations.
 
     Args:
         query, key, value: split into heads; any lengths.
-        mask: keys where it is False are unseen; at least one key of each batch entry must be seen.
-        return_lse: also give the log-sum-exp of every query's scores, float32, for `merge`.
-        max_free: whether the kernel without a running maximum may be used: all scores are known to lie within
+        mask: False hides a key; every batch entry must see at least one key.
+        return_lse: also return the log-sum-exp of every query's scores in float32, for
+            `models.mmdit.consistent_attention.merge`.
+        max_free: whether the kernel without a running maximum may run. It is exact only if all scores lie within
             `models.mmdit.score_bound.LARGEST_SCORE`.
     """
     *batch, length, heads, size = query.shape
@@ -83,15 +96,16 @@ def attend(
 
 
 def attend_all(query: Float[Array, "*batch Q N H"], sources: Sequence[KeyValue]) -> Float[Array, "*batch Q N*H"]:
-    """Max-free attention to the keys of all sources as if they were one sequence, without joining them.
+    """Max-free attention to the keys of all sources as if they were one sequence, without concatenating them.
 
     All scores must lie within `models.mmdit.score_bound.LARGEST_SCORE`.
 
     Args:
         query: split into heads.
-        sources: keys and values; those with fewer axes, [*first batch axes, K, N, H], serve all entries of the axes
-            that they lack.
+        sources: keys and values. A source with fewer axes, [*first batch axes, K, N, H], serves all entries of the axes
+            that it lacks.
     """
+    # Imported here: the module brings Pallas's GPU backend with it.
     from genaffect_jax.kernels.hopper_attention import max_free_attention
 
     def flat(x: Array) -> Array:
@@ -101,23 +115,8 @@ def attend_all(query: Float[Array, "*batch Q N H"], sources: Sequence[KeyValue])
     return out.reshape(*query.shape[:-2], -1)
 
 
-def merge(
-    first: tuple[Float[Array, "*batch Q N*H"], Float32[Array, "*batch Q N"]],
-    second: tuple[Float[Array, "*batch Q N*H"], Float32[Array, "*batch Q N"]],
-) -> Float[Array, "*batch Q N*H"]:
-    """Two attentions of the same queries to different keys as one attention to all of them.
-
-    Each part weighs as much as its softmax sum, `exp(lse)`, in the whole: the rule by which flash attention puts its
-    blocks together (Dao 2023, arXiv 2307.08691, section 3.1). Weights and sum are float32.
-    """
-    (a, lse_a), (b, lse_b) = first, second
-    share = jax.nn.sigmoid(lse_b - lse_a)[..., None]  # exp(lse_b) / (exp(lse_a) + exp(lse_b))
-    a_heads, b_heads = (x.reshape(*lse_a.shape, -1).astype(jnp.float32) for x in (a, b))
-    return (a_heads + share * (b_heads - a_heads)).reshape(a.shape).astype(a.dtype)
-
-
 def fold(query: Float[Array, "G E Q N H"]) -> Float[Array, "G E*Q N H"]:
-    """The queries of all images of a group as one sequence: queries do not see each other, so nothing changes."""
+    """The queries of all images of a group as one sequence. Queries do not see each other, so nothing else changes."""
     groups, expressions, length, *head = query.shape
     return query.reshape(groups, expressions * length, *head)
 
@@ -125,15 +124,16 @@ def fold(query: Float[Array, "G E Q N H"]) -> Float[Array, "G E*Q N H"]:
 def attend_shared(
     query: Float[Array, "G E Q N H"], shared: KeyValue, mask: Bool[Array, "G K"] | None = None
 ) -> Float[Array, "G E Q N*H"]:
-    """Attention of all E images of a group to one set of keys [G, K, N, H], without copies of the keys."""
+    """Attention of all E images of a group to the same keys [G, K, N, H], without copying the keys."""
     return attend(fold(query), shared.key, shared.value, mask).reshape(*query.shape[:3], -1)
 
 
 def join(image: Float[Array, "*batch L N H"], text: Float[Array, "*batch T N H"]) -> Float[Array, "*batch L+T N H"]:
-    """Image tokens, then text tokens.
+    """Concatenates image and text tokens, image first.
 
-    A concatenation, written as a choice between two padded arrays: XLA's concatenation of two products' results runs at
-    a third of a GPU's memory rate, this is one elementwise pass (docs/notes/sampling_speed.md#the-denoiser-on-one-gpu).
+    The concatenation is written as a choice between two padded arrays. XLA's concatenation of the results of two
+    products runs at a third of a GPU's memory rate; the choice is one elementwise pass
+    (docs/notes/sampling_speed.md#the-denoiser-on-one-gpu).
     """
     length, extra, axis = image.shape[-3], text.shape[-3], image.ndim - 3
 
@@ -145,14 +145,42 @@ def join(image: Float[Array, "*batch L N H"], text: Float[Array, "*batch T N H"]
     return jnp.where(place < length, padded(image, 0, extra), padded(text, length, 0))
 
 
+def split(mixed: Float[Array, "*batch L+T D"], image: QKV) -> tuple[Array, Array]:
+    """The image and the text part of a joined sequence: the inverse of `join`."""
+    length = image.query.shape[-3]
+    return mixed[..., :length, :], mixed[..., length:, :]
+
+
 def joint_attention(
     image: QKV, text: QKV, *, max_free: bool = False
 ) -> tuple[Float[Array, "*batch L N*H"], Float[Array, "*batch T N*H"]]:
-    """Attention over the joined image and text sequences of each image, cut into the two streams again."""
-    return cut(attend(*(join(*pair) for pair in zip(image, text, strict=True)), max_free=max_free), image)
+    """Attention over the joined image and text tokens of each image (Esser et al. 2024, arXiv 2403.03206, figure 2)."""
+    return split(attend(*(join(*pair) for pair in zip(image, text, strict=True)), max_free=max_free), image)
 
 
-def cut(mixed: Float[Array, "*batch L+T D"], image: QKV) -> tuple[Array, Array]:
-    """The image and the text part of a joined sequence, the inverse of `join`."""
-    length = image.query.shape[-3]
-    return mixed[..., :length, :], mixed[..., length:, :]
+def decoupled_cross_attention(
+    mixed: Float[Array, "G E L N*H"],
+    query: Float[Array, "G E L N H"],
+    branches: BranchInputs,
+    identity_mask: Bool[Array, "G K"] | None = None,
+) -> Float[Array, "G E L N*H"]:
+    """Adds what the image queries find among identity and expression tokens to the result of the joint attention.
+
+    Decoupled cross-attention (IP-Adapter, Ye et al. 2023, arXiv 2308.06721, section 3.2.2) with the two branches of
+    Gen-AFFECT (arXiv 2508.09461): the same queries attend to each kind of token in a softmax of its own,
+
+        Z = Attn(Q, K, V) + s_id Attn(Q, K_id, V_id) + s_ex Attn(Q, K_ex, V_ex).
+
+    Args:
+        mixed: Attn(Q, K, V), the image part of joint or consistent attention.
+        query: Q, the image queries of the same attention.
+        branches: keys and values of identity and expression tokens, and the scales s_id and s_ex.
+        identity_mask: False where an identity token is padding; None: no token is.
+
+    Returns:
+        Z, in the type of `mixed`.
+    """
+    identity = attend_shared(query, branches.identity, identity_mask)
+    mixed = mixed + branches.identity_scale.astype(mixed.dtype) * identity
+    expression = attend(query, branches.expression.key, branches.expression.value)
+    return mixed + branches.expression_scale.astype(mixed.dtype) * expression

@@ -1,37 +1,33 @@
-"""One block of the multimodal diffusion transformer: image and text streams, and the decoupled condition branches."""
+"""One block of the multimodal diffusion transformer: image and text stream, and the condition branches."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.config import MMDiTConfig
-from genaffect_jax.kernels.fused_bias import gated_residual
+from genaffect_jax.kernels import fused_bias
 from genaffect_jax.kernels.norms import modulated_norm
-from genaffect_jax.models.layers import MLP, Linear, Modulation
-from genaffect_jax.models.mmdit.attention import KeyValue, attend, attend_shared
+from genaffect_jax.models.layers import MLP, Linear
+from genaffect_jax.models.mmdit.attention import BranchInputs, KeyValue, decoupled_cross_attention
+from genaffect_jax.models.mmdit.block_cache import Streams
 from genaffect_jax.models.mmdit.consistent_attention import Sharing, set_attention
+from genaffect_jax.models.mmdit.embeddings import Modulation
 from genaffect_jax.models.mmdit.projections import ConditionBranch, QKVProjection, SelfAttention
 
 
-class BranchInputs(NamedTuple):
-    """What one block needs for its condition branches: its own keys and values, and the run-time scales."""
-
-    identity: KeyValue
-    expression: KeyValue
-    identity_scale: Float[Array, ""]
-    expression_scale: Float[Array, ""]
-
-
 class MMDiTBlock(nnx.Module):
-    """One joint block: image and text streams with separate weights meet in one attention.
+    """One joint block: image and text streams with weights of their own meet in one attention.
+
+    Esser et al. 2024, arXiv 2403.03206, figure 2.
 
     Args:
         config: sizes.
         dual: adds a second attention among the image tokens alone (SD3.5-medium).
-        last: the text stream ends here: it gives keys and values and is not updated.
+        last: the text stream ends here: its queries, keys and values still enter the attention, its tokens are not
+            updated.
         branches: adds the identity and expression branches.
         max_free: see `MMDiT`.
         rngs: source of the initial values.
@@ -59,7 +55,7 @@ class MMDiTBlock(nnx.Module):
         def feed_forward() -> MLP:
             return MLP(width, 4 * width, width, **common)
 
-        self.dtype, self.max_free = dtype, max_free
+        self.max_free = max_free
         self.image_modulation = Modulation(width, 9 if dual else 6, **common)
         self.text_modulation = Modulation(width, 2 if last else 6, **common)
         self.image_qkv = QKVProjection(width, heads, head_dim, **attention)
@@ -80,10 +76,18 @@ class MMDiTBlock(nnx.Module):
         branches: BranchInputs | None,
         identity_mask: Bool[Array, "G K"] | None,
         sharing: Sharing | None = None,
-    ) -> tuple[tuple[Float[Array, "G E L D"], Float[Array, "G E T D"]], KeyValue | None]:
-        """The two streams after this block, and the keys and values that the set shared.
+    ) -> tuple[Streams, KeyValue | None]:
+        """The block's formula.
 
-        `activated` is the timestep embedding after SiLU, `sharing` that of this layer.
+        Args:
+            image, text: tokens of the two streams.
+            activated: the timestep embedding (with pooled text) after SiLU, float32.
+            branches: what the condition branches of this block see; None: there are none.
+            identity_mask: False where an identity token is padding; None: no token is.
+            sharing: consistent attention of this layer; None: no image sees another.
+
+        Returns:
+            The two streams after this block, and the pool of the anchors' keys and values if it is to be kept.
         """
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *dual = self.image_modulation(activated)
         image, normed = modulated_norm(image, shift, scale)
@@ -92,7 +96,7 @@ class MMDiTBlock(nnx.Module):
             dual_shift, dual_scale, dual_gate = dual
             image, dual_normed = modulated_norm(image, dual_shift, dual_scale)
         if self.text_mlp is None:
-            # The closing text modulation is that of AdaLayerNormContinuous: the scale comes first.
+            # The last text modulation is diffusers' AdaLayerNormContinuous: the scale comes first.
             text_scale, text_shift = self.text_modulation(activated)
         else:
             text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = self.text_modulation(
@@ -101,26 +105,29 @@ class MMDiTBlock(nnx.Module):
         text, normed = modulated_norm(text, text_shift, text_scale)
         text_qkv = self.text_qkv(normed)
 
-        (mixed_image, mixed_text), pool = set_attention(image_qkv, text_qkv, sharing, self.max_free)
+        (mixed, mixed_text), pool = set_attention(image_qkv, text_qkv, sharing, self.max_free)
         if branches is not None:
-            seen = attend_shared(image_qkv.query, branches.identity, identity_mask)
-            mixed_image += branches.identity_scale.astype(self.dtype) * seen
-            seen = attend(image_qkv.query, branches.expression.key, branches.expression.value)
-            mixed_image += branches.expression_scale.astype(self.dtype) * seen
+            mixed = decoupled_cross_attention(mixed, image_qkv.query, branches, identity_mask)
 
-        image = _add(image, gate, self.image_out.product(mixed_image), self.image_out)
+        image = gated_residual(image, gate, self.image_out, mixed)
         if self.image_attention is not None:
-            image = _add(image, dual_gate, self.image_attention.product(dual_normed), self.image_attention.out)
+            image = gated_residual(image, dual_gate, self.image_attention, dual_normed)
         image, normed = modulated_norm(image, mlp_shift, mlp_scale)
-        image = _add(image, mlp_gate, self.image_mlp.product(normed), self.image_mlp.down)
+        image = gated_residual(image, mlp_gate, self.image_mlp, normed)
         if self.text_mlp is not None and self.text_out is not None:
-            text = _add(text, text_gate, self.text_out.product(mixed_text), self.text_out)
+            text = gated_residual(text, text_gate, self.text_out, mixed_text)
             text, normed = modulated_norm(text, text_mlp_shift, text_mlp_scale)
-            text = _add(text, text_mlp_gate, self.text_mlp.product(normed), self.text_mlp.down)
+            text = gated_residual(text, text_mlp_gate, self.text_mlp, normed)
         return (image, text), pool
 
 
-def _add(stream: Array, gate: Array, product: Array, layer: Linear) -> Array:
-    """`stream` with a branch that ends in the product of `layer`."""
-    assert layer.bias is not None
-    return gated_residual(stream, gate, product, layer.bias[...])
+def gated_residual(
+    stream: Float[Array, "G E S D"],
+    gate: Float[Array, "G E 1 D"],
+    layer: Linear | MLP | SelfAttention,
+    x: Float[Array, "G E S i"],
+) -> Float[Array, "G E S D"]:
+    """`stream + gate * layer(x)`, with bias, gate and sum in one pass (`kernels.fused_bias.gated_residual`)."""
+    product, bias = layer.product_and_bias(x)
+    assert bias is not None
+    return fused_bias.gated_residual(stream, gate, product, bias)

@@ -1,7 +1,7 @@
-"""Token makers: what the reference images and the expression vector become before the denoiser sees them.
+"""Condition projectors: identity tokens from reference images, expression tokens from an expression vector.
 
-Both hand tokens of the model's width to `MMDiT.project_conditions`; nothing else ties them to the denoiser, so an
-encoder of another kind can take their place.
+Both make tokens of the model's width for `MMDiT.project_conditions`. The transformer depends on nothing else of them,
+so that an encoder of another kind can take their place.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from jaxtyping import Array, Bool, Float
 from genaffect_jax.config import ConditioningConfig, MMDiTConfig
 from genaffect_jax.kernels.norms import layer_norm
 from genaffect_jax.models.layer_stack import LayerStack
-from genaffect_jax.models.layers import MLP, Embedder, Linear, RMSNorm, patchify
+from genaffect_jax.models.layers import MLP, Linear, RMSNorm
 from genaffect_jax.models.mmdit.attention import attend
+from genaffect_jax.models.mmdit.embeddings import Embedder, patchify
 from genaffect_jax.models.mmdit.projections import SelfAttention
 
-# Expressions are sparse numbers in [0, 1], not unit normal: a single active unit shall move a hidden unit by order one,
-# and the tokens it makes shall differ from the learned tokens they are added to by as much.
+# Expression vectors are sparse numbers in [0, 1], not unit normal. With these scales a single active unit moves hidden
+# units by order one, and tokens by as much as the learned tokens that they are added to differ.
 EXPRESSION_UP_INIT = normal(1.0)
 EXPRESSION_DOWN_INIT = variance_scaling(4.0, "fan_avg", "uniform")
 
 
 class TransformerLayer(nnx.Module):
-    """A pre-norm transformer layer over one sequence with padding; it starts as the identity."""
+    """A pre-norm transformer layer over one sequence with padding. It starts as the identity."""
 
     def __init__(self, width: int, heads: int, head_dim: int, *, rngs: nnx.Rngs, dtype: Any) -> None:
         self.attention = SelfAttention(width, heads, head_dim, qk_norm=True, out_init=zeros, rngs=rngs, dtype=dtype)
@@ -41,11 +42,11 @@ class TransformerLayer(nnx.Module):
 
 
 class ResamplerLayer(nnx.Module):
-    """A pre-norm perceiver layer: learned queries look at the context and at themselves, then an MLP.
+    """A pre-norm perceiver layer: learned queries attend to the context and to themselves, then pass an MLP.
 
-    Jaegle et al. 2021, arXiv 2103.03206; keys and values over context and queries together as in Flamingo (Alayrac
-    et al. 2022, arXiv 2204.14198, section 3.1.1). Unlike a layer of an old stream it does not start as the identity:
-    the queries say nothing of the context before they have looked.
+    Jaegle et al. 2021, arXiv 2103.03206. Keys and values come from context and queries together, as in Flamingo
+    (Alayrac et al. 2022, arXiv 2204.14198, section 3.1.1). The attention does not start as zero, because queries that
+    have not attended to the context hold nothing of it.
     """
 
     def __init__(self, width: int, heads: int, head_dim: int, *, rngs: nnx.Rngs, dtype: Any) -> None:
@@ -75,15 +76,15 @@ class ResamplerLayer(nnx.Module):
 
 
 class IdentityProjector(nnx.Module):
-    """Identity tokens from any number of reference images of one person: their latents and face embeddings.
+    """Identity tokens from the latents and face embeddings of any number of reference images of one person.
 
-    Every patch of a reference's latents is a token, and so is its embedding, if the model has one. With
-    `identity_tokens` N a resampler makes N tokens of them; else they are the identity tokens themselves, after
-    transformer layers. References carry no order: exchanging two of them leaves the resampler's tokens as they are,
-    and exchanges the others.
+    Every patch of a reference's latents becomes a token, and so does its face embedding, if the model takes one. With
+    `identity_tokens` N a resampler turns them into N tokens. Without, transformer layers process them, and they are the
+    identity tokens themselves. References have no order: exchanging two of them leaves the tokens of a resampler
+    unchanged, and exchanges the tokens of a model without resampler.
 
     Args:
-        config: the denoiser's sizes; tokens have its patch size and width.
+        config: sizes of the transformer; tokens have its patch size and width.
         conditioning: number of tokens and layers, width of the embedding.
         rngs: source of the initial values.
         dtype: compute type.
@@ -124,17 +125,18 @@ class IdentityProjector(nnx.Module):
         *,
         embedding: Float[Array, "G R F"] | None = None,
     ) -> tuple[Float[Array, "G K D"], Bool[Array, "G K"] | None]:
-        """Tokens and their mask (False: padding; None: no token is).
+        """The identity tokens of every group.
 
         Args:
             reference: latents of the references, padded to R.
-            reference_mask: False where a reference is padding. A group without any gets the null token.
-            positions: position vectors of the references' token grid, those of the denoiser.
-            drop: groups whose identity is replaced by the learned null token.
-            embedding: face embeddings of the references, of length 1, for models that have them.
+            reference_mask: False where a reference is padding. A group without references gets the null token.
+            positions: position vectors of the references' token grid (`MMDiT.positions`).
+            drop: True for groups whose identity is replaced by the learned null token.
+            embedding: face embeddings of the references, of length 1, for models that take them.
 
         Returns:
-            Without a resampler K = R * L tokens, and R more with embeddings; with one, its N.
+            The tokens, and their mask: False where a token is padding; None if no token is. K is the resampler's N, or
+            without a resampler R * L, and R more with embeddings.
 
         Raises:
             ValueError: the embedding is missing, or given to a model that takes none.
@@ -142,21 +144,21 @@ class IdentityProjector(nnx.Module):
         if (embedding is not None) != (self.face is not None):
             found = "missing" if embedding is None else "given, but the model takes none"
             raise ValueError(f"conditions: the references' embedding is {found}")
-        # Centred over the grid: what all places share tells none apart, and would fill most of a normalised key.
+        # Centred over the grid: the mean of all places distinguishes none, and would fill most of a normalised key.
         positions = positions - jnp.mean(positions, axis=0)
         tokens = self.embed(patchify(reference, self.patch_size)) + positions.astype(self.dtype)
         groups, references, length, width = tokens.shape
         tokens = tokens.reshape(groups, references * length, width)
         mask = jnp.repeat(reference_mask, length, axis=1)
         if embedding is not None and self.face is not None:
-            # A vector of length 1 has small numbers; those of a token are of order one.
+            # Scaled to numbers of order one, like those of the other tokens.
             faces = self.face(math.sqrt(embedding.shape[-1]) * embedding)
             tokens, mask = jnp.concatenate([tokens, faces], axis=1), jnp.concatenate([mask, reference_mask], axis=1)
         absent = ~jnp.any(reference_mask, axis=1)
         if drop is not None:
             absent = absent | drop
         if self.queries is None:
-            # A dropped group sees all of its tokens, all equal to the null token.
+            # A dropped group attends to all of its tokens, which all equal the null token.
             mask = mask | absent[:, None]
             tokens, _ = self.stack.run(lambda layer, x, _: (layer(x, mask), None), tokens)
         else:
@@ -170,12 +172,12 @@ class IdentityProjector(nnx.Module):
 
 
 class ExpressionProjector(nnx.Module):
-    """Expression tokens from the expression vector: learned tokens plus what an MLP makes of the vector.
+    """Expression tokens from the expression vector: learned tokens plus an MLP of the vector.
 
     The sum is not normalised, so that the intensity of an expression survives.
 
     Args:
-        width: D of the denoiser.
+        width: width D of the transformer.
         conditioning: width of the vector and number of tokens.
         rngs: source of the initial values.
         dtype: compute type.

@@ -1,11 +1,12 @@
 """The multimodal diffusion transformer of Stable Diffusion 3 and 3.5, with decoupled condition branches.
 
-Esser et al. 2024, arXiv 2403.03206; the dual attention blocks are those of SD3.5-medium. Without condition
-branches the network is the same function as diffusers' `SD3Transformer2DModel`.
+Esser et al. 2024, arXiv 2403.03206; the dual attention blocks are those of SD3.5-medium. Without condition branches the
+network computes the same function as diffusers' `SD3Transformer2DModel`.
 """
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -19,48 +20,50 @@ from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.config import MMDiTConfig
 from genaffect_jax.kernels.norms import modulated_norm
-from genaffect_jax.models.layer_stack import LayerStack
-from genaffect_jax.models.layers import (
+from genaffect_jax.models.layer_stack import LayerStack, join_layers
+from genaffect_jax.models.layers import Linear
+from genaffect_jax.models.mmdit.attention import BranchInputs, KeyValue
+from genaffect_jax.models.mmdit.block import MMDiTBlock
+from genaffect_jax.models.mmdit.block_cache import BlockCache, Streams, run_with_block_cache
+from genaffect_jax.models.mmdit.consistent_attention import Sharing
+from genaffect_jax.models.mmdit.embeddings import (
     TIMESTEP_FEATURES,
     Embedder,
-    Linear,
     Modulation,
     patchify,
     sincos_table,
     timestep_features,
     unpatchify,
 )
-from genaffect_jax.models.mmdit.attention import KeyValue
-from genaffect_jax.models.mmdit.block import BranchInputs, MMDiTBlock
-from genaffect_jax.models.mmdit.block_cache import BlockCache, StreamDeltas, middle_blocks
-from genaffect_jax.models.mmdit.consistent_attention import Sharing
 
 # Timesteps of the SD3 family are sigma * 1000.
 TIMESTEP_SCALE = 1000.0
 
+Scale = Float[Array, "*layers"] | float
+
 
 class PositionTable(nnx.Variable):
-    """The position table: read from weight files, never trained (so no `nnx.Param`)."""
+    """The position table. It is read from weight files and never trained, hence no `nnx.Param`."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Conditions:
-    """All that stays constant while a set is denoised, projected once; a pytree without parameters.
+    """Everything that stays constant while a set is denoised, projected once; a pytree without parameters.
 
-    Keys and values have a leading axis for the layers. None stands for an input that the model does not have.
+    None stands for an input that the model does not have.
     """
 
     text: Float[Array, "G E T D"] | None = None
     """Text tokens in the model's width."""
     pooled: Float[Array, "G E D"] | None = None
-    """Projected pooled text embedding; it is added to the timestep embedding."""
+    """Projected pooled text embedding, which is added to the timestep embedding."""
     identity: KeyValue | None = None
-    """Identity tokens [layers, G, K, N, H], shared by the expressions of a group."""
+    """Keys and values of the identity tokens, [layers, G, K, N, H], shared by the images of a group."""
     identity_mask: Bool[Array, "G K"] | None = None
-    """False where an identity token is padding."""
+    """False where an identity token is padding; None: no token is."""
     expression: KeyValue | None = None
-    """Expression tokens [layers, G, E, K, N, H]."""
+    """Keys and values of the expression tokens, [layers, G, E, K, N, H]."""
 
     def of_groups(self, first: int, stride: int) -> Conditions:
         """The conditions of the groups `first`, `first + stride` and so on."""
@@ -70,25 +73,28 @@ class Conditions:
         return Conditions(text, pooled, identity, mask, expression)
 
 
-class Left(NamedTuple):
-    """What one evaluation leaves for other images and later evaluations."""
+class MMDiTOutput(NamedTuple):
+    """The result of one evaluation, and what other images and later evaluations may use of it."""
 
-    pool: KeyValue | None
-    """Keys and values of the pool in every layer, [layers, G, K, N, H], if the sharing keeps them."""
-    deltas: StreamDeltas | None
-    """What the middle blocks added to the two streams, if there is reuse."""
+    prediction: Float[Array, "G E h w c"]
+    """What the network predicts of every image, float32: the velocity, or the clean latents
+    (`ModelConfig.prediction`)."""
+    anchor_kv: KeyValue | None = None
+    """The pool of every layer, keys and values [layers, G, K, N, H]; None unless the sharing keeps it."""
+    block_deltas: Streams | None = None
+    """What the middle blocks added to the image and the text stream; None without a block cache."""
 
 
 class MMDiT(nnx.Module):
-    """The denoiser: noisy latents, timestep and conditions to velocity.
+    """The denoising transformer: from noisy latents, timestep and conditions to a prediction.
 
     Args:
         config: sizes; `register_tokens > 0` replaces the text stream's input by learned tokens.
         branches: whether every block has the identity and expression branches.
         rngs: source of the initial values.
         dtype: compute type (float32 or bfloat16); parameters are float32.
-        max_free: attention may use the kernel without a running maximum (`models.hopper_attention`), which takes no
-            gradient: all scores are known to lie within `score_bound.LARGEST_SCORE`.
+        max_free: whether attention may use the kernel without a running maximum (`kernels.hopper_attention`). It has no
+            gradient, and all scores must lie within `score_bound.LARGEST_SCORE`.
     """
 
     def __init__(
@@ -107,11 +113,7 @@ class MMDiT(nnx.Module):
             sincos_table(config.pos_embed_max_size, width, config.sample_size // config.patch_size),
             logical_axes=(None, None, "embed"),
         )
-        embedder: dict[str, Any] = {
-            "axes": ("conditioning", "embed", None),
-            "rngs": rngs,
-            "dtype": dtype,
-        }
+        embedder: dict[str, Any] = {"axes": ("conditioning", "embed", None), "rngs": rngs, "dtype": dtype}
         self.timestep_embedder = Embedder(TIMESTEP_FEATURES, width, width, **embedder)
         pooled, registers = config.pooled_projection_dim, config.register_tokens
         self.pooled_embedder = Embedder(pooled, width, width, **embedder) if pooled else None
@@ -147,7 +149,7 @@ class MMDiT(nnx.Module):
         )
 
     def positions(self, rows: int, columns: int) -> Float[Array, "L D"]:
-        """Position vectors of a grid of tokens: the centre of the full table, row by row.
+        """Position vectors of a grid of tokens, row by row: the centre of the full table.
 
         Raises:
             ValueError: the grid is larger than the table.
@@ -167,10 +169,17 @@ class MMDiT(nnx.Module):
         identity_mask: Bool[Array, "G K"] | None = None,
         expression_tokens: Float[Array, "G E J D"] | None = None,
     ) -> Conditions:
-        """Projects everything that does not change from one denoising step to the next, for all layers at once.
+        """Projects everything that stays constant while a set is denoised, for all layers at once.
+
+        Args:
+            text: text tokens, for models without register tokens.
+            pooled: pooled text embedding, for models with `pooled_projection_dim`.
+            identity_tokens: tokens in the model's width, shared by the images of a group, for models with branches.
+            identity_mask: False where an identity token is padding; None: no token is.
+            expression_tokens: tokens in the model's width of each image, for models with branches.
 
         Raises:
-            ValueError: an input that this model needs is missing, or it has no use for one that is given.
+            ValueError: an input that this model needs is missing, or one is given that it does not take.
         """
         expected = {
             "text": (text, self.text_embed is not None),
@@ -186,7 +195,7 @@ class MMDiT(nnx.Module):
             layers = [
                 s.map(lambda b: (b.identity(identity_tokens), b.expression(expression_tokens))) for s in self.segments
             ]
-            identity, expression = jax.tree.map(lambda *x: jnp.concatenate(x), *layers)
+            identity, expression = join_layers(*layers)
         return Conditions(
             text=None if text is None or self.text_embed is None else self.text_embed(text),
             pooled=None if pooled is None or self.pooled_embedder is None else self.pooled_embedder(pooled),
@@ -200,98 +209,100 @@ class MMDiT(nnx.Module):
         latents: Float[Array, "G E h w c"],
         timestep: Float[Array, "G E"],
         conditions: Conditions,
-        identity_scale: Float[Array, "*layers"] | float = 1.0,
-        expression_scale: Float[Array, "*layers"] | float = 1.0,
-    ) -> Float[Array, "G E h w c"]:
-        """Velocity (float32) of noisy latents, every image by itself; see `consistent`."""
-        return self.consistent(latents, timestep, conditions, identity_scale, expression_scale, None)[0]
-
-    def consistent(
-        self,
-        latents: Float[Array, "G E h w c"],
-        timestep: Float[Array, "G E"],
-        conditions: Conditions,
-        identity_scale: Float[Array, "*layers"] | float,
-        expression_scale: Float[Array, "*layers"] | float,
-        sharing: Sharing | None,
+        *,
+        identity_scale: Scale = 1.0,
+        expression_scale: Scale = 1.0,
+        sharing: Sharing | None = None,
         block_cache: BlockCache | None = None,
-    ) -> tuple[Float[Array, "G E h w c"], Left]:
-        """Velocity of the noisy latents (float32), and what is left for other images and evaluations.
+    ) -> MMDiTOutput:
+        """One evaluation of the network.
 
         Args:
-            latents: noisy latents of G groups of E images. Rows and columns beyond a multiple of the patch size
-                are dropped, from the result too.
-            timestep: sigma in [0, 1]; it is multiplied by 1000 here.
-            conditions: what `project_conditions` made.
-            identity_scale, expression_scale: weight of each branch, one number or one per layer; traced.
-            sharing: consistent attention among the images of each group; None: every image by itself.
-            reuse: what the middle blocks added in an earlier evaluation; None: all blocks are computed.
+            latents: noisy latents of G groups of E images. Rows and columns beyond a multiple of the patch size are
+                dropped, and the prediction lacks them too.
+            timestep: sigma in [0, 1]; the network multiplies it by 1000.
+            conditions: the result of `project_conditions`.
+            identity_scale, expression_scale: weight of each condition branch, one number or one per layer; traced.
+            sharing: consistent attention among the images of each group; None: no image sees another.
+            block_cache: what the middle blocks added in an earlier evaluation; None: all blocks are computed.
 
         Raises:
-            ValueError: the latents are larger than the position table, or the blocks too few for `block_cache`.
+            ValueError: the latents are larger than the position table, or there are too few blocks for `block_cache`.
         """
-        config, patch = self.config, self.config.patch_size
+        layers, patch = self.config.num_layers, self.config.patch_size
         rows, columns = latents.shape[2] // patch, latents.shape[3] // patch
-        image = self.patch_embed(patchify(latents, patch)) + self.positions(rows, columns).astype(self.dtype)
-        text = conditions.text
-        if self.register_tokens is not None:
-            tokens = self.register_tokens[...].astype(self.dtype)
-            text = jnp.broadcast_to(tokens, (*latents.shape[:2], *tokens.shape))
-        assert text is not None
+        streams = self._embed_tokens(latents, conditions, rows, columns)
+        activated = self._embed_timestep(timestep, conditions)
+        branches = self._branch_inputs(conditions, identity_scale, expression_scale)
+        run_blocks = partial(self._run_blocks, activated, branches, conditions.identity_mask, sharing)
+        deltas = None
+        if block_cache is None:
+            (image, _), anchor_kv = run_blocks(streams, 0, layers)
+        else:
+            (image, _), anchor_kv, deltas = run_with_block_cache(run_blocks, streams, layers, block_cache)
+        return MMDiTOutput(unpatchify(self._project_out(image, activated), patch, rows, columns), anchor_kv, deltas)
+
+    def _embed_tokens(
+        self, latents: Float[Array, "G E h w c"], conditions: Conditions, rows: int, columns: int
+    ) -> Streams:
+        """The two streams before the first block: patches with their positions, and text or register tokens."""
+        image = self.patch_embed(patchify(latents, self.config.patch_size))
+        image = image + self.positions(rows, columns).astype(self.dtype)
+        if self.register_tokens is None:
+            assert conditions.text is not None
+            return image, conditions.text
+        tokens = self.register_tokens[...].astype(self.dtype)
+        return image, jnp.broadcast_to(tokens, (*latents.shape[:2], *tokens.shape))
+
+    def _embed_timestep(self, timestep: Float[Array, "G E"], conditions: Conditions) -> Float[Array, "G E D"]:
+        """The embedding of the timestep, with the pooled text if the model takes it, after SiLU; float32."""
         embedding = self.timestep_embedder(timestep_features(timestep * TIMESTEP_SCALE))
         if conditions.pooled is not None:
             embedding = embedding + conditions.pooled
-        activated = nnx.silu(embedding.astype(jnp.float32))
+        return nnx.silu(embedding.astype(jnp.float32))
 
-        per_layer = None
-        if conditions.identity is not None and conditions.expression is not None:
-            scales = [
-                jnp.broadcast_to(jnp.asarray(s, jnp.float32), (config.num_layers,))
-                for s in (identity_scale, expression_scale)
-            ]
-            per_layer = BranchInputs(conditions.identity, conditions.expression, *scales)
+    def _branch_inputs(
+        self, conditions: Conditions, identity_scale: Scale, expression_scale: Scale
+    ) -> BranchInputs | None:
+        """What the condition branches of all layers see; None for a model without branches."""
+        if conditions.identity is None or conditions.expression is None:
+            return None
+        per_layer = (self.config.num_layers,)
+        scales = [jnp.broadcast_to(jnp.asarray(s, jnp.float32), per_layer) for s in (identity_scale, expression_scale)]
+        return BranchInputs(conditions.identity, conditions.expression, *scales)
 
-        def blocks(streams: StreamDeltas, first: int, last: int) -> tuple[StreamDeltas, KeyValue | None]:
-            start, pools = 0, []
-            for segment in self.segments:
-                stop = start + segment.length
-                if max(first, start) < min(last, stop):
-                    streams, pool = segment.run(
-                        lambda block, streams, inputs: block(
-                            *streams, activated, inputs[0], conditions.identity_mask, inputs[1]
-                        ),
-                        streams,
-                        jax.tree.map(lambda x: x[start:stop], (per_layer, sharing)),  # noqa: B023 (used at once)
-                        max(first, start) - start,
-                        min(last, stop) - start,
-                    )
-                    pools.append(pool)
-                start = stop
-            return streams, jax.tree.map(lambda *x: jnp.concatenate(x), *pools)
+    def _run_blocks(
+        self,
+        activated: Float[Array, "G E D"],
+        branches: BranchInputs | None,
+        identity_mask: Bool[Array, "G K"] | None,
+        sharing: Sharing | None,
+        streams: Streams,
+        first: int,
+        last: int,
+    ) -> tuple[Streams, KeyValue | None]:
+        """Runs the blocks `first` to `last - 1`: the streams after them, and the pool of each block if it is kept."""
 
-        deltas = None
-        if block_cache is None:
-            (image, text), pool = blocks((image, text), 0, config.num_layers)
-        else:
-            first, last = middle_blocks(config.num_layers)
-            streams, before = blocks((image, text), 0, first)
+        def step(
+            block: MMDiTBlock, streams: Streams, inputs: tuple[BranchInputs | None, Sharing | None]
+        ) -> tuple[Streams, KeyValue | None]:
+            return block(*streams, activated, inputs[0], identity_mask, inputs[1])
 
-            def compute() -> tuple[StreamDeltas, StreamDeltas, KeyValue | None]:
-                found, pool = blocks(streams, first, last)
-                return found, jax.tree.map(jnp.subtract, found, streams), pool
+        start, pools = 0, []
+        for segment in self.segments:
+            stop = start + segment.length
+            if max(first, start) < min(last, stop):
+                per_layer = jax.tree.map(operator.itemgetter(slice(start, stop)), (branches, sharing))
+                streams, pool = segment.run(
+                    step, streams, per_layer, max(first, start) - start, min(last, stop) - start
+                )
+                pools.append(pool)
+            start = stop
+        return streams, join_layers(*pools)
 
-            def again() -> tuple[StreamDeltas, StreamDeltas, KeyValue | None]:
-                # No later image looks into these layers either: it reuses in the same evaluation.
-                nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute)[2])
-                assert block_cache.deltas is not None
-                return jax.tree.map(jnp.add, streams, block_cache.deltas), block_cache.deltas, nothing
-
-            streams, deltas, between = (
-                compute() if block_cache.now is None else jax.lax.cond(block_cache.now, again, compute)
-            )
-            (image, text), after = blocks(streams, last, config.num_layers)
-            pool = jax.tree.map(lambda *x: jnp.concatenate(x), before, between, after)
-
+    def _project_out(
+        self, image: Float[Array, "G E L D"], activated: Float[Array, "G E D"]
+    ) -> Float[Array, "G E L ppc"]:
+        """The last modulated norm and the projection to patches, float32."""
         scale, shift = self.out_modulation(activated)
-        image = self.out(modulated_norm(image, shift, scale)[1])
-        return unpatchify(image.astype(jnp.float32), patch, rows, columns), Left(pool, deltas)
+        return self.out(modulated_norm(image, shift, scale)[1]).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Projections around attention: queries, keys and values of a stream, and those of the decoupled branches."""
+"""Projections before and after attention: queries, keys and values of a stream, and those of the condition branches."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from flax import nnx
 from jax.nn.initializers import Initializer, zeros
 from jaxtyping import Array, Bool, Float
 
-from genaffect_jax.kernels.fused_bias import add_bias, bias_and_qk_norm
-from genaffect_jax.kernels.remat import keep_product
-from genaffect_jax.models.layers import Linear, RMSNorm, joined_product, xavier_uniform
+from genaffect_jax.kernels.fused_bias import bias_and_qk_norm
+from genaffect_jax.models.layers import Bias, Linear, RMSNorm, joined_product_and_bias, with_bias, xavier_uniform
 from genaffect_jax.models.mmdit.attention import QKV, KeyValue, attend
 
-# Initial scale of a branch's normalised keys. With 1 the first attention to a reference is nearly even over its places.
+# Initial scale of a branch's normalised keys. With 1 the first attention to a reference would be nearly uniform.
 KEY_SCALE = 3.0
 
 
 class QKVProjection(nnx.Module):
-    """Queries, keys and values of one stream, with RMS norm over each head's queries and keys if asked for."""
+    """Queries, keys and values of one stream; with `qk_norm`, each head's queries and keys are RMS-normalised."""
 
     def __init__(
         self, width: int, heads: int, head_dim: int, *, qk_norm: bool, rngs: nnx.Rngs, dtype: Any = jnp.float32
@@ -34,18 +33,15 @@ class QKVProjection(nnx.Module):
         self.key_norm = RMSNorm(head_dim, dtype=dtype) if qk_norm else None
 
     def __call__(self, x: Float[Array, "*batch S D"]) -> QKV:
-        # One product for all three reads `x` once.
-        layers = (self.query, self.key, self.value)
-        product = joined_product(x, layers)
-        bias = jnp.concatenate([layer.bias[...] for layer in layers if layer.bias is not None])
+        product, bias = joined_product_and_bias(x, (self.query, self.key, self.value))
         if self.query_norm is not None and self.key_norm is not None:
             return QKV(*bias_and_qk_norm(product, bias, self.query_norm.scale[...], self.key_norm.scale[...]))
-        joined = keep_product(add_bias(product, bias))
+        joined = with_bias(product, bias)
         return QKV(*(y.reshape(*x.shape[:-1], self.heads, self.head_dim) for y in jnp.split(joined, 3, axis=-1)))
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head attention of one stream to itself; `max_free` is that of `attention.attend`."""
+    """Multi-head attention of one stream to itself; for `max_free` see `attention.attend`."""
 
     def __init__(
         self,
@@ -67,23 +63,22 @@ class SelfAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "*batch S D"], mask: Bool[Array, "*batch S"] | None = None
     ) -> Float[Array, "*batch S D"]:
-        return self.out.biased(self.product(x, mask))
+        return with_bias(*self.product_and_bias(x, mask))
 
-    def product(
+    def product_and_bias(
         self, x: Float[Array, "*batch S D"], mask: Bool[Array, "*batch S"] | None = None
-    ) -> Float[Array, "*batch S D"]:
-        """The result without its bias."""
+    ) -> tuple[Float[Array, "*batch S D"], Bias]:
+        """The result before the output projection's bias is added, and that bias."""
         qkv = self.qkv(x)
-        return self.out.product(attend(qkv.query, qkv.key, qkv.value, mask, max_free=self.max_free))
+        return self.out.product_and_bias(attend(qkv.query, qkv.key, qkv.value, mask, max_free=self.max_free))
 
 
 class ConditionBranch(nnx.Module):
-    """Key and value projections of one decoupled cross-attention branch (IP-Adapter, Ye et al. 2023, arXiv 2308.06721).
+    """Key and value projections of one branch of the decoupled cross-attention (`attention.decoupled_cross_attention`).
 
-    The image queries of the joint attention look at these keys. Values start at zero, so that a new branch adds
-    exactly nothing. Keys start as a copy of the query projection `queries`: image tokens then look at the condition
-    tokens most like themselves, which for a reference image are those at the same place, before anything is
-    learned.
+    Values start at zero, so that a new branch adds exactly nothing. Keys start as a copy of the query projection
+    `queries`: before anything is learned, image tokens attend to the condition tokens that are most like them, which
+    for a reference image are the tokens at the same place.
     """
 
     def __init__(self, queries: QKVProjection, width: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:

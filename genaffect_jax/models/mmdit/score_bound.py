@@ -1,4 +1,4 @@
-"""The bound of attention scores that RMS-normalised queries and keys have, known from the parameters alone."""
+"""A bound of all attention scores, which RMS-normalised queries and keys have and the parameters alone decide."""
 
 from __future__ import annotations
 
@@ -8,37 +8,44 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Array
 
-# What `hopper_attention` takes, in natural units. exp(69) is 2^100: a sum of 2^15 such weights, times values, is below
-# float32's 2^127, and exp(-69) is above its smallest normal number, 2^-126.
+from genaffect_jax.models.parameter_names import ATTENTIONS, QUERY_KERNEL
+
+# The bound within which `kernels.hopper_attention` is exact, in natural units. exp(69) is 2^100: a sum of 2^15 such
+# weights, times values, is below float32's 2^127, and exp(-69) is above its smallest normal number, 2^-126.
 LARGEST_SCORE = 69.0
-# The parameter that every block has.
-KERNEL = "image_qkv.query.kernel"
 
 
 def score_bound(parameters: Mapping[str, Array]) -> float:
-    """The largest score that the attention of an `MMDiT` (or of a network that holds one) with these parameters has.
+    """An upper bound of the absolute attention scores of an `MMDiT`, or of a network that holds one.
 
-    Queries and keys have root mean square 1 before their learned scales a and b, so with heads of size H a score
-    `sum_i a_i q_i b_i k_i / sqrt(H)` is at most `sqrt(H) max_i |a_i b_i|` (Cauchy-Schwarz). Condition branches are not
-    counted. Infinite without RMS norm.
+    Queries and keys have root mean square 1 before their learned scales a and b. With heads of size H, a score
+    `sum_i a_i q_i b_i k_i / sqrt(H)` is therefore at most `sqrt(H) max_i |a_i b_i|` (Cauchy-Schwarz). Scores of the
+    condition branches are not bounded here; the max-free kernel never computes them.
+
+    Args:
+        parameters: flat parameters by name.
+
+    Returns:
+        The bound in natural units, rounding to half precision included; infinity for a network without RMS norm.
 
     Raises:
         ValueError: the parameters hold no attention of an `MMDiT`.
     """
-    joint = ("image_qkv", "text_qkv")
-    kernels = [name for name in parameters if name.endswith(KERNEL)]
+    kernels = [name for name in parameters if name.endswith(QUERY_KERNEL)]
     if not kernels:
-        raise ValueError(f"score bound: none of {len(parameters)} parameters is called *{KERNEL}, so it is unknown")
+        raise ValueError(
+            f"score bound: none of {len(parameters)} parameters is called *{QUERY_KERNEL}, so it is unknown"
+        )
     largest = 0.0
     for name in kernels:
-        layers = name.removesuffix(KERNEL)
-        for projections in (joint, ("image_attention.qkv",)):
-            if f"{layers}{projections[0]}.query.kernel" not in parameters:
+        block = name.removesuffix(QUERY_KERNEL)
+        for projections in ATTENTIONS:
+            if f"{block}{projections[0]}.query.kernel" not in parameters:
                 continue
-            if f"{layers}{projections[0]}.query_norm.scale" not in parameters:
+            if f"{block}{projections[0]}.query_norm.scale" not in parameters:
                 return math.inf
             queries, keys = (
-                [np.abs(np.asarray(parameters[f"{layers}{p}.{norm}.scale"], np.float64)) for p in projections]
+                [np.abs(np.asarray(parameters[f"{block}{p}.{norm}.scale"], np.float64)) for p in projections]
                 for norm in ("query_norm", "key_norm")
             )
             largest = max(largest, *(float((a * b).max()) * math.sqrt(a.shape[-1]) for a in queries for b in keys))

@@ -1,7 +1,7 @@
-"""What the autoencoder is trained for: images that come back with crisp outlines, and latents of unit scale.
+"""The autoencoder's loss: sharp reconstructions, and a weak pull of the latents towards a unit Gaussian.
 
-No adversarial and no pretrained part: drawn images are flat areas and thin outlines, so absolute errors of the
-image and of its finite differences at several scales say most of what a perceptual network would.
+It has no adversarial and no pretrained part. Drawn images are flat areas and thin outlines, for which absolute errors
+of the image and of its finite differences at several scales measure most of what a perceptual network would.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Key, UInt8
 
 from genaffect_jax.models.autoencoder.model import AutoencoderKL, normalise
+from genaffect_jax.training.step import Terms
 
-Terms = dict[str, tuple[Float32[Array, ""], Float32[Array, ""]]]
 EDGE_SCALES = (1, 2, 4)  # an outline of a 128 px avatar is 1 to 4 px wide
 
 
@@ -33,7 +33,7 @@ def autoencoder_loss(
     kl_weight: float,
     edge_weight: float,
 ) -> tuple[Float32[Array, ""], Terms]:
-    """Loss of reconstructing images from latents drawn with `key`, and its terms as (sum, count).
+    """Loss of reconstructing images from latents sampled with `key`, and its terms as (sum, count).
 
     `total = l1 + edge_weight * mean over scales s of edge_s + kl_weight * kl`, each term being its sum over its count.
     `l1` is the absolute error in units of the range [-1, 1]; `edge_s` is the absolute error of horizontal and vertical
@@ -66,7 +66,7 @@ def autoencoder_loss(
 
 
 def jitter(images: UInt8[Array, "B S S 3"], key: Key[Array, ""]) -> UInt8[Array, "B S S 3"]:
-    """Images moved by up to seven pixels (what leaves comes in on the other side), mirrored and tinted at random.
+    """Images moved by up to seven pixels (wrapped around), mirrored and tinted at random.
 
     The tint is one gain per channel in [0.8, 1.2], and with probability 1/4 the channels change places.
     """
@@ -85,7 +85,7 @@ def jitter(images: UInt8[Array, "B S S 3"], key: Key[Array, ""]) -> UInt8[Array,
 def latent_statistics(model: AutoencoderKL, images: UInt8[Array, "B H W 3"]) -> tuple[float, float]:
     """The shift and scaling factors that give these images' latents mean 0 and standard deviation 1.
 
-    One number each for all channels, as the reference has it. The images go through the encoder in one call.
+    Each is one number for all channels, as in SD3's autoencoder. The images go through the encoder in one call.
 
     Raises:
         ValueError: the latents do not vary, so that no scale exists.

@@ -1,15 +1,16 @@
-"""Does the denoiser listen? The held-out loss with the right conditions, with those of others, and the two gaps.
+"""The conditioning probe: how much the loss on held-out people grows with a wrong identity or expression.
 
-Adapters on diffusion transformers are known to learn to ignore their condition: the noisy image alone explains most
-of the velocity, and images of a fixed style come out whatever is asked for. The training loss does not show it. What
-does: the loss on people who are not trained on, once as it is, once with another person's references, once with
-another expression. A model that uses a condition gets worse without it; the difference is the gap.
+Adapters on diffusion transformers are known to learn to ignore their condition: the noisy image alone explains most of
+the velocity, and images of the right style come out whatever is asked for. The training loss does not show it. The
+probe computes the loss on people who are not trained on, once as it is, once with the references of another person,
+and once with another expression. A model that uses a condition gets worse with a wrong one; the difference is the gap.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
+from rich.console import Console
 
 from genaffect_jax.config import FlowConfig
 from genaffect_jax.data.loader import make_loader
@@ -28,24 +30,32 @@ from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.genaffect import GenAffect
 from genaffect_jax.parallel.sharding import batch_parts, batch_sharding, place, replicated
 from genaffect_jax.parallel.xla import compiler_options
-from genaffect_jax.training.denoiser.loss import batch_conditions, to_latents
+from genaffect_jax.training.denoiser.batch import batch_conditions, to_latents
+from genaffect_jax.training.denoiser.probe_report import (
+    CONDITIONS,
+    EVAL_LOSS,
+    ProbeReport,
+    gap,
+    plot_probe,
+    probe_rows,
+    relative_gap,
+)
+from genaffect_jax.training.metric_log import Row
 from genaffect_jax.training.step import Batch
 
 NOISE_LEVELS = 4
 LARGEST_SETS = 8
-CONDITIONS = ("identity", "expression")
-RIGHT = "eval/loss"
-_VARIANTS = (RIGHT, *CONDITIONS)
 
 
 def noise_levels(config: FlowConfig, count: int) -> Float[Array, " count"]:
-    """Noise levels in (0, 1) that share training's distribution: the middles of `count` equally likely parts."""
+    """Noise levels in (0, 1) of training's distribution: the medians of `count` equally likely intervals."""
     return flow.sigma_quantile((jnp.arange(count) + 0.5) / count, config)
 
 
 def other_expressions(vectors: Float[np.ndarray, "G E W"]) -> Float[np.ndarray, "G E W"]:
-    """For each image the expression vector of another one, and a different vector: of the next image of the same
-    person that has one, or of the next person's.
+    """For each image a different expression vector, that of another image.
+
+    It is taken from the next image of the same person that has a different one, or else from the next person.
 
     Raises:
         DataError: all vectors are equal.
@@ -64,25 +74,27 @@ def other_expressions(vectors: Float[np.ndarray, "G E W"]) -> Float[np.ndarray, 
 
 
 class ConditioningProbe:
-    """Measures the gaps of any parameters on one fixed batch, with fixed noise; compiled once.
+    """Measures the gaps of any parameters on one fixed batch, with fixed noise; compiled once. A `training.task.Probe`.
 
-    The loss is training's (with `change_weight`), without dropout, over `NOISE_LEVELS` levels. The weight always
-    follows from the right reference. A prompt stays the right one: the expression gap is what the expression tokens
+    The loss is that of training (with `change_weight`), without dropout, over `NOISE_LEVELS` levels. Its weight always
+    follows from the right reference. The prompt stays the right one: the expression gap is what the expression tokens
     add to it.
 
     Args:
-        config: objective.
+        config: noise levels and weights of the loss.
         denoiser: the network.
-        autoencoder: encodes images, if the batch holds images.
-        frozen: as for the training loss.
-        batch: as for the training loss; every set shows another person. At least two sets.
-        mesh: the batch is cut over the devices if it divides, or else lies whole on each.
+        autoencoder: encodes the batch, if it holds images.
+        frozen_components: as for the training loss.
+        batch: a batch of `training.denoiser.batch` in which every set shows another person; at least two sets.
+        mesh: devices; the batch is cut over them if it divides, and else lies whole on each.
         seed: seed of the noise.
 
     Raises:
         ValueError: fewer than two sets.
         DataError: all expressions are equal.
     """
+
+    rating = EVAL_LOSS
 
     def __init__(
         self,
@@ -102,34 +114,46 @@ class ConditioningProbe:
         entries["other_expression"] = other_expressions(np.asarray(batch["expression"]))
         cut = batch_sharding(mesh) if sets % batch_parts(mesh) == 0 else replicated(mesh)
         self._batch = place(entries, cut)
-        self._frozen = frozen_components
+        self._frozen_components = frozen_components
+        self._report = ProbeReport()
         self.program = jax.jit(
             _losses(config, denoiser, autoencoder, seed),
             out_shardings=replicated(mesh),
             compiler_options=compiler_options(),
         )
 
-    def __call__(self, parameters: Parameters) -> dict[str, float]:
-        """The loss with the right conditions and, by condition, how much larger it is with another's.
+    def measure(self, parameters: Parameters) -> dict[str, float]:
+        """The loss with the right conditions and, by condition, its growth with another one's.
 
         Returns:
-            `probe/right_loss`; `probe/identity` and `probe/expression` in units of the loss; `probe/identity_relative`
-            and `probe/expression_relative` as shares of the right loss.
+            `eval/loss`; `probe/identity` and `probe/expression` in units of the loss; `probe/identity_relative` and
+            `probe/expression_relative` as shares of `eval/loss`.
         """
-        losses = dict(
-            zip(_VARIANTS, jax.device_get(self.program(parameters, self._frozen, self._batch)).tolist(), strict=True)
-        )
-        probe_report = {name: losses[name] - losses[RIGHT] for name in CONDITIONS}
+        losses = jax.device_get(self.program(parameters, self._frozen_components, self._batch)).tolist()
+        right, *wrong = losses
+        gaps = {name: loss - right for name, loss in zip(CONDITIONS, wrong, strict=True)}
         return {
-            RIGHT: losses[RIGHT],
-            **{f"probe/{name}": probe for name, probe in probe_report.items()},
-            **{f"probe/{name}_relative": probe / max(losses[RIGHT], 1e-12) for name, probe in probe_report.items()},
+            EVAL_LOSS: right,
+            **{gap(name): value for name, value in gaps.items()},
+            **{relative_gap(name): value / max(right, 1e-12) for name, value in gaps.items()},
         }
+
+    def report(self, rows: Sequence[Row], steps: int, console: Console) -> None:
+        """Warns of each condition that has come to be ignored; see `ProbeReport`."""
+        self._report.warn(probe_rows(rows), steps, console)
+
+    def plot(self, rows: Sequence[Row], path: Path) -> None:
+        """Plots all measurements of the run, if there are any; see `plot_probe`."""
+        measurements = probe_rows(rows)
+        if measurements:
+            plot_probe(measurements, path)
 
 
 def _losses(
     config: FlowConfig, denoiser: Functional[GenAffect], autoencoder: Functional[AutoencoderKL], seed: int
 ) -> Callable[[Parameters, Mapping[str, Any], Batch], Float[Array, " variants"]]:
+    """The losses with the right conditions, with another person's references, and with other expressions."""
+
     def losses(parameters: Parameters, frozen_components: Mapping[str, Any], batch: Batch) -> Float[Array, " variants"]:
         model = denoiser.merge(parameters)
         reference = to_latents(autoencoder, frozen_components, batch["reference"])
@@ -143,10 +167,10 @@ def _losses(
             def level(number: Int[Array, ""]) -> tuple[Array, Array]:
                 noise = jax.random.normal(jax.random.fold_in(jax.random.key(seed), number), target.shape)
                 sigma = jnp.full(target.shape[:2], sigmas[number])
-                velocity = model(flow.interpolate(target, noise, sigma), sigma, conditions)
+                velocity = model(flow.interpolate(target, noise, sigma), sigma, conditions).prediction
                 return flow.flow_loss(velocity, flow.velocity_target(target, noise), weight)
 
-            # One level, and one variant, after the other: no more memory than a forward pass of one batch.
+            # Levels and variants are computed one by one: no more memory than a forward pass of one batch.
             totals, counts = jax.lax.map(level, jnp.arange(NOISE_LEVELS))
             return jnp.sum(totals) / jnp.sum(counts)
 
@@ -169,10 +193,17 @@ def held_out_batch(
     devices: int = 1,
     prompts: Int[np.ndarray, " images"] | None = None,
 ) -> Batch:
-    """One fixed batch of up to `LARGEST_SETS` people, one set each.
+    """One fixed batch of up to `LARGEST_SETS` people, one set each; on more devices, of one person for each.
 
-    There are as many sets as divide over the devices if enough people do. People who show one expression only are left
-    out.
+    People who show one expression only are left out. If there are enough people, the sets divide over the devices.
+
+    Args:
+        source: images, or their cached features.
+        people: people to choose from.
+        expressions_per_set: targets of each set.
+        seed: decides the images.
+        devices: parts that the batch is cut into.
+        prompts: row of each image's prompt; None for models that read no prompts.
 
     Raises:
         DataError: fewer than two people are left.

@@ -1,11 +1,9 @@
-"""What frozen networks make of every training image, computed once before training: latents, embeddings,
-expressions."""
+"""Cached features: the outputs of frozen networks for every training image, computed once before training."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,51 +11,65 @@ import numpy as np
 from jaxtyping import UInt8
 
 from genaffect_jax.checkpoints.components import FaceEncoders
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import DenoiserRun
 from genaffect_jax.data.cached_features import CachedFeatures, write_features
 from genaffect_jax.data.sources.base import Source
+from genaffect_jax.io.weight_file import checksum
 from genaffect_jax.models.autoencoder.model import AutoencoderKL, normalise
 from genaffect_jax.models.functional import Functional, Parameters
+
+_CALL_SIZE = 64  # images in one call of the networks
 
 
 def cache_features(
     config: DenoiserRun,
     source: Source,
-    workdir: Path,
+    run_dir: RunDir,
     faces: FaceEncoders,
     autoencoder: Functional[AutoencoderKL],
     parameters: Parameters,
-    autoencoder_checksum: str,
 ) -> Source:
-    """The source with all that a run computes once: latents, face embeddings, measured expressions.
+    """The source with cached features: latents if `data.cache_latents` is set, embeddings of the identity encoder, and
+    expression vectors of the expression encoder if they are the model's expression space.
+
+    Features are computed once and kept in the run folder, keyed by the images and the checksums of the networks.
+
+    Args:
+        config: the run.
+        source: the training images.
+        run_dir: the run folder, which holds the autoencoder.
+        faces: the model's face encoders.
+        autoencoder: the autoencoder.
+        parameters: its parameters.
 
     Raises:
         DataError: see `data.cached_features.write_features`.
     """
     latents = jax.jit(lambda parameters, images: autoencoder.merge(parameters).to_latents(normalise(images)))
-    encoders: dict[str, Callable[[np.ndarray], Any]] = {}
-    fingerprint = []
+    networks: dict[str, Callable[[np.ndarray], Any]] = {}
+    checksums = []
     if config.data.cache_latents:
-        encoders["latents"] = lambda images: latents(parameters, images)
-        fingerprint.append(autoencoder_checksum)
+        networks["latents"] = lambda images: latents(parameters, images)
+        checksums.append(checksum(run_dir.autoencoder))
     if faces.identity is not None:
-        encoders["embedding"] = faces.identity
-        fingerprint.append(faces.identity.checksum)
+        networks["embedding"] = faces.identity
+        checksums.append(faces.identity.checksum)
     if config.model.conditioning.expression_space == "encoder" and faces.expression is not None:
-        encoders["expression"] = faces.expression
-        fingerprint.append(faces.expression.checksum)
-    if not encoders:
+        networks["expression"] = faces.expression
+        checksums.append(faces.expression.checksum)
+    if not networks:
         return source
 
     def encode(images: UInt8[np.ndarray, "B S S 3"]) -> dict[str, np.ndarray]:
-        return {name: np.asarray(read(images)) for name, read in encoders.items()}
+        return {name: np.asarray(network(images)) for name, network in networks.items()}
 
     path = write_features(
         source,
-        workdir / "features.npy",
+        run_dir.features,
         encode,
-        batch_size=64,
-        fingerprint=" ".join(fingerprint),
+        batch_size=_CALL_SIZE,
+        fingerprint=" ".join(checksums),
         workers=len(os.sched_getaffinity(0)) if config.data.workers else 0,
     )
     return CachedFeatures(source, path)

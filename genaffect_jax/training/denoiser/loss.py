@@ -1,57 +1,52 @@
-"""The denoiser's objective: rectified flow on the targets of a set, given its reference and the expressions."""
+"""The denoiser's loss: rectified flow on the targets of a set, given its reference and the expressions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from genaffect_jax.config import FlowConfig
 from genaffect_jax.diffusion import flow
-from genaffect_jax.models.autoencoder.model import AutoencoderKL, normalise
+from genaffect_jax.models.autoencoder.model import AutoencoderKL
 from genaffect_jax.models.functional import Functional
 from genaffect_jax.models.genaffect import GenAffect
-from genaffect_jax.models.mmdit.model import Conditions
 from genaffect_jax.training.denoiser.auxiliary import AuxiliaryLosses
-from genaffect_jax.training.step import Batch, Terms
+from genaffect_jax.training.denoiser.batch import batch_conditions, to_latents
+from genaffect_jax.training.step import Batch, LossFunction, Terms
+
+Draws = tuple[Float[Array, "G E"], Float[Array, "G E h w c"], list[Bool[Array, "..."]]]
 
 
 def make_denoiser_loss(
     config: FlowConfig, autoencoder: Functional[AutoencoderKL], auxiliary: AuxiliaryLosses | None = None
-) -> Callable[[GenAffect, Mapping[str, Any], Batch, Key[Array, " G"]], Terms]:
-    """Builds the loss `(model, frozen_components, batch, keys) -> Terms`; what each set draws depends on its own key
-    alone.
+) -> LossFunction:
+    """Builds the loss `(model, frozen_components, batch, keys) -> Terms` of a `GenAffect` model.
 
-    The batch holds `reference` [G, R, ...], `target` [G, E, ...] and `expression` [G, E, W]. Images are uint8 [S, S, 3]
-    and are encoded here with `frozen_components["autoencoder"]`, its parameters; cached latents are floating point [h,
-    w, c]. For models with face embeddings the batch holds `embedding` [G, R, F], those of the references; for models
-    with a text stream `frozen_components["prompts"]` holds `models.prompts.Prompts`, and the batch `prompt` [G, E],
-    their rows. With `auxiliary` its terms are added to the loss and logged beside it; `frozen_components["auxiliary"]`
-    holds what `auxiliary.frozen_components()` gave.
+    The terms are `loss`, with `config.change_weight` and the auxiliary losses, `flow_loss` without both, and the
+    distances of the auxiliary losses. The random numbers of a set depend on its own key alone.
+
+    Args:
+        config: noise levels, dropout of the conditions, weights.
+        autoencoder: encodes images of a batch that holds no latents.
+        auxiliary: losses on the predicted image; None adds none.
+
+    The batch is that of `training.denoiser.batch`. `frozen_components` holds `autoencoder`, its parameters, if the
+    batch holds images or there are auxiliary losses; `prompts`, a `models.prompts.Prompts`, for models that read
+    prompts; and `auxiliary`, the encoders of `AuxiliaryLosses.frozen_components`, with auxiliary losses.
     """
 
     def loss(model: GenAffect, frozen_components: Mapping[str, Any], batch: Batch, keys: Key[Array, " G"]) -> Terms:
         reference = to_latents(autoencoder, frozen_components, batch["reference"])
         target = to_latents(autoencoder, frozen_components, batch["target"])
-
-        def draw(key: Key[Array, ""]) -> Any:
-            sigma_key, noise_key, drop_key = jax.random.split(key, 3)
-            expressions, *latents = target.shape[1:]
-            return (
-                flow.sample_sigma(sigma_key, (expressions,), config),
-                jax.random.normal(noise_key, (expressions, *latents)),
-                [x[0] for x in flow.sample_drops(drop_key, 1, expressions, config)],
-            )
-
-        sigma, noise, (drop_identity, drop_expression, drop_text) = jax.vmap(draw)(keys)
+        sigma, noise, (drop_identity, drop_expression, drop_text) = _draws(config, target, keys)
         conditions = batch_conditions(
             model, frozen_components, batch, reference, drop_identity, drop_expression, drop_text
         )
         noisy = flow.interpolate(target, noise, sigma)
-        velocity = model(noisy, sigma, conditions)
+        velocity = model(noisy, sigma, conditions).prediction
         weight = flow.change_weight(target, reference[:, 0], config.change_weight)
         true_velocity = flow.velocity_target(target, noise)
         terms = {
@@ -75,33 +70,16 @@ def make_denoiser_loss(
     return loss
 
 
-def to_latents(autoencoder: Functional[AutoencoderKL], frozen_components: Mapping[str, Any], images: Array) -> Array:
-    """Latents (float32) of uint8 images [..., S, S, 3]; what is floating point is latents already."""
-    if images.dtype == jnp.uint8:
-        return autoencoder.merge(frozen_components["autoencoder"]).to_latents(normalise(images))
-    return images.astype(jnp.float32)
+def _draws(config: FlowConfig, target: Float[Array, "G E h w c"], keys: Key[Array, " G"]) -> Draws:
+    """Noise levels, noise, and the dropped conditions (identity [G], expression and text [G, E]) of every set."""
 
+    def of_set(key: Key[Array, ""]) -> Any:
+        sigma_key, noise_key, drop_key = jax.random.split(key, 3)
+        expressions, *latents = target.shape[1:]
+        return (
+            flow.sample_sigma(sigma_key, (expressions,), config),
+            jax.random.normal(noise_key, (expressions, *latents)),
+            [x[0] for x in flow.sample_drops(drop_key, 1, expressions, config)],
+        )
 
-def batch_conditions(
-    model: GenAffect,
-    frozen_components: Mapping[str, Any],
-    batch: Batch,
-    reference: Float[Array, "G R h w c"],
-    drop_identity: Bool[Array, " G"] | None = None,
-    drop_expression: Bool[Array, "G E"] | None = None,
-    drop_text: Bool[Array, "G E"] | None = None,
-) -> Conditions:
-    """The conditions of a batch, whose references' latents are given; see `GenAffect.conditions`."""
-    text = pooled = None
-    if "prompts" in frozen_components:
-        text, pooled = frozen_components["prompts"].lookup(batch["prompt"], drop_text)
-    return model.encode_conditions(
-        reference,
-        jnp.ones(reference.shape[:2], bool),
-        batch["expression"],
-        drop_identity=drop_identity,
-        drop_expression=drop_expression,
-        embedding=batch.get("embedding"),
-        text=text,
-        pooled=pooled,
-    )
+    return jax.vmap(of_set)(keys)

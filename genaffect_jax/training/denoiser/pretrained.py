@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 
@@ -14,49 +12,50 @@ from jax.sharding import Mesh
 from genaffect_jax.config import AutoencoderConfig, ModelConfig
 from genaffect_jax.errors import WeightsError
 from genaffect_jax.interop.diffusers.weights import read_autoencoder, read_transformer, read_transformer_config
+from genaffect_jax.io.atomic import copy_atomically
 from genaffect_jax.io.weight_file import resolve_weights, save_weights
 from genaffect_jax.models.functional import Parameters
+from genaffect_jax.models.parameter_names import MMDIT, QUERY_KERNEL, branch_key_kernels
 
-# Settings of the transformer that say nothing about its weights. `sample_size` is the size of the images: the
-# position table, which diffusers computes from it, is read from the weights.
+# Settings of the transformer that its weights do not depend on. `sample_size` is the size of the images; the position
+# table, which diffusers computes from it, is read from the weights.
 _FREE = ("sample_size", "scan_layers", "remat")
-_QUERY = re.compile(r"(mmdit\.segments\.\d+\.layers\.)image_qkv\.query\.kernel")
 
 
 def initial_parameters(config: ModelConfig, mesh: Mesh) -> Parameters:
     """The denoiser's parameters that do not start at random: none, or those of `config.transformer_weights`.
 
-    These are all parameters of the denoiser but its condition branches, and the branches' keys, which are copies of the
-    queries (see `models.mmdit.attention.ConditionBranch`). Branch values stay at their initial zero, so the denoiser
-    starts as the released model, whatever the conditions. They are read tensor by tensor straight to their places on
-    the mesh, as float32.
+    The released weights give all parameters except those of the condition branches. The keys of a branch are copies of
+    the queries (see `models.mmdit.projections.ConditionBranch`); its values stay at their initial zero, so that the
+    denoiser starts as the released model, whatever the conditions are. Tensors are read one by one straight to their
+    places on the mesh, as float32.
 
     Raises:
-        WeightsError: the folder's configuration is not `config.mmdit`, but for `sample_size`, `scan_layers` and
-            `remat` (all differences are listed); or see `interop.diffusers.weights.load_transformer`.
+        WeightsError: the folder's configuration differs from `config.mmdit` in more than `sample_size`, `scan_layers`
+            and `remat` (all differences are listed); or see `interop.diffusers.weights.read_transformer`.
     """
     if not config.transformer_weights:
         return {}
     folder = Path(config.transformer_weights)
     _require_equal(read_transformer_config(folder), config.mmdit, folder, "model.mmdit", _FREE)
-    parameters = {f"mmdit.{name}": p for name, p in read_transformer(folder, dtype="float32", mesh=mesh)[1].items()}
+    parameters = {f"{MMDIT}{name}": p for name, p in read_transformer(folder, dtype="float32", mesh=mesh)[1].items()}
     for name in list(parameters):
-        if found := _QUERY.fullmatch(name):
-            for branch in ("identity", "expression"):
-                parameters[f"{found[1]}{branch}.key.kernel"] = jnp.copy(parameters[name])
+        if name.endswith(QUERY_KERNEL):
+            for key_kernel in branch_key_kernels(name):
+                parameters[key_kernel] = jnp.copy(parameters[name])
     return parameters
 
 
 def place_autoencoder(config: AutoencoderConfig, source: str, path: Path) -> None:
-    """Makes `path` a weight file of the autoencoder, from whatever `ModelConfig.autoencoder_weights` names.
+    """Writes the weight file of the frozen autoencoder from `source`, the value of `ModelConfig.autoencoder_weights`.
 
-    A weight file is copied; a diffusers folder (an autoencoder's or a pipeline's) is converted.
+    A weight file is copied; a diffusers folder, of an autoencoder or of a pipeline, is converted.
 
     Raises:
         WeightsError: there is no such file or folder, it is damaged, or a folder's configuration is not `config`.
     """
     if not Path(source).is_dir():
-        shutil.copyfile(resolve_weights(source), path)
+        copy_atomically(resolve_weights(source), path)
         return
     found, parameters = read_autoencoder(Path(source), dtype="float32")
     _require_equal(found, config, Path(source), "model.autoencoder", ())

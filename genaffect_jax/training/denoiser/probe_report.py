@@ -1,115 +1,116 @@
-"""What becomes of the conditioning probe: the plot `probe_report.png`, and a warning where a condition is ignored.
+"""The report of the conditioning probe: its metrics by name, the plot, and a warning where a condition is ignored.
 
-Both read metrics.jsonl, so a run that was continued reports all of itself.
+Everything here reads rows of metrics.jsonl, so that a run that was continued is reported as a whole.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from genaffect_jax.training.denoiser.conditioning_probe import CONDITIONS, RIGHT
+from genaffect_jax.io.atomic import new_file
+from genaffect_jax.training.metric_log import Row
 
-PLOT_FILE = "probe.png"
-# A condition counts as ignored if its gap stays below this share of the right loss, over this many measurements, none
-# of them from the first quarter of the run, in which the branches leave zero.
+CONDITIONS = ("identity", "expression")
+EVAL_LOSS = "eval/loss"
+"""Metric: the loss on held-out people with the right conditions."""
+
+# A condition counts as ignored if its relative gap stays below this, over this many consecutive measurements, none of
+# them from the first quarter of the run, in which the branches leave zero.
 IGNORED_BELOW = 0.01
 IGNORED_FOR = 3
 QUIET_UNTIL = 0.25
 
 _TRY = {
     "identity": "check that the references of a set show the person of its targets, and that train.trainable covers "
-    "the identity branch and its tokens; raise train.learning_rate; lower flow.drop_identity; train longer",
+    "the identity branch and its projector; raise train.learning_rate; lower flow.drop_identity; train longer",
     "expression": "check that the labels (expression vectors) fit the images, and that train.trainable covers the "
-    "expression branch and its tokens; raise flow.change_weight or auxiliary.expression_weight; lower "
+    "expression branch and its projector; raise flow.change_weight or auxiliary.expression_weight; lower "
     "flow.drop_expression, and raise flow.drop_text if prompts name the expression; train longer",
 }
 
-Row = Mapping[str, float]
+
+def gap(condition: str) -> str:
+    """Metric: the growth of the loss with a wrong condition, in units of the loss."""
+    return f"probe/{condition}"
 
 
-def read_gaps(workdir: Path) -> list[Row]:
-    """The rows of a run folder's metrics.jsonl that hold gaps, in order; rows with a number that is not finite
-    are left out. Empty if there is no such file."""
-    path = workdir / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [
-        row for row in rows if RIGHT in row and all(row[f"probe/{name}_relative"] is not None for name in CONDITIONS)
-    ]
+def relative_gap(condition: str) -> str:
+    """Metric: the gap as a share of `EVAL_LOSS`."""
+    return f"probe/{condition}_relative"
+
+
+def probe_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows that hold measurements of the probe, in order; rows with a non-finite gap are left out."""
+    return [row for row in rows if EVAL_LOSS in row and all(row[relative_gap(name)] is not None for name in CONDITIONS)]
 
 
 def ignored(rows: Sequence[Row], steps: int) -> list[str]:
-    """The conditions that a run of `steps` steps ignores so far, by its rows of `read_gaps`."""
+    """The conditions that a run of `steps` steps ignores so far, by its `probe_rows`."""
     late = [row for row in rows if row["step"] >= QUIET_UNTIL * steps][-IGNORED_FOR:]
     if len(late) < IGNORED_FOR:
         return []
-    return [name for name in CONDITIONS if all(row[f"probe/{name}_relative"] < IGNORED_BELOW for row in late)]
+    return [name for name in CONDITIONS if all(row[relative_gap(name)] < IGNORED_BELOW for row in late)]
 
 
 def plot_probe(rows: Sequence[Row], path: Path) -> None:
     """Writes the plot, whole or not at all: relative gaps above, the three losses below.
+
+    Args:
+        rows: `probe_rows`, at least one.
+        path: the file, a PNG.
 
     Raises:
         ValueError: no rows.
     """
     if not rows:
         raise ValueError("plot_probe: no rows")
-    # Takes a second to import, which processes that draw no plot need not wait for.
+    # Takes a second to import; processes that draw no plot do without.
     from matplotlib.figure import Figure
 
     steps = [row["step"] for row in rows]
     figure = Figure(figsize=(7, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     for name in CONDITIONS:
-        above.plot(steps, [100 * row[f"probe/{name}_relative"] for row in rows], marker=".", label=f"another {name}")
-        below.plot(steps, [row[RIGHT] + row[f"probe/{name}"] for row in rows], marker=".", label=f"another {name}")
-    below.plot(steps, [row[RIGHT] for row in rows], marker=".", color="black", label="right conditions")
+        above.plot(steps, [100 * row[relative_gap(name)] for row in rows], marker=".", label=f"another {name}")
+        below.plot(steps, [row[EVAL_LOSS] + row[gap(name)] for row in rows], marker=".", label=f"another {name}")
+    below.plot(steps, [row[EVAL_LOSS] for row in rows], marker=".", color="black", label="right conditions")
     above.axhline(100 * IGNORED_BELOW, color="grey", linestyle=":", label="below: ignored")
-    above.set_ylabel("gap, % of the right loss")
+    above.set_ylabel(f"gap, % of {EVAL_LOSS}")
     below.set_ylabel("loss, held-out people")
     below.set_xlabel("step")
     for axes in (above, below):
         axes.legend()
         axes.grid(alpha=0.3)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with new_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class ProbeReport:
-    """Watches the gaps of one run; of several processes, the one that writes metrics.jsonl."""
+    """Warns of ignored conditions, each once until it is heard again."""
 
-    def __init__(self, workdir: Path, steps: int, console: Console, watches: bool = True) -> None:
-        self._workdir, self._steps, self._console, self._watches = workdir, steps, console, watches
+    def __init__(self) -> None:
         self._warned: set[str] = set()
 
-    def check(self) -> None:
-        """Warns of each condition that has come to be ignored, once until it is heard again."""
-        if not self._watches:
-            return
-        rows = read_gaps(self._workdir)
-        now = ignored(rows, self._steps)
+    def warn(self, rows: Sequence[Row], steps: int, console: Console) -> None:
+        """Prints a warning for each condition that has come to be ignored since the last call.
+
+        Args:
+            rows: `probe_rows` of the run so far.
+            steps: steps of the whole run.
+            console: where to print.
+        """
+        now = ignored(rows, steps)
         for name in now:
             if name not in self._warned:
-                self._console.print(
+                console.print(
                     f"warning: step {rows[-1]['step']}: the denoiser ignores the {name}: with another {name} its loss "
-                    f"on held-out people is {100 * rows[-1][f'probe/{name}_relative']:+.2f} % of the right one. "
+                    f"on held-out people is {100 * rows[-1][relative_gap(name)]:+.2f} % of the right one. "
                     f"What to try: {_TRY[name]}",
                     style="yellow",
                     markup=False,
                     soft_wrap=True,
                 )
         self._warned = set(now)
-
-    def draw(self) -> None:
-        """Writes `probe_report.png`, once there is something to draw."""
-        rows = read_gaps(self._workdir) if self._watches else []
-        if rows:
-            plot_probe(rows, self._workdir / PLOT_FILE)

@@ -1,8 +1,8 @@
-"""Worse images of the same person with the same expression, made on the device.
+"""Degraded images of the same person with the same expression, made on the device.
 
-Encoders have to read what a denoiser draws: soft, speckled, a little displaced. Nothing here mirrors (left and right
-action units are different channels), turns (the head's roll is a channel) or recolours (hair and skin are the
-person's).
+Encoders have to read samples of a denoiser, which are soft, speckled and a little displaced. No image is mirrored
+(left and right action units are different channels), turned (the head's roll is a channel) or recoloured (hair and skin
+belong to the person).
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ _BLUR_SHARE, _NOISE_SHARE, _QUANTISE_SHARE = 0.5, 0.5, 0.3
 def make_degrade(
     config: DegradeConfig, autoencoder: Functional[AutoencoderKL] | None
 ) -> Callable[[Parameters, UInt8[Array, "B S S 3"], Key[Array, ""]], Float32[Array, "B S S 3"]]:
-    """Builds `degrade(autoencoder_parameters, images, key)`: uint8 images to changed ones in [-1, 1].
+    """Builds `degrade(autoencoder_parameters, images, key)`: uint8 images to degraded ones in [-1, 1].
 
-    Every image is moved and scaled (edges are continued), blurred, tinted, made noisy and quantised by its own
-    random amounts up to those of `config`. Before that, every n-th image, as many as `autoencoder_share` says,
-    passes through the autoencoder with noise on its latents. The side S must be a multiple of 8.
+    Every image is moved and scaled (edges are continued), blurred, tinted, made noisy and quantised by random amounts
+    of its own, up to those of `config`. Before that, a share `config.autoencoder_share` of the images, evenly spread,
+    passes through the autoencoder with noise on the latents. The side S must be a multiple of 8.
     """
 
     def soften(parameters: Parameters, x: Float32[Array, "B S S 3"], key: Key[Array, ""]) -> Float32[Array, "B S S 3"]:
         count = round(config.autoencoder_share * len(x))
         if autoencoder is None or count == 0:
             return x
-        # Evenly spread places, so that a device that holds a part of the batch has its share of the work.
+        # Evenly spread, so that the work is divided evenly over the devices that hold the batch.
         chosen = np.arange(count) * len(x) // count
         model = autoencoder.merge(parameters)
         level_key, noise_key = jax.random.split(key)
         latents = model.to_latents(x[chosen])
         level = jax.random.uniform(level_key, (count, 1, 1, 1), maxval=config.latent_noise)
-        drawn = model.from_latents(latents + level * jax.random.normal(noise_key, latents.shape))
-        return x.at[chosen].set(jnp.clip(drawn, -1.0, 1.0))
+        decoded = model.from_latents(latents + level * jax.random.normal(noise_key, latents.shape))
+        return x.at[chosen].set(jnp.clip(decoded, -1.0, 1.0))
 
     def degrade(
         parameters: Parameters, images: UInt8[Array, "B S S 3"], key: Key[Array, ""]
@@ -51,20 +51,20 @@ def make_degrade(
         B, S, _, _ = images.shape
         keys = iter(jax.random.split(key, 10))
 
-        def draw(largest: float, channels: int = 1) -> Float32[Array, "B 1 1 c"]:
+        def uniform(largest: float, channels: int = 1) -> Float32[Array, "B 1 1 c"]:
             return jax.random.uniform(next(keys), (B, 1, 1, channels), minval=-largest, maxval=largest)
 
-        def sometimes(shard_index: float) -> Float32[Array, " B"]:
+        def sometimes(share: float) -> Float32[Array, " B"]:
             """Uniform in [0, 1] for a share of the images, 0 for the others."""
             on_key, amount_key = jax.random.split(next(keys))
-            return jax.random.bernoulli(on_key, shard_index, (B,)) * jax.random.uniform(amount_key, (B,))
+            return jax.random.bernoulli(on_key, share, (B,)) * jax.random.uniform(amount_key, (B,))
 
         x = soften(parameters, normalise(images), next(keys))
-        zoom, shift = 1.0 + draw(config.zoom)[:, 0, 0, 0], draw(config.shift, 2)[:, 0, 0] * S
+        zoom, shift = 1.0 + uniform(config.zoom)[:, 0, 0, 0], uniform(config.shift, 2)[:, 0, 0] * S
         sigma = config.blur * sometimes(_BLUR_SHARE)
         rows, columns = (_blur(S, sigma) @ _move(S, zoom, shift[:, axis]) for axis in (0, 1))
         x = jnp.einsum("bij,bjkc,blk->bilc", rows, x, columns)
-        x = x * (1.0 + draw(config.gain)) + draw(config.gain) + draw(2.0 * config.tint, 3)
+        x = x * (1.0 + uniform(config.gain)) + uniform(config.gain) + uniform(2.0 * config.tint, 3)
         noise = jax.random.normal(next(keys), x.shape)
         x = x + 2.0 * config.noise * sometimes(_NOISE_SHARE)[:, None, None, None] * noise
         x = quantise(x, 2.0 * config.quantise * sometimes(_QUANTISE_SHARE))
@@ -86,12 +86,12 @@ def quantise(x: Float[Array, "B S S 3"], step: Float[Array, " B"]) -> Float[Arra
     blocks = x.reshape(B, S // _BLOCK, _BLOCK, S // _BLOCK, _BLOCK, C)
     coefficients = jnp.einsum("ui,bxiyjc,vj->bxuyvc", basis, blocks, basis, precision="highest")
     steps = step[:, None, None, None, None, None] * ((1 + k[:, None, None] + k[:, None]) / _BLOCK)[:, None]
-    cast_kernels = jnp.where(steps > 0, jnp.round(coefficients / jnp.maximum(steps, 1e-6)) * steps, coefficients)
-    return jnp.einsum("ui,bxuyvc,vj->bxiyjc", basis, cast_kernels, basis, precision="highest").reshape(x.shape)
+    rounded = jnp.where(steps > 0, jnp.round(coefficients / jnp.maximum(steps, 1e-6)) * steps, coefficients)
+    return jnp.einsum("ui,bxuyvc,vj->bxiyjc", basis, rounded, basis, precision="highest").reshape(x.shape)
 
 
 def _move(side: int, zoom: Float[Array, " B"], shift: Float[Array, " B"]) -> Float32[Array, "B S S"]:
-    """Matrices of linear interpolation: each row of one reads the place that comes to lie there."""
+    """Matrices of linear interpolation: row i of a matrix reads the place that moves to i."""
     middle = (side - 1) / 2
     place = (jnp.arange(side) - middle - shift[:, None]) / zoom[:, None] + middle
     return _hat(jnp.clip(place, 0.0, side - 1.0)[..., None] - jnp.arange(side))
@@ -102,7 +102,7 @@ def _hat(distance: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def _blur(side: int, sigma: Float[Array, " B"]) -> Float32[Array, "B S S"]:
-    """Matrices of Gaussian means along one axis; a sigma near 0 gives the identity."""
+    """Matrices of a Gaussian blur along one axis; a sigma near 0 gives the identity."""
     places = jnp.arange(side)
     weights = jnp.exp(-0.5 * jnp.square((places[:, None] - places) / jnp.maximum(sigma, 0.05)[:, None, None]))
     return weights / weights.sum(-1, keepdims=True)

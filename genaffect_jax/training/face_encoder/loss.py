@@ -1,4 +1,4 @@
-"""What the face encoders are trained for: people apart by an angular margin, expression channels by regression."""
+"""The losses of the face encoders: softmax over people with an angular margin, regression of expression channels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from genaffect_jax.models.face_encoders.networks import FaceEncoder, unit
 from genaffect_jax.models.functional import Parameters
 from genaffect_jax.training.step import Batch, Terms
 
-ENCODER = "encoder."  # the part of the trained parameters that is kept
+ENCODER = "encoder."  # prefix of the parameters that become the encoder's weight file
 Degrade = Callable[[Parameters, UInt8[Array, "B S S 3"], Key[Array, ""]], Float32[Array, "B S S 3"]]
 
 
@@ -26,8 +26,8 @@ class EncoderInTraining(nnx.Module):
     def __init__(self, config: FaceEncoderConfig, people: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.encoder = FaceEncoder(config, dtype=dtype, rngs=rngs)
         if config.target == "identity":
-            # Only the directions count. Short vectors turn quickly under Adam, whose steps do not shrink with them; a
-            # person is seen only some hundred times, and with unit entries the centres would stay where they began.
+            # Only directions count. A person is seen only some hundred times. Short vectors turn quickly under Adam,
+            # whose steps do not shrink with them; with unit entries the centres would hardly leave their start.
             centres = 0.05 * jax.random.normal(rngs.params(), (people, config.width), jnp.float32)
             self.centres = nnx.Param(centres, logical_axes=(None, None))
 
@@ -45,7 +45,7 @@ def arcface_logits(
     margin: float,
     scale: float,
 ) -> Float32[Array, "B P"]:
-    """`scale * cos(angle)` to every centre, the angle to the own one widened by `margin` (radians).
+    """`scale * cos(angle)` to every centre, with the angle to the own centre widened by `margin` (radians).
 
     Deng et al. 2019, arXiv 1801.07698, equation 3. Where angle + margin exceeds pi, the cosine would rise again; there
     `cos(angle) - margin * sin(margin)` continues it, as in the authors' code.
@@ -53,9 +53,9 @@ def arcface_logits(
     Args:
         embeddings: unit vectors.
         centres: of any length but 0.
-        people: place of each embedding's own centre.
-        margin: 0 gives a plain normalised softmax.
-        scale: length that the embeddings get.
+        people: index of each embedding's own centre.
+        margin: additive angular margin; 0 gives a plain normalised softmax.
+        scale: factor of the cosines.
     """
     cosine = jnp.clip(embeddings.astype(jnp.float32) @ unit(centres).T, -1.0, 1.0)
     own = jnp.take_along_axis(cosine, people[:, None], axis=1)
@@ -74,15 +74,15 @@ def expression_loss(
 ) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
     """Sum and count of the Huber losses of all channels' errors, in units of each channel's `deviation`.
 
-    Quadratic up to one deviation, linear beyond: a rare unit counts as much as a common one, and its few large values
-    do not drown the rest.
+    The loss is quadratic up to one deviation and linear beyond. In units of deviations a rare action unit counts as
+    much as a common one; the linear part keeps its few large values from dominating.
     """
     error = jnp.abs(predicted.astype(jnp.float32) - true) / deviation
     return jnp.where(error < 1.0, 0.5 * error * error, error - 0.5).sum(), jnp.float32(error.size)
 
 
 def channel_deviations(vectors: Float[np.ndarray, "B W"]) -> Float32[np.ndarray, " W"]:
-    """Standard deviation of each channel, but at least 0.03, so that a channel that hardly occurs does not dominate."""
+    """Standard deviation of each channel, at least 0.03, so that a channel that hardly occurs does not dominate."""
     return np.maximum(vectors.std(0), 0.03).astype(np.float32)
 
 
@@ -91,10 +91,14 @@ def make_encoder_loss(
 ) -> Callable[[EncoderInTraining, Parameters, Batch, Key[Array, " G"]], Terms]:
     """Builds the loss `(model, frozen_components, batch, keys) -> Terms`.
 
-    The batch holds `reference` [G, 1, S, S, 3] and `target` [G, E, S, S, 3] uint8, `expression` [G, E, W] of the
-    targets and `identity` [G]. Identity trains on all images; expression on the targets, whose vectors are there.
-    `frozen_components` are the parameters of the autoencoder that `degrade` reads. `deviation` is that of
-    `channel_deviations`.
+    The batch is that of `training.denoiser.batch`, with images and without `prompt` and `embedding`. An identity
+    encoder is trained on all images, an expression encoder on the targets, whose vectors the batch holds.
+
+    Args:
+        config: target, margin and scale.
+        degrade: degrades the images; see `training.face_encoder.degrade`. `frozen_components` are the parameters of the
+            autoencoder that it reads.
+        deviation: `channel_deviations` of the training images.
     """
 
     def identity(

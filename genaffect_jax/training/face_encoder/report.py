@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,12 +14,13 @@ from jaxtyping import Float32, UInt8
 from genaffect_jax.data.sources.base import Example, Source
 from genaffect_jax.data.sources.stored import draw_redressed
 from genaffect_jax.expressions.action_units import CHANNELS, neutral
+from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.metrics.expression import expression_accuracy, spread_shares
 from genaffect_jax.metrics.identity import mean_cosine, verify
 
 Encode = Callable[[UInt8[np.ndarray, "B S S 3"]], Float32[np.ndarray, "B W"]]
 Images = UInt8[np.ndarray, "B S S 3"]
-_PEOPLE, _VARIANTS = 32, 6  # of the checks in which one factor alone changes
+_PEOPLE, _VARIANTS = 32, 6  # rendered images in which one factor alone changes
 
 
 class HeldOut:
@@ -28,10 +28,12 @@ class HeldOut:
 
     Args:
         source: images.
-        people: who to take.
-        soften: passes images through an autoencoder, as a denoiser would draw them.
-        drawn_from: numbers of procedural people to draw one-factor checks of; `()` for other sources.
-        largest: at most so many images, evenly chosen people first.
+        people: the held-out people.
+        soften: passes images through an autoencoder, which makes them as soft as samples of a denoiser; None leaves
+            these measurements out.
+        drawn_from: numbers of procedural people to render images of in which one factor changes; `()` for other
+            sources.
+        largest: largest number of images; the first ones of the source are taken.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class HeldOut:
     ) -> None:
         wanted = set(people)
         places = [i for i, p in enumerate(source.examples) if p.identity in wanted]
-        places = places[:largest]  # images lie person by person, so whole people are kept
+        places = places[:largest]  # images are ordered by person, so that all but the last person are complete
         self.shown: list[Example] = [source.examples[i] for i in places]
         self.images: Images = np.stack([source.load(i) for i in places])
         self.soften, self.drawn_from = soften, tuple(drawn_from)[:_PEOPLE]
@@ -64,7 +66,7 @@ def identity_report(encode: Encode, held_out: HeldOut) -> dict[str, Any]:
         "images": len(names),
         "verification": asdict(verify(vectors, names)),
     }
-    # Does the cosine of one person's images fall as their expressions differ more?
+    # A correlation near -1 would mean that embeddings change with the expression.
     pairs = [_pairs_of(vectors, held_out.shown, name) for name in sorted(set(names))]
     cosines, distances = np.concatenate([c for c, _ in pairs]), np.concatenate([d for _, d in pairs])
     report["same_person"] = {
@@ -81,9 +83,14 @@ def identity_report(encode: Encode, held_out: HeldOut) -> dict[str, Any]:
 
 
 def expression_report(encode: Encode, held_out: HeldOut, typical: Float32[np.ndarray, " W"]) -> dict[str, Any]:
-    """Errors against the constant guess `typical` (the mean of the training images), and what identity moves.
+    """Absolute errors beside those of the constant guess `typical`, and how predictions depend on the person.
 
-    Units: action units 0 to 1, gaze and head -1 to 1.
+    Units are those of the channels: action units 0 to 1, gaze and head -1 to 1.
+
+    Args:
+        encode: the encoder.
+        held_out: images to measure on.
+        typical: mean expression vector of the training images.
     """
     true = np.stack([p.expression for p in held_out.shown])
     errors = expression_accuracy(encode(held_out.images), true, typical)
@@ -117,19 +124,14 @@ def expression_report(encode: Encode, held_out: HeldOut, typical: Float32[np.nda
 
 def write_report(report: dict[str, Any], path: Path) -> None:
     """Writes a report as JSON; the file appears complete or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, json.dumps(report, indent=2) + "\n")
 
 
 def _one_factor_cosines(encode: Encode, held_out: HeldOut) -> dict[str, float]:
     """Mean cosine of pairs in which only the expression, only the clothes and background, or only the person differ."""
     people, size = held_out.drawn_from, held_out.images.shape[1]
     rest, shown = neutral(), _varied_vectors(held_out.shown, _VARIANTS)
-    others = [p + 1 for p in people]  # whose clothes: anybody else
+    others = [p + 1 for p in people]  # numbers of people whose clothes are worn: any but the person's own
 
     def cosine(images: list[np.ndarray], groups: int) -> float:
         vectors = encode(np.stack(images))

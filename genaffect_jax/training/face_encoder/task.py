@@ -1,23 +1,24 @@
-"""Training of a face encoder, put together: images, objective, preview, and weight file and report at the end."""
+"""Training of a face encoder: one `Task` for the loop, and the weight file and held-out report at the end."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jax.sharding import Mesh
+from jaxtyping import Float32, UInt8
 from rich.console import Console
 
 from genaffect_jax.checkpoints.manager import Checkpoints
-from genaffect_jax.checkpoints.run_dir import REPORT_FILE, claim_workdir
-from genaffect_jax.config import AutoencoderConfig
+from genaffect_jax.checkpoints.run_dir import RunDir
+from genaffect_jax.config import AutoencoderConfig, to_json
 from genaffect_jax.config.encoders import EncoderRun
 from genaffect_jax.data.groups import split_identities
-from genaffect_jax.data.loader import make_loader
+from genaffect_jax.data.loader import Loader, make_loader
 from genaffect_jax.data.sources.base import Source
 from genaffect_jax.data.sources.open import open_source
 from genaffect_jax.data.sources.stored import AvatarSettings, StoredSource, store_avatars
@@ -39,7 +40,8 @@ from genaffect_jax.training.face_encoder.loss import (
     make_encoder_loss,
 )
 from genaffect_jax.training.face_encoder.report import HeldOut, expression_report, identity_report, write_report
-from genaffect_jax.training.loop import Task, fit
+from genaffect_jax.training.loop import fit
+from genaffect_jax.training.task import Task
 from genaffect_jax.training.trainable import describe, freeze
 
 _PREVIEW_PEOPLE, _PREVIEW_EACH = 4, 6
@@ -47,7 +49,7 @@ _SOFTEN_CALL = 64
 
 
 def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
-    """Trains a face encoder into a run folder; writes `<name>.safetensors` and `report.json` when it is done.
+    """Trains a face encoder in a run folder; writes its weight file and `report.json` when all steps are done.
 
     Returns:
         True if all steps are done, False if a signal ended the run.
@@ -58,23 +60,75 @@ def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
     network = build_encoder(config.encoder, config.train.compute_dtype)
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.gradient_accumulation_steps, mesh)
-    shard_index, num_shards = batch_shard(mesh)
     with first_process_first("run folder"):
-        resolved = claim_workdir(workdir, config)
-        source = open_encoder_source(config, workdir)
+        run_dir = RunDir.create(workdir, config)
+        source = open_encoder_source(config, run_dir)
     people, held_out = split_identities(source, config.data.holdout, config.split_seed)
-    in_training = Functional(
-        lambda rngs: EncoderInTraining(config.encoder, len(people), dtype=config.train.compute_dtype, rngs=rngs)
-    )
-    in_training = freeze(in_training, config.train)
+    in_training = freeze(_build_in_training(config, len(people)), config.train)
     console.print(f"{config.name}: {describe(in_training)} on {describe_devices(mesh)}")
     console.print(f"{source.describe()}: {len(people)} people to train on, {len(held_out)} held out")
     if len(held_out) < 4:
         raise DataError(f"{len(held_out)} people held out, the report needs 4: raise data.holdout or data.identities")
-    autoencoder, frozen_components = _degrading_autoencoder(config)
-    trained_on = set(people)
-    vectors = np.stack([p.expression for p in source.examples if p.identity in trained_on])
-    loader = make_loader(
+    autoencoder, autoencoder_parameters = _degrading_autoencoder(config)
+    vectors = _expression_vectors(source, people)
+    task = Task(
+        functional=in_training,
+        loss=make_encoder_loss(config, make_degrade(config.degrade, autoencoder), channel_deviations(vectors)),
+        frozen_components=place(autoencoder_parameters, replicated(mesh)),
+        batches=_batches(config, source, people, mesh),
+        images_per_step=config.train.batch_size * config.data.expressions_per_set,
+        preview=_preview(config, network, source, held_out),
+        config=to_json(config),
+    )
+    if not fit(task, config.train, mesh, run_dir, console):
+        return False
+    checkpoints = Checkpoints(run_dir.path)
+    trained = encoder_parameters(gathered(checkpoints.averaged_parameters(in_training, mesh)))
+    if is_first():
+        summary = {
+            "data": source.describe(),
+            "held_out_people": len(held_out),
+            "split_seed": config.split_seed,
+            "seed": config.train.seed,
+            "steps": checkpoints.latest_step(),
+            "batch_size": config.train.batch_size,
+        }
+        soften = _softener(autoencoder, autoencoder_parameters)
+        shown = HeldOut(source, held_out, soften, drawn_from=_numbers(config, held_out))
+        _write_results(config, trained, summary, shown, vectors.mean(0), run_dir, console)
+    return True
+
+
+def open_encoder_source(config: EncoderRun, run_dir: RunDir) -> Source:
+    """The images of a run. Procedural ones are rendered once, by all processors, and kept in the run folder or in
+    `config.stored`.
+
+    Raises:
+        DataError: see `data.sources.open.open_source` and `data.sources.stored.StoredSource`.
+    """
+    if config.data.source != "procedural":
+        return open_source(config.data, run_dir)
+    data = config.data
+    settings = AvatarSettings(data.image_size, data.identities, data.expressions_per_identity, data.pose_scale)
+    workers = 0 if data.workers == 0 else len(os.sched_getaffinity(0))
+    folder = run_dir if config.stored is None else RunDir(config.stored)
+    return StoredSource(store_avatars(settings, folder.avatars, workers))
+
+
+def _build_in_training(config: EncoderRun, people: int) -> Functional[EncoderInTraining]:
+    return Functional(
+        lambda rngs: EncoderInTraining(config.encoder, people, dtype=config.train.compute_dtype, rngs=rngs)
+    )
+
+
+def _expression_vectors(source: Source, people: Sequence[str]) -> Float32[np.ndarray, "B W"]:
+    known = set(people)
+    return np.stack([example.expression for example in source.examples if example.identity in known])
+
+
+def _batches(config: EncoderRun, source: Source, people: Sequence[str], mesh: Mesh) -> Loader:
+    shard_index, num_shards = batch_shard(mesh)
+    return make_loader(
         source,
         people,
         batch_size=config.train.batch_size,
@@ -84,60 +138,29 @@ def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
         shard_index=shard_index,
         num_shards=num_shards,
     )
-    task = Task(
-        functional=in_training,
-        loss=make_encoder_loss(config, make_degrade(config.degrade, autoencoder), channel_deviations(vectors)),
-        frozen_components=place(frozen_components, replicated(mesh)),
-        batches=loader,
-        images_per_step=config.train.batch_size * config.data.expressions_per_set,
-        preview=_make_preview(config, network, source, held_out),
-        config=resolved,
-    )
-    if not fit(task, config.train, mesh, workdir, console):
-        return False
-    checkpoints = Checkpoints(workdir)
-    trained = encoder_parameters(gathered(checkpoints.averaged_parameters(in_training, mesh)))
-    if not is_first():
-        return True
-    summary = {
-        "data": source.describe(),
-        "held_out_people": len(held_out),
-        "split_seed": config.split_seed,
-        "seed": config.train.seed,
-        "steps": checkpoints.latest_step(),
-        "batch_size": config.train.batch_size,
-    }
-    metadata = {"name": config.name, "licence": config.licence, "training": json.dumps(summary)}
-    weights = workdir / f"{config.name}.safetensors"
-    save_weights(trained, weights, "bfloat16", config.encoder, metadata)
 
-    # The report is of the file as others will load it: rounded to bfloat16, computed in float32.
+
+def _write_results(
+    config: EncoderRun,
+    parameters: Parameters,
+    summary: Mapping[str, Any],
+    shown: HeldOut,
+    typical: Float32[np.ndarray, " W"],
+    run_dir: RunDir,
+    console: Console,
+) -> None:
+    """Writes the weight file, and its held-out report: of the file as others will load it, rounded to bfloat16."""
+    weights = run_dir.encoder_weights(config.name)
+    metadata = {"name": config.name, "licence": config.licence, "training": json.dumps(summary)}
+    save_weights(parameters, weights, "bfloat16", config.encoder, metadata)
     encoder = load_encoder(str(weights))
-    shown = HeldOut(source, held_out, _softener(autoencoder, frozen_components), drawn_from=_numbers(config, held_out))
     if config.encoder.target == "identity":
         report = identity_report(encoder, shown)
     else:
-        report = expression_report(encoder, shown, vectors.mean(0))
-    write_report(
-        {"name": encoder.name, "checksum": encoder.checksum, "training": summary, **report}, workdir / REPORT_FILE
-    )
+        report = expression_report(encoder, shown, typical)
+    write_report({"name": encoder.name, "checksum": encoder.checksum, "training": summary, **report}, run_dir.report)
     console.print_json(json.dumps({k: v for k, v in report.items() if k != "channels"}))
-    console.print(f"{weights}, {workdir / REPORT_FILE}: written")
-    return True
-
-
-def open_encoder_source(config: EncoderRun, workdir: Path) -> Source:
-    """The images of a run; procedural ones are drawn once, by all processors, and kept.
-
-    Raises:
-        DataError: see `data.sources.open.open_source` and `data.sources.stored.StoredSource`.
-    """
-    if config.data.source != "procedural":
-        return open_source(config.data, workdir)
-    data = config.data
-    settings = AvatarSettings(data.image_size, data.identities, data.expressions_per_identity, data.pose_scale)
-    workers = 0 if data.workers == 0 else len(os.sched_getaffinity(0))
-    return StoredSource(store_avatars(settings, config.stored or workdir, workers))
+    console.print(f"{weights}, {run_dir.report}: written")
 
 
 def _degrading_autoencoder(config: EncoderRun) -> tuple[Functional[AutoencoderKL] | None, Parameters]:
@@ -161,14 +184,15 @@ def _softener(autoencoder: Functional[AutoencoderKL] | None, parameters: Paramet
 
 
 def _numbers(config: EncoderRun, names: Sequence[str]) -> list[int]:
-    """Numbers of procedural people, by their names."""
+    """Numbers of procedural people, read from their names; `[]` for other sources."""
     return [int(n.removeprefix("avatar")) for n in names] if config.data.source == "procedural" else []
 
 
-def _make_preview(
+def _preview(
     config: EncoderRun, network: Functional, source: Source, people: Sequence[str]
 ) -> Callable[[Parameters], UInt8[np.ndarray, "H W 3"]]:
-    """Held-out people, a row each: the cosine to the first image, or the error of the expression vector."""
+    """Builds the sheet of held-out people, a row each, labelled with the cosine to the first image or with the mean
+    absolute error of the expression vector."""
     rows = [
         [i for i, p in enumerate(source.examples) if p.identity == name][:_PREVIEW_EACH]
         for name in people[:_PREVIEW_PEOPLE]

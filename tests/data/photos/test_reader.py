@@ -8,6 +8,7 @@ from PIL import Image
 from support.arcface_models import random_state, write_onnx
 from support.face_detectors import photo, points_of, write_detector
 
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config.encoders import ARCFACE_CROP
 from genaffect_jax.data.face_encoders import IdentityEncoder
 from genaffect_jax.data.photos.face_analysis import FaceFinder, InsightFaceEncoder
@@ -199,7 +200,7 @@ def test_a_folder_is_aligned_whole_and_stays_usable_for_training(models, tmp_pat
     assert {row["source"]: row["file"] for row in rows}["ben/joy_1.webp"] == "ben/joy_2.png"
     assert rows[0]["faces"] == 1
     assert rows[0]["inside"] == 1.0
-    source = open_folder(tmp_path / "new", 64, 0.0, tmp_path / "work")
+    source = open_folder(tmp_path / "new", 64, 0.0, RunDir(tmp_path / "work"))
     assert sorted({(p.identity, p.label) for p in source.examples}) == [
         (person, word) for person in ("anna", "ben") for word in ("anger", "fear", "joy")
     ]
@@ -218,7 +219,7 @@ def test_a_folder_with_metadata_gets_new_metadata(models, tmp_path):
     (tmp_path / "photos" / "metadata.csv").write_text("\n".join(rows))
     argv = ["--root", str(tmp_path / "photos"), "--out", str(tmp_path / "new"), "--models", str(models), "--size", "64"]
     assert prepare.main(["photos", *argv]) == 0
-    source = open_folder(tmp_path / "new", 64, 0.0, tmp_path / "work")
+    source = open_folder(tmp_path / "new", 64, 0.0, RunDir(tmp_path / "work"))
     assert [(p.identity, p.label) for p in source.examples] == [("anna", "joy"), ("anna", "AU12=0.5"), ("anna", "fear")]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import DataConfig
 from genaffect_jax.data.loader import make_loader
 from genaffect_jax.data.sources.folder import FolderSource, open_folder
@@ -35,7 +36,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def opened(root: Path, max_rejected: float = 0.2) -> FolderSource:
-    return open_folder(root, 16, max_rejected, root.parent / "work")
+    return open_folder(root, 16, max_rejected, RunDir(root.parent / "work"))
 
 
 def rows(root: Path) -> dict[str, dict[str, str]]:
@@ -260,7 +261,7 @@ def test_only_new_and_changed_files_are_decoded_again(root: Path, monkeypatch: p
 
 
 def test_the_fingerprint_follows_files_labels_and_size(root: Path) -> None:
-    prints = [opened(root).fingerprint(), open_folder(root, 8, 0.2, root.parent / "work").fingerprint()]
+    prints = [opened(root).fingerprint(), open_folder(root, 8, 0.2, RunDir(root.parent / "work")).fingerprint()]
     assert opened(root).fingerprint() == prints[0]
     image(root / "p0" / "joy.png", 200)
     prints.append(opened(root).fingerprint())
@@ -271,6 +272,6 @@ def test_the_fingerprint_follows_files_labels_and_size(root: Path) -> None:
 
 def test_open_source_opens_the_folder_of_the_configuration(root: Path) -> None:
     config = DataConfig(source="folder", root=root, image_size=24)
-    source = open_source(config, root.parent / "work")
+    source = open_source(config, RunDir(root.parent / "work"))
     assert source.load(0).shape == (24, 24, 3)
     assert "20 images of 4 people, 5 different expressions" in source.describe()

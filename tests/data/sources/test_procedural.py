@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import DataConfig
 from genaffect_jax.data.sources.base import Source
 from genaffect_jax.data.sources.open import open_source
@@ -99,7 +100,7 @@ def test_the_fingerprint_follows_size_and_numbers(source: ProceduralSource) -> N
 
 def test_open_source_makes_what_the_configuration_says(tmp_path: Path) -> None:
     config = DataConfig(image_size=32, identities=3, expressions_per_identity=4)
-    source = open_source(config, tmp_path)
+    source = open_source(config, RunDir(tmp_path))
     assert isinstance(source, Source)
     assert "12 images of 3 people" in source.describe()
     assert source.load(0).shape == (32, 32, 3)

@@ -14,7 +14,7 @@ from genaffect_jax.interop.diffusers.configs import (
     transformer_values,
 )
 from genaffect_jax.interop.diffusers.rules import CONV, LINEAR, POSITIONS, SAME, Rule, match, patch_linear
-from genaffect_jax.models.layers import patchify
+from genaffect_jax.models.mmdit.embeddings import patchify
 
 RULES = (
     Rule("out.kernel", "proj.weight", LINEAR),

@@ -12,12 +12,12 @@ from rich.console import Console
 from support.face_detectors import photo, write_detector
 
 from genaffect_jax import sample
-from genaffect_jax.checkpoints.components import claim_encoders
-from genaffect_jax.checkpoints.run_dir import ONNX_EXPRESSION_FILE, PROTOTYPES_FILE
+from genaffect_jax.checkpoints.components import install_encoders
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import AuxiliaryConfig, ConditioningConfig, DataConfig, DenoiserRun, LoraConfig, TrainConfig
 from genaffect_jax.data.face_encoders import ExpressionEncoder
 from genaffect_jax.errors import ConfigError, WeightsError
-from genaffect_jax.export.lora import merge_working_folder
+from genaffect_jax.export.lora import merge_lora
 from genaffect_jax.expressions.prototypes import WordPrototypes
 from genaffect_jax.models.face_encoders.encoder import load_conditioning_encoder, load_exemplar_encoder
 from genaffect_jax.models.face_encoders.onnx_expression import OnnxExpressionEncoder
@@ -150,7 +150,7 @@ def test_what_needs_gradients_or_a_compiled_network_refuses_an_onnx_file(tmp_pat
         load_auxiliary(AuxiliaryConfig(expression_weight=1.0, expression_encoder=path), WIDTH)
     with pytest.raises(WeightsError, match=r"an ONNX encoder, which has no gradients .*prepare arcface"):
         load_conditioning_encoder(path, "identity")
-    with pytest.raises(WeightsError, match="judge_evaluator is an evaluator"):
+    with pytest.raises(ConfigError, match="judge_evaluator is an evaluator"):
         load_exemplar_encoder(str(write(tmp_path, name="judge_evaluator")))
 
 
@@ -178,9 +178,9 @@ def workdir(config, tmp_path_factory):
 
 
 def test_a_generator_of_an_onnx_encoders_vectors_trains_and_draws_from_its_own_copy(config, workdir, tmp_path):
-    copied = OnnxExpressionEncoder(workdir / ONNX_EXPRESSION_FILE)
+    copied = OnnxExpressionEncoder(RunDir(workdir).onnx_expression_encoder)
     assert copied.checksum == OnnxExpressionEncoder(type(workdir)(config.model.expression_encoder)).checksum
-    prototypes = WordPrototypes.read(workdir / PROTOTYPES_FILE)
+    prototypes = WordPrototypes.read(RunDir(workdir).word_prototypes)
     assert prototypes.encoder == "tiny"
     assert prototypes.vectors["neutral"].shape == (WIDTH,)
     pipeline = Pipeline.load(workdir)
@@ -194,7 +194,7 @@ def test_a_generator_of_an_onnx_encoders_vectors_trains_and_draws_from_its_own_c
 
 
 def test_a_merged_model_keeps_its_onnx_encoder(workdir, tmp_path):
-    merge_working_folder(workdir, tmp_path / "merged")
+    merge_lora(workdir, tmp_path / "merged")
     Image.fromarray(images(1, 32)[0]).save(tmp_path / "face.png")
     text = f"{tmp_path}/face.png"
     merged, original = (Pipeline.load(folder).parse(text)[0].vector for folder in (tmp_path / "merged", workdir))
@@ -203,10 +203,10 @@ def test_a_merged_model_keeps_its_onnx_encoder(workdir, tmp_path):
 
 def test_the_copy_is_used_again_and_other_widths_are_refused(config, workdir, tmp_path):
     gone = dataclasses.replace(config.model, expression_encoder=str(tmp_path / "gone.json"))
-    assert claim_encoders(gone, workdir).expression.name == "tiny"
+    assert install_encoders(RunDir(workdir), gone).expression.name == "tiny"
     wide = dataclasses.replace(config.model.conditioning, expression_width=7)
     with pytest.raises(ConfigError, match="expression_width=7: must be 6, the width of tiny"):
-        claim_encoders(dataclasses.replace(config.model, conditioning=wide), workdir)
+        install_encoders(RunDir(workdir), dataclasses.replace(config.model, conditioning=wide))
 
 
 def test_references_and_exemplars_are_aligned_when_sampling_says_so(workdir, tmp_path, capsys):
@@ -222,7 +222,7 @@ def test_references_and_exemplars_are_aligned_when_sampling_says_so(workdir, tmp
     reference = np.asarray(Image.open(tmp_path / "set" / "reference.png")).astype(int)
     assert np.abs(reference[16, 16] - [127, 127, 255]).max() < 8  # the middle of the larger face
     vector = settings["images"][1]["vector"]
-    encoder = OnnxExpressionEncoder(workdir / ONNX_EXPRESSION_FILE)
+    encoder = OnnxExpressionEncoder(RunDir(workdir).onnx_expression_encoder)
     np.testing.assert_allclose(vector, encoder(reference[None].astype(np.uint8))[0], atol=1e-4)
     assert sample.main([*aligned, "--face_index", "1"]) == 0
     settings = json.loads((tmp_path / "set" / "set.json").read_text())

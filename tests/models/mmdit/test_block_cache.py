@@ -89,19 +89,21 @@ def test_reusing_what_the_same_inputs_gave_is_the_whole_network(tiny_model, dual
 
     @jax.jit
     def evaluate(latents, block_cache):
-        return model.consistent(latents, jnp.full((1, 3), 0.5), conditions, 1.0, 1.0, sharing, block_cache)
+        timestep = jnp.full((1, 3), 0.5)
+        return model(latents, timestep, conditions, sharing=sharing, block_cache=block_cache)
 
-    whole, left = evaluate(latents, None)
-    first, kept = evaluate(latents, BlockCache())
-    np.testing.assert_allclose(first, whole, atol=1e-5)
-    assert left.deltas is None
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), kept.pool, left.pool)
-    again, passed_on = evaluate(latents, BlockCache(jnp.array(True), kept.deltas))
-    np.testing.assert_allclose(again, whole, atol=1e-5)
-    np.testing.assert_array_equal(passed_on.deltas[0], kept.deltas[0])
-    moved, _ = evaluate(latents + 0.1, BlockCache(jnp.array(True), kept.deltas))
-    computed, _ = evaluate(latents + 0.1, BlockCache(jnp.array(False), kept.deltas))
-    np.testing.assert_allclose(computed, evaluate(latents + 0.1, None)[0], atol=1e-5)
+    whole = evaluate(latents, None)
+    first = evaluate(latents, BlockCache())
+    np.testing.assert_allclose(first.prediction, whole.prediction, atol=1e-5)
+    assert whole.block_deltas is None
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), first.anchor_kv, whole.anchor_kv)
+    hit = BlockCache(jnp.array(True), first.block_deltas)
+    again = evaluate(latents, hit)
+    np.testing.assert_allclose(again.prediction, whole.prediction, atol=1e-5)
+    np.testing.assert_array_equal(again.block_deltas[0], first.block_deltas[0])
+    moved = evaluate(latents + 0.1, hit).prediction
+    computed = evaluate(latents + 0.1, BlockCache(jnp.array(False), first.block_deltas)).prediction
+    np.testing.assert_allclose(computed, evaluate(latents + 0.1, None).prediction, atol=1e-5)
     assert np.abs(moved - computed).max() > 1e-3
 
 
@@ -124,7 +126,7 @@ def test_the_middle_blocks_run_only_where_they_are_computed(tiny_config, monkeyp
         jax.debug.callback(lambda: ran.append(1))
         return set_attention(*arguments)
 
-    monkeypatch.setattr(mmdit_block, "mix", counting)
+    monkeypatch.setattr(mmdit_block, "set_attention", counting)
     pipeline = random_pipeline(tiny_config)
     count = pipeline.config.model.mmdit.num_layers
     first, last = middle_blocks(count)

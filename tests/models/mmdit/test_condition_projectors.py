@@ -213,4 +213,4 @@ def test_the_denoising_call_projects_no_condition_again() -> None:
         for branch in (segment.layers.identity, segment.layers.expression):
             branch.key.kernel[...] = jnp.full_like(branch.key.kernel[...], jnp.nan)
             branch.value.kernel[...] = jnp.full_like(branch.value.kernel[...], jnp.nan)
-    assert jnp.isfinite(model(*values, conditions)).all()
+    assert jnp.isfinite(model(*values, conditions).prediction).all()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from support.dense_attention import H, N, brute_force, error, random_tokens, streams
 
 from genaffect_jax.kernels.attention import splash_attention, xla_attention
-from genaffect_jax.models.mmdit.attention import QKV, KeyValue, attend, joint_attention, merge
-from genaffect_jax.models.mmdit.consistent_attention import Tokens, anchor_pool, consistent_attention
+from genaffect_jax.models.mmdit.attention import QKV, KeyValue, attend, joint_attention
+from genaffect_jax.models.mmdit.consistent_attention import Tokens, anchor_pool, consistent_attention, merge
 
 
 @partial(jax.jit, static_argnums=3)

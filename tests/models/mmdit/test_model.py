@@ -13,7 +13,7 @@ from flax import nnx
 
 from genaffect_jax.config import AutoencoderConfig, ConditioningConfig, MMDiTConfig, ModelConfig
 from genaffect_jax.models.genaffect import GenAffect
-from genaffect_jax.models.layers import patchify, unpatchify
+from genaffect_jax.models.mmdit.embeddings import patchify, unpatchify
 from genaffect_jax.models.mmdit.model import MMDiT
 
 SMALL = MMDiTConfig(
@@ -71,7 +71,10 @@ def compiled(graph: nnx.GraphDef) -> Callable[..., jax.Array]:
     def run(state: Any, v: dict[str, jax.Array], scales: tuple[jax.Array, jax.Array]) -> jax.Array:
         model = nnx.merge(graph, state)
         conditions = model.encode_conditions(v["reference"], v["reference_mask"], v["expression"])
-        return model(v["latents"], v["timestep"], conditions, *scales)
+        identity, expression = scales
+        return model(
+            v["latents"], v["timestep"], conditions, identity_scale=identity, expression_scale=expression
+        ).prediction
 
     return jax.jit(run, compiler_options=FAST)
 
@@ -91,7 +94,7 @@ def backbone_alone(model: GenAffect, values: dict[str, jax.Array]) -> jax.Array:
 
     def run(state: Any, v: dict[str, jax.Array]) -> jax.Array:
         model = nnx.merge(graph, state)
-        return model(v["latents"], v["timestep"], model.project_conditions())
+        return model(v["latents"], v["timestep"], model.project_conditions()).prediction
 
     return jax.jit(run, compiler_options=FAST)(state, values)
 
@@ -142,7 +145,13 @@ def test_one_number_scales_every_layer_and_changing_it_does_not_retrace() -> Non
         traces.append(1)
         model = nnx.merge(graph, state)
         conditions = model.encode_conditions(values["reference"], values["reference_mask"], values["expression"])
-        return model(values["latents"], values["timestep"], conditions, identity_scale, expression_scale)
+        return model(
+            values["latents"],
+            values["timestep"],
+            conditions,
+            identity_scale=identity_scale,
+            expression_scale=expression_scale,
+        ).prediction
 
     for scale in (0.0, 0.5, 1.0):
         np.testing.assert_allclose(
@@ -163,7 +172,8 @@ def test_scanned_unrolled_and_rematerialised_runs_agree_in_values_and_gradients(
 
         def loss(params: Any, graph: Any = graph, rest: Any = rest) -> jax.Array:
             model = nnx.merge(graph, params, rest)
-            return jnp.square(model(values["latents"], values["timestep"], model.project_conditions())).mean()
+            output = model(values["latents"], values["timestep"], model.project_conditions())
+            return jnp.square(output.prediction).mean()
 
         results.append(jax.jit(jax.value_and_grad(loss), compiler_options=FAST)(params))
     for value, gradients in results[1:]:
@@ -181,7 +191,8 @@ def test_what_is_rematerialised_is_what_the_configuration_says() -> None:
 
         def loss(params: Any, graph: Any = graph, rest: Any = rest, values: Any = values) -> jax.Array:
             model = nnx.merge(graph, params, rest)
-            return jnp.square(model(values["latents"], values["timestep"], model.project_conditions())).mean()
+            output = model(values["latents"], values["timestep"], model.project_conditions())
+            return jnp.square(output.prediction).mean()
 
         products[kind] = jax.jit(jax.grad(loss)).lower(params).as_text().count("stablehlo.dot_general")
     # `dots` computes attention's two products of each block again, `full` those with weights too. `named` keeps what
@@ -221,7 +232,7 @@ def test_gradients_reach_every_parameter() -> None:
         conditions = model.encode_conditions(
             values["reference"], values["reference_mask"], values["expression"], drop_identity, drop_expression
         )
-        return jnp.square(model(values["latents"], values["timestep"], conditions)).sum()
+        return jnp.square(model(values["latents"], values["timestep"], conditions).prediction).sum()
 
     gradients = jax.jit(jax.grad(loss), compiler_options=FAST)(params)
     # The last block's text queries are computed by the reference too, and have no effect there either.

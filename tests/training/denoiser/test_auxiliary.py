@@ -163,7 +163,7 @@ def test_the_distances_of_a_perfect_prediction_are_zero_and_of_the_encoders_erro
 def test_evaluators_and_other_widths_are_refused_by_name(tmp_path, encoders):
     judge = save(tmp_path, "identity", 12, "identity_evaluator")
     copy = Path(judge).rename(tmp_path / "innocent.safetensors")
-    with pytest.raises(ConfigError, match=r"innocent\.safetensors: holds 'identity_evaluator'; evaluators"):
+    with pytest.raises(ConfigError, match=r"innocent\.safetensors: identity_evaluator is an evaluator"):
         load_auxiliary(AuxiliaryConfig(identity_weight=1.0, identity_encoder=str(copy)), 40)
     with pytest.raises(ConfigError, match=r"gives 40 numbers, conditioning\.expression_width is 16"):
         load_auxiliary(AuxiliaryConfig(expression_weight=1.0, **encoders), 16)

@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 from support.toy_images import E, G, Toys, toy_batch
 
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import FlowConfig, MeshConfig, to_json
 from genaffect_jax.data.loader import make_loader
 from genaffect_jax.diffusion.schedule import shift_sigma
@@ -24,9 +25,11 @@ from genaffect_jax.training.denoiser.conditioning_probe import (
     other_expressions,
 )
 from genaffect_jax.training.denoiser.loss import make_denoiser_loss
-from genaffect_jax.training.denoiser.probe_report import ProbeReport, ignored, plot_probe, read_gaps
+from genaffect_jax.training.denoiser.probe_report import ProbeReport, ignored, plot_probe, probe_rows
 from genaffect_jax.training.denoiser.task import train_denoiser
-from genaffect_jax.training.loop import Task, fit
+from genaffect_jax.training.loop import fit
+from genaffect_jax.training.metric_log import read_rows
+from genaffect_jax.training.task import Task
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +38,15 @@ def networks(tiny_model):
 
 
 @pytest.fixture(scope="module")
-def gap(networks):
+def probe(networks):
     return ConditioningProbe(FlowConfig(), *networks, {}, toy_batch(0), make_mesh(MeshConfig(), jax.devices()[:1]))
 
 
-def learn(tiny_config, networks, gap, workdir, steps):
+def measurements(workdir):
+    return probe_rows(read_rows(RunDir(workdir).metrics))
+
+
+def learn(tiny_config, networks, probe, workdir, steps):
     """Trains on toys; returns what was printed."""
     flow = FlowConfig()
     train = dataclasses.replace(
@@ -60,26 +67,26 @@ def learn(tiny_config, networks, gap, workdir, steps):
         images_per_step=G * E,
         preview=lambda _: np.zeros((8, 8, 3), np.uint8),
         config=to_json(tiny_config),
-        gap=gap,
+        probe=probe,
     )
-    fit(task, train, make_mesh(MeshConfig(), jax.devices()[:1]), workdir, Console(file=text, width=200))
+    fit(task, train, make_mesh(MeshConfig(), jax.devices()[:1]), RunDir(workdir), Console(file=text, width=200))
     return text.getvalue()
 
 
-def test_at_the_start_both_gaps_are_exactly_zero(networks, gap):
-    values = gap(networks[0].init(jax.random.key(0)))
+def test_at_the_start_both_gaps_are_exactly_zero(networks, probe):
+    values = probe.measure(networks[0].init(jax.random.key(0)))
     assert values["eval/loss"] > 0
     assert [values[f"probe/{name}"] for name in ("identity", "expression")] == [0.0, 0.0]
 
 
 def test_gaps_open_where_both_conditions_are_learned_and_a_continued_run_plots_all_of_itself(
-    tiny_config, networks, gap, tmp_path
+    tiny_config, networks, probe, tmp_path
 ):
-    printed = learn(tiny_config, networks, gap, tmp_path, 30)
-    programs = gap.program._cache_size()
-    printed += learn(tiny_config, networks, gap, tmp_path, 60)
-    assert gap.program._cache_size() == programs, "one program measures every step, also of a continued run"
-    rows = read_gaps(tmp_path)
+    printed = learn(tiny_config, networks, probe, tmp_path, 30)
+    programs = probe.program._cache_size()
+    printed += learn(tiny_config, networks, probe, tmp_path, 60)
+    assert probe.program._cache_size() == programs, "one program measures every step, also of a continued run"
+    rows = measurements(tmp_path)
     assert [row["step"] for row in rows] == [10, 20, 30, 40, 50, 60]
     assert rows[-1]["probe/identity_relative"] > 0.05
     assert rows[-1]["probe/expression_relative"] > 0.05
@@ -92,20 +99,23 @@ def test_gaps_open_where_both_conditions_are_learned_and_a_continued_run_plots_a
         assert plot.width > 400
 
 
-def test_a_generator_that_cannot_hear_the_expression_warns_of_it_and_only_of_it(tiny_config, networks, gap, tmp_path):
-    def deaf(parameters):
-        branch = [n for n in parameters if n.startswith("mmdit.") and ".expression." in n]
-        assert branch
-        return gap({**parameters, **{name: jax.numpy.zeros_like(parameters[name]) for name in branch}})
+def test_a_generator_that_cannot_hear_the_expression_warns_of_it_and_only_of_it(tiny_config, networks, probe, tmp_path):
+    class Deaf:
+        rating, report, plot = probe.rating, probe.report, probe.plot
 
-    printed = learn(tiny_config, networks, deaf, tmp_path, 40)
-    assert [row["probe/expression"] for row in read_gaps(tmp_path)] == [0.0] * 4
+        def measure(self, parameters):
+            branch = [n for n in parameters if n.startswith("mmdit.") and ".expression." in n]
+            assert branch
+            return probe.measure({**parameters, **{name: jax.numpy.zeros_like(parameters[name]) for name in branch}})
+
+    printed = learn(tiny_config, networks, Deaf(), tmp_path, 40)
+    assert [row["probe/expression"] for row in measurements(tmp_path)] == [0.0] * 4
     assert printed.count("the denoiser ignores the expression") == 1
     assert "flow.drop_expression" in printed
     assert "ignores the identity" not in printed
 
 
-def test_the_program_follows_the_loss_it_is_compared_with(networks, gap):
+def test_the_program_follows_the_loss_it_is_compared_with(networks, probe):
     """The right loss, computed again without the guard: same noise, same levels, same conditions."""
     import jax.numpy as jnp
 
@@ -125,13 +135,13 @@ def test_the_program_follows_the_loss_it_is_compared_with(networks, gap):
             noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), i), batch["target"].shape)
             sigma = jnp.full((G, E), sigma)
             noisy = flow.interpolate(batch["target"], noise, sigma)
-            errors.append(jnp.mean((model(noisy, sigma, conditions) - (noise - batch["target"])) ** 2))
+            errors.append(jnp.mean((model(noisy, sigma, conditions).prediction - (noise - batch["target"])) ** 2))
         return jnp.mean(jnp.stack(errors))
 
     right = float(loss(parameters, batch["reference"], batch["expression"]))
     other_person = float(loss(parameters, np.roll(batch["reference"], 1, 0), batch["expression"]))
     other_expression = float(loss(parameters, batch["reference"], batch["expression"][:, ::-1]))
-    values = gap(parameters)
+    values = probe.measure(parameters)
     assert values["eval/loss"] == pytest.approx(right, rel=1e-4)
     assert values["probe/identity"] == pytest.approx(other_person - right, rel=1e-2, abs=1e-4 * right)
     assert values["probe/expression"] == pytest.approx(other_expression - right, rel=1e-2, abs=1e-4 * right)
@@ -169,16 +179,15 @@ def test_a_condition_counts_as_ignored_after_three_low_measurements_past_the_fir
     assert ignored([*low, row(500, 0.5, 0.02)], 800) == []
 
 
-def test_a_warning_comes_once_and_again_after_the_condition_was_heard(tmp_path):
+def test_a_warning_comes_once_and_again_after_the_condition_was_heard():
     text = io.StringIO()
-    report = ProbeReport(tmp_path, 800, Console(file=text, width=200))
+    report, console = ProbeReport(), Console(file=text, width=200)
     rows = []
     for step, expression in (
         [(s, 0.0) for s in (300, 400, 500)] + [(600, 0.0), (650, 0.1)] + [(s, 0.0) for s in (700, 750, 800)]
     ):
         rows.append(row(step, 0.0 if step == 1 else 0.5, expression))
-        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-        report.check()
+        report.warn(rows, 800, console)
     assert text.getvalue().count("warning: step 500: the denoiser ignores the expression") == 1
     assert text.getvalue().count("warning: step 800: the denoiser ignores the expression") == 1
     assert text.getvalue().count("warning") == 2
@@ -187,7 +196,7 @@ def test_a_warning_comes_once_and_again_after_the_condition_was_heard(tmp_path):
 def test_rows_without_finite_gaps_are_left_out_and_nothing_draws_no_plot(tmp_path):
     rows = [{"step": 1, "loss": 2.0}, row(2, 0.1, 0.1), {**row(3, 0.1, 0.1), "probe/identity_relative": None}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    assert [r["step"] for r in read_gaps(tmp_path)] == [2]
+    assert [r["step"] for r in measurements(tmp_path)] == [2]
     with pytest.raises(ValueError, match="no rows"):
         plot_probe([], tmp_path / "probe.png")
     assert not (tmp_path / "probe.png").exists()
@@ -213,7 +222,7 @@ def test_a_real_run_measures_people_it_does_not_train_on(tiny_config, tmp_path, 
     )
     text = io.StringIO()
     assert train_denoiser(config, tmp_path, Console(file=text, width=200))
-    assert [r["step"] for r in read_gaps(tmp_path)] == [2]
+    assert [r["step"] for r in measurements(tmp_path)] == [2]
     assert (tmp_path / "probe.png").exists()
     assert "conditioning probe" not in text.getvalue()
     trained_on, measured = people["make_loader"], people["held_out_batch"]

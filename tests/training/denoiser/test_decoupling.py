@@ -62,7 +62,7 @@ def draw(trained):
         conditions = model.encode_conditions(reference, present, expression, *branch_drops(mode, G, E))
 
         def velocity(latents, sigma, evaluation, memory):
-            return model(latents, jnp.full(latents.shape[:2], sigma), conditions), memory
+            return model(latents, jnp.full(latents.shape[:2], sigma), conditions).prediction, memory
 
         follow = guided(velocity, mode, guidance_identity, guidance_expression)
         return sample(follow, noise, padded_sigmas(8, 1.0), 8)[0]

@@ -12,8 +12,8 @@ from PIL import Image
 from rich.console import Console
 
 from genaffect_jax import sample
-from genaffect_jax.checkpoints.components import claim_encoders
-from genaffect_jax.checkpoints.run_dir import EXPRESSION_FILE, IDENTITY_FILE, PROTOTYPES_FILE
+from genaffect_jax.checkpoints.components import install_encoders
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import ConditioningConfig, DataConfig, DenoiserRun, FlowConfig, MeshConfig, TrainConfig
 from genaffect_jax.config.encoders import FaceEncoderConfig
 from genaffect_jax.data.cached_features import CachedFeatures
@@ -94,7 +94,7 @@ def pipeline(workdir):
 
 
 def test_what_training_reads_is_what_the_encoders_make_of_the_images(config, workdir, encoders):
-    source = open_source(config.data, workdir)
+    source = open_source(config.data, RunDir(workdir))
     (path,) = workdir.glob("features-*.npy")
     encoded = CachedFeatures(source, path)
     images = np.stack([source.load(i) for i in range(3)])
@@ -108,13 +108,14 @@ def test_what_training_reads_is_what_the_encoders_make_of_the_images(config, wor
 
 
 def test_the_working_folder_keeps_encoders_and_a_bank_of_the_people_trained_on(config, workdir, encoders):
-    for target, name in (("identity", IDENTITY_FILE), ("expression", EXPRESSION_FILE)):
-        assert (workdir / name).read_bytes() == (encoders / f"{target}_avatar.safetensors").read_bytes()
-    prototypes = WordPrototypes.read(workdir / PROTOTYPES_FILE)
+    run_dir = RunDir(workdir)
+    for target, file in (("identity", run_dir.identity_encoder), ("expression", run_dir.expression_encoder)):
+        assert file.read_bytes() == (encoders / f"{target}_avatar.safetensors").read_bytes()
+    prototypes = WordPrototypes.read(RunDir(workdir).word_prototypes)
     assert prototypes.encoder == "expression_avatar"
     assert 0 < prototypes.images["neutral"] < 6  # everybody has a neutral image, and somebody is held out
-    encoder = load_expression_encoder(str(workdir / EXPRESSION_FILE))
-    shown = open_source(config.data, workdir)
+    encoder = load_expression_encoder(str(RunDir(workdir).expression_encoder))
+    shown = open_source(config.data, RunDir(workdir))
     neutral = [i for i, p in enumerate(shown.examples) if p.label.startswith("neutral")]
     every = encoder(np.stack([shown.load(i) for i in neutral]))
     assert (prototypes.vectors["neutral"] >= every.min(0) - 2e-3).all()
@@ -122,14 +123,14 @@ def test_the_working_folder_keeps_encoders_and_a_bank_of_the_people_trained_on(c
 
 
 def test_words_come_from_the_bank_and_exemplars_from_the_encoder(pipeline, workdir, tmp_path):
-    prototypes = WordPrototypes.read(workdir / PROTOTYPES_FILE)
+    prototypes = WordPrototypes.read(RunDir(workdir).word_prototypes)
     word = next(w for w in prototypes.vectors if w != "neutral")
     face = pipeline.reference("seed:5")
     Image.fromarray(face).save(tmp_path / "face.png")
     avatars = pipeline("seed:4", f"{word}, {tmp_path}/face.png, {tmp_path}/face.png:1.5, neutral", steps=2)
     vectors = [e.vector for e in avatars.expressions]
     np.testing.assert_allclose(vectors[0], prototypes.vectors[word], atol=1e-6)
-    read = load_expression_encoder(str(workdir / EXPRESSION_FILE))(face[None])[0]
+    read = load_expression_encoder(str(RunDir(workdir).expression_encoder))(face[None])[0]
     np.testing.assert_allclose(vectors[1], read, atol=1e-5)
     neutral = prototypes.vectors["neutral"]
     np.testing.assert_allclose(vectors[2], neutral + 1.5 * (read - neutral), atol=1e-5)
@@ -142,7 +143,7 @@ def test_words_come_from_the_bank_and_exemplars_from_the_encoder(pipeline, workd
 
 
 def test_a_word_that_no_training_image_shows_and_action_units_are_refused(pipeline, workdir):
-    known = WordPrototypes.read(workdir / PROTOTYPES_FILE).vectors
+    known = WordPrototypes.read(RunDir(workdir).word_prototypes).vectors
     missing = next(w for w in ("pride", "shame", "glee", "envy", "rage") if w not in known)
     with pytest.raises(ExpressionError, match=f"'{missing}': the training images .* its bank has .*neutral"):
         pipeline("seed:1", missing, steps=1)
@@ -185,9 +186,9 @@ def test_the_loss_conditions_on_the_embeddings_of_the_batch():
 def test_images_that_are_not_cached_are_served_with_their_embeddings(config, workdir):
     uncached = dataclasses.replace(config, data=dataclasses.replace(config.data, cache_latents=False))
     _, autoencoder = build_networks(config.model)
-    faces = claim_encoders(config.model, workdir)
-    source = open_source(config.data, workdir)
-    encoded = cache_features(uncached, source, workdir, faces, autoencoder, {}, "")
+    faces = install_encoders(RunDir(workdir), config.model)
+    source = open_source(config.data, RunDir(workdir))
+    encoded = cache_features(uncached, source, RunDir(workdir), faces, autoencoder, {})
     assert encoded.load(5).dtype == np.uint8
     np.testing.assert_allclose(encoded.embedding(5), faces.identity(source.load(5)[None])[0], atol=2e-3)
 
@@ -196,24 +197,24 @@ def test_images_that_are_not_cached_are_served_with_their_embeddings(config, wor
 def test_an_evaluator_is_never_accepted_for_conditioning(config, encoders, target, tmp_path):
     path = str(encoders / f"{target}_evaluator.safetensors")
     model = dataclasses.replace(config.model, **{f"{target}_encoder": path})
-    with pytest.raises(WeightsError, match=f"{target}_evaluator is an evaluator, which only measures"):
-        claim_encoders(model, tmp_path)
+    with pytest.raises(ConfigError, match=f"{target}_evaluator is an evaluator, which only measures"):
+        install_encoders(RunDir(tmp_path), model)
     other = {"identity": "expression", "expression": "identity"}[target]
     model = dataclasses.replace(config.model, **{f"{target}_encoder": str(encoders / f"{other}_avatar.safetensors")})
     with pytest.raises(WeightsError, match=f"an encoder of {other}; one of {target} is needed"):
-        claim_encoders(model, tmp_path)
+        install_encoders(RunDir(tmp_path), model)
 
 
 def test_a_width_that_is_not_the_encoders_is_refused(config, tmp_path):
     conditioning = dataclasses.replace(config.model.conditioning, identity_embedding=13)
     with pytest.raises(ConfigError, match=r"identity_embedding=13: must be 12, the width of identity_avatar"):
-        claim_encoders(dataclasses.replace(config.model, conditioning=conditioning), tmp_path)
+        install_encoders(RunDir(tmp_path), dataclasses.replace(config.model, conditioning=conditioning))
 
 
 def test_a_model_of_an_encoders_vectors_takes_no_other_encoder(workdir, encoders):
     with pytest.raises(ConfigError, match="expressions are the vectors of its own encoder"):
         Pipeline.load(workdir, "package:expression_avatar")
-    with pytest.raises(WeightsError, match="expression_evaluator is an evaluator"):
+    with pytest.raises(ConfigError, match="expression_evaluator is an evaluator"):
         Pipeline.load(workdir, str(encoders / "expression_evaluator.safetensors"))
 
 
@@ -252,6 +253,7 @@ def test_another_persons_references_in_the_condition_gap_come_with_their_embeddi
         "target": rng.standard_normal((2, 2, 8, 8, 4), np.float32),
         "expression": rng.random((2, 2, 40), np.float32),
     }
-    gap = ConditioningProbe(FlowConfig(), OnlyFaces(), None, {}, batch, make_mesh(MeshConfig(), jax.devices()[:1]))({})
-    assert abs(gap["probe/identity"]) > 1e-4
-    assert gap["probe/expression"] == 0.0
+    probe = ConditioningProbe(FlowConfig(), OnlyFaces(), None, {}, batch, make_mesh(MeshConfig(), jax.devices()[:1]))
+    measured = probe.measure({})
+    assert abs(measured["probe/identity"]) > 1e-4
+    assert measured["probe/expression"] == 0.0

@@ -147,7 +147,7 @@ SETTINGS = AvatarSettings(image_size=16, identities=3, expressions_per_identity=
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return store_avatars(SETTINGS, tmp_path_factory.mktemp("stored"), 0)
+    return store_avatars(SETTINGS, tmp_path_factory.mktemp("stored") / "avatars", 0)
 
 
 def test_stored_avatars_are_the_procedural_people_in_other_clothes(folder):
@@ -173,10 +173,10 @@ def test_redressing_changes_clothes_and_background_only():
 
 def test_avatars_are_drawn_once_and_other_settings_get_another_folder(folder, monkeypatch):
     monkeypatch.setattr(stored, "_draw_people", lambda task: pytest.fail("drawn again"))
-    assert store_avatars(SETTINGS, folder.parent, 0) == folder
+    assert store_avatars(SETTINGS, folder.parent / "avatars", 0) == folder
     monkeypatch.undo()
     two = AvatarSettings(image_size=16, identities=2, expressions_per_identity=2, pose_scale=1.0)
-    other = store_avatars(two, folder.parent, 0)
+    other = store_avatars(two, folder.parent / "avatars", 0)
     assert other != folder
     np.testing.assert_array_equal(StoredSource(other).load(3), StoredSource(folder).load(3))
 
@@ -187,7 +187,7 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(stored, "_draw_people", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        store_avatars(SETTINGS, tmp_path, 0)
+        store_avatars(SETTINGS, tmp_path / "avatars", 0)
     assert list(tmp_path.iterdir()) == []
 
 

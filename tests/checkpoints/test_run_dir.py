@@ -1,0 +1,87 @@
+"""The run folder: one place for its names, one run in it, and what may change when that run continues."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import genaffect_jax
+from genaffect_jax.checkpoints.run_dir import RunDir
+from genaffect_jax.config import MeshConfig
+from genaffect_jax.errors import ConfigError
+
+PACKAGE = Path(genaffect_jax.__file__).parent
+# Other folders that hold files of the same names: a diffusers component, and the images that `prepare photos` wrote.
+ELSEWHERE = {
+    "config.json": {"interop/diffusers/folders.py", "interop/diffusers/pipeline_folder.py"},
+    "rejected.jsonl": {"data/photos/align_folder.py"},
+}
+
+
+def names() -> set[str]:
+    """Every name in a run folder, the suffixes of caches and trained encoders left out."""
+    properties = [name for name, value in vars(RunDir).items() if isinstance(value, property)]
+    run_dir = RunDir(Path("run"))
+    paths = [getattr(run_dir, name) for name in properties if name != "components"]
+    return {path.name for path in paths} | {run_dir.sheet(1).parent.name}
+
+
+def spelled(file: Path) -> set[str]:
+    """The names that a module spells, whole or as the beginning of a longer one, outside of docstrings."""
+    tree = ast.parse(file.read_text())
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    strings = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+    }
+    return {name for name in names() for text in strings if text in (name, f"{Path(name).stem}-")}
+
+
+def with_train(config, **changes):
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+
+
+def test_no_other_module_spells_the_name_of_a_file_of_the_run_folder():
+    assert len(names()) == 21
+    assert spelled(PACKAGE / "checkpoints" / "run_dir.py") == names()
+    found = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for name in spelled(file):
+            found.setdefault(name, set()).add(file.relative_to(PACKAGE).as_posix())
+    for name, files in found.items():
+        assert files == {"checkpoints/run_dir.py"} | ELSEWHERE.get(name, set()), name
+
+
+def test_another_configuration_cannot_take_over_a_run_folder(tiny_config, tmp_path):
+    run_dir = RunDir.create(tmp_path / "run", tiny_config)
+    assert run_dir == RunDir(tmp_path / "run")
+    assert RunDir.create(run_dir.path, with_train(tiny_config, steps=99)) == run_dir
+    workers = dataclasses.replace(tiny_config.data, workers=3)
+    RunDir.create(
+        run_dir.path, dataclasses.replace(tiny_config, data=workers, mesh=MeshConfig(data=1, fsdp=4, tensor=2))
+    )
+    before = run_dir.config.read_text()
+    with pytest.raises(ConfigError, match=r"workdir=.*train\.learning_rate=0\.001, now 0\.5"):
+        RunDir.create(run_dir.path, with_train(tiny_config, learning_rate=0.5))
+    assert run_dir.config.read_text() == before
+
+
+def test_a_folder_without_checkpoints_is_no_run_folder_and_is_left_alone(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ConfigError, match=r"no run folder of a training \(it has no checkpoints/\)") as raised:
+            RunDir.open(folder)
+        assert raised.value.on_command_line.startswith(f"--model {folder}: no run folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_components_are_the_files_that_a_sampler_reads_beside_a_checkpoint(trained_workdir, tmp_path):
+    assert RunDir.open(trained_workdir).components == [trained_workdir / "autoencoder.safetensors"]
+    run_dir = RunDir(tmp_path)
+    for file in (run_dir.prompts, run_dir.onnx_expression_encoder, tmp_path / "expression_encoder.onnx"):
+        file.touch()
+    for file in (run_dir.metrics, run_dir.features, run_dir.encoder_weights("mine"), run_dir.report):
+        file.touch()
+    expected = ["expression_encoder.json", "expression_encoder.onnx", "prompts.safetensors"]
+    assert [file.name for file in run_dir.components] == expected
