@@ -115,7 +115,11 @@ def test_the_folder_preset_asks_for_its_folder(tmp_path, capsys):
         (["--expressions", "joyy"], 2, "did you mean 'joy'"),
         (["--steps", "0"], 2, "error: --steps 0: must be at least 1"),
         (["--chunk", "0"], 2, "error: --chunk 0: must be at least 1"),
-        (["--consistency_start", "30"], 2, "error: --consistency_start 30: must be below steps, 24"),
+        (
+            ["--consistency", "0.5", "--consistency_start", "30"],
+            2,
+            "error: --consistency_start 30: must be below steps, 24",
+        ),
         (["--identity", "seed:-1"], 2, "seed:N needs a whole number"),
         (["--identity", "nobody.png"], 1, "nobody.png"),
     ],
