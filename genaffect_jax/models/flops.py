@@ -81,7 +81,7 @@ def condition_flops(model: ModelConfig, sets: int, expressions: int, references:
     network, conditioning = model.mmdit, model.conditioning
     width, images = network.width, sets * expressions
     patch = network.patch_size**2 * network.in_channels
-    patches = references * (network.sample_size // network.patch_size) ** 2
+    patches = references * network.image_tokens
     context = patches + (references if conditioning.identity_embedding else 0)
     products = 2.0 * sets * width * (patches * patch + references * conditioning.identity_embedding)
     attention, made, layers = 0.0, conditioning.identity_tokens, conditioning.identity_layers
@@ -94,7 +94,7 @@ def condition_flops(model: ModelConfig, sets: int, expressions: int, references:
     tokens = conditioning.expression_tokens
     products += 2 * images * (conditioning.expression_width * width + width * tokens * width)
     products += network.num_layers * 2 * 2 * (sets * (made or context) + images * tokens) * width**2
-    if not network.register_tokens:
+    if network.reads_prompts:
         products += 2 * images * text * network.joint_attention_dim * width
     if network.pooled_projection_dim:
         products += 2 * images * (network.pooled_projection_dim + width) * width
@@ -117,13 +117,13 @@ def denoiser_flops(
         ValueError: `text` is missing, or given for a model with register tokens.
     """
     network, conditioning = model.mmdit, model.conditioning
-    if (text is None) != bool(network.register_tokens):
+    if (text is None) == network.reads_prompts:
         raise ValueError(
             f"text={text} for a model with {network.register_tokens} register tokens: "
             "text tokens are counted where there are no registers"
         )
     seen = network.register_tokens if text is None else text
-    images, width, image = sets * expressions, network.width, (network.sample_size // network.patch_size) ** 2
+    images, width, image = sets * expressions, network.width, network.image_tokens
     context = references * (image + bool(conditioning.identity_embedding))
     blocks = forward_flops(
         network,

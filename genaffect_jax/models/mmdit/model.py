@@ -110,7 +110,7 @@ class MMDiT(nnx.Module):
         width, patch_width = config.width, config.patch_size**2
         self.patch_embed = Linear(patch_width * config.in_channels, width, axes=(None, "embed"), rngs=rngs, dtype=dtype)
         self.position_table = PositionTable(
-            sincos_table(config.pos_embed_max_size, width, config.sample_size // config.patch_size),
+            sincos_table(config.pos_embed_max_size, width, config.tokens_per_side),
             logical_axes=(None, None, "embed"),
         )
         embedder: dict[str, Any] = {"axes": ("conditioning", "embed", None), "rngs": rngs, "dtype": dtype}
