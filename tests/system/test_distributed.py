@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from support import distributed_worker
+from support.xla_flags import xla_flags
 
 from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.config import DistributedConfig, to_json
@@ -44,11 +45,10 @@ class Pair:
         """
         folder.mkdir(parents=True, exist_ok=True)
         port = free_port()
-        flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
         self.logs = [folder / f"process{process_id}.log" for process_id in range(2)]
         self.num_processes = []
         for process_id, log in enumerate(self.logs):
-            environment = {**os.environ, "XLA_FLAGS": flags}
+            environment = {**os.environ, "XLA_FLAGS": xla_flags(devices=4)}
             distributed = {"heartbeat_timeout": HEARTBEAT}
             if slurm:
                 environment |= {

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from support.training_runs import QUIET, Interrupting, Numbered, final_state, rows, task, with_train
+from support.xla_flags import xla_flags
 
 from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.checkpoints.run_dir import RunDir
@@ -47,9 +48,10 @@ def denoiser_state(config, workdir):
 
 
 @pytest.mark.parametrize("cached", [True, False], ids=["cached latents", "images"])
-def test_a_stopped_and_continued_run_equals_an_uninterrupted_one(steady, whole, tmp_path, cached):
+def test_a_stopped_and_continued_run_equals_an_uninterrupted_one(request, steady, whole, tmp_path, cached):
     config = dataclasses.replace(steady, data=dataclasses.replace(steady.data, cache_latents=cached))
-    if not cached:
+    if not cached:  # `whole` has cached latents, and eight devices
+        request.getfixturevalue("one_device")
         whole = tmp_path / "whole"
         assert train_denoiser(config, whole, QUIET)
     assert train_denoiser(with_train(config, steps=2), tmp_path / "parts", QUIET)
@@ -197,7 +199,8 @@ def test_ctrl_c_on_the_command_ends_with_status_130_and_the_same_command_continu
     config, workdir = preset(train={"steps": 100_000, "checkpoint_every": 100_000}), tmp_path / "run"
     command = [sys.executable, "-m", "genaffect_jax.train", "--config", str(config), "--workdir", str(workdir)]
     command += ["--data.workers", "1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    options = {"env": {**os.environ, "XLA_FLAGS": xla_flags(devices=1)}, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **options, start_new_session=True) as process:
         lines = itertools.takewhile(lambda line: "step 3/" not in line, process.stderr)
         output = "".join(lines)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole process group
@@ -206,9 +209,7 @@ def test_ctrl_c_on_the_command_ends_with_status_130_and_the_same_command_continu
     assert "Traceback" not in output
     step = Checkpoints(workdir).latest_step()
     assert step >= 3
-    finished = subprocess.run(
-        [*command, "--train.steps", str(step + 2)], stderr=subprocess.PIPE, text=True, timeout=300
-    )
+    finished = subprocess.run([*command, "--train.steps", str(step + 2)], **options, timeout=300)
     assert finished.returncode == 0, finished.stderr
     assert f"continuing at step {step} of {step + 2}" in finished.stderr
     assert Checkpoints(workdir).latest_step() == step + 2
