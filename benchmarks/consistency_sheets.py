@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,9 +210,7 @@ def main(
     rows = {SHOWN.get(name, name): drawn[name] for name in only or SHOWN}
     write_png(sheet(references[0], wanted, {"true drawings": truth[0], **rows}), out / "consistency.png")
     for name, text in (("consistency.json", json.dumps(report, indent=2) + "\n"), ("consistency.md", table(figures))):
-        temporary = out / f".{name}.{os.getpid()}.tmp"
-        temporary.write_text(text)
-        os.replace(temporary, out / name)
+        write_atomically(out / name, text)
     print(table(figures))
 
 

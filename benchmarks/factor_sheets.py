@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -140,9 +139,7 @@ def make_sheets(
                 f"{scale:g}": figures(encoders, at_scale, sets)
                 for scale, at_scale in zip(SCALES, zip(*by_person, strict=True), strict=True)
             }
-    temporary = out / f".factors.json.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(temporary, out / "factors.json")
+    write_atomically(out / "factors.json", json.dumps(report, indent=2) + "\n")
     return report
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.cli import parse_with_preset
 from genaffect_jax.config.encoders import EncoderRun
 from genaffect_jax.data.sources.stored import AvatarSettings, store_avatars
+from genaffect_jax.io.atomic import copy_atomically
 
 PRESETS = ("identity_encoder", "expression_encoder", "identity_evaluator", "expression_evaluator")
 TRAINING = ("-m", "genaffect_jax.train")
@@ -173,13 +173,10 @@ def _interrupt(trainings: list[_Training]) -> None:
 
 
 def _gather(trainings: list[_Training], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     for training in trainings:
         name = training.run.name
         for found, kept in ((f"{name}.safetensors", f"{name}.safetensors"), ("report.json", f"{name}.report.json")):
-            temporary = folder / f".{kept}.{os.getpid()}.tmp"
-            shutil.copyfile(training.workdir / found, temporary)
-            os.replace(temporary, folder / kept)
+            copy_atomically(training.workdir / found, folder / kept)
 
 
 def _say(start: float, text: str) -> None:

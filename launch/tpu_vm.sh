@@ -22,9 +22,9 @@
 # --extra OPTION       given to gcloud as it is in create, delete, ssh and scp; may be repeated (--extra=--internal-ip)
 #
 # --workdir and the data must lie on storage that all workers share (NFS, Filestore, gcsfuse), mounted beforehand.
-# Every worker runs the same command, with --distributed.cluster gcetpu added unless you give --hosts options of your own. It
-# runs detached, with its log in genaffect_jax/run/train.log on each worker. `run` leaves workers alone that already run
-# the same command. A spot TPU that was taken away must be deleted, created and set up again; `run` then continues.
+# Every worker runs the same command, with --distributed.cluster gcetpu added unless you give --distributed options of
+# your own. It runs detached, with its log in genaffect_jax/run/train.log on each worker. `run` leaves workers alone that
+# already run the same command. A spot TPU that was taken away must be deleted, created and set up again; `run` then continues.
 
 # shellcheck source=launch/commands.sh
 source "$(dirname "$0")/commands.sh"
@@ -105,12 +105,12 @@ train() {
   whole_number "$max_restarts" --max-restarts
   workdir >/dev/null
   # The peers of a TPU VM stand in its metadata server, which the training asks only when told to.
-  local hosts=(--distributed.cluster gcetpu) argument
+  local processes=(--distributed.cluster gcetpu) argument
   for argument in "${training[@]}"; do
-    if [[ $argument == --distributed.* ]]; then hosts=(); fi
+    if [[ $argument == --distributed.* ]]; then processes=(); fi
   done
   on_workers "${worker[@]}" start --folder "$folder" --max-restarts "$max_restarts" --restart-on "$restart_on" \
-    -- "${training[@]}" ${hosts[@]+"${hosts[@]}"}
+    -- "${training[@]}" ${processes[@]+"${processes[@]}"}
 }
 
 status() {

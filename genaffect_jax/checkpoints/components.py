@@ -172,7 +172,7 @@ def prompt_rows(table: PromptTable, text: TextConfig, examples: Sequence[Example
 
 
 def _read_prompts(config: DenoiserRun, path: Path) -> PromptTable | None:
-    if config.model.mmdit.register_tokens:
+    if not config.model.mmdit.reads_prompts:
         return None
     table = PromptTable.read(path)
     try:

@@ -356,7 +356,7 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True) if only is None else [only]
         if not steps:
-            raise CheckpointError(f"{self.folder}: no complete checkpoint found; train first, with the same --workdir")
+            raise CheckpointError(f"{self.folder}: no complete checkpoint found; train first, with this workdir")
         errors: list[Exception] = []
         for step in steps:
             try:

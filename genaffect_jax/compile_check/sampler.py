@@ -77,7 +77,7 @@ def lower_sampler(
         jax.ShapeDtypeStruct((1, references), jnp.bool_, sharding=whole),
         jax.ShapeDtypeStruct((1, total, config.model.conditioning.expression_width), jnp.float32, sharding=cut),
         noise_ids,
-        None if network.register_tokens else noise_ids,
+        noise_ids if network.reads_prompts else None,
     )
     params = on(whole, SamplerParams.plain(network.num_layers, padded_sigmas(steps, 1.0), steps))
     with compiling_for(mesh.devices.flat[0].platform):
@@ -101,13 +101,12 @@ def sampler_flops(config: DenoiserRun, spec: SamplerSpec, images: int, steps: in
     """Operations of one chip for one chunk, without references, conditions and decoding, which are computed once."""
     conditioning, network = config.model.conditioning, config.model.mmdit
     length = config.text_tokens
-    image = network.image_tokens
     once = forward_flops(
         network,
         images * len(BRANCHES[spec.mode]),
         network.sample_size,
         network.register_tokens if length is None else length,
-        identity_tokens=conditioning.identity_tokens or image,
+        identity_tokens=conditioning.identity_tokens or network.image_tokens,
         expression_tokens=conditioning.expression_tokens,
         # An anchor attends to the shared tokens of the other anchors only; that difference is neglected.
         others=spec.anchors * spec.shared,

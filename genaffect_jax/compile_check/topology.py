@@ -38,11 +38,11 @@ def topology_devices(topology: str) -> tuple[list[jax.Device], Chip]:
         devices: list[Any] = list(topologies.get_topology_desc(topology, platform="tpu").devices)
     except (RuntimeError, ValueError) as e:  # JaxRuntimeError is a RuntimeError
         reason = str(e).splitlines()[0]
-        raise TopologyError(f"--topology {topology}: {reason} (known are {EXAMPLES} and the like)") from e
+        known = f"known are {EXAMPLES} and the like"
+        raise TopologyError(f"{reason} ({known})", field="topology", found=topology) from e
     kind = devices[0].device_kind
     if kind not in CHIPS:
         names = ", ".join(chip.name for chip in CHIPS.values())
-        raise TopologyError(
-            f"--topology {topology}: nothing is known of {kind!r} (known are chips {names}: {EXAMPLES})"
-        )
+        reason = f"nothing is known of {kind!r} (known are chips {names}: {EXAMPLES})"
+        raise TopologyError(reason, field="topology", found=topology)
     return devices, CHIPS[kind]

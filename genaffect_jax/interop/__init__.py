@@ -1,1 +1,1 @@
-"""Weights and text embeddings of other libraries, in and out. Import its modules; this one imports nothing."""
+"""Weights and text embeddings of other libraries, read and written."""

@@ -1,4 +1,4 @@
-"""Animations of images."""
+"""GIF and WebP animations."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from PIL import Image
 from genaffect_jax.io.atomic import new_file
 
 FRAME_SECONDS = 0.08
-# The two ends are shown longer, so that the eye can rest on them.
+# The two ends are shown longer.
 END_SECONDS = 0.5
 
 
 def write_animation(images: Sequence[UInt8[np.ndarray, "S S 3"]], path: Path, note: str) -> None:
-    """Writes images as an endless animation, there and back, whole or not at all.
+    """Writes images as an endless animation, forwards and backwards, atomically.
 
     Args:
         images: the frames, at least two.
         path: a file that ends in .gif or .webp.
-        note: what the file says of itself.
+        note: comment in the file.
     """
     frames = [Image.fromarray(image) for image in images]
     seconds = [END_SECONDS, *[FRAME_SECONDS] * (len(frames) - 2), END_SECONDS]

@@ -1,4 +1,4 @@
-"""Arrays with text entries in one safetensors file that notices its own damage."""
+"""Arrays and text entries in one safetensors file with a checksum."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _CHECKSUM = "checksum"
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], entries: Mapping[str, str]) -> None:
-    """Writes a safetensors file that appears complete or not at all; its header holds a checksum of everything else.
+    """Writes a safetensors file atomically; its header holds a checksum of all other content.
 
     Args:
-        path: the file; its folder is made if need be, an old file is replaced.
-        arrays: name to array, of any type that safetensors knows (bfloat16 included).
+        path: the file; its folder is created if missing, an earlier file is replaced.
+        arrays: name to array, of any type of safetensors (bfloat16 included).
         entries: text entries of the header.
 
     Raises:
@@ -40,7 +40,7 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays and header entries of a file of `write_arrays`.
 
     Raises:
-        DataError: the file is missing, is no such file, or its content does not match its checksum.
+        DataError: the file is missing, not a file of `write_arrays`, or does not match its checksum.
     """
     try:
         with safe_open(path, framework="np") as file:

@@ -1,4 +1,4 @@
-"""Image files to RGB arrays: one reading of a file for training, latents and the reference of a set."""
+"""Image files as RGB arrays, read in the same way for training, cached latents and references."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 
 from genaffect_jax.errors import DataError
 
-# Raster formats with a reliable signature. Left out on purpose: EPS and WMF (they start other programs) and TGA
-# (it has no signature, so that any file may look like one).
+# Raster formats with a reliable signature. EPS and WMF are excluded because they start other programs, TGA because it
+# has no signature.
 FORMATS: tuple[str, ...] = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 # 8192 x 8192: larger than the largest phone images in use (50 million), small enough to decode in 1 GiB.
 MAX_PIXELS: int = 2**26
@@ -21,9 +21,9 @@ MAX_PIXELS: int = 2**26
 def read_image(path: Path | str, image_size: int) -> UInt8[np.ndarray, "S S 3"]:
     """Reads an image file as a square RGB array.
 
-    The EXIF orientation is applied, transparent parts are laid on white, grey, palette and 16-bit images become
-    8-bit RGB, the centre square is cut out and resized with a Lanczos filter. Of an animation the first frame counts.
-    Colour profiles are not applied. The size is read from the header and checked before anything is decoded.
+    The EXIF orientation is applied, transparent parts become white, and grey, palette and 16-bit images become 8-bit
+    RGB. The centre square is cropped and resized with a Lanczos filter. Of an animation, the first frame is read.
+    Colour profiles are not applied. The size is read from the header and checked before decoding.
 
     Args:
         path: the file.
@@ -33,21 +33,21 @@ def read_image(path: Path | str, image_size: int) -> UInt8[np.ndarray, "S S 3"]:
         uint8 `[S, S, 3]`.
 
     Raises:
-        DataError: the file is missing, is no image of a known format, is larger than `MAX_PIXELS`, or is broken;
-            the message says which, without the file's name (callers know it as the user wrote it).
+        DataError: the file is missing, not an image of a known format, larger than `MAX_PIXELS`, or corrupt. The
+            message does not name the file; callers name it as the user wrote it.
     """
     square = ImageOps.fit(_decode(path, 2 * image_size), (image_size, image_size), Image.Resampling.LANCZOS)
     return np.array(square, np.uint8)
 
 
 def read_photo(path: Path | str) -> UInt8[np.ndarray, "H W 3"]:
-    """Reads an image file as an RGB array of its own size and shape; else as `read_image`, with its errors."""
+    """Reads an image file as an RGB array of its own size; otherwise as `read_image`, with its errors."""
     return np.array(_decode(path, None), np.uint8)
 
 
 def _decode(path: Path | str, draft: int | None) -> Image.Image:
-    """The whole image as 8-bit RGB; `draft`: a JPEG may come smaller, but not smaller than this many pixels."""
-    if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for ever
+    """The whole image as 8-bit RGB; with `draft`, a JPEG may be decoded smaller, at least this many pixels wide."""
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would block
         raise DataError("not a file")
     try:
         image = Image.open(path, formats=FORMATS)
@@ -57,14 +57,14 @@ def _decode(path: Path | str, draft: int | None) -> Image.Image:
         raise DataError(f"not an image of a known format ({', '.join(FORMATS)})") from e
     except OSError as e:
         raise DataError(f"cannot be opened: {e.strerror or e}") from e
-    except Exception as e:  # a broken header makes Pillow's plugins raise whatever they stumble over
+    except Exception as e:  # with a broken header, Pillow's plugins raise errors of any class
         raise DataError(f"broken header: {type(e).__name__}: {e}") from e
     with image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise DataError(f"too large: {width} x {height} pixels (at most {MAX_PIXELS} are decoded)")
         try:
-            # JPEG decodes at 1/2, 1/4 or 1/8 of its size for less work; twice the target keeps the resize sharp.
+            # JPEG decodes faster at 1/2, 1/4 or 1/8 of its size; twice the target keeps the resize sharp.
             if draft is not None:
                 image.draft(None, (draft, draft))
             return _to_rgb(ImageOps.exif_transpose(image))

@@ -1,4 +1,4 @@
-"""The progress bar of long work on images: share done, rate and time left, on stderr."""
+"""Progress bar on stderr: share done, rate and remaining time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Rate(ProgressColumn):
 def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Shows a bar while the block runs; call the yielded function with the number of newly finished items.
 
-    Nothing is shown if `total` is 0. Without a terminal (a log file) one line is printed at the end.
+    No bar is shown if `total` is 0. Without a terminal (in a log file), one line is printed at the end.
     """
     if total == 0:
         yield lambda count: None

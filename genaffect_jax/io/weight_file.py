@@ -29,7 +29,7 @@ C = TypeVar("C")
 
 
 class Shaped(Protocol):
-    """A network, of which only the names, shapes and types of its parameters count (`models.functional.Functional`)."""
+    """A network, seen as names, shapes and types of its parameters (`models.functional.Functional`)."""
 
     @property
     def shapes(self) -> Mapping[str, jax.ShapeDtypeStruct]: ...
@@ -42,13 +42,13 @@ def save_weights(
     config: object,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes parameters to a safetensors file, which appears complete or not at all.
+    """Writes parameters to a safetensors file, atomically.
 
     Args:
         parameters: flat names to floating-point arrays.
-        path: the file; its folder is made if need be, an old file is replaced.
-        dtype: type the numbers are stored in, rounded to nearest.
-        config: configuration dataclass of the network; goes into the header.
+        path: the file; its folder is created if missing, an earlier file is replaced.
+        dtype: stored type, rounded to nearest.
+        config: configuration dataclass of the network, written into the header.
         metadata: more header entries.
 
     Raises:
@@ -69,9 +69,9 @@ def load_weights(network: Shaped, path: Path, config: object | None = None) -> d
     """The parameters of a network, in the network's own types, from a file of `save_weights`.
 
     Args:
-        network: says which names, shapes and types there must be.
+        network: decides names, shapes and types.
         path: the file.
-        config: configuration the network was made from; if given, it must equal the one in the file.
+        config: configuration of the network; if given, it must equal the one in the file.
 
     Raises:
         WeightsError: the file is missing or damaged, or its keys, shapes or configuration differ; all are named.
@@ -90,7 +90,7 @@ def load_weights(network: Shaped, path: Path, config: object | None = None) -> d
 
 
 def misfits(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Says of every name that is missing, unknown or of another shape what is wrong with it."""
+    """One line for every name that is missing, unknown or of another shape."""
     problems = [f"missing {name} {expected[name]}" for name in sorted(expected.keys() - found.keys())]
     problems += [f"unknown {name} {found[name]}" for name in sorted(found.keys() - expected.keys())]
     problems += [
@@ -127,10 +127,10 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def resolve_weights(source: str) -> Path:
-    """The file that `package:NAME` (weights inside this package) or a path stands for.
+    """The file of a weight source: `package:NAME` (weights in this package) or a path.
 
     Raises:
-        WeightsError: there is no such file; the message says which there are.
+        WeightsError: there is no such file; the message lists the weights in the package.
     """
     if not source.startswith(PACKAGE_PREFIX):
         path = Path(source)

@@ -94,7 +94,7 @@ def condition_flops(model: ModelConfig, sets: int, expressions: int, references:
     tokens = conditioning.expression_tokens
     products += 2 * images * (conditioning.expression_width * width + width * tokens * width)
     products += network.num_layers * 2 * 2 * (sets * (made or context) + images * tokens) * width**2
-    if not network.register_tokens:
+    if network.reads_prompts:
         products += 2 * images * text * network.joint_attention_dim * width
     if network.pooled_projection_dim:
         products += 2 * images * (network.pooled_projection_dim + width) * width
@@ -117,7 +117,7 @@ def denoiser_flops(
         ValueError: `text` is missing, or given for a model with register tokens.
     """
     network, conditioning = model.mmdit, model.conditioning
-    if (text is None) != bool(network.register_tokens):
+    if (text is None) == network.reads_prompts:
         raise ValueError(
             f"text={text} for a model with {network.register_tokens} register tokens: "
             "text tokens are counted where there are no registers"

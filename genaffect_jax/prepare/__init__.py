@@ -1,1 +1,1 @@
-"""What is done to data and weights before training."""
+"""Preparation of data and weights for training."""

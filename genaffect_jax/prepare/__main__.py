@@ -1,4 +1,4 @@
-"""`python -m genaffect_jax.prepare COMMAND`: what is done to data and weights before training.
+"""`python -m genaffect_jax.prepare COMMAND`: preparation of data and weights for training.
 
 python -m genaffect_jax.prepare prompts --config PRESET --pipeline DIR --out prompts.safetensors
 python -m genaffect_jax.prepare photos --root PHOTOS --out ALIGNED --models MODELS

@@ -1,4 +1,4 @@
-"""`python -m genaffect_jax.prepare arcface`: ArcFace weights as an identity encoder of this package.
+"""`python -m genaffect_jax.prepare arcface`: convert ArcFace weights to an identity encoder of this package.
 
 python -m genaffect_jax.prepare arcface --weights w600k_r50.onnx --licence "..." --out arcface_r50.safetensors
 """
@@ -17,25 +17,25 @@ from genaffect_jax.io.weight_file import WeightDType
 
 @dataclass(frozen=True)
 class Arguments:
-    """Write ArcFace weights as an identity encoder of this package."""
+    """Convert ArcFace weights to an identity encoder of this package."""
 
     weights: Path
     """IResNet weights: .onnx or .safetensors."""
     licence: str
-    """Licence of the weights; stands in the file and in every report made with it."""
+    """Licence of the weights, written into the file and into every report made with it."""
     out: Path
     """The .safetensors file to write."""
     name: str | None = None
-    """Name of the encoder; the name of the weights without suffix if left out."""
+    """Name of the encoder. Default: the weights' file name without suffix."""
     crop: tuple[float, float, float] = ARCFACE_CROP
-    """Part of an image that the network looks at: left edge, top edge, side, as shares of the image's side. The
-    default suits images of python -m genaffect_jax.prepare photos; 0 0 1 is the whole image."""
+    """Part of an image that the network reads: left edge, top edge and side, as shares of the image's side. The default
+    fits images written by python -m genaffect_jax.prepare photos; 0 0 1 is the whole image."""
     dtype: WeightDType = "float32"
     """Type the numbers are stored in."""
 
 
 def run(arguments: Arguments, console: Console) -> bool:
-    """Converts the weights and says what they are.
+    """Converts the weights and reports the network.
 
     Raises:
         ConfigError, WeightsError: see `interop.arcface.weights.convert_arcface`.

@@ -1,4 +1,4 @@
-"""`python -m genaffect_jax.prepare photos`: a folder of photos as aligned images, ready for training.
+"""`python -m genaffect_jax.prepare photos`: align the faces of a folder of photos for training.
 
 python -m genaffect_jax.prepare photos --root PHOTOS --out ALIGNED --models MODELS
 """
@@ -16,24 +16,24 @@ from genaffect_jax.data.photos.reader import MIN_FACE, PhotoAligner
 
 @dataclass(frozen=True)
 class Arguments:
-    """Find the face in every photo of a folder and write square images in which it has a fixed place."""
+    """Find the face in every photo of a folder and write square images with the face at a fixed place."""
 
     root: Path
     """Photos: <identity>/<expression>[_n].<suffix>, or a folder with metadata.jsonl or metadata.csv."""
     out: Path
-    """Folder to write; it must not exist. It has the same layout, of PNG files."""
+    """Folder to write, with the same layout and PNG files; it must not exist."""
     models: Path
     """Folder of an insightface model pack (.onnx files), or an insightface root with one; nothing is downloaded."""
     face_index: int = 0
-    """Which face of each photo, counted from the largest, 0."""
+    """Face to use in each photo, counted from the largest, 0."""
     size: int = 512
     """Side of the images, in pixels."""
     min_face: float = MIN_FACE
-    """Photos are left out whose square of eyes, nose and mouth is narrower than this, in pixels of the photo."""
+    """Least side of the square of eyes, nose and mouth, in pixels of the photo; photos below it are left out."""
 
 
 def run(arguments: Arguments, console: Console) -> bool:
-    """Aligns the photos and says how many.
+    """Aligns the photos and reports their number.
 
     Raises:
         ConfigError, DataError: see `data.photos.align_folder.align_folder`.

@@ -33,25 +33,25 @@ class Arguments:
     """Encode the prompts of a preset with the text encoders of an SD3 pipeline."""
 
     config: Path
-    """Preset: a Python file with config(); its field `text` says what the prompts are."""
+    """Preset: a Python file with config(); its field `text` decides the prompts."""
     pipeline: Path
     """Folder of a diffusers StableDiffusion3Pipeline, with its tokenizers and text encoders."""
     out: Path
     """The table to write (safetensors); training reads it as text.embeddings."""
     cache: Path | None = None
-    """Folder that keeps every encoded prompt, so that none is encoded twice; default: prompt_cache beside --out."""
+    """Cache folder; results are cached by prompt and encoder checksum. Default: prompt_cache beside out."""
     device: str = "cpu"
-    """Where the text encoders run: cpu, cuda or cuda:N."""
+    """Device of the text encoders: cpu, cuda or cuda:N."""
     dtype: WeightDType = "bfloat16"
-    """Type of the text encoders and of the table; float32 takes twice the memory (T5: 19 GB)."""
+    """Type of the text encoders and of the table; float32 needs twice the memory (T5: 19 GB)."""
 
 
 def prepare(arguments: Arguments) -> PromptTable:
-    """Encodes what the cache lacks and writes the table.
+    """Encodes the prompts that the cache lacks and writes the table.
 
     Raises:
         ConfigError, DataError, WeightsError: see their classes.
-        ImportError: something must be encoded, and the extra `torch` is not installed.
+        ImportError: a prompt must be encoded, and the extra `torch` is not installed.
     """
     run = load_preset(arguments.config, DenoiserRun)
     if not run.model.mmdit.reads_prompts:
@@ -82,7 +82,7 @@ def prepare(arguments: Arguments) -> PromptTable:
 
 
 def run(arguments: Arguments, console: Console) -> bool:
-    """Encodes and says what was written; raises what `prepare` raises, a missing extra as ConfigError."""
+    """Writes the table and reports it; raises the errors of `prepare`."""
     table = prepare(arguments)
     size = arguments.out.stat().st_size / 1e6
     console.print(f"{len(table.prompts)} prompts in {arguments.out} ({size:.0f} MB, {table.dtype})", soft_wrap=True)

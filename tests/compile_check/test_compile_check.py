@@ -299,7 +299,7 @@ def test_the_sampler_of_a_text_model_draws_its_own_images_on_every_chip(tiny_con
 @needs_libtpu
 @pytest.mark.parametrize("name", ["v5e:3x3", "v9:2x2", "rubbish", "v4:2x2x1"])
 def test_a_topology_that_is_not_known_is_named_beside_some_that_are(name: str) -> None:
-    with pytest.raises(TopologyError, match=rf"--topology {name}: .*v5e:4x4"):
+    with pytest.raises(TopologyError, match=rf"topology={name}: .*v5e:4x4"):
         topology_devices(name)
 
 

@@ -37,5 +37,5 @@ def test_avatar_s_has_the_planned_sizes():
     denoiser, autoencoder = build_networks(model)
     assert denoiser.size / 1e6 == pytest.approx(50.8, abs=0.1)
     assert autoencoder.size / 1e6 == pytest.approx(5.3, abs=0.1)
-    assert (model.mmdit.sample_size // model.mmdit.patch_size) ** 2 == 256
+    assert model.mmdit.image_tokens == 256
     assert (256 + model.mmdit.register_tokens) % 8 == 0

@@ -111,8 +111,8 @@ def test_an_encoders_words_and_images_are_weighed_from_the_neutral_face(text, ve
     assert found.provenance == ("exemplar" if text == "f.png" else "blend" if "+" in text else "prototype")
 
 
-def test_what_an_encoders_bank_lacks_is_named_with_what_it_has():
-    with pytest.raises(ExpressionError, match=r"'pride': the training .* its bank has fear, joy, neutral"):
+def test_a_word_without_a_prototype_is_named_with_the_known_words():
+    with pytest.raises(ExpressionError, match=r"'pride': the training .* it knows fear, joy, neutral"):
         parse_expressions("joy, pride", ENCODED)
     with pytest.raises(ExpressionError, match="vectors of some_encoder, which has no action units"):
         parse_expressions("joy + AU12=0.5", ENCODED)

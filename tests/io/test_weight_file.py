@@ -12,6 +12,7 @@ import pytest
 
 from genaffect_jax.config import AutoencoderConfig, MMDiTConfig
 from genaffect_jax.errors import WeightsError
+from genaffect_jax.io import atomic
 from genaffect_jax.io import weight_file as weights
 from genaffect_jax.io.weight_file import (
     checksum,
@@ -113,7 +114,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(parameters, tmp_pat
     def full_disk(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(weights.os, "fsync", full_disk)
+    monkeypatch.setattr(atomic.os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
         save_weights({"x": jnp.ones(3)}, path, "float32", CONFIG)
     assert path.read_bytes() == before

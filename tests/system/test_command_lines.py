@@ -87,12 +87,12 @@ def test_training_needs_a_working_folder(preset, capsys):
     assert "--workdir" in text
 
 
-def test_a_preset_for_another_command_is_refused(tmp_path, capsys):
+def test_a_preset_of_no_training_is_refused(tmp_path, capsys):
     preset = tmp_path / "other.py"
-    preset.write_text("from genaffect_jax.config import AutoencoderRun as config\n")
+    preset.write_text("from genaffect_jax.config import DataConfig as config\n")
     status, text = outcome(train.main, ["--config", str(preset), "--workdir", str(tmp_path / "run")], capsys)
     assert status == 2
-    assert "config() returned AutoencoderRun, this command needs DenoiserRun" in text
+    assert "config() returned DataConfig, this command needs DenoiserRun or AutoencoderRun or EncoderRun" in text
 
 
 def test_help_explains_fields_with_their_units(preset, capsys):
@@ -115,7 +115,11 @@ def test_the_folder_preset_asks_for_its_folder(tmp_path, capsys):
         (["--expressions", "joyy"], 2, "did you mean 'joy'"),
         (["--steps", "0"], 2, "error: --steps 0: must be at least 1"),
         (["--chunk", "0"], 2, "error: --chunk 0: must be at least 1"),
-        (["--consistency_start", "30"], 2, "error: --consistency_start 30: must be below steps, 24"),
+        (
+            ["--consistency", "0.5", "--consistency_start", "30"],
+            2,
+            "error: --consistency_start 30: must be below steps, 24",
+        ),
         (["--identity", "seed:-1"], 2, "seed:N needs a whole number"),
         (["--identity", "nobody.png"], 1, "nobody.png"),
     ],

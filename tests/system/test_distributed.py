@@ -320,7 +320,7 @@ def test_a_cluster_counts_only_where_it_has_more_than_one_process(options, envir
             {"coordinator_address": "h:1", "num_processes": 2, "process_id": 0, "cluster": "slurm"},
             r"distributed\.cluster=slurm",
         ),
-        ({"join_timeout": 0}, r"hosts\.join_timeout=0: must be at least 1"),
+        ({"join_timeout": 0}, r"distributed\.join_timeout=0: must be at least 1"),
     ],
 )
 def test_settings_that_say_too_little_or_two_things_are_refused(options, words):

@@ -31,7 +31,7 @@ def batches():
 
 @functools.cache
 def program(config, mesh, gradient_accumulation_steps):
-    """The step, compiled once for all tests, and the state that it begins with: on the host, as a step donates its own."""
+    """The step, compiled once for all tests, and the state that it begins with: on the host, as a step donates its."""
     denoiser, autoencoder = build_networks(config.model)
     optimizer = make_optimizer(config.train)
     step = make_train_step(

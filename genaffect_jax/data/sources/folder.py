@@ -1,4 +1,4 @@
-"""Source `folder`: image files of people, checked once before training and decoded when they are needed."""
+"""Source `folder`: image files of people, checked once before training and decoded on demand."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class FolderRecords(Protocol):
 
 
 class FolderSource:
-    """Image files below one folder. Make it with `open_folder`, which checks the files."""
+    """Image files below one folder; `open_folder` checks the files and makes it."""
 
     def __init__(self, root: Path, files: Sequence[str], images: Sequence[Example], image_size: int, digest: str):
         self.root = root
@@ -98,8 +98,8 @@ def open_folder(root: Path, image_size: int, max_rejected: float, records: Folde
         records: files to write, those of the run folder; their folder is made if missing.
 
     Raises:
-        DataError: no such folder, malformed metadata, no usable image, a larger share than `max_rejected` was
-            rejected, or a person is left with fewer than two different expressions.
+        DataError: there is no such folder, its metadata is malformed, no image is usable, the rejected share is above
+            `max_rejected`, or a person has fewer than two different expressions left.
     """
     listing = list_folder(root)
     records.rejected.parent.mkdir(parents=True, exist_ok=True)
@@ -153,8 +153,8 @@ def _refuse_bad_folder(
 
 
 def _check(root: Path, files: list[str], image_size: int, stored: Path) -> dict[str, str | None]:
-    """Why each file cannot be decoded, None for good ones; decodes only what is new or changed since last time."""
-    # The rules are part of the key: other formats, limits or a reader change make old verdicts worthless.
+    """The reason why each file cannot be decoded, or None; only new and changed files are decoded."""
+    # The rules are part of the key: with other formats, limits or another reader, old results do not count.
     rules = {"reader": 1, "formats": list(FORMATS), "max_pixels": MAX_PIXELS}
     known: dict[str, list] = {}
     try:
@@ -162,20 +162,20 @@ def _check(root: Path, files: list[str], image_size: int, stored: Path) -> dict[
         if content["rules"] == rules and content["root"] == str(root.resolve()):
             known = content["files"]
     except (OSError, ValueError, KeyError, TypeError):
-        known = {}  # no memory of earlier checks, or an unreadable one: everything is checked again
+        known = {}  # no cache, or not readable: every file is checked
     stamps = {file: _stamp(root / file) for file in files}
     verdicts = {file: known[file] for file in files if file in known and known[file][:2] == stamps[file]}
     new = [file for file in files if file not in verdicts]
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     with progress_bar("checking images", len(new)) as step, warnings.catch_warnings():
-        # Pillow warns of large images below its own limit; the limit here is stricter and gives a reason.
+        # Pillow warns of large images below its own limit; the limit here is lower and gives a reason.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             for file, reason in zip(new, pool.map(lambda file: _fault(root / file, image_size), new), strict=True):
                 verdicts[file] = [*stamps[file], reason]
                 step(1)
         finally:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for the rest of the folder
+            pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest of the folder
     _write_atomically(stored, json.dumps({"rules": rules, "root": str(root.resolve()), "files": verdicts}))
     return {file: verdict[2] for file, verdict in verdicts.items()}
 
@@ -192,7 +192,7 @@ def _stamp(path: Path) -> list[int]:
     try:
         status = path.stat()
     except OSError:
-        return [-1, -1]  # a broken link; opening it gives the reason
+        return [-1, -1]  # a broken link; reading it gives the reason
     return [status.st_size, status.st_mtime_ns]
 
 

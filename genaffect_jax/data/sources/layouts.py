@@ -1,7 +1,7 @@
-"""The two layouts of an image folder: which files it holds, and the person and expression each one shows.
+"""The two layouts of an image folder: its files, and the person and expression of each.
 
-Nothing is decoded here. Every file below the root ends up in exactly one of three lists: `labelled` (an image to
-check), `rejected` (meant as an image, but unusable) or `ignored` (not meant as an image).
+No file is decoded here. Every file below the root is in exactly one of three lists: `labelled` (an image to check),
+`rejected` (an unusable image) or `ignored` (not an image).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from genaffect_jax.errors import DataError
 
 METADATA: tuple[str, ...] = ("metadata.jsonl", "metadata.csv")
-# `file_name` is what Hugging Face's imagefolder calls the column.
+# `file_name` is the column's name in Hugging Face's imagefolder.
 FILE_COLUMNS: tuple[str, ...] = ("file", "file_name")
 # Files that systems, tools and people leave beside images.
 IGNORED_NAMES: frozenset[str] = frozenset({"thumbs.db", "desktop.ini", "license", "readme", "copying"})
@@ -29,7 +29,7 @@ _NUMBERED = re.compile(r"(.+?)_\d+")
 
 @dataclass(frozen=True)
 class Row:
-    """A file that did not become an image, and why."""
+    """A file without a usable image, and the reason."""
 
     file: str
     reason: str
@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class LabelledFile:
-    """An image file with the words that the folder has for it, before either is checked."""
+    """An image file with its person and expression as written, all unchecked."""
 
     file: str
     """Path relative to the root, with forward slashes."""
@@ -56,21 +56,21 @@ class Listing:
 
 
 def require_folder(root: Path) -> None:
-    """Refuses a root that is missing or no folder.
+    """Checks that the root is a folder.
 
     Raises:
-        DataError: it is.
+        DataError: it is missing, or not a folder.
     """
     if not root.is_dir():
         raise DataError(f"{root}: {'not a folder' if root.exists() else 'no such folder'} (data.root)")
 
 
 def list_folder(root: Path) -> Listing:
-    """Lists a folder in the layout it has: metadata.jsonl or metadata.csv if there is one, else one folder a person.
+    """Lists a folder by its layout: metadata.jsonl or metadata.csv if there is one, else one folder per person.
 
     Raises:
-        DataError: the root is missing or no folder, or its metadata is malformed: columns missing, a file that is
-            missing, named twice or outside the root, or two metadata files.
+        DataError: the root is missing or not a folder, or its metadata is malformed: missing columns, a file that is
+            missing, listed twice or outside the root, or two metadata files.
     """
     require_folder(root)
     metadata = [name for name in METADATA if (root / name).is_file()]
@@ -80,7 +80,7 @@ def list_folder(root: Path) -> Listing:
 
 
 def expression_in_name(file_name: str) -> str:
-    """The expression in a file's name: `joy.png` and `joy_2.png` give `joy`, `AU6=0.5,AU12=0.9_1.png` the AU list."""
+    """The expression in a file's name: `joy` for `joy.png` and `joy_2.png`, an AU list for `AU6=0.5,AU12=0.9_1.png`."""
     stem = Path(file_name).stem
     numbered = _NUMBERED.fullmatch(stem)
     return numbered[1] if numbered else stem
@@ -140,7 +140,7 @@ def _list_metadata(root: Path, name: str) -> Listing:
 def _walk(root: Path) -> list[str]:
     """All files below `root`, as sorted relative paths with forward slashes; links to folders are followed.
 
-    A link to a folder that holds it would never end: it is listed as a file, and fails as one when it is read.
+    A link to a folder above it would never end, so it is listed as a file, which cannot be read.
     """
     files: list[str] = []
     for folder, folders, names in os.walk(root, followlinks=True):

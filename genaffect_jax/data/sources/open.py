@@ -1,5 +1,5 @@
-"""From a configuration to a source of images. A new kind of source is one class (see
-docs/guide/data.md#adding-a-source) and one line."""
+"""The source of images that a configuration names. A new kind of source is one class and one line here; see
+docs/guide/data.md#adding-a-source."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from genaffect_jax.errors import DataError
 
 
 def check_source(config: DataConfig) -> None:
-    """Refuses a folder that is not there, before a run writes anything.
+    """Checks that the folder of images exists, before a run writes anything.
 
     Raises:
-        DataError: it is missing, or no folder.
+        DataError: it is missing, or not a folder.
     """
     if config.source == "folder":
         if config.root is None:
-            raise DataError("data.root: source 'folder' needs a folder of images")
+            raise DataError("source 'folder' needs a folder of images", field="data.root")
         require_folder(Path(config.root))
 
 
 def open_source(config: DataConfig, records: FolderRecords) -> Source:
-    """Opens the images that `config` names; a folder's files are all checked once.
+    """Opens the source that `config` names; all files of a folder are checked once.
 
     Args:
         config: see `DataConfig`.

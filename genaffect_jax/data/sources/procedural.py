@@ -1,4 +1,4 @@
-"""Source `procedural`: avatars drawn by this package, each image a function of its index alone."""
+"""Source `procedural`: avatars rendered by this package; each image is a function of its index alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from genaffect_jax.expressions.action_units import MEDIAN_UNITS, SIDED_UNITS, WI
 from genaffect_jax.expressions.grammar import parse_expression
 from genaffect_jax.expressions.vocabulary import vocabulary
 
-# Folded into every expression's seed: the expressions of person i are not the random numbers of person i's looks.
+# Folded into the seed of expressions, so that expressions and looks of person i have independent random numbers.
 _EXPRESSIONS = 7
 # The mixture of expressions, beside one near-neutral image of every person (see
 # docs/guide/data.md#the-procedural-source).
@@ -31,15 +31,15 @@ _lookup_identity = lru_cache(maxsize=64)(sample_identity)
 class ProceduralSource:
     """`identities` avatars with `expressions_per_identity` images each.
 
-    Person i is `sample_identity(i)`, named `avatar000i`; the first image of each is near neutral, the others
-    follow a mixture of words, blends and action units. A label is text of the expression grammar that gives exactly
-    the image's vector. Raising either number adds images and leaves those there were as they are.
+    Person i is `sample_identity(i)`, named `avatar00000i`. The first image of each person is near neutral, the others
+    follow a mixture of words, blends and action units. A label is a text of the expression grammar that parses to
+    exactly the image's vector. A larger number of either adds images and leaves the others unchanged.
 
     Args:
         image_size: side S of the images, in pixels.
         identities: number of people, at least 1.
         expressions_per_identity: images of each person, at least 1.
-        pose_scale: how far gaze and head move beside what a word itself asks for, 0 (not at all) to 1.
+        pose_scale: random movement of gaze and head, in addition to the pose of a word, 0 (none) to 1.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ProceduralSource:
         return WIDTH
 
     def load(self, index: int) -> UInt8[np.ndarray, "S S 3"]:
-        """Draws one image."""
+        """Renders one image."""
         person = _lookup_identity(index // self._each)
         return render(person, self._images[index].expression, self.image_size)
 
@@ -71,7 +71,7 @@ class ProceduralSource:
     def fingerprint(self) -> str:
         """Digest of the numbers, all labels and vectors, and the pixels of a few images.
 
-        The pixels make a changed drawing routine show.
+        Because of the pixels, another renderer has another fingerprint.
         """
         digest = hashlib.sha256(f"procedural {self.image_size} {examples_digest(self.examples)}".encode())
         for index in np.linspace(0, len(self._images) - 1, _PROBES).astype(int):
@@ -80,10 +80,10 @@ class ProceduralSource:
 
 
 def sample_expression(rng: np.random.Generator, pose_scale: float = 1.0) -> str:
-    """Draws the text of one expression: a word (40 %), a blend of two (20 %) or action units (40 %), and a pose.
+    """Samples the text of one expression: a word (40 %), a blend of two (20 %) or action units (40 %), and a pose.
 
-    Words have weights from 0.4 to 1. A blend shares a total weight from 0.7 to 1.2 between two words, neither below
-    30 %. Of the action units 1 to 5 are set, from 0.2 to 1; a sided one is one-sided in 30 % of the cases. Gaze moves
+    Words have weights from 0.4 to 1. A blend divides a total weight from 0.7 to 1.2 between two words, each at least
+    30 %. Of the action units, 1 to 5 are set, from 0.2 to 1; a sided unit is one-sided in 30 % of the cases. Gaze moves
     in half of the images and the head in 60 % (standard deviation 0.25 and 0.2, at most 0.6 and 0.5 of the range).
     """
     words = list(vocabulary())
@@ -140,7 +140,7 @@ def examples_of(person: int, count: int, pose_scale: float) -> list[Example]:
     seen: set[bytes] = set()
     for place in range(count):
         rng = np.random.default_rng([_EXPRESSIONS, person, place])
-        while True:  # two equal expressions of one person are rare, and drawn again
+        while True:  # equal expressions of one person are rare, and sampled again
             expression = parse_expression(
                 _sample_near_neutral(rng, pose_scale) if place == 0 else sample_expression(rng, pose_scale)
             )

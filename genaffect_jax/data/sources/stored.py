@@ -1,7 +1,7 @@
-"""Procedural avatars drawn once, by all processors, into one memory-mapped file that several trainings share.
+"""Procedural avatars rendered once, by several processes, into a memory-mapped file that several trainings share.
 
-Every image shows its person in other clothes and before another background (`avatars.wardrobe`), so that nothing
-learned from these images can tell people apart by what they wear.
+Every image shows its person in other clothes and before another background (`avatars.wardrobe`), so that clothes do not
+identify people.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PEOPLE_PER_TASK = 8
 
 @dataclass(frozen=True)
 class AvatarSettings:
-    """What decides every pixel of the stored avatars; the fields are those of `config.DataConfig`."""
+    """Everything that decides the stored avatars; the fields are those of `config.DataConfig`."""
 
     image_size: int
     identities: int
@@ -42,10 +42,10 @@ class AvatarSettings:
 
 
 class StoredSource:
-    """A source that reads the images that `store_avatars` drew.
+    """A source of the images that `store_avatars` rendered.
 
     Args:
-        folder: what `store_avatars` returned.
+        folder: the result of `store_avatars`.
 
     Raises:
         DataError: the folder is missing or damaged.
@@ -89,7 +89,7 @@ class StoredSource:
         return f"stored avatars, redressed: {count_text(self.examples)}, {side} x {side} pixels"
 
     def fingerprint(self) -> str:
-        """Digest of the settings and of probe images, as the folder's name has it."""
+        """Digest of the folder's name, which holds a digest of the settings and of probe images."""
         return hashlib.sha256(self._folder.name.encode()).hexdigest()
 
 
@@ -136,7 +136,7 @@ def _render_into(folder: Path, settings: AvatarSettings, workers: int) -> None:
     (folder / _NAMES).write_text(json.dumps(names))
 
 
-def draw_redressed(
+def render_redressed(
     person: int, vector: Float32[np.ndarray, " W"], wardrobe: int, size: int
 ) -> UInt8[np.ndarray, "S S 3"]:
     """Person number `person` with an expression, in the clothes and before the background of person `wardrobe`."""
@@ -146,8 +146,8 @@ def draw_redressed(
 _Task = tuple[AvatarSettings, Path, int, int]
 
 
-def _draw_people(task: _Task) -> tuple[int, list[Example]]:
-    """Draws some people into the file; returns the place of the first image and what they show."""
+def _render_people(task: _Task) -> tuple[int, list[Example]]:
+    """Renders some people into the file; returns the place of the first image, and the examples."""
     settings, folder, first, count = task
     each = settings.expressions_per_identity
     pixels = np.lib.format.open_memmap(folder / _PIXELS, "r+")
@@ -166,7 +166,7 @@ def _somebody(person: int, place: int) -> Identity:
 
 
 def _digest(settings: AvatarSettings) -> str:
-    """The settings and the pixels of three images: a changed drawing routine makes other files."""
+    """Digest of the settings and of the pixels of three images; another renderer has another digest."""
     digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
     for person in (0, 1, 2):
         image = examples_of(person, 2, settings.pose_scale)[1]
@@ -177,11 +177,11 @@ def _digest(settings: AvatarSettings) -> str:
 @contextmanager
 def _results(tasks: list[_Task], workers: int) -> Iterator[Iterator[tuple[int, list[Example]]]]:
     if workers == 0:
-        yield map(_draw_people, tasks)
+        yield map(_render_people, tasks)
         return
     # Spawned, not forked: the main process may run JAX's threads.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     try:
-        yield (done.result() for done in as_completed([pool.submit(_draw_people, task) for task in tasks]))
+        yield (done.result() for done in as_completed([pool.submit(_render_people, task) for task in tasks]))
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Images made more various, for networks that must also serve images of other styles."""
+"""Images of greater variety, for networks that must also serve images of other styles."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from jaxtyping import UInt8
 from genaffect_jax.data.augment import augment, random_scene
 from genaffect_jax.data.sources.base import Example, Source
 
-# The rest are no faces at all.
+# The rest are scenes without faces.
 _PLAIN, _AUGMENTED = 0.5, 0.25
 
 
 class VariedSource:
     """A source whose images are kept (half), augmented (a quarter) or replaced by random vector scenes (a quarter).
 
-    Which and how is a function of (seed, index). Labels stay those of the inner source, so they do not describe the
-    replaced images: for training autoencoders, which do not read them.
+    The choice is a function of (seed, index). Labels are those of the inner source and do not describe the replaced
+    images, so this source is only for autoencoders, which read no labels.
 
     Args:
         inner: the images.

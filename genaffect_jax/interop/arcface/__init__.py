@@ -1,1 +1,1 @@
-"""ArcFace weights."""
+"""Conversion of ArcFace weights."""

@@ -1,9 +1,8 @@
-"""ArcFace layers in this package's form: batch normalisations folded, axes and names as in
-`models.face_encoders.iresnet`.
+"""ArcFace layers with folded batch normalisations, and axes and names as in `models.face_encoders.iresnet`.
 
 A normalisation y = a x + c (a = weight / sqrt(variance + epsilon), c = bias - a mean) after a convolution or linear
-layer scales its kernel by a and makes a b + c of its bias b. Folding is computed in float64. Where an exporter has
-already folded, there is nothing left to do.
+layer multiplies its kernel by a and changes its bias b to a b + c. Folding is computed in float64. Exporters may have
+folded some normalisations already.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ class Affine:
 
     @classmethod
     def of(cls, weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, variance: np.ndarray, epsilon: float) -> Affine:
-        """What a batch normalisation with these statistics does."""
+        """The affine map of a batch normalisation with these statistics."""
         scale = weight.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
         return cls(scale, bias.astype(np.float64) - mean.astype(np.float64) * scale)
 
 
 class FoldedLayers:
-    """Collects layers under this package's names; kernels come in torch's axis order [out, in, ...]."""
+    """Collects layers under this package's names; kernels are given in torch's axis order [out, in, ...]."""
 
     def __init__(self) -> None:
         self.parameters: Arrays = {}
 
     def add_affine(self, name: str, affine: Affine) -> None:
-        """A normalisation that stays a layer."""
+        """A normalisation that remains a layer."""
         self.parameters[f"{name}.scale"] = affine.scale
         self.parameters[f"{name}.bias"] = affine.bias
 
@@ -51,13 +50,13 @@ class FoldedLayers:
         self.parameters[f"{name}.slope"] = slope.reshape(-1)
 
     def add_conv(self, name: str, kernel: np.ndarray, bias: np.ndarray | None, norm: Affine | None) -> None:
-        """A convolution and the normalisation that follows it."""
+        """A convolution and the normalisation after it."""
         kernel, bias = _fold(kernel, bias, norm)
         self.parameters[f"{name}.kernel"] = kernel.transpose(2, 3, 1, 0)
         self.parameters[f"{name}.bias"] = bias
 
     def add_head(self, name: str, kernel: np.ndarray, bias: np.ndarray | None, norm: Affine | None) -> None:
-        """The linear layer over a flattened [C, h, w], which is flattened as [h, w, C] here, and its normalisation."""
+        """The linear layer over a flattened [C, h, w], here [h, w, C], and the normalisation after it."""
         kernel, bias = _fold(kernel, bias, norm)
         channels = len(self.parameters["trunk.norm.scale"])
         side = math.isqrt(kernel.shape[1] // channels)

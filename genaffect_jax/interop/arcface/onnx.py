@@ -1,7 +1,7 @@
 """The layers of an ArcFace IResNet in an ONNX file, found by the structure of its graph.
 
-Exporters rename weights to numbers and fold some or all batch normalisations, so names say nothing. The graph is
-followed from the input: convolution, PReLU; then blocks, recognised by two paths that meet in a sum; then
+Exporters replace the names of weights by numbers and fold some or all batch normalisations, so names cannot be used.
+The graph is traversed from the input: convolution and PReLU; blocks, recognised by two paths that meet in a sum;
 normalisation, flattening and a linear layer.
 """
 
@@ -16,14 +16,14 @@ import numpy as np
 from genaffect_jax.errors import WeightsError, install_command
 from genaffect_jax.interop.arcface.layers import Affine, FoldedLayers
 
-_PASSING = ("Identity", "Dropout", "Cast")  # change no number of a network that is only run
-_RESHAPING = ("Unsqueeze", "Transpose")  # of weights: a PReLU's slopes (whose shape is of no account), a matrix
+_PASSING = ("Identity", "Dropout", "Cast")  # do nothing in inference
+_RESHAPING = ("Unsqueeze", "Transpose")  # of weights: a PReLU's slopes (in any shape), a matrix
 _NORM_EPSILON = 1e-5  # default of ONNX's BatchNormalization
 _CONV = {"group": 1, "auto_pad": b"NOTSET"}
 
 
 class Graph:
-    """Nodes by the tensors they read, and the numbers that the file holds."""
+    """Nodes by their input tensors, and the constants of the file."""
 
     def __init__(self, model: Any) -> None:
         from onnx import helper, numpy_helper
@@ -32,7 +32,7 @@ class Graph:
         self.buffers = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
         self._same: dict[str, str] = {}
         self._readers: dict[str, list[Any]] = defaultdict(list)
-        for node in model.graph.node:  # ONNX demands that nodes come after those they read
+        for node in model.graph.node:  # in ONNX, nodes are in topological order
             if node.op_type == "Constant":
                 self.buffers[node.output[0]] = numpy_helper.to_array(self.attributes(node)["value"])
             elif node.op_type in _PASSING:
@@ -53,7 +53,7 @@ class Graph:
         self.input = inputs[0]
 
     def resolve(self, name: str) -> str:
-        """The tensor that a name stands for once nodes that change nothing are left out."""
+        """The tensor of a name, without nodes that do nothing."""
         return self._same.get(name, name)
 
     def attributes(self, node: Any) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Graph:
         return nodes[0]
 
     def follows(self, tensor: str, kind: str) -> Any | None:
-        """The only node that reads a tensor if it is of this kind."""
+        """The only node that reads a tensor, if it is of this kind."""
         nodes = self.readers(tensor)
         return nodes[0] if len(nodes) == 1 and nodes[0].op_type == kind else None
 
@@ -88,7 +88,8 @@ def read_layers(path: Path) -> FoldedLayers:
     """The layers of an ONNX file.
 
     Raises:
-        WeightsError: the `onnx` package or the file's weights are missing, it is damaged, or the graph is no IResNet's.
+        WeightsError: the package `onnx` is not installed, the file is damaged or lacks weights, or the graph is not an
+            IResNet.
     """
     try:
         import onnx
@@ -96,7 +97,7 @@ def read_layers(path: Path) -> FoldedLayers:
         raise WeightsError(f"an .onnx file needs the package onnx ({install_command('photo')})") from e
     try:
         model = onnx.load(path)
-    except Exception as e:  # protobuf and onnx raise several kinds of their own
+    except Exception as e:  # protobuf and onnx have error classes of their own
         raise WeightsError(f"damaged, or no ONNX file ({type(e).__name__}: {e})") from e
     return _walk(Graph(model))
 
@@ -119,7 +120,7 @@ def _walk(graph: Graph) -> FoldedLayers:
 
 
 def _block(graph: Graph, layers: FoldedLayers, x: str, name: str) -> str:
-    """Reads one block and gives the tensor it ends in."""
+    """Reads one block and returns its output tensor."""
     nodes = graph.readers(x)
     norms = [node for node in nodes if node.op_type == "BatchNormalization"]
     others = [node for node in nodes if node.op_type != "BatchNormalization"]
@@ -139,7 +140,7 @@ def _block(graph: Graph, layers: FoldedLayers, x: str, name: str) -> str:
 
 
 def _conv(graph: Graph, layers: FoldedLayers, node: Any, name: str, size: int, stride: int) -> str:
-    """Reads a convolution with the normalisation behind it, if there is one, and gives the tensor they end in."""
+    """Reads a convolution and the normalisation after it, if there is one, and returns the output tensor."""
     found = graph.attributes(node)
     wanted = {**_CONV, "strides": [stride] * 2, "pads": [size // 2] * 4, "dilations": [1, 1]}
     defaults = {**_CONV, "strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1]}

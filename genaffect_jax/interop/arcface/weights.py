@@ -1,4 +1,4 @@
-"""ArcFace weights into this package's face encoder: from ONNX, or a state dict in safetensors."""
+"""Conversion of ArcFace weights, from ONNX or a state dict in safetensors, to this package's face encoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from genaffect_jax.interop.arcface.onnx import read_layers
 from genaffect_jax.io.weight_file import WeightDType, checksum, misfits, save_weights
 from genaffect_jax.models.face_encoders.encoder import build_encoder
 
-EPSILON = 1e-5  # of every batch normalisation in insightface's iresnet.py; torch files do not hold it
+EPSILON = 1e-5  # of every batch normalisation in insightface's iresnet.py; state dicts do not contain it
 _BLOCK = re.compile(r"layer(\d+)\.(\d+)\..+")
 _UNUSED = "num_batches_tracked"  # a counter of the training
 _NORM = ("weight", "bias", "running_mean", "running_var")
@@ -28,24 +28,24 @@ _NORM = ("weight", "bias", "running_mean", "running_var")
 def convert_arcface(
     weights: Path, out: Path, *, name: str, licence: str, crop: Crop = ARCFACE_CROP, dtype: WeightDType = "float32"
 ) -> FaceEncoderConfig:
-    """Writes ArcFace weights as a weight file of this package, which appears complete or not at all.
+    """Writes ArcFace weights as a weight file of this package, atomically.
 
     Args:
         weights: an `.onnx` or `.safetensors` file of an IResNet.
         out: the file to write.
-        name: name of the encoder; goes into the file.
-        licence: licence of the weights; goes into the file.
-        crop: what part of an image the network looks at; the default is ArcFace's square in an aligned image.
-        dtype: type the numbers are stored in.
+        name: name of the encoder, written into the file.
+        licence: licence of the weights, written into the file.
+        crop: part of an image that the network reads; the default is ArcFace's square in an aligned image.
+        dtype: stored type.
 
     Raises:
-        WeightsError: the file is missing or damaged or holds no IResNet, all that does not fit is named; it is a
-            pickle; or it lacks a package to be read with.
-        ConfigError: name or licence is empty, or the crop leaves the image.
+        WeightsError: the file is missing, damaged, a pickle or not an IResNet (all differences are named), or the
+            package that reads it is not installed.
+        ConfigError: name or licence is empty, or the crop is not inside the image.
     """
     for field, value in (("name", name), ("licence", licence)):
         if not value.strip():
-            raise ConfigError(f"{field}={value!r}: must not be empty")
+            raise ConfigError("must not be empty", field=field, found=repr(value))
     config, parameters = read_arcface(weights, crop)
     metadata = {"name": name, "licence": licence, "source_sha256": checksum(weights)}
     save_weights({key: jnp.asarray(value) for key, value in parameters.items()}, out, dtype, config, metadata)
@@ -53,7 +53,7 @@ def convert_arcface(
 
 
 def read_arcface(weights: Path, crop: Crop = ARCFACE_CROP) -> tuple[FaceEncoderConfig, Arrays]:
-    """Configuration and float32 parameters of `convert_arcface`, which says more."""
+    """Configuration and float32 parameters; errors as in `convert_arcface`."""
     if not weights.is_file():
         raise WeightsError(f"{weights}: no such file")
     try:
@@ -76,7 +76,7 @@ def read_arcface(weights: Path, crop: Crop = ARCFACE_CROP) -> tuple[FaceEncoderC
 
 
 def _config_of(parameters: Mapping[str, np.ndarray], crop: Crop) -> FaceEncoderConfig:
-    """The configuration that the layers imply: a shortcut convolution begins a resolution."""
+    """The configuration that follows from the layers; a shortcut convolution begins a resolution."""
     widths: list[int] = []
     depths: list[int] = []
     for i in range(len([key for key in parameters if key.endswith(".conv1.kernel")])):
@@ -102,7 +102,7 @@ def _config_of(parameters: Mapping[str, np.ndarray], crop: Crop) -> FaceEncoderC
 
 
 def _read_state(path: Path) -> Arrays:
-    """The tensors of a state dict as float32, without counters and without a prefix that all keys share."""
+    """The tensors of a state dict as float32, without counters and without a common prefix of the keys."""
     try:
         state = dict(load_file(path))
     except (SafetensorError, OSError) as e:

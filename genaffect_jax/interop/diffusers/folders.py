@@ -43,12 +43,12 @@ def read_config(folder: Path, class_name: str) -> dict[str, Any]:
 
 @contextmanager
 def new_component(folder: Path, class_name: str, config: dict[str, Any]) -> Iterator[Path]:
-    """A temporary folder with a `config.json`; when the block ends without an error it becomes `folder`.
+    """A new folder with a `config.json` to fill; when the block ends without an error, it becomes `folder`.
 
-    An earlier folder of the same class is replaced. After an error it is as it was, and nothing new is left.
+    An earlier folder of the same class is replaced. After an error, it is as it was (`io.atomic.new_folder`).
 
     Raises:
-        WeightsError: `folder` is there and holds anything but such a component.
+        WeightsError: `folder` exists and holds other files than such a component.
     """
     folder = folder.resolve()  # behind a link, the folder itself is replaced
     _refuse_foreign(folder, class_name)

@@ -1,4 +1,4 @@
-"""Conversion tables: the keys of diffusers' SD3Transformer2DModel and AutoencoderKL, and what they are called here."""
+"""Conversion tables: names of this package and the keys of diffusers' SD3Transformer2DModel and AutoencoderKL."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a diffusers `StableDiffusion3Pipeline` folder holds beside its networks: text encoder files, noise schedule.
-
-Nothing here needs PyTorch.
-"""
+"""Text encoder files and noise schedule of a diffusers `StableDiffusion3Pipeline` folder, read without PyTorch."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from genaffect_jax.interop.diffusers.tensor_files import read_json
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 T5 = "text_encoder_3"
-# Either of these sets of files makes a tokenizer.
+# Sets of files, each sufficient for a tokenizer.
 _TOKENIZER_FILES = {
     "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
     "tokenizer_2": (("tokenizer.json",), ("vocab.json", "merges.txt")),
@@ -28,13 +25,13 @@ _WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True)
 class TextParts:
-    """The text encoders of a pipeline folder, all files found.
+    """The text encoders of a pipeline folder.
 
     Attributes:
         folder: the pipeline's folder.
         t5: whether the pipeline has the third encoder (T5).
-        width: numbers in one text token, where the folder says it without T5; else None.
-        files: path relative to the folder to full path, of every file that decides the embeddings.
+        width: width of a text token if the pipeline has no T5; else None.
+        files: relative path to full path of every file that decides the embeddings.
     """
 
     folder: Path
@@ -47,8 +44,7 @@ def text_parts(folder: Path) -> TextParts:
     """Finds the tokenizers and text encoders of a pipeline folder.
 
     Raises:
-        WeightsError: the folder, a part of it or a file is missing, is no safetensors file, or cannot be read; the
-            message names it.
+        WeightsError: the folder, a part of it or a file is missing or cannot be read; the message names it.
     """
     if not folder.is_dir():
         raise WeightsError(f"{folder}: no such folder (a diffusers pipeline folder was expected)")
@@ -78,8 +74,8 @@ def scheduler_shift(folder: Path) -> float:
     """The resolution shift of a pipeline's noise schedule, for `diffusion.schedule.euler_sigmas`.
 
     Raises:
-        WeightsError: `scheduler/scheduler_config.json` is missing or not readable, or is of another schedule than the
-            flow-matching Euler schedule with a fixed shift.
+        WeightsError: `scheduler/scheduler_config.json` is missing or not readable, or describes another schedule than
+            the flow-matching Euler schedule with a fixed shift.
     """
     path = folder / "scheduler" / "scheduler_config.json"
     values = read_json(path)
@@ -99,7 +95,7 @@ def scheduler_shift(folder: Path) -> float:
     ):
         needed[name] = False
     for name, value in needed.items():
-        # Absent and null stand for the constructor's default, which is off (or 1000).
+        # Missing and null mean the constructor's default, which is off (or 1000).
         if (values.get(name) or value) != value:
             raise WeightsError(f"{path}: {name}={values[name]!r}: must be {value!r}")
     shift = values.get("shift", 1.0)

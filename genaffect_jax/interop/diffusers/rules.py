@@ -1,7 +1,7 @@
-"""The conversion engine: tables of rules that say, one to one, which tensor of a file is which parameter.
+"""The conversion engine: tables of rules that map the tensors of a file one to one to parameters.
 
-A rule holds two names, ours and the file's, and a transform. In names, `{word}` stands for a number that is the same
-on both sides. One function, `match`, applies a table in both directions and accepts only a complete match.
+A rule has two names, ours and the file's, and a transform. In names, `{word}` stands for a number that is the same on
+both sides. One function, `match`, applies a table in both directions and accepts only a complete match.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _FIELD = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Transform:
-    """How the numbers of one tensor are laid out here and in the file; only axes move, no number changes."""
+    """Conversion between the axis orders of the file and of this package; the numbers stay the same."""
 
     to_ours: Callable[[np.ndarray], np.ndarray]
-    """The file's tensor as it lies here."""
+    """From the file's axis order to ours."""
     to_theirs: Callable[[np.ndarray], np.ndarray]
     """The inverse."""
 
     def their_shape(self, shape: Shape) -> Shape:
-        """Shape in the file of an array that has `shape` here."""
+        """Shape in the file of an array of shape `shape` here."""
         return self.to_theirs(np.broadcast_to(np.int8(0), shape)).shape
 
 
@@ -65,11 +65,11 @@ class Rule:
     transform: Transform = SAME
 
     def key(self, name: str) -> str | None:
-        """The file's key of a name here, or None if this rule is not about it."""
+        """The file's key for a name of ours, or None if this rule does not match."""
         return _translate(self._ours_pattern, name, self.theirs)
 
     def name(self, key: str) -> str | None:
-        """The name here of a file's key, or None if this rule is not about it."""
+        """Our name for a key of the file, or None if this rule does not match."""
         return _translate(self._theirs_pattern, key, self.ours)
 
     @cached_property
@@ -98,7 +98,7 @@ def norm(ours: str, theirs: str) -> tuple[Rule, ...]:
 
 @dataclass(frozen=True)
 class Piece:
-    """One tensor of a file and its place here."""
+    """One tensor of a file and its place among the parameters."""
 
     key: str
     """Name in the file."""
@@ -107,7 +107,7 @@ class Piece:
     parameter: str
     """Name of the parameter that holds it."""
     layer: int | None
-    """Index along the parameter's leading axis; None: it is the whole parameter."""
+    """Index along the parameter's leading axis; None for a whole parameter."""
     transform: Transform
 
 
@@ -116,18 +116,18 @@ def match(
 ) -> list[Piece]:
     """The tensors of a file, each with its place among a network's parameters.
 
-    Parameters that stack layers (`segments.<s>.layers.<rest>`) are taken apart: rules name them `blocks.<i>.<rest>`,
-    where i counts through all segments.
+    Parameters that stack layers (`segments.<s>.layers.<rest>`) are split: rules name them `blocks.<i>.<rest>`, where i
+    counts through all segments.
 
     Args:
         rules: the table.
-        parameters: name to shape of all of the network's parameters.
-        found: key to shape of all tensors of the file; None when the file is yet to be written.
-        where: what the file is called in an error.
+        parameters: name to shape of all parameters of the network.
+        found: key to shape of all tensors of the file; None if the file does not exist yet.
+        where: name of the file in an error.
 
     Raises:
-        WeightsError: the match is not one to one: names or keys that no rule maps, or that are mapped twice, missing
-            and superfluous keys, other shapes. One error names all.
+        WeightsError: the match is not one to one: unmapped names or keys, names or keys that are mapped twice, missing
+            and superfluous keys, or different shapes. One error names all.
     """
     places = _layers_apart(parameters)
     problems = []

@@ -1,7 +1,7 @@
-"""The safetensors files of one component folder, whole or in shards, read and written tensor by tensor.
+"""The safetensors files of one component folder, single or sharded, read and written tensor by tensor.
 
-Names are those of diffusers: `diffusion_pytorch_model.safetensors`, or several files and
-`diffusion_pytorch_model.safetensors.index.json`, which says which file holds which tensor. Pickles are never read.
+File names are those of diffusers: `diffusion_pytorch_model.safetensors`, or several files and
+`diffusion_pytorch_model.safetensors.index.json`, which maps tensors to files. Pickles are never read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class StoredTensors:
-    """Open files. Nothing but their headers has been read; `read` fetches one tensor.
+    """Open files, of which only the headers have been read; `read` reads one tensor.
 
     Attributes:
         shapes: key to shape.
@@ -67,8 +67,8 @@ def open_tensors(folder: Path, variant: str | None = None) -> Iterator[StoredTen
         variant: reads `diffusion_pytorch_model.<variant>.safetensors` (or its index), for example `fp16`.
 
     Raises:
-        WeightsError: there is no safetensors file, both a whole one and an index, a file is missing or damaged, the
-            index and the files disagree, or a type of numbers is not known.
+        WeightsError: there is no safetensors file, or both a single one and an index; a file is missing or damaged; the
+            index and the files disagree; or a type of numbers is unknown.
     """
     suffix = "" if variant is None else f".{variant}"
     whole = folder / f"{STEM}{suffix}.safetensors"
@@ -93,15 +93,15 @@ def open_tensors(folder: Path, variant: str | None = None) -> Iterator[StoredTen
 def write_tensors(
     folder: Path, sizes: Mapping[str, int], make: Callable[[str], np.ndarray], max_shard_bytes: int
 ) -> None:
-    """Writes tensors into a folder, into one file or into shards with an index.
+    """Writes tensors into a folder, as one file or as shards with an index.
 
     At most one shard is held in memory.
 
     Args:
         folder: an existing folder.
-        sizes: key to bytes of all tensors, in the order they are to be stored.
-        make: gives the tensor of a key.
-        max_shard_bytes: largest shard; a larger tensor gets a shard of its own.
+        sizes: key to size in bytes of all tensors, in the order of the file.
+        make: computes the tensor of a key.
+        max_shard_bytes: largest shard, in bytes; a larger tensor has a shard of its own.
     """
     shards: list[list[str]] = [[]]
     room = max_shard_bytes
@@ -114,7 +114,7 @@ def write_tensors(
     weight_map = {}
     for number, keys in enumerate(shards, start=1):
         name = f"{STEM}.safetensors" if len(shards) == 1 else f"{STEM}-{number:05}-of-{len(shards):05}.safetensors"
-        # The header's entry tells readers such as transformers whose axis order this is.
+        # The header's entry tells readers such as transformers that the axis order is PyTorch's.
         save_file({key: make(key) for key in keys}, folder / name, metadata={"format": "pt"})
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())
@@ -128,7 +128,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        WeightsError: the file is missing or holds something else.
+        WeightsError: the file is missing or holds no JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -166,7 +166,7 @@ def _open_shards(index: Path, stack: ExitStack) -> dict[str, Any]:
 
 def _open(path: Path) -> Any:
     try:
-        # Not mapped into memory: mapped pages that have been read count as this process's memory.
+        # Not memory-mapped, as the pages that have been read would count as this process's memory.
         return safe_open(path, framework="numpy", backend="pread")
     except (SafetensorError, OSError) as e:
         raise WeightsError(f"{path}: damaged, or no safetensors file ({e})") from e

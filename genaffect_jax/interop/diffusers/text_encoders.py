@@ -1,8 +1,8 @@
-"""CLIP-L, CLIP-G and T5 of an SD3 pipeline folder: the one module that needs PyTorch (extra `torch`).
+"""CLIP-L, CLIP-G and T5 of an SD3 pipeline folder; the only module that needs PyTorch (extra `torch`).
 
-Their joint output is that of diffusers' `StableDiffusion3Pipeline.encode_prompt` (arXiv 2403.03206, section 4): the
-penultimate hidden states of both CLIP encoders side by side, filled up with zeros to T5's width, followed by T5's
-tokens; and both CLIP encoders' pooled embeddings side by side.
+The output equals that of diffusers' `StableDiffusion3Pipeline.encode_prompt` (arXiv 2403.03206, section 4). The tokens
+are the concatenated penultimate hidden states of both CLIP encoders, padded with zeros to T5's width, followed by T5's
+tokens. The pooled embedding is the concatenation of both CLIP encoders' pooled embeddings.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ except ImportError as e:
 
 
 class TextEncoders:
-    """The text encoders of one pipeline folder, loaded and ready.
+    """The text encoders of one pipeline folder.
 
     Args:
         folder: a diffusers pipeline folder; nothing is downloaded and no pickle is read.
-        max_sequence_length: tokens of T5; longer prompts are cut, with a warning.
+        max_sequence_length: tokens of T5; longer prompts are truncated with a warning.
         device: `cpu`, `cuda` or `cuda:N`.
-        dtype: type of the weights, of the arithmetic and of the result.
+        dtype: type of the weights, the computation and the result.
 
     Raises:
         WeightsError: a folder or file is missing or damaged, or its weights do not fit its configuration.
@@ -67,14 +67,14 @@ class TextEncoders:
             self._models[name] = self._load(kinds[1], folder / name)
         if self._width is None:
             self._width = int(self._models[T5].config.d_model)
-        # As diffusers: the first tokenizer says how many tokens both CLIP encoders get.
+        # As in diffusers, the first tokenizer decides the number of tokens of both CLIP encoders.
         self._clip_length = int(self._tokenizers[ENCODERS[0]].model_max_length)
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> tuple[Float[np.ndarray, "P T C"], Float[np.ndarray, "P D"]]:
-        """Text tokens and pooled embeddings of some prompts, in one batch; T is CLIP's length plus T5's.
+        """Text tokens and pooled embeddings of a batch of prompts; T is CLIP's length plus T5's.
 
-        A pipeline without T5 has zeros for T5's tokens, as in diffusers.
+        Without T5, its tokens are zeros, as in diffusers.
         """
         hidden, pooled = [], []
         for name in ENCODERS[:2]:
@@ -108,7 +108,7 @@ class TextEncoders:
                 use_safetensors=True,
                 dtype=self._dtype,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are in the report too, where all can be named at once
+                ignore_mismatched_sizes=True,  # the report lists them too, so that one error can name all
             )
         except (OSError, ValueError, RuntimeError) as e:
             raise WeightsError(f"{folder}: not readable as a {kind.__name__} ({e})") from e

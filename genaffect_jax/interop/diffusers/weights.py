@@ -1,7 +1,7 @@
-"""Weights in and out: SD3 transformers and autoencoders in the diffusers folder layout.
+"""SD3 transformers and autoencoders read from and written to folders in the diffusers layout.
 
 `load_transformer`, `save_transformer`, `load_autoencoder` and `save_autoencoder` handle modules; `read_` and `write_`
-of the same names handle flat parameters, for callers that place them among others.
+functions of the same names handle flat parameters.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from genaffect_jax.parallel.sharding import parameter_shardings
 
 MAX_SHARD_BYTES = 2**30
 """One shard is held in memory while it is written."""
-_ALIGNMENT = 64  # bytes; JAX's CPU devices then use a NumPy buffer as it is, instead of a copy
+_ALIGNMENT = 64  # bytes; JAX's CPU devices use an aligned NumPy buffer without a copy
 
 Config = TypeVar("Config", MMDiTConfig, AutoencoderConfig)
 Module = TypeVar("Module", bound=nnx.Module)
@@ -41,14 +41,14 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 @dataclass(frozen=True)
 class Component(Generic[Config, Module]):
-    """What is particular to one kind of network."""
+    """Everything that is specific to one kind of network."""
 
     class_name: str
     """Name of the class in diffusers."""
     folder: str
     """Name of its folder in a pipeline."""
     parse: Callable[[Mapping[str, Any]], Config]
-    """Entries of `config.json` to the configuration here."""
+    """Entries of `config.json` to our configuration."""
     unparse: Callable[[Config], dict[str, Any]]
     """The inverse."""
     rules: Callable[[Config], tuple[Rule, ...]]
@@ -61,7 +61,7 @@ class Component(Generic[Config, Module]):
         return _network(self, config, compute_dtype)
 
 
-@lru_cache(maxsize=8)  # tracing a network takes about half a second, and reading, merging and writing need it
+@lru_cache(maxsize=8)  # tracing a network takes about half a second, and reading, merging and writing all need it
 def _network(component: Component[Config, Module], config: Config, compute_dtype: DType) -> Functional[Module]:
     return Functional(lambda rngs: component.make(config, compute_dtype, rngs))
 
@@ -95,15 +95,15 @@ def load_transformer(
     """An SD3 or SD3.5 transformer from a diffusers folder.
 
     Args:
-        folder: the transformer's folder, or a whole pipeline's (then its `transformer/` is read).
-        dtype: type of the parameters; None keeps each one's stored type. Rounded to nearest.
+        folder: the transformer's folder, or a pipeline's folder with a `transformer/`.
+        dtype: type of the parameters, rounded to nearest; None for each parameter's stored type.
         compute_dtype: type of the activations.
-        mesh: parameters are created on it, cut as `parallel.sharding` says; None: whole, on the default device.
-        variant: reads the files of this variant name (`fp16`).
+        mesh: devices of the parameters, sharded by `parallel.sharding`; None for the default device.
+        variant: variant of the files (`fp16`).
 
     Raises:
-        WeightsError: a file is missing or damaged, the configuration is not that of a network of this package, or the
-            keys or shapes are not exactly those of the network (all are named).
+        WeightsError: a file is missing or damaged, this package does not implement the configuration, or keys or shapes
+            are not exactly those of the network (all are named).
     """
     config, parameters = read_transformer(folder, dtype=dtype, mesh=mesh, variant=variant)
     return TRANSFORMER.network(config, compute_dtype).merge(parameters)
@@ -112,17 +112,17 @@ def load_transformer(
 def save_transformer(
     model: MMDiT, folder: Path, *, dtype: WeightDType | None = None, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
-    """Writes a transformer as a folder that diffusers' `from_pretrained` reads; it appears complete or not at all.
+    """Writes a transformer as a folder for diffusers' `from_pretrained`, atomically.
 
     Args:
         model: a transformer without condition branches and register tokens (diffusers has none).
         folder: the transformer's folder; an earlier one of the same class is replaced.
-        dtype: type the numbers are stored in; None keeps each parameter's own. Rounded to nearest.
-        max_shard_bytes: a larger model is cut into several files.
+        dtype: stored type, rounded to nearest; None for each parameter's own type.
+        max_shard_bytes: largest file, in bytes; a larger model is sharded.
 
     Raises:
-        WeightsError: the model has what diffusers has not (all is named), a number is not finite in the stored type,
-            or `folder` holds something else.
+        WeightsError: the model has parameters that diffusers does not have (all are named), a number is not finite in
+            the stored type, or `folder` holds other files.
     """
     write_transformer(model.config, parameters_of(model), folder, dtype=dtype, max_shard_bytes=max_shard_bytes)
 
@@ -130,12 +130,12 @@ def save_transformer(
 def read_transformer(
     folder: Path, *, dtype: WeightDType | None = None, mesh: Mesh | None = None, variant: str | None = None
 ) -> tuple[MMDiTConfig, Parameters]:
-    """Configuration and flat parameters of `load_transformer`, which says more."""
+    """Configuration and flat parameters; arguments and errors as in `load_transformer`."""
     return _read(TRANSFORMER, folder, dtype, mesh, variant)
 
 
 def read_transformer_config(folder: Path) -> MMDiTConfig:
-    """Configuration of `load_transformer`, without reading the weights."""
+    """The configuration alone; errors as in `load_transformer`."""
     return _read_config(TRANSFORMER, folder)
 
 
@@ -147,7 +147,7 @@ def write_transformer(
     dtype: WeightDType | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """`save_transformer`, which says more, for flat parameters."""
+    """Writes flat parameters; arguments and errors as in `save_transformer`."""
     _write(TRANSFORMER, config, parameters, folder, dtype, max_shard_bytes)
 
 
@@ -159,7 +159,7 @@ def load_autoencoder(
     mesh: Mesh | None = None,
     variant: str | None = None,
 ) -> AutoencoderKL:
-    """An SD3 autoencoder from a diffusers folder, its own or a pipeline's with a `vae/`; else as `load_transformer`."""
+    """An SD3 autoencoder from its diffusers folder or a pipeline's with a `vae/`; otherwise as `load_transformer`."""
     config, parameters = read_autoencoder(folder, dtype=dtype, mesh=mesh, variant=variant)
     return AUTOENCODER.network(config, compute_dtype).merge(parameters)
 
@@ -167,14 +167,14 @@ def load_autoencoder(
 def save_autoencoder(
     model: AutoencoderKL, folder: Path, *, dtype: WeightDType | None = None, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
-    """Writes an autoencoder as a folder that diffusers' `from_pretrained` reads; else as `save_transformer`."""
+    """Writes an autoencoder as a folder for diffusers' `from_pretrained`; otherwise as `save_transformer`."""
     write_autoencoder(model.config, parameters_of(model), folder, dtype=dtype, max_shard_bytes=max_shard_bytes)
 
 
 def read_autoencoder(
     folder: Path, *, dtype: WeightDType | None = None, mesh: Mesh | None = None, variant: str | None = None
 ) -> tuple[AutoencoderConfig, Parameters]:
-    """Configuration and flat parameters of `load_autoencoder`, which says more."""
+    """Configuration and flat parameters; arguments and errors as in `load_autoencoder`."""
     return _read(AUTOENCODER, folder, dtype, mesh, variant)
 
 
@@ -186,7 +186,7 @@ def write_autoencoder(
     dtype: WeightDType | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """`save_autoencoder`, which says more, for flat parameters."""
+    """Writes flat parameters; arguments and errors as in `save_autoencoder`."""
     _write(AUTOENCODER, config, parameters, folder, dtype, max_shard_bytes)
 
 
@@ -214,7 +214,7 @@ def _read(
                 parameters[name] = jax.device_put(buffer)
             else:
                 parameters[name] = jax.make_array_from_callback(shapes[name], shardings[name], buffer.__getitem__)
-            jax.block_until_ready(parameters[name])  # else buffers that wait for their transfer pile up
+            jax.block_until_ready(parameters[name])  # otherwise buffers accumulate that wait for their transfer
     return config, parameters
 
 
@@ -280,7 +280,7 @@ def _write(
     def tensor(key: str) -> np.ndarray:
         piece = pieces[key]
         parameter = parameters[piece.parameter]
-        # A new array on the device, because an array keeps the host copy that is once made of it.
+        # A new array on the device, as an array keeps its host copy once it has one.
         single = jnp.copy(parameter) if piece.layer is None else parameter[piece.layer]
         with np.errstate(over="ignore"):  # reported below
             value = np.ascontiguousarray(piece.transform.to_theirs(np.asarray(single)), types[key])

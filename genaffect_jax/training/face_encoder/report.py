@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from genaffect_jax.data.sources.base import Example, Source
-from genaffect_jax.data.sources.stored import draw_redressed
+from genaffect_jax.data.sources.stored import render_redressed
 from genaffect_jax.expressions.action_units import CHANNELS, neutral
 from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.metrics.expression import expression_accuracy, spread_shares
@@ -110,7 +110,7 @@ def expression_report(encode: Encode, held_out: HeldOut, typical: Float32[np.nda
     if held_out.drawn_from:
         people, size = held_out.drawn_from, held_out.images.shape[1]
         shown = _varied_vectors(held_out.shown, _VARIANTS)
-        drawn = np.stack([draw_redressed(p, v, p, size) for p in people for v in shown])
+        drawn = np.stack([render_redressed(p, v, p, size) for p in people for v in shown])
         values = encode(drawn).reshape(len(people), len(shown), -1)
         over_people, over_expressions = spread_shares(values)
         report["deviation_of_predictions"] = {
@@ -139,11 +139,13 @@ def _one_factor_cosines(encode: Encode, held_out: HeldOut) -> dict[str, float]:
 
     few = others[:_VARIANTS]
     result = {
-        "expression": cosine([draw_redressed(p, v, p, size) for p in people for v in shown], len(people)),
-        "clothes_and_background": cosine([draw_redressed(p, rest, o, size) for p in people for o in few], len(people)),
+        "expression": cosine([render_redressed(p, v, p, size) for p in people for v in shown], len(people)),
+        "clothes_and_background": cosine(
+            [render_redressed(p, rest, o, size) for p in people for o in few], len(people)
+        ),
     }
     if len(people) > 1:
-        result["person"] = cosine([draw_redressed(p, rest, o, size) for o in few for p in people], len(few))
+        result["person"] = cosine([render_redressed(p, rest, o, size) for o in few for p in people], len(few))
     return result
 
 

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
 from genaffect_jax.data.sources.procedural import examples_of
-from genaffect_jax.data.sources.stored import draw_redressed
+from genaffect_jax.data.sources.stored import render_redressed
 from genaffect_jax.io.weight_file import checksum, read_metadata, resolve_weights
 from genaffect_jax.models.face_encoders.encoder import load_encoder
 from genaffect_jax.training.face_encoder.report import HeldOut, expression_report, identity_report
@@ -26,7 +26,7 @@ class Strangers:
 
     def load(self, index):
         person = FIRST + index // EACH
-        return draw_redressed(person, self.examples[index].expression, 7 * person + index, SIDE)
+        return render_redressed(person, self.examples[index].expression, 7 * person + index, SIDE)
 
 
 @pytest.fixture(scope="module")

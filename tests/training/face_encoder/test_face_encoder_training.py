@@ -16,7 +16,7 @@ from genaffect_jax.config.encoders import DegradeConfig, EncoderRun, FaceEncoder
 from genaffect_jax.data.sources import stored
 from genaffect_jax.data.sources.base import Source
 from genaffect_jax.data.sources.procedural import ProceduralSource
-from genaffect_jax.data.sources.stored import AvatarSettings, StoredSource, draw_redressed, store_avatars
+from genaffect_jax.data.sources.stored import AvatarSettings, StoredSource, render_redressed, store_avatars
 from genaffect_jax.errors import DataError
 from genaffect_jax.models.autoencoder.model import normalise
 from genaffect_jax.models.face_encoders.encoder import load_expression_encoder, load_identity_encoder
@@ -159,7 +159,7 @@ def test_stored_avatars_are_the_procedural_people_in_other_clothes(folder):
     person, other = sample_identity(2), stored._somebody(2, 1)
     assert person.background_colour != other.background_colour or person.outfit_colour != other.outfit_colour
     assert not np.array_equal(source.load(5), plain.load(5))
-    undone = draw_redressed(2, source.examples[5].expression, 2, 16)
+    undone = render_redressed(2, source.examples[5].expression, 2, 16)
     np.testing.assert_array_equal(undone, plain.load(5))
 
 
