@@ -10,7 +10,7 @@ import pytest
 
 from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.config import DataConfig, DenoiserRun, LoraConfig, MeshConfig, TrainConfig, to_json
-from genaffect_jax.errors import CheckpointError, ConfigError
+from genaffect_jax.errors import WRONG_ARGUMENT, CheckpointError, ConfigError
 from genaffect_jax.export import __main__ as export
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.functional import Functional
@@ -223,6 +223,6 @@ def test_merging_gives_a_folder_that_samples_the_same_without_additions_and_trai
     base = dataclasses.replace(config, model=without.config.model)
     with pytest.raises(CheckpointError, match="does not fit"):
         restored(base, network.base, merged)
-    assert export.main(["lora", "--model", str(merged), "--out", str(tmp_path / "again")]) == 1
-    assert export.main(["lora", "--model", str(workdir), "--out", str(merged)]) == 1
+    assert export.main(["lora", "--model", str(merged), "--out", str(tmp_path / "again")]) == WRONG_ARGUMENT
+    assert export.main(["lora", "--model", str(workdir), "--out", str(merged)]) == WRONG_ARGUMENT
     assert not (tmp_path / "again").exists()

@@ -126,8 +126,8 @@ def test_the_first_forward_is_the_released_models(state, pipeline_folder):
             reference, jnp.ones((1, 1), bool), expression, text=text, pooled=pooled
         )
         return (
-            fine_tuned(latents, sigma, conditions),
-            plain(latents, sigma, plain.project_conditions(text=text, pooled=pooled)),
+            fine_tuned(latents, sigma, conditions).prediction,
+            plain(latents, sigma, plain.project_conditions(text=text, pooled=pooled)).prediction,
         )
 
     found, expected = both(jax.device_get(state.averaged), jax.device_get(read_transformer(pipeline_folder)[1]))
