@@ -213,7 +213,7 @@ def test_killed_workers_start_again_with_the_same_batches(source: FolderSource, 
     found += islice(stream, 20)  # some are ready already: workers read ahead
     stream.close()
     assert_same(found, expected)
-    assert "a worker process of the data pipeline was killed; all start again at batch" in capsys.readouterr().err
+    assert "a worker process of the data pipeline was killed; all restart at batch" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kills a process by its number")
@@ -286,7 +286,8 @@ def starting_workers(process: subprocess.Popen[str]) -> list[int]:
     """Process ids of the first of the two workers to be there: it imports its modules now."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        threads = Path(f"/proc/{process.pid}/task").glob("*/children")
+        children = [pid for thread in threads for pid in thread.read_text().split()]
         found = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         if found:
             return found
