@@ -18,8 +18,7 @@ from rich.console import Console
 from genaffect_jax.cli import load_preset
 from genaffect_jax.config import DenoiserRun
 from genaffect_jax.data.prompts.cache import PromptCache, digest_files, encode_cached
-from genaffect_jax.data.prompts.table import PromptTable
-from genaffect_jax.data.prompts.templates import all_prompts
+from genaffect_jax.data.prompts.table import PromptTable, all_prompts
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.interop.diffusers.pipeline_folder import text_parts
 from genaffect_jax.io.progress import progress_bar

@@ -14,8 +14,7 @@ import pytest
 
 from genaffect_jax.config import MMDiTConfig, TextConfig
 from genaffect_jax.data.prompts.cache import PromptCache, digest_files, encode_cached
-from genaffect_jax.data.prompts.table import PromptTable
-from genaffect_jax.data.prompts.templates import all_prompts, prompt_for
+from genaffect_jax.data.prompts.table import PromptTable, all_prompts, prompt_for
 from genaffect_jax.errors import DataError
 from genaffect_jax.expressions.grammar import parse_expression, parse_expressions
 from genaffect_jax.prepare import __main__ as prepare
