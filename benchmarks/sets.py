@@ -275,12 +275,12 @@ def main(
         sizes: images in the sets.
         steps: denoising steps; several numbers are measured for every size, and compile once if there is no bank.
         pixels: side of the images.
-        bank: whether the anchors' keys and values are kept (see `SamplingConfig.kv_cache`).
+        kv_cache: whether the anchors' keys and values are kept (see `SamplingConfig.kv_cache`).
         consistency: share of its image tokens that every anchor shows the others.
         anchors: images, the first of the set, that all others look at.
         chunk: images drawn at once beside the anchors.
         references: images of the person that the program encodes; `Pipeline` always gives it 4, some of them padding.
-        reuse: evaluations that share one computation of the middle blocks.
+        block_cache_interval: evaluations that share one computation of the middle blocks.
         repeats: sets that are timed.
         max_free: let attention use that its scores have a bound, as `Pipeline` does, if these weights give one.
         results: file that the JSON lines are appended to.

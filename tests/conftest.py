@@ -2,6 +2,7 @@
 
 import os
 
+from support.shared import made_once
 from support.xla_flags import xla_flags
 
 # Before JAX starts: meshes of up to eight devices are tested on the CPU. Tests, and the commands that they start, share
@@ -37,9 +38,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     from genaffect_jax.models.functional import Functional
 
     autoencoder = AutoencoderConfig(latent_channels=4, block_out_channels=(8, 8, 16), norm_num_groups=4)
-    path = tmp_path_factory.mktemp("weights") / "autoencoder.safetensors"
-    network = Functional(lambda rngs: AutoencoderKL(autoencoder, rngs=rngs))
-    save_weights(network.init(jax.random.key(1)), path, "float32", autoencoder)
+
+    def save(folder: Path) -> None:
+        network = Functional(lambda rngs: AutoencoderKL(autoencoder, rngs=rngs))
+        save_weights(network.init(jax.random.key(1)), folder / "autoencoder.safetensors", "float32", autoencoder)
+
+    path = made_once(tmp_path_factory, "weights", save) / "autoencoder.safetensors"
     return ModelConfig(
         mmdit=MMDiTConfig(
             sample_size=8,
@@ -72,19 +76,21 @@ def trained_workdir(tiny_model: ModelConfig, tmp_path_factory: pytest.TempPathFa
         # A high rate: the zero-initialised branches must have moved for conditions to show in the images.
         train=TrainConfig(steps=6, batch_size=8, warmup_steps=1, learning_rate=0.03, checkpoint_every=100),
     )
-    path = tmp_path_factory.mktemp("run")
-    assert train_denoiser(config, path, Console(quiet=True))
-    return path
+
+    def train(folder: Path) -> None:
+        assert train_denoiser(config, folder, Console(quiet=True))
+
+    return made_once(tmp_path_factory, "trained", train)
 
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_model: ModelConfig) -> DenoiserRun:
-    """A run of a few steps on a few procedural avatars."""
+    """A run of a few steps on a few procedural avatars; of one block, as much of its time is compilation."""
     return DenoiserRun(
         data=DataConfig(
             image_size=32, identities=6, expressions_per_identity=4, expressions_per_set=2, holdout=0.2, workers=0
         ),
-        model=tiny_model,
+        model=dataclasses.replace(tiny_model, mmdit=dataclasses.replace(tiny_model.mmdit, num_layers=1)),
         train=TrainConfig(steps=4, batch_size=8, warmup_steps=1, log_every=1, checkpoint_every=100),
     )
 

@@ -31,7 +31,7 @@ def initial_noise(
 
     Args:
         seed: the run's seed.
-        items: number of each image, non-negative.
+        noise_ids: number of each image, non-negative.
         shape: shape of one image's noise.
     """
     base = jax.random.fold_in(jax.random.key(seed), NOISE_PURPOSE)

@@ -44,7 +44,7 @@ def with_train(config, **changes):
 
 
 def test_no_other_module_spells_the_name_of_a_file_of_the_run_folder():
-    assert len(names()) == 21
+    assert {"config.json", "checkpoints", "sheets", "features.npy"} <= names()
     assert spelled(PACKAGE / "checkpoints" / "run_dir.py") == names()
     found = {}
     for file in sorted(PACKAGE.rglob("*.py")):

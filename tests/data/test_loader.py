@@ -230,13 +230,17 @@ def test_workers_that_are_killed_again_and_again_end_in_an_error(
 
 
 SCRIPT = """
+import signal
 import sys
 from multiprocessing import active_children
 from pathlib import Path
-from genaffect_jax.data.sources.folder import open_folder
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.data.loader import make_loader
+from genaffect_jax.data.sources.folder import open_folder
 
 if __name__ == "__main__":
+    # As in a terminal: a test run in the background ignores SIGINT, and programs that it starts inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     source = open_folder(Path(sys.argv[1]), 16, 0.0, RunDir(Path(sys.argv[2])))
     people = sorted({p.identity for p in source.examples})
     stream = make_loader(source, people, batch_size=4, expressions_per_set=3, seed=0, workers=2)
@@ -278,6 +282,18 @@ def worker_ids(process: subprocess.Popen[str]) -> list[int]:
     return ids
 
 
+def starting_workers(process: subprocess.Popen[str]) -> list[int]:
+    """Process ids of the first of the two workers to be there: it imports its modules now."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        found = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        if found:
+            return found
+        time.sleep(0.01)
+    raise AssertionError("no worker starts")
+
+
 def gone(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
@@ -288,11 +304,9 @@ def gone(pid: int) -> bool:
 @pytest.mark.skipif(sys.platform != "linux", reason="sends signals to a process group and reads /proc")
 @pytest.mark.parametrize("starting", [False, True])
 def test_ctrl_c_ends_the_workers_without_their_tracebacks(program: subprocess.Popen[str], starting: bool) -> None:
-    workers = [] if starting else worker_ids(program)
-    if starting:
-        time.sleep(0.7)  # the workers import their modules now
+    workers = starting_workers(program) if starting else worker_ids(program)
     os.killpg(program.pid, signal.SIGINT)
-    out, err = program.communicate(timeout=150)
+    out, err = program.communicate(timeout=60)
     assert out.strip() == "stopped"
     assert "Traceback" not in err
     assert all(map(gone, workers))

@@ -1,6 +1,7 @@
 """Sets that share: images that depend on their anchors and on nothing else, in bounded memory."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -9,12 +10,11 @@ import pytest
 from PIL import Image
 
 from genaffect_jax import sample
-from genaffect_jax.errors import ConfigError, DataError
+from genaffect_jax.errors import ConfigError, DataError, MemoryLimitError
 from genaffect_jax.expressions.grammar import parse_expressions
 from genaffect_jax.expressions.interpolation import morph_expressions
 from genaffect_jax.inference import program as generation
 from genaffect_jax.inference.avatar_set import AvatarSet
-from genaffect_jax.parallel import memory
 from genaffect_jax.pipeline import Pipeline
 
 WORDS = "joy, anger, fear, pride, sadness, surprise, AU12L=0.7"
@@ -25,11 +25,17 @@ def pipeline(trained_workdir):
     return Pipeline.load(trained_workdir, devices=jax.devices()[:1])
 
 
+@pytest.fixture(scope="module")
+def pipelines(trained_workdir):
+    """One pipeline for each number of devices: what one test has compiled, the next has."""
+    return functools.cache(lambda devices: Pipeline.load(trained_workdir, devices=jax.devices()[:devices]))
+
+
 @pytest.fixture
-def floats(trained_workdir, monkeypatch):
+def floats(pipelines, monkeypatch):
     """Pipelines whose images are the decoder's numbers, about -1 to 1, before they are rounded to 255 levels."""
     monkeypatch.setattr(generation, "to_uint8", lambda x: x)
-    return lambda devices=1: Pipeline.load(trained_workdir, devices=jax.devices()[:devices])
+    return lambda devices=1: pipelines(devices)
 
 
 def draw(pipeline, expressions=WORDS, **settings):
@@ -151,7 +157,7 @@ def test_memory_does_not_grow_with_the_set(pipeline):
 
 def test_too_little_memory_is_one_error_that_names_the_settings(pipeline, monkeypatch):
     monkeypatch.setattr("genaffect_jax.inference.chunking.device_memory", lambda: 2**20)
-    with pytest.raises(memory.MemoryLimitError, match=r"2 images at once needs .* GiB .* lower chunk, anchors"):
+    with pytest.raises(MemoryLimitError, match=r"2 images at once needs .* GiB .* lower chunk, anchors"):
         draw(pipeline, kv_cache="never", seed=3, consistency=0.4)
 
 

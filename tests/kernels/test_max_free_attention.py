@@ -17,6 +17,7 @@ from genaffect_jax.kernels.hopper_attention import max_free_attention
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.functional import Functional
 from genaffect_jax.models.mmdit import attention
+from genaffect_jax.models.mmdit import consistent_attention as consistent
 from genaffect_jax.models.mmdit.attention import QKV, attend
 from genaffect_jax.models.mmdit.consistent_attention import anchor_pool, consistent_attention
 from genaffect_jax.models.mmdit.model import MMDiT
@@ -42,7 +43,7 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return plain(query, sources)
 
     monkeypatch.setattr(hopper_attention, "max_free_attention", stand_in)
-    for module in (attention, attention_backends):
+    for module in (consistent, attention_backends):
         monkeypatch.setattr(module, "has_max_free_attention", lambda dtype, size: True)
     return seen
 

@@ -1,7 +1,6 @@
 """What docs/guide/fault_tolerance.md#faults says of faults: disks, folders, records, clocks and other devices."""
 
 import contextlib
-import dataclasses
 import os
 import resource
 import shutil
@@ -15,21 +14,17 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from flax import nnx
-from support.training_runs import QUIET, Numbered, rows, task, with_train
+from support.training_runs import QUIET, Numbered, assert_equal_ends, final_state, rows, task, with_train
 
 from genaffect_jax import train
 from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import MeshConfig
 from genaffect_jax.errors import CheckpointError, DataError
-from genaffect_jax.models.build import build_networks
-from genaffect_jax.models.functional import Functional
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.training.loop import fit
 from genaffect_jax.training.metric_log import TrainingLog
-from genaffect_jax.training.optimizer import make_optimizer
-from genaffect_jax.training.state import TrainState, abstract_state
+from genaffect_jax.training.state import TrainState
 
 
 class Until(Numbered):
@@ -45,33 +40,8 @@ class Until(Numbered):
         return super().__next__()
 
 
-class Matrix(nnx.Module):
-    """The whole of a network that compiles in no time."""
-
-    def __init__(self, rngs):
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (64, 32)), logical_axes=(None, None))
-
-
-def distance(model, frozen_components, batch, key):
-    value = jax.numpy.sum((model.kernel[...] - batch["target"].mean()) ** 2)
-    return {"loss": (value, jax.numpy.ones(()))}
-
-
 def run(config, workdir, batches=None):
-    made = dataclasses.replace(task(config, batches or Numbered(), distance), functional=Functional(Matrix))
-    return fit(made, config.train, make_mesh(MeshConfig()), RunDir(workdir), QUIET)
-
-
-def end_of(config, workdir):
-    abstract = abstract_state(Functional(Matrix), make_optimizer(config.train), make_mesh(MeshConfig()))
-    return Checkpoints(workdir).restore(abstract)
-
-
-def assert_equal_end(config, workdir, expected):
-    (state, position), (other, other_position) = (end_of(config, w) for w in (workdir, expected))
-    assert position == other_position
-    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(a, b)
+    return fit(task(config, batches or Numbered()), config.train, make_mesh(MeshConfig()), RunDir(workdir), QUIET)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +100,7 @@ def test_a_full_disk_ends_training_in_words_and_the_same_command_continues(confi
             run(config, disk / "run")
         (disk / "ballast").unlink()
         assert run(config, disk / "run")
-        assert_equal_end(config, disk / "run", undisturbed)
+        assert_equal_ends(config, disk / "run", undisturbed)
 
 
 def test_a_disk_that_is_full_while_logging_ends_training_in_words_and_the_log_stays_whole(
@@ -146,7 +116,7 @@ def test_a_disk_that_is_full_while_logging_ends_training_in_words_and_the_log_st
         assert run(config, disk / "run")
         steps = [row["step"] for row in rows(disk / "run")]
         assert steps == sorted(set(steps))
-        assert_equal_end(config, disk / "run", undisturbed)
+        assert_equal_ends(config, disk / "run", undisturbed)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files")
@@ -169,7 +139,7 @@ def test_a_save_that_fails_in_the_background_ends_training_at_the_next_step(conf
     assert batches.fetched - 100 < 8  # it was not the next save that noticed
     assert Checkpoints(tmp_path).latest_step() == 2
     assert run(config, tmp_path)
-    assert_equal_end(config, tmp_path, undisturbed)
+    assert_equal_ends(config, tmp_path, undisturbed)
 
 
 def test_what_a_killed_run_left_half_written_is_removed_before_training(tmp_path):
@@ -227,7 +197,7 @@ def test_a_record_that_cannot_be_read_costs_no_step(config, undisturbed, tmp_pat
         run(config, tmp_path, Until(6, broken))
     assert Checkpoints(tmp_path).latest_step() == 5
     assert run(config, tmp_path)
-    assert_equal_end(config, tmp_path, undisturbed)
+    assert_equal_ends(config, tmp_path, undisturbed)
 
 
 def test_a_clock_that_jumps_changes_nothing(config, undisturbed, tmp_path, monkeypatch):
@@ -251,7 +221,7 @@ def test_a_clock_that_jumps_changes_nothing(config, undisturbed, tmp_path, monke
     logged = rows(tmp_path)
     assert [row["step"] for row in logged] == [2, 3, 4, 6]  # the first of each process compiles
     assert all(row["images_per_second"] > 0 for row in logged)
-    assert_equal_end(config, tmp_path, undisturbed)
+    assert_equal_ends(config, tmp_path, undisturbed)
 
 
 def test_a_run_on_eight_devices_continues_on_two(config, tmp_path):
@@ -264,8 +234,7 @@ def test_a_run_on_eight_devices_continues_on_two(config, tmp_path):
     # Restoring is exact ...
     states = []
     for mesh in (eight, two):
-        network, optimizer = build_networks(config.model)[0], make_optimizer(config.train)
-        state, position = Checkpoints(tmp_path / "moved").restore(abstract_state(network, optimizer, mesh))
+        state, position = final_state(config, tmp_path / "moved", mesh)
         assert (int(state.step), position) == (4, {"fetched": 104})
         states.append(jax.tree.leaves(state))
     for a, b in zip(*states, strict=True):

@@ -22,23 +22,46 @@ from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.training.denoiser.task import train_denoiser
 from genaffect_jax.training.loop import fit, utilisation
+from genaffect_jax.training.optimizer import make_optimizer
+from genaffect_jax.training.state import abstract_state
+
+
+@pytest.fixture(scope="module")
+def steady(tiny_config):
+    """A run whose rate does not depend on its number of steps."""
+    return with_train(tiny_config, schedule="constant")
+
+
+@pytest.fixture(scope="module")
+def whole(steady, tmp_path_factory):
+    """The folder of a run of `steady` that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert train_denoiser(steady, folder, QUIET)
+    return folder
+
+
+def denoiser_state(config, workdir):
+    denoiser, _ = build_networks(config.model)
+    mesh = make_mesh(MeshConfig())
+    return Checkpoints(workdir).restore(abstract_state(denoiser, make_optimizer(config.train), mesh))
 
 
 @pytest.mark.parametrize("cached", [True, False], ids=["cached latents", "images"])
-def test_a_stopped_and_continued_run_equals_an_uninterrupted_one(tiny_config, tmp_path, cached):
-    config = with_train(tiny_config, schedule="constant")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache_latents=cached))
-    assert train_denoiser(with_train(config, steps=4), tmp_path / "whole", QUIET)
+def test_a_stopped_and_continued_run_equals_an_uninterrupted_one(steady, whole, tmp_path, cached):
+    config = dataclasses.replace(steady, data=dataclasses.replace(steady.data, cache_latents=cached))
+    if not cached:
+        whole = tmp_path / "whole"
+        assert train_denoiser(config, whole, QUIET)
     assert train_denoiser(with_train(config, steps=2), tmp_path / "parts", QUIET)
     assert train_denoiser(with_train(config, steps=4), tmp_path / "parts", QUIET)
-    whole, whole_position = final_state(config, tmp_path / "whole")
-    parts, parts_position = final_state(config, tmp_path / "parts")
+    expected, expected_position = denoiser_state(config, whole)
+    parts, parts_position = denoiser_state(config, tmp_path / "parts")
     assert int(parts.step) == 4
-    assert parts_position == whole_position
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+    assert parts_position == expected_position
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(parts), strict=True):
         np.testing.assert_array_equal(a, b)
     # The first step of a process is its compilation: it is not logged, so each part starts one row later.
-    losses = {row["step"]: row["loss"] for row in rows(tmp_path / "whole")}
+    losses = {row["step"]: row["loss"] for row in rows(whole)}
     for row in rows(tmp_path / "parts"):
         assert row["loss"] == losses[row["step"]]
 
@@ -67,7 +90,7 @@ def broken_at(steps):
 
     def loss(model, frozen_components, batch, key):
         bad = jax.numpy.isin(batch["target"].ravel()[0], jax.numpy.array(steps, float))
-        value = jax.numpy.sum(model.mmdit.out.kernel[...] ** 2 + model.mmdit.out.kernel[...])
+        value = jax.numpy.sum(model.up.kernel[...] ** 2 + model.up.kernel[...])
         return {"loss": (jax.numpy.where(bad, jax.numpy.nan, 1.0) * value, jax.numpy.ones(()))}
 
     return loss
@@ -133,16 +156,15 @@ def test_a_few_steps_are_profiled_on_request_and_change_nothing(tiny_config, tmp
     assert [row["step"] for row in rows(tmp_path / "run")][-1] == steps
 
 
-def test_the_log_has_loss_rate_gradient_norm_and_throughput(tiny_config, tmp_path):
-    train_denoiser(tiny_config, tmp_path, QUIET)
-    for row in rows(tmp_path):
+def test_the_log_has_loss_rate_gradient_norm_and_throughput(whole):
+    for row in rows(whole):
         assert row["images_per_second"] > 0
         assert row["tflops_per_device"] > 0
         assert row["gradient_norm"] > 0
         assert row["learning_rate"] >= 0
         assert np.isfinite(row["loss"])
-    assert list((tmp_path / "tensorboard").iterdir())
-    assert (tmp_path / "sheets" / "0000004.png").exists()
+    assert list((whole / "tensorboard").iterdir())
+    assert (whole / "sheets" / "0000004.png").exists()
 
 
 def test_the_utilisation_is_of_the_peak_of_devices_that_are_known():
@@ -156,11 +178,10 @@ def test_the_utilisation_is_of_the_peak_of_devices_that_are_known():
     assert "model_flops_utilisation" not in utilisation(1e12, "bfloat16", mesh("cpu"))
 
 
-def test_the_configuration_lies_beside_the_checkpoint_and_rebuilds_the_model(tiny_config, tmp_path):
-    train_denoiser(tiny_config, tmp_path, QUIET)
-    checkpoints = Checkpoints(tmp_path)
+def test_the_configuration_lies_beside_the_checkpoint_and_rebuilds_the_model(steady, whole):
+    checkpoints = Checkpoints(whole)
     config = from_json(DenoiserRun, checkpoints.config())
-    assert config == tiny_config
+    assert config == steady
     denoiser, _ = build_networks(config.model)
     parameters = checkpoints.averaged_parameters(denoiser, make_mesh(MeshConfig()))
     assert parameters.keys() == denoiser.shapes.keys()

@@ -1,6 +1,7 @@
 """The training step: same losses on any mesh, traced once, repeatable, and it learns."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -28,11 +29,12 @@ def batches():
         }
 
 
-def run(config, mesh, steps, stream=None, gradient_accumulation_steps=1):
+@functools.cache
+def program(config, mesh, gradient_accumulation_steps):
+    """The step, compiled once for all tests, and the state that it begins with: on the host, as a step donates its."""
     denoiser, autoencoder = build_networks(config.model)
     optimizer = make_optimizer(config.train)
-    state = create_state(denoiser, optimizer, mesh, config.train.seed)
-    train_step = make_train_step(
+    step = make_train_step(
         denoiser,
         make_denoiser_loss(config.flow, autoencoder),
         optimizer,
@@ -41,24 +43,42 @@ def run(config, mesh, steps, stream=None, gradient_accumulation_steps=1):
         mesh=mesh,
         gradient_accumulation_steps=gradient_accumulation_steps,
     )
-    losses = []
+    state = create_state(denoiser, optimizer, mesh, config.train.seed)
+    return step, jax.device_get(state), jax.tree.map(lambda x: x.sharding, state)
+
+
+def run(config, mesh, steps, stream=None, gradient_accumulation_steps=1):
+    train_step, start, shardings = program(config, mesh, gradient_accumulation_steps)
+    state, losses = jax.device_put(start, shardings), []
     for batch in itertools.islice(stream or batches(), steps):
         state, metrics = train_step(state, {}, device_batch(batch, mesh))
         losses.append(float(metrics["loss"]))
     return state, losses, train_step
 
 
-def test_losses_and_parameters_on_eight_devices_equal_those_on_one_and_the_step_is_traced_once(tiny_config):
-    steps = 20
-    alone, expected, _ = run(tiny_config, make_mesh(MeshConfig(), jax.devices()[:1]), steps)
-    for sizes in ((8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)):
-        together, losses, train_step = run(tiny_config, make_mesh(MeshConfig(*sizes)), steps)
-        assert train_step._cache_size() == 1
-        np.testing.assert_allclose(losses, expected, rtol=1e-5, err_msg=str(sizes))
-        for name, value in alone.parameters.items():
-            np.testing.assert_allclose(
-                together.parameters[name], value, rtol=1e-5, atol=1e-5, err_msg=f"{sizes} {name}"
-            )
+@pytest.fixture(scope="module")
+def two_blocks(tiny_config, tiny_model):
+    """One block of each kind: the last has no text to update."""
+    return dataclasses.replace(tiny_config, model=tiny_model)
+
+
+@pytest.fixture(scope="module")
+def alone(two_blocks):
+    """Parameters and losses of 20 steps on one device."""
+    state, losses, _ = run(two_blocks, make_mesh(MeshConfig(), jax.devices()[:1]), 20)
+    return state.parameters, losses
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)])
+def test_losses_and_parameters_on_eight_devices_equal_those_on_one_and_the_step_is_traced_once(
+    two_blocks, alone, sizes
+):
+    parameters, expected = alone
+    together, losses, train_step = run(two_blocks, make_mesh(MeshConfig(*sizes)), 20)
+    assert train_step._cache_size() == 1
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for name, value in parameters.items():
+        np.testing.assert_allclose(together.parameters[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 1)])
@@ -93,12 +113,8 @@ def test_adafactor_keeps_rows_and_columns_and_learns_on_a_cut_state(tiny_config)
 
 def test_the_old_state_is_donated(tiny_config):
     mesh = make_mesh(MeshConfig())
-    denoiser, autoencoder = build_networks(tiny_config.model)
-    optimizer = make_optimizer(tiny_config.train)
-    state = create_state(denoiser, optimizer, mesh, 0)
-    step = make_train_step(
-        denoiser, make_denoiser_loss(tiny_config.flow, autoencoder), optimizer, ema_decay=0.9, seed=0, mesh=mesh
-    )
+    step, start, shardings = program(tiny_config, mesh, 1)
+    state = jax.device_put(start, shardings)
     step(state, {}, device_batch(next(batches()), mesh))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.parameters, state.ema, state.optimizer)))
 
@@ -115,8 +131,7 @@ def test_the_loss_falls_on_a_repeated_batch(tiny_config):
 
 def test_the_average_follows_the_parameters_at_the_stated_decay(tiny_config):
     first, _, _ = run(tiny_config, make_mesh(MeshConfig()), 1)
-    denoiser, _ = build_networks(tiny_config.model)
-    start = create_state(denoiser, make_optimizer(tiny_config.train), make_mesh(MeshConfig()), 0).parameters
+    start = program(tiny_config, make_mesh(MeshConfig()), 1)[1].parameters
     decay = 1 / 10  # min(0.99, (1 + 0) / (10 + 0))
     for name, value in first.parameters.items():
         np.testing.assert_allclose(first.ema[name], decay * start[name] + (1 - decay) * value, atol=1e-6, err_msg=name)

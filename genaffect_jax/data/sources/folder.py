@@ -176,7 +176,7 @@ def _check(root: Path, files: list[str], image_size: int, stored: Path) -> dict[
                 step(1)
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest of the folder
-    _write_atomically(stored, json.dumps({"rules": rules, "root": str(root.resolve()), "files": verdicts}))
+    write_atomically(stored, json.dumps({"rules": rules, "root": str(root.resolve()), "files": verdicts}))
     return {file: verdict[2] for file, verdict in verdicts.items()}
 
 

@@ -1,4 +1,4 @@
-"""Reuse of what the middle blocks added: exact where nothing moved, less work, the same for every cut of a set."""
+"""The block cache: exact where nothing moved, less work, the same for every cut of a set."""
 
 import dataclasses
 
@@ -107,15 +107,15 @@ def test_reusing_what_the_same_inputs_gave_is_the_whole_network(tiny_model, dual
     assert np.abs(moved - computed).max() > 1e-3
 
 
-def test_images_with_reuse_are_near_and_depend_on_no_cut_of_the_set(pipeline) -> None:
+def test_images_with_a_block_cache_are_near_and_depend_on_no_cut_of_the_set(pipeline) -> None:
     def draw(**settings):
         settings = {"steps": 4, "anchors": 2, "consistency": 0.5, "chunk": 2, **settings}
         return np.asarray(pipeline("seed:2", WORDS, **settings).images)
 
-    whole, reused = draw(), draw(block_cache=2)
-    assert 1e-4 < np.abs(whole - reused).mean() < 0.2
+    whole, cached = draw(), draw(block_cache_interval=2)
+    assert 1e-4 < np.abs(whole - cached).mean() < 0.2
     for settings in ({"chunk": 8}, {"kv_cache": "always"}, {"kv_cache": "never"}):
-        np.testing.assert_allclose(draw(block_cache=2, **settings), reused, atol=1e-5)
+        np.testing.assert_allclose(draw(block_cache_interval=2, **settings), cached, atol=1e-5)
 
 
 def test_the_middle_blocks_run_only_where_they_are_computed(tiny_config, monkeypatch) -> None:
@@ -130,22 +130,22 @@ def test_the_middle_blocks_run_only_where_they_are_computed(tiny_config, monkeyp
     pipeline = random_pipeline(tiny_config)
     count = pipeline.config.model.mmdit.num_layers
     first, last = middle_blocks(count)
-    for block_cache, computed in ((1, 4), (2, 2), (3, 2), (9, 1)):
+    for interval, computed in ((1, 4), (2, 2), (3, 2), (9, 1)):
         ran.clear()
-        pipeline("seed:2", "joy, anger", steps=4, block_cache=block_cache)
+        pipeline("seed:2", "joy, anger", steps=4, block_cache_interval=interval)
         jax.effects_barrier()
-        assert len(ran) == 4 * (count - (last - first)) + computed * (last - first), block_cache
+        assert len(ran) == 4 * (count - (last - first)) + computed * (last - first), interval
 
 
 def test_what_does_not_go_together_is_named(pipeline) -> None:
     with pytest.raises(ConfigError, match="block_cache_interval=0: must be at least 1"):
-        pipeline("seed:2", "joy", block_cache=0)
+        pipeline("seed:2", "joy", block_cache_interval=0)
     with pytest.raises(ConfigError, match="block_cache_interval=2: cannot be combined with guidance_interval"):
-        pipeline("seed:2", "joy", block_cache=2, guidance_interval=(0.2, 0.8))
+        pipeline("seed:2", "joy", block_cache_interval=2, guidance_interval=(0.2, 0.8))
 
 
 def test_a_model_of_too_few_blocks_is_named(trained_workdir) -> None:
     with pytest.raises(
         ConfigError, match="block_cache_interval=2: the model has 2 blocks, a block cache needs at least 3"
     ):
-        Pipeline.load(trained_workdir)("seed:2", "joy", block_cache=2)
+        Pipeline.load(trained_workdir)("seed:2", "joy", block_cache_interval=2)

@@ -136,7 +136,7 @@ def test_terms_count_low_noise_with_the_condition_and_their_gradient_reaches_the
     added = 0.5 * means[IDENTITY_TERM] + 2.0 * means[EXPRESSION_TERM]
     assert float(value) == pytest.approx(float(plain[0]) + added, rel=1e-4)
     moved = [n for n in gradient if np.abs(gradient[n] - plain[1][n]).max() > 1e-6]
-    for part in ("mmdit", "identity_tokens", "expression_tokens"):
+    for part in ("mmdit", "identity_projector", "expression_projector"):
         assert any(part in name for name in moved), part
 
 

@@ -24,6 +24,7 @@ from genaffect_jax.expressions.prototypes import WordPrototypes
 from genaffect_jax.io.weight_file import save_weights
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.face_encoders.encoder import build_encoder, load_expression_encoder, load_identity_encoder
+from genaffect_jax.models.mmdit.model import MMDiTOutput
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.pipeline import Pipeline
 from genaffect_jax.training.denoiser.conditioning_probe import ConditioningProbe
@@ -242,7 +243,7 @@ class OnlyFaces:
         return embedding.mean((1, 2))
 
     def __call__(self, latents, timestep, conditions):
-        return jax.numpy.broadcast_to(conditions[:, None, None, None, None], latents.shape)
+        return MMDiTOutput(jax.numpy.broadcast_to(conditions[:, None, None, None, None], latents.shape))
 
 
 def test_another_persons_references_in_the_condition_gap_come_with_their_embeddings():

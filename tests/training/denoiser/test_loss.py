@@ -5,6 +5,7 @@ import numpy as np
 
 from genaffect_jax.config import FlowConfig
 from genaffect_jax.diffusion import flow
+from genaffect_jax.models.mmdit.model import MMDiTOutput
 from genaffect_jax.training.denoiser.loss import make_denoiser_loss
 
 G, E = 6, 3
@@ -24,7 +25,7 @@ class Recorder:
 
     def __call__(self, noisy, sigma, conditions):
         self.noisy, self.sigma = noisy, sigma
-        return np.zeros_like(noisy)
+        return MMDiTOutput(np.zeros_like(noisy))
 
 
 def test_the_conditions_of_a_step_are_those_of_its_batch_dropped_as_drawn():
