@@ -119,7 +119,7 @@ def test_a_word_without_a_prototype_is_named_with_the_known_words():
     without = EncoderSpace("some_encoder", {"joy": WORDS["joy"], "fear": WORDS["fear"]})
     (found,) = parse_expressions("0.3*joy + 0.7*fear", without)  # weights that add up to 1 need no neutral face
     np.testing.assert_allclose(found.vector, 0.3 * WORDS["joy"] + 0.7 * WORDS["fear"], atol=1e-6)
-    with pytest.raises(ExpressionError, match=r"'neutral': the training .* has fear, joy"):
+    with pytest.raises(ExpressionError, match=r"'neutral': the training .* knows fear, joy"):
         parse_expressions("joy:0.5", without)
 
 

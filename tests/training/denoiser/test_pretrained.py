@@ -23,8 +23,7 @@ from genaffect_jax.config import (
     TextConfig,
     TrainConfig,
 )
-from genaffect_jax.data.prompts.table import PromptTable
-from genaffect_jax.data.prompts.templates import all_prompts
+from genaffect_jax.data.prompts.table import PromptTable, all_prompts
 from genaffect_jax.errors import ConfigError, WeightsError
 from genaffect_jax.interop.diffusers.weights import TRANSFORMER, read_transformer, write_autoencoder, write_transformer
 from genaffect_jax.io.weight_file import load_weights

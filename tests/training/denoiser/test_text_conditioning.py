@@ -14,8 +14,7 @@ import pytest
 from rich.console import Console
 
 from genaffect_jax.config import DataConfig, DenoiserRun, FlowConfig, TextConfig, TrainConfig, to_json
-from genaffect_jax.data.prompts.table import PromptTable
-from genaffect_jax.data.prompts.templates import all_prompts
+from genaffect_jax.data.prompts.table import PromptTable, all_prompts
 from genaffect_jax.diffusion.schedule import euler_sigmas
 from genaffect_jax.errors import DataError
 from genaffect_jax.expressions.grammar import parse_expressions
