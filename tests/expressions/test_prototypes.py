@@ -1,4 +1,4 @@
-"""Where an expression comes from beside words and units: exemplar images, and the bank of an encoder's words."""
+"""Where an expression comes from beside words and units: exemplar images, and the word prototypes of an encoder."""
 
 from __future__ import annotations
 
@@ -154,18 +154,18 @@ def test_images_without_a_single_word_make_no_bank():
 
 def test_a_bank_is_read_as_it_was_written_and_another_encoders_refused(tmp_path: Path):
     prototypes = fitted("joy; fear; neutral", [[1, 0], [3, 1], [0.1, 0.2]])
-    prototypes.write(tmp_path / "bank.safetensors")
-    assert [p.name for p in tmp_path.iterdir()] == ["bank.safetensors"]
-    found = WordPrototypes.read(tmp_path / "bank.safetensors")
+    prototypes.write(tmp_path / "prototypes.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["prototypes.safetensors"]
+    found = WordPrototypes.read(tmp_path / "prototypes.safetensors")
     assert (found.images, found.encoder, found.encoder_checksum) == (prototypes.images, "some_encoder", "abc")
     assert {w: v.tolist() for w, v in found.vectors.items()} == {w: v.tolist() for w, v in prototypes.vectors.items()}
     found.check("some_encoder", "abc")
     with pytest.raises(DataError, match=r"made with some_encoder \(abc\), the model has other \(def\)"):
         found.check("other", "def")
-    content = bytearray((tmp_path / "bank.safetensors").read_bytes())
+    content = bytearray((tmp_path / "prototypes.safetensors").read_bytes())
     content[-1] ^= 1
-    (tmp_path / "bank.safetensors").write_bytes(content)
-    with pytest.raises(DataError, match=r"bank\.safetensors: damaged"):
-        WordPrototypes.read(tmp_path / "bank.safetensors")
+    (tmp_path / "prototypes.safetensors").write_bytes(content)
+    with pytest.raises(DataError, match=r"prototypes\.safetensors: damaged"):
+        WordPrototypes.read(tmp_path / "prototypes.safetensors")
     with pytest.raises(DataError, match="no such file"):
         WordPrototypes.read(tmp_path / "none.safetensors")
