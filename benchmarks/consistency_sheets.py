@@ -132,7 +132,8 @@ def measure(
 def table(report: dict[str, dict[str, float]]) -> str:
     """The figures as a table in Markdown."""
     lines = [
-        "| setting | cosine to the reference | cosine within a set | expression error | background variation | change |",
+        "| setting | cosine to the reference | cosine within a set | expression error | background variation "
+        "| change |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in report.items():

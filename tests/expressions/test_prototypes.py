@@ -38,7 +38,7 @@ ENCODED = EncoderSpace("some_encoder", WORDS, lambda file: np.array([2.0, 2.0, 2
         ("face.png+0.4*fear", "face.png + 0.4*fear", "face-plus-0p4-fear"),
     ],
 )
-def test_a_image_is_written_as_a_path_and_its_name_reads_back(text, name, slug):
+def test_an_image_is_written_as_a_path_and_its_name_reads_back(text, name, slug):
     if name is None:
         with pytest.raises(ExpressionError):
             parse_expressions(text, UNITS)
@@ -75,7 +75,7 @@ def test_exemplars_blend_with_words_and_channels():
     assert found.provenance == "blend"
 
 
-def test_a_image_without_an_encoder_is_refused_also_as_a_label():
+def test_an_image_without_an_encoder_is_refused_also_as_a_label():
     with pytest.raises(ExpressionError, match=r"'face\.png': an image needs an expression encoder"):
         parse_expression("face.png")
 
@@ -147,12 +147,12 @@ def test_weaker_images_count_by_their_weight_from_the_neutral_face():
     assert fitted("joy:0.5; joy; fear:0.5", exact).images == {"joy": 1}
 
 
-def test_images_without_a_single_word_make_no_bank():
+def test_images_without_a_single_word_make_no_prototypes():
     with pytest.raises(DataError, match="none of 2 images shows a single word"):
         fitted("AU1=1; 0.5*joy + 0.5*fear", [[1, 0], [3, 1]])
 
 
-def test_a_bank_is_read_as_it_was_written_and_another_encoders_refused(tmp_path: Path):
+def test_prototypes_are_read_as_they_were_written_and_another_encoders_refused(tmp_path: Path):
     prototypes = fitted("joy; fear; neutral", [[1, 0], [3, 1], [0.1, 0.2]])
     prototypes.write(tmp_path / "prototypes.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["prototypes.safetensors"]

@@ -195,7 +195,7 @@ def test_checkpoints_hold_what_trains_alone_and_the_rest_lies_beside_them_once(c
     np.testing.assert_array_equal(found[f"{TARGET}.lora_b"], ema[f"{TARGET}.lora_b"])
 
 
-def test_a_working_folder_that_lost_its_fixed_part_says_so(network, workdir, tmp_path):
+def test_a_run_folder_that_lost_its_frozen_part_says_so(network, workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("frozen_params"))
     with pytest.raises(CheckpointError, match="frozen_params, which would hold frozen parameters, is not there"):
         Checkpoints(tmp_path / "run").averaged_parameters(network, make_mesh(MeshConfig()))

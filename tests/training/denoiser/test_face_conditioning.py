@@ -123,7 +123,7 @@ def test_the_run_folder_keeps_encoders_and_word_prototypes_of_the_people_trained
     assert (prototypes.vectors["neutral"] <= every.max(0) + 2e-3).all()
 
 
-def test_words_come_from_the_bank_and_exemplars_from_the_encoder(pipeline, workdir, tmp_path):
+def test_words_come_from_the_prototypes_and_exemplars_from_the_encoder(pipeline, workdir, tmp_path):
     prototypes = WordPrototypes.read(RunDir(workdir).word_prototypes)
     word = next(w for w in prototypes.vectors if w != "neutral")
     face = pipeline.reference("seed:5")
@@ -246,7 +246,7 @@ class OnlyFaces:
         return MMDiTOutput(jax.numpy.broadcast_to(conditions[:, None, None, None, None], latents.shape))
 
 
-def test_another_persons_references_in_the_condition_gap_come_with_their_embeddings():
+def test_another_persons_references_in_the_conditioning_probe_come_with_their_embeddings():
     rng = np.random.default_rng(0)
     batch = {
         "reference": np.zeros((2, 1, 8, 8, 4), np.float32),

@@ -91,7 +91,7 @@ def test_both_commands_run_without_pytorch_and_the_set_names_its_prompts(folder)
     assert "prompts " in saved["model"]
 
 
-def test_the_working_folder_alone_draws_and_the_prompt_shows(pipeline):
+def test_the_run_folder_alone_samples_and_the_prompt_shows(pipeline):
     images = pipeline("seed:2", "joy, AU1=1", steps=2, consistency=0).images
     np.testing.assert_array_equal(pipeline("seed:2", "joy, AU1=1", steps=2, consistency=0).images, images)
     # Same vectors, same noise, other prompts.
