@@ -2,6 +2,7 @@
 
 import os
 
+from support.devices import first_device
 from support.shared import made_once
 from support.xla_flags import xla_flags
 
@@ -13,6 +14,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.path.dirname(__file__)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -78,7 +80,8 @@ def trained_workdir(tiny_model: ModelConfig, tmp_path_factory: pytest.TempPathFa
     )
 
     def train(folder: Path) -> None:
-        assert train_denoiser(config, folder, Console(quiet=True))
+        with first_device():
+            assert train_denoiser(config, folder, Console(quiet=True))
 
     return made_once(tmp_path_factory, "trained", train)
 
@@ -93,6 +96,13 @@ def tiny_config(tiny_model: ModelConfig) -> DenoiserRun:
         model=dataclasses.replace(tiny_model, mmdit=dataclasses.replace(tiny_model.mmdit, num_layers=1)),
         train=TrainConfig(steps=4, batch_size=8, warmup_steps=1, log_every=1, checkpoint_every=100),
     )
+
+
+@pytest.fixture
+def one_device() -> Iterator[None]:
+    """See `support.devices`."""
+    with first_device():
+        yield
 
 
 @pytest.fixture

@@ -73,6 +73,7 @@ def test_a_damaged_value_hides_no_checkpoint(tiny_config, state, tmp_path):
     assert Checkpoints(tmp_path).latest_step() == 2
 
 
+@pytest.mark.usefixtures("one_device")
 def test_the_newest_the_best_and_any_step_can_be_chosen_for_sampling(tiny_config, trained_workdir, tmp_path, capsys):
     network, _ = build_networks(tiny_config.model)
     state = create_state(network, make_optimizer(tiny_config.train), make_mesh(MeshConfig()), 0)

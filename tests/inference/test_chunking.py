@@ -188,6 +188,7 @@ def test_a_morph_goes_evenly_from_one_expression_to_the_other():
         morph_expressions(parse_expressions("joy, fear"), sadness, 5)
 
 
+@pytest.mark.usefixtures("one_device")
 def test_the_command_draws_adds_and_morphs(trained_workdir, tmp_path, capsys):
     common = ["--model", str(trained_workdir)]
     one = [*common, "--identity", "seed:2", "--steps", "1", "--consistency", "0.5"]

@@ -5,22 +5,6 @@ import pytest
 import genaffect_jax.export.__main__ as export
 import genaffect_jax.prepare.__main__ as prepare
 from genaffect_jax import sample, train
-from genaffect_jax.config import DataConfig, DenoiserRun, TrainConfig, to_json
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_model, tmp_path_factory):
-    """The run folder of a training of one step."""
-    folder = tmp_path_factory.mktemp("trained")
-    data = DataConfig(image_size=32, identities=6, expressions_per_identity=4, expressions_per_set=2, workers=0)
-    config = DenoiserRun(data=data, model=tiny_model, train=TrainConfig(steps=1, batch_size=8))
-    preset = folder / "preset.py"
-    preset.write_text(
-        "from genaffect_jax.config import DenoiserRun, from_json\n\n\n"
-        f"def config():\n    return from_json(DenoiserRun, {to_json(config)!r})\n"
-    )
-    assert train.main(["--workdir", str(folder / "run"), "--config", str(preset)]) == 0
-    return folder / "run"
 
 
 def outcome(main, argv, capsys):
@@ -109,6 +93,7 @@ def test_the_folder_preset_asks_for_its_folder(tmp_path, capsys):
     assert "--data.root" in text
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [
@@ -124,15 +109,18 @@ def test_the_folder_preset_asks_for_its_folder(tmp_path, capsys):
         (["--identity", "nobody.png"], 1, "nobody.png"),
     ],
 )
-def test_sampling_refuses_bad_input_and_leaves_no_partial_set(options, status, words, trained, tmp_path, capsys):
-    argv = ["--model", str(trained), "--identity", "seed:1", "--out", str(tmp_path / "set"), *options]
+def test_sampling_refuses_bad_input_and_leaves_no_partial_set(
+    options, status, words, trained_workdir, tmp_path, capsys
+):
+    argv = ["--model", str(trained_workdir), "--identity", "seed:1", "--out", str(tmp_path / "set"), *options]
     found, text = outcome(sample.main, argv, capsys)
     assert (found, words in text) == (status, True), text
     assert not (tmp_path / "set").exists()
 
 
-def test_sampling_draws_a_set(trained, tmp_path, capsys):
-    argv = ["--model", str(trained), "--identity", "seed:1", "--steps", "1", "--out", str(tmp_path / "set")]
+@pytest.mark.usefixtures("one_device")
+def test_sampling_draws_a_set(trained_workdir, tmp_path, capsys):
+    argv = ["--model", str(trained_workdir), "--identity", "seed:1", "--steps", "1", "--out", str(tmp_path / "set")]
     argv += ["--expressions", "joy,AU6=0.5,AU12=0.9,anger"]
     status, text = outcome(sample.main, argv, capsys)
     assert status == 0, text

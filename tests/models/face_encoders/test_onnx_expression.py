@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, save_model
 from PIL import Image
 from rich.console import Console
+from support.devices import first_device
 from support.face_detectors import photo, write_detector
 
 from genaffect_jax import sample
@@ -173,7 +174,8 @@ def config(tiny_model, tmp_path_factory):
 def workdir(config, tmp_path_factory):
     """The folder of a run of one step, with low-rank additions."""
     path = tmp_path_factory.mktemp("run")
-    assert train_denoiser(config, path, Console(quiet=True))
+    with first_device():
+        assert train_denoiser(config, path, Console(quiet=True))
     return path
 
 
@@ -183,7 +185,7 @@ def test_a_denoiser_of_an_onnx_encoders_vectors_trains_and_samples_from_its_own_
     prototypes = WordPrototypes.read(RunDir(workdir).word_prototypes)
     assert prototypes.encoder == "tiny"
     assert prototypes.vectors["neutral"].shape == (WIDTH,)
-    pipeline = Pipeline.load(workdir)
+    pipeline = Pipeline.load(workdir, devices=jax.devices()[:1])
     face = pipeline.reference("seed:3")
     Image.fromarray(face).save(tmp_path / "face.png")
     read = pipeline.parse(f"{tmp_path}/face.png")[0]
@@ -209,6 +211,7 @@ def test_the_copy_is_used_again_and_other_widths_are_refused(config, workdir, tm
         install_encoders(RunDir(workdir), dataclasses.replace(config.model, conditioning=wide))
 
 
+@pytest.mark.usefixtures("one_device")
 def test_references_and_exemplars_are_aligned_when_sampling_says_so(workdir, tmp_path, capsys):
     write_detector(tmp_path / "models" / "det.onnx")
     faces = photo(300, 400, ((120.0, 120.0), 100.0), ((300.0, 150.0), 140.0))

@@ -202,6 +202,7 @@ def test_rows_without_finite_values_are_left_out_and_nothing_draws_no_plot(tmp_p
     assert not (tmp_path / "probe.png").exists()
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_real_run_measures_people_it_does_not_train_on(tiny_config, tmp_path, monkeypatch):
     people = {}
 

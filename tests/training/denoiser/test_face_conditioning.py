@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from support.devices import first_device
 
 from genaffect_jax import sample
 from genaffect_jax.checkpoints.components import install_encoders
@@ -85,13 +86,14 @@ def config(tiny_model, encoders) -> DenoiserRun:
 @pytest.fixture(scope="module")
 def workdir(config, tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
-    assert train_denoiser(config, path, QUIET)
+    with first_device():
+        assert train_denoiser(config, path, QUIET)
     return path
 
 
 @pytest.fixture(scope="module")
 def pipeline(workdir):
-    return Pipeline.load(workdir)
+    return Pipeline.load(workdir, devices=jax.devices()[:1])
 
 
 def test_what_training_reads_is_what_the_encoders_make_of_the_images(config, workdir, encoders):

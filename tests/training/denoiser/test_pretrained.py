@@ -171,6 +171,7 @@ def test_an_autoencoder_folder_becomes_a_weight_file_of_this_package(pipeline_fo
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_a_fine_tuning_starts_at_the_released_weights_continues_without_their_folder_and_samples(
     pipeline_folder, tmp_path
 ):

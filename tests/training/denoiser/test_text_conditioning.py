@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
+from support.xla_flags import xla_flags
 
 from genaffect_jax.config import DataConfig, DenoiserRun, FlowConfig, TextConfig, TrainConfig, to_json
 from genaffect_jax.data.prompts.table import PromptTable, all_prompts
@@ -70,9 +72,9 @@ def folder(config, tmp_path_factory):
         f"def config():\n    return from_json(DenoiserRun, {to_json(config)!r})\n"
     )
     table = config.text.embeddings.read_bytes()
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(path / "preset.py"), str(path)], capture_output=True, text=True, timeout=300
-    )
+    command = [sys.executable, "-c", SCRIPT, str(path / "preset.py"), str(path)]
+    environment = {**os.environ, "XLA_FLAGS": xla_flags(devices=1)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["imported:", "jax"]
     config.text.embeddings.unlink()
@@ -82,7 +84,7 @@ def folder(config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pipeline(folder):
-    return Pipeline.load(folder / "run")
+    return Pipeline.load(folder / "run", devices=jax.devices()[:1])
 
 
 def test_both_commands_run_without_pytorch_and_the_set_names_its_prompts(folder):
