@@ -24,6 +24,7 @@ from jaxtyping import Bool, UInt8
 from genaffect_jax.avatars import render, sample_identity
 from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
 from genaffect_jax.expressions.grammar import Expression, parse_expressions
+from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.io.image_grid import contact_sheet, write_png
 from genaffect_jax.metrics.factors import factor_figures
 from genaffect_jax.metrics.identity import mean_cosine
@@ -131,7 +132,8 @@ def measure(
 def table(report: dict[str, dict[str, float]]) -> str:
     """The figures as a table in Markdown."""
     lines = [
-        "| setting | cosine to the reference | cosine within a set | expression error | unrest | change |",
+        "| setting | cosine to the reference | cosine within a set | expression error | background variation "
+        "| change |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in report.items():

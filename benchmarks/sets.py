@@ -8,7 +8,7 @@ the image tokens of 8 anchors. A set without others to look at (one image) share
 Every size is one JSON line. `seconds` is the median of whole sets after one that is not counted, if that one had
 something to compile. Memory is given three times, as none of the figures says all:
 
-- `program_gib`: arguments (weights, prompts, and the anchors' bank if there is one), results and scratch of the
+- `program_gib`: arguments (weights, prompts, and the anchor KV cache if there is one), results and scratch of the
   largest program of this size, by XLA's account.
 - `peak_gib`: the device's high-water mark since this process began. It never falls, hence sizes are measured in
   increasing order, and it counts what the compiler took while it tried kernels out.
@@ -190,7 +190,7 @@ def plot(results: Path, file: Path) -> None:
     ends: dict[Axes, list[tuple[float, float, str, str]]] = {time_axes: [], memory_axes: []}
     for i, ((pixels, steps, kv_cache), run) in enumerate(sorted(runs.items())):
         sizes, colour = sorted(run), f"C{i}"
-        name = f"{pixels} px, {steps} steps" + (f", bank {kv_cache}" if kv_cache != "auto" else "")
+        name = f"{pixels} px, {steps} steps" + (f", KV cache {kv_cache}" if kv_cache != "auto" else "")
         for axes, field, style, label in (
             (time_axes, "seconds", "-", name),
             (memory_axes, "peak_gib", "-", "device, highest so far" + (f": {name}" if len(runs) > 1 else "")),
@@ -273,7 +273,7 @@ def main(
 
     Args:
         sizes: images in the sets.
-        steps: denoising steps; several numbers are measured for every size, and compile once if there is no bank.
+        steps: denoising steps; several numbers are measured for every size, and compile once without a KV cache.
         pixels: side of the images.
         kv_cache: whether the anchors' keys and values are kept (see `SamplingConfig.kv_cache`).
         consistency: share of its image tokens that every anchor shows the others.

@@ -29,8 +29,7 @@ from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import DenoiserRun, MeshConfig, SamplingConfig, from_json, to_json
 from genaffect_jax.data.face_encoders import ExpressionEncoder
 from genaffect_jax.data.photos.reader import Align, PhotoReader
-from genaffect_jax.data.prompts.table import PromptTable
-from genaffect_jax.data.prompts.templates import prompt_for
+from genaffect_jax.data.prompts.table import PromptTable, prompt_for
 from genaffect_jax.errors import ConfigError, DataError, ExpressionError, require
 from genaffect_jax.expressions.action_units import WIDTH, neutral
 from genaffect_jax.expressions.grammar import Expression, parse_expressions

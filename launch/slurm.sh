@@ -12,7 +12,7 @@
 # --max-restarts N     how often the job is queued again (default 20)
 # --python PYTHON      Python with the project, on shared storage (default .venv/bin/python; `python` with --apptainer)
 # --apptainer IMAGE    run in an Apptainer image, made from launch/Containerfile
-# --bind DIR           folder that the image sees too; may be repeated (the working folder always is)
+# --bind DIR           folder that the image sees too; may be repeated (the run folder always is)
 # --extra OPTION       given to sbatch as it is; may be repeated (--extra=--account=A)
 #
 # --workdir must lie on storage that all nodes share. Run it in the project's folder: the job starts where it was

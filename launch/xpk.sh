@@ -11,7 +11,7 @@
 # --type T             TPU type, as xpk names it
 # --slices N           number of slices (default 1)
 # --image IMAGE        container image of launch/Containerfile with EXTRA=tpu, pushed (launch/container.sh)
-# --storage S          an xpk storage that holds the working folder or data; may be repeated
+# --storage S          an xpk storage that holds the run folder or data; may be repeated
 # --max-restarts N     how often the job set starts again (default 20)
 # --grace N            seconds between SIGTERM and SIGKILL, to finish the step and save (default 120)
 # --project P, --zone Z   (default: gcloud's own)

@@ -90,7 +90,7 @@ def test_a_new_set_replaces_an_old_one_but_nothing_else(pipeline, tmp_path):
     assert (tmp_path / "mine" / "holiday.jpg").read_bytes() == b"precious"
 
 
-def test_a_image_drawn_apart_is_the_same_alone_in_a_set_and_in_another_order(pipeline):
+def test_an_image_sampled_apart_is_the_same_alone_in_a_set_and_in_another_order(pipeline):
     words = ["joy", "anger", "fear", "pride"]
     together = pipeline("seed:2", ",".join(words), steps=2, consistency=0).images
     backwards = pipeline("seed:2", ",".join(words[::-1]), steps=2, consistency=0).images
@@ -131,7 +131,7 @@ def test_equal_expressions_in_one_set_get_different_noise():
     assert numbers[0] == noise_ids_of(parse_expressions("joy"))[0]
 
 
-def test_a_image_file_gives_the_same_set_as_its_pixels(pipeline, tmp_path):
+def test_an_image_file_gives_the_same_set_as_its_pixels(pipeline, tmp_path):
     reference = pipeline.reference("seed:4")
     Image.fromarray(reference).save(tmp_path / "face.png")
     from_file = pipeline(tmp_path / "face.png", "joy", steps=1)

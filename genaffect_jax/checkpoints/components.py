@@ -17,8 +17,7 @@ from jaxtyping import Float, Int32
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import AutoencoderConfig, DenoiserRun, ModelConfig, TextConfig
 from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
-from genaffect_jax.data.prompts.table import PromptTable
-from genaffect_jax.data.prompts.templates import prompt_for
+from genaffect_jax.data.prompts.table import PromptTable, prompt_for
 from genaffect_jax.data.sources.base import Example
 from genaffect_jax.errors import ConfigError, DataError
 from genaffect_jax.expressions.grammar import parse_expression

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from genaffect_jax.config import DenoiserRun
-from genaffect_jax.data.prompts.templates import all_prompts
+from genaffect_jax.data.prompts.table import all_prompts
 from genaffect_jax.diffusion.guidance import BRANCHES
 from genaffect_jax.diffusion.sampler import evaluations
 from genaffect_jax.diffusion.schedule import padded_sigmas

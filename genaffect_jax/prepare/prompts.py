@@ -18,9 +18,8 @@ from rich.console import Console
 from genaffect_jax.cli import load_preset
 from genaffect_jax.config import DenoiserRun
 from genaffect_jax.data.prompts.cache import PromptCache, digest_files, encode_cached
-from genaffect_jax.data.prompts.table import PromptTable
-from genaffect_jax.data.prompts.templates import all_prompts
-from genaffect_jax.errors import ConfigError
+from genaffect_jax.data.prompts.table import PromptTable, all_prompts
+from genaffect_jax.errors import ConfigError, WeightsError
 from genaffect_jax.interop.diffusers.pipeline_folder import text_parts
 from genaffect_jax.io.progress import progress_bar
 from genaffect_jax.io.weight_file import WeightDType
@@ -82,8 +81,15 @@ def prepare(arguments: Arguments) -> PromptTable:
 
 
 def run(arguments: Arguments, console: Console) -> bool:
-    """Writes the table and reports it; raises the errors of `prepare`."""
-    table = prepare(arguments)
+    """Writes the table and reports it.
+
+    Raises:
+        ConfigError, DataError, WeightsError: see `prepare`; a missing extra is a WeightsError.
+    """
+    try:
+        table = prepare(arguments)
+    except ImportError as e:
+        raise WeightsError(str(e)) from e
     size = arguments.out.stat().st_size / 1e6
     console.print(f"{len(table.prompts)} prompts in {arguments.out} ({size:.0f} MB, {table.dtype})", soft_wrap=True)
     return True

@@ -51,7 +51,7 @@ def test_drawing_twice_gives_the_same_image():
 
 
 @pytest.mark.parametrize("size", [32, 64, 100, 256, 300])
-def test_a_image_of_any_size_shows_the_same_face(size):
+def test_an_image_of_any_size_shows_the_same_face(size):
     person, expression = sample_identity(8), expression_vector(EXPRESSIONS["joy"])
     image = render(person, expression, size)
     assert image.dtype == np.uint8

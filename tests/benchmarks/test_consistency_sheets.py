@@ -26,7 +26,7 @@ def test_unrest_counts_what_should_be_alike_and_nothing_else(benchmark):
 
 
 @pytest.mark.parametrize(("steps", "layers"), [(2, 4), (8, 5), (24, 24)])
-def test_every_setting_is_one_that_can_be_drawn_with(benchmark, steps, layers):
+def test_every_setting_is_one_that_can_be_sampled_with(benchmark, steps, layers):
     settings = benchmark.settings_of(steps, layers)
     assert set(benchmark.SHOWN) <= set(settings)
     for changes in settings.values():

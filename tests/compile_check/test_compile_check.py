@@ -292,8 +292,8 @@ def test_the_sampler_of_a_text_model_draws_its_own_images_on_every_chip(tiny_con
         text=dataclasses.replace(tiny_config.text, embeddings=Path("not-read")),
     )
     mesh = make_mesh(MeshConfig(fsdp=2), jax.devices()[:4])
-    images, bank = lower_sampler(config, mesh, SamplerSpec(mode="joint", shared=4, anchors=1), 3, steps=2).out_info
-    assert (images.shape, images.dtype, bank) == ((1, 4 * 3, 32, 32, 3), jnp.uint8, None)
+    images, kv_cache = lower_sampler(config, mesh, SamplerSpec(mode="joint", shared=4, anchors=1), 3, steps=2).out_info
+    assert (images.shape, images.dtype, kv_cache) == ((1, 4 * 3, 32, 32, 3), jnp.uint8, None)
 
 
 @needs_libtpu

@@ -89,7 +89,7 @@ def test_other_types_and_shapes_are_refused(image) -> None:
         random_scene(rng(0), 0)
 
 
-def test_a_image_costs_milliseconds() -> None:
+def test_an_image_costs_milliseconds() -> None:
     source = random_scene(rng(0), 128)
     for make in (lambda r: random_scene(r, 128), lambda r: augment(source, r)):
         start = time.process_time()

@@ -1,4 +1,4 @@
-"""Where an expression comes from beside words and units: exemplar images, and the bank of an encoder's words."""
+"""Where an expression comes from beside words and units: exemplar images, and the word prototypes of an encoder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ENCODED = EncoderSpace("some_encoder", WORDS, lambda file: np.array([2.0, 2.0, 2
         ("face.png+0.4*fear", "face.png + 0.4*fear", "face-plus-0p4-fear"),
     ],
 )
-def test_a_image_is_written_as_a_path_and_its_name_reads_back(text, name, slug):
+def test_an_image_is_written_as_a_path_and_its_name_reads_back(text, name, slug):
     if name is None:
         with pytest.raises(ExpressionError):
             parse_expressions(text, UNITS)
@@ -75,7 +75,7 @@ def test_exemplars_blend_with_words_and_channels():
     assert found.provenance == "blend"
 
 
-def test_a_image_without_an_encoder_is_refused_also_as_a_label():
+def test_an_image_without_an_encoder_is_refused_also_as_a_label():
     with pytest.raises(ExpressionError, match=r"'face\.png': an image needs an expression encoder"):
         parse_expression("face.png")
 
@@ -119,7 +119,7 @@ def test_a_word_without_a_prototype_is_named_with_the_known_words():
     without = EncoderSpace("some_encoder", {"joy": WORDS["joy"], "fear": WORDS["fear"]})
     (found,) = parse_expressions("0.3*joy + 0.7*fear", without)  # weights that add up to 1 need no neutral face
     np.testing.assert_allclose(found.vector, 0.3 * WORDS["joy"] + 0.7 * WORDS["fear"], atol=1e-6)
-    with pytest.raises(ExpressionError, match=r"'neutral': the training .* has fear, joy"):
+    with pytest.raises(ExpressionError, match=r"'neutral': the training .* knows fear, joy"):
         parse_expressions("joy:0.5", without)
 
 
@@ -147,25 +147,25 @@ def test_weaker_images_count_by_their_weight_from_the_neutral_face():
     assert fitted("joy:0.5; joy; fear:0.5", exact).images == {"joy": 1}
 
 
-def test_images_without_a_single_word_make_no_bank():
+def test_images_without_a_single_word_make_no_prototypes():
     with pytest.raises(DataError, match="none of 2 images shows a single word"):
         fitted("AU1=1; 0.5*joy + 0.5*fear", [[1, 0], [3, 1]])
 
 
-def test_a_bank_is_read_as_it_was_written_and_another_encoders_refused(tmp_path: Path):
+def test_prototypes_are_read_as_they_were_written_and_another_encoders_refused(tmp_path: Path):
     prototypes = fitted("joy; fear; neutral", [[1, 0], [3, 1], [0.1, 0.2]])
-    prototypes.write(tmp_path / "bank.safetensors")
-    assert [p.name for p in tmp_path.iterdir()] == ["bank.safetensors"]
-    found = WordPrototypes.read(tmp_path / "bank.safetensors")
+    prototypes.write(tmp_path / "prototypes.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["prototypes.safetensors"]
+    found = WordPrototypes.read(tmp_path / "prototypes.safetensors")
     assert (found.images, found.encoder, found.encoder_checksum) == (prototypes.images, "some_encoder", "abc")
     assert {w: v.tolist() for w, v in found.vectors.items()} == {w: v.tolist() for w, v in prototypes.vectors.items()}
     found.check("some_encoder", "abc")
     with pytest.raises(DataError, match=r"made with some_encoder \(abc\), the model has other \(def\)"):
         found.check("other", "def")
-    content = bytearray((tmp_path / "bank.safetensors").read_bytes())
+    content = bytearray((tmp_path / "prototypes.safetensors").read_bytes())
     content[-1] ^= 1
-    (tmp_path / "bank.safetensors").write_bytes(content)
-    with pytest.raises(DataError, match=r"bank\.safetensors: damaged"):
-        WordPrototypes.read(tmp_path / "bank.safetensors")
+    (tmp_path / "prototypes.safetensors").write_bytes(content)
+    with pytest.raises(DataError, match=r"prototypes\.safetensors: damaged"):
+        WordPrototypes.read(tmp_path / "prototypes.safetensors")
     with pytest.raises(DataError, match="no such file"):
         WordPrototypes.read(tmp_path / "none.safetensors")

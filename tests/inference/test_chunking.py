@@ -47,7 +47,7 @@ def difference(a, b):
     return np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max()
 
 
-def test_a_image_depends_on_its_anchors_only(floats):
+def test_an_image_depends_on_its_anchors_only(floats):
     pipeline = floats()
     together = draw(pipeline)
     assert difference(draw(pipeline, chunk=1), together) < 1e-5
@@ -65,7 +65,7 @@ def test_a_image_depends_on_its_anchors_only(floats):
     assert difference(draw(pipeline, "pride", anchors=1), together[3:4]) > 1e-3
 
 
-def test_a_kept_bank_gives_the_images_of_recomputed_anchors(floats):
+def test_a_kept_kv_cache_gives_the_images_of_recomputed_anchors(floats):
     pipeline = floats()
     for settings in ({}, {"solver": "heun", "consistency_start": 1, "guidance": 3.0}):
         kept, recomputed = (draw(pipeline, kv_cache=kv_cache, **settings) for kv_cache in ("always", "never"))

@@ -103,7 +103,7 @@ def test_gradients_reach_the_image_through_an_iresnet(small):
     assert np.abs(gradient[:, :4]).max() == 0
 
 
-def test_a_generator_takes_arcface_as_condition_and_as_loss(small, tmp_path):
+def test_a_denoiser_takes_arcface_as_condition_and_as_loss(small, tmp_path):
     convert_arcface(small / "folded.onnx", tmp_path / "who.safetensors", name="who", licence="x")
     path = str(tmp_path / "who.safetensors")
     model = ModelConfig(conditioning=ConditioningConfig(identity_embedding=12), identity_encoder=path)

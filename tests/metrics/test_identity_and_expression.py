@@ -90,7 +90,7 @@ def test_spread_tells_people_from_expressions():
     assert spread_shares(people_only.transpose(1, 0, 2)) == pytest.approx((0.0, 1.0))
 
 
-def test_mean_cosine_leaves_out_a_image_with_itself():
+def test_mean_cosine_leaves_out_an_image_with_itself():
     assert mean_cosine(np.array([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.8]]])) == pytest.approx(0.3)
     with pytest.raises(ValueError, match="no pairs"):
         mean_cosine(np.ones((2, 1, 3)))

@@ -65,7 +65,7 @@ def with_text(wide: ModelConfig) -> ModelConfig:
 
 
 @pytest.mark.parametrize("text", [False, True])
-def test_the_generators_operations_are_those_the_compiler_counts(
+def test_the_denoisers_operations_are_those_the_compiler_counts(
     wide: ModelConfig, with_text: ModelConfig, text: bool
 ) -> None:
     config = with_text if text else wide

@@ -40,14 +40,14 @@ def run(model, latents, sigma):
 
 
 @pytest.mark.parametrize("sigma", [1.0, 0.3, 0.01])
-def test_a_clean_prediction_becomes_the_velocity_that_leads_to_it(generators, sigma):
+def test_an_x0_prediction_becomes_the_velocity_that_leads_to_it(generators, sigma):
     latents = inputs()[1]
     clean = run(generators["velocity"], latents, sigma)  # the same numbers, read as they are
     velocity = run(generators["x0"], latents, sigma)
     np.testing.assert_allclose(velocity, (latents - clean) / max(sigma, SMALLEST_SIGMA), rtol=1e-4, atol=1e-4)
 
 
-def test_one_euler_step_from_any_noise_level_ends_at_the_clean_prediction(generators):
+def test_one_euler_step_from_any_noise_level_ends_at_the_x0_prediction(generators):
     latents = inputs()[1]
     clean = run(generators["velocity"], latents, 0.6)
     drawn, _ = sample(lambda x, s, *_: (run(generators["x0"], x, s), None), latents, jnp.array([0.6, 0.0]), 1)

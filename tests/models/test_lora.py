@@ -10,7 +10,7 @@ import pytest
 
 from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.config import DataConfig, DenoiserRun, LoraConfig, MeshConfig, TrainConfig, to_json
-from genaffect_jax.errors import CheckpointError, ConfigError
+from genaffect_jax.errors import WRONG_ARGUMENT, CheckpointError, ConfigError
 from genaffect_jax.export import __main__ as export
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.functional import Functional
@@ -195,7 +195,7 @@ def test_checkpoints_hold_what_trains_alone_and_the_rest_lies_beside_them_once(c
     np.testing.assert_array_equal(found[f"{TARGET}.lora_b"], ema[f"{TARGET}.lora_b"])
 
 
-def test_a_working_folder_that_lost_its_fixed_part_says_so(network, workdir, tmp_path):
+def test_a_run_folder_that_lost_its_frozen_part_says_so(network, workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("frozen_params"))
     with pytest.raises(CheckpointError, match="frozen_params, which would hold frozen parameters, is not there"):
         Checkpoints(tmp_path / "run").averaged_parameters(network, make_mesh(MeshConfig()))
@@ -223,6 +223,6 @@ def test_merging_gives_a_folder_that_samples_the_same_without_additions_and_trai
     base = dataclasses.replace(config, model=without.config.model)
     with pytest.raises(CheckpointError, match="does not fit"):
         restored(base, network.base, merged)
-    assert export.main(["lora", "--model", str(merged), "--out", str(tmp_path / "again")]) == 1
-    assert export.main(["lora", "--model", str(workdir), "--out", str(merged)]) == 1
+    assert export.main(["lora", "--model", str(merged), "--out", str(tmp_path / "again")]) == WRONG_ARGUMENT
+    assert export.main(["lora", "--model", str(workdir), "--out", str(merged)]) == WRONG_ARGUMENT
     assert not (tmp_path / "again").exists()

@@ -18,8 +18,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from support.tiny_sd3 import T5_WIDTH, tiny_pipeline  # noqa: E402
 
 from genaffect_jax.config import TextConfig  # noqa: E402
-from genaffect_jax.data.prompts.table import PromptTable  # noqa: E402
-from genaffect_jax.data.prompts.templates import all_prompts  # noqa: E402
+from genaffect_jax.data.prompts.table import PromptTable, all_prompts  # noqa: E402
 from genaffect_jax.interop.diffusers import text_encoders  # noqa: E402
 from genaffect_jax.interop.diffusers.pipeline_folder import scheduler_shift, text_parts  # noqa: E402
 from genaffect_jax.interop.diffusers.text_encoders import TextEncoders  # noqa: E402

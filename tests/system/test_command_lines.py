@@ -65,7 +65,7 @@ def test_the_other_commands_refuse_bad_options_too(main, argv, words, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_training_needs_a_working_folder(preset, capsys):
+def test_training_needs_a_run_folder(preset, capsys):
     status, text = outcome(train.main, ["--config", str(preset())], capsys)
     assert status == 2
     assert "--workdir" in text

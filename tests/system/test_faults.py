@@ -174,14 +174,14 @@ def outcome(preset, workdir, capsys):
     return status, capsys.readouterr().err.strip().splitlines()
 
 
-def test_a_working_folder_that_cannot_be_made_is_one_line(preset, tmp_path, capsys):
+def test_a_run_folder_that_cannot_be_made_is_one_line(preset, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     status, lines = outcome(preset, tmp_path / "file" / "run", capsys)
     assert (status, len(lines)) == (1, 1)
     assert "file/run: cannot be written to: Not a directory" in lines[0]
 
 
-def test_a_read_only_working_folder_is_one_line_and_changes_nothing(preset, tmp_path, capsys):
+def test_a_read_only_run_folder_is_one_line_and_changes_nothing(preset, tmp_path, capsys):
     with mounted(tmp_path / "disk", "ro") as disk:
         status, lines = outcome(preset, disk, capsys)
         assert (status, len(lines)) == (1, 1)

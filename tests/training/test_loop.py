@@ -231,7 +231,7 @@ def test_a_finished_run_says_so_and_does_nothing(tiny_config, tmp_path):
     assert before == {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*") if f.is_file()}
 
 
-def test_a_folder_of_images_that_is_not_there_claims_no_working_folder(tiny_config, tmp_path):
+def test_a_folder_of_images_that_is_not_there_claims_no_run_folder(tiny_config, tmp_path):
     data = dataclasses.replace(tiny_config.data, source="folder", root=str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"nowhere: no such folder \(data\.root\)"):
         train_denoiser(dataclasses.replace(tiny_config, data=data), tmp_path / "run", QUIET)

@@ -1,4 +1,4 @@
-"""`PromptTable`: the text embeddings of all prompts of a model, in one file that needs no text encoders."""
+"""Prompts of expressions, and `PromptTable`: their text embeddings in one file that needs no text encoders."""
 
 from __future__ import annotations
 
@@ -13,11 +13,28 @@ from jaxtyping import Float, Int32
 
 from genaffect_jax.config import MMDiTConfig, TextConfig
 from genaffect_jax.errors import DataError
+from genaffect_jax.expressions.grammar import Expression
+from genaffect_jax.expressions.vocabulary import vocabulary
 from genaffect_jax.io.array_file import read_arrays, write_arrays
 
 COMMAND = "python -m genaffect_jax.prepare prompts --config PRESET --pipeline DIR --out FILE"
+_PLACEHOLDER = "{word}"
 _ARRAYS = {"tokens", "pooled"}
 _ENTRIES = {"prompts", "template", "encoder", "max_sequence_length"}
+
+
+def prompt_for(expression: Expression, text: TextConfig) -> str:
+    """`text.template` with the expression's word, or `text.plain` if the expression is not one word.
+
+    The weight of a word, gaze and head do not change the prompt; the expression vector holds them.
+    """
+    return text.plain if expression.word is None else text.template.replace(_PLACEHOLDER, expression.word)
+
+
+def all_prompts(text: TextConfig) -> tuple[str, ...]:
+    """Every possible result of `prompt_for`, and the negative prompt, each once."""
+    words = [text.template.replace(_PLACEHOLDER, word) for word in ("neutral", *vocabulary())]
+    return tuple(dict.fromkeys([text.negative, text.plain, *words]))
 
 
 @dataclass(frozen=True, eq=False)

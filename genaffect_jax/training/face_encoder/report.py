@@ -31,7 +31,7 @@ class HeldOut:
         people: the held-out people.
         soften: passes images through an autoencoder, which makes them as soft as samples of a denoiser; None leaves
             these measurements out.
-        drawn_from: numbers of procedural people to render images of in which one factor changes; `()` for other
+        procedural_people: numbers of procedural people to render images of in which one factor changes; `()` for other
             sources.
         largest: largest number of images; the first ones of the source are taken.
     """
@@ -42,7 +42,7 @@ class HeldOut:
         people: Sequence[str],
         soften: Callable[[Images], Images] | None,
         *,
-        drawn_from: Sequence[int] = (),
+        procedural_people: Sequence[int] = (),
         largest: int = 4000,
     ) -> None:
         wanted = set(people)
@@ -50,7 +50,7 @@ class HeldOut:
         places = places[:largest]  # images are ordered by person, so that all but the last person are complete
         self.shown: list[Example] = [source.examples[i] for i in places]
         self.images: Images = np.stack([source.load(i) for i in places])
-        self.soften, self.drawn_from = soften, tuple(drawn_from)[:_PEOPLE]
+        self.soften, self.procedural_people = soften, tuple(procedural_people)[:_PEOPLE]
 
 
 def identity_report(encode: Encode, held_out: HeldOut) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def identity_report(encode: Encode, held_out: HeldOut) -> dict[str, Any]:
     }
     if held_out.soften is not None:
         report["verification_through_autoencoder"] = asdict(verify(encode(held_out.soften(held_out.images)), names))
-    if held_out.drawn_from:
+    if held_out.procedural_people:
         report["mean_cosine_when_only_this_changes"] = _one_factor_cosines(encode, held_out)
     return report
 
@@ -107,11 +107,11 @@ def expression_report(encode: Encode, held_out: HeldOut, typical: Float32[np.nda
     if held_out.soften is not None:
         soft = expression_accuracy(encode(held_out.soften(held_out.images)), true, typical)
         report["absolute_error_through_autoencoder"] = {"mean": soft.mean, "active": soft.active}
-    if held_out.drawn_from:
-        people, size = held_out.drawn_from, held_out.images.shape[1]
+    if held_out.procedural_people:
+        people, size = held_out.procedural_people, held_out.images.shape[1]
         shown = _varied_vectors(held_out.shown, _VARIANTS)
-        drawn = np.stack([render_redressed(p, v, p, size) for p in people for v in shown])
-        values = encode(drawn).reshape(len(people), len(shown), -1)
+        rendered = np.stack([render_redressed(p, v, p, size) for p in people for v in shown])
+        values = encode(rendered).reshape(len(people), len(shown), -1)
         over_people, over_expressions = spread_shares(values)
         report["deviation_of_predictions"] = {
             "same_expression_on_different_people": over_people,
@@ -129,7 +129,7 @@ def write_report(report: dict[str, Any], path: Path) -> None:
 
 def _one_factor_cosines(encode: Encode, held_out: HeldOut) -> dict[str, float]:
     """Mean cosine of pairs in which only the expression, only the clothes and background, or only the person differ."""
-    people, size = held_out.drawn_from, held_out.images.shape[1]
+    people, size = held_out.procedural_people, held_out.images.shape[1]
     rest, shown = neutral(), _varied_vectors(held_out.shown, _VARIANTS)
     others = [p + 1 for p in people]  # numbers of people whose clothes are worn: any but the person's own
 

@@ -94,7 +94,7 @@ def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
             "batch_size": config.train.batch_size,
         }
         soften = _softener(autoencoder, autoencoder_parameters)
-        shown = HeldOut(source, held_out, soften, drawn_from=_numbers(config, held_out))
+        shown = HeldOut(source, held_out, soften, procedural_people=_numbers(config, held_out))
         _write_results(config, trained, summary, shown, vectors.mean(0), run_dir, console)
     return True
 

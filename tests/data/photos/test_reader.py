@@ -127,7 +127,7 @@ def test_grey_16_bit_and_transparent_photos_are_aligned_as_their_rgb_versions(an
     np.testing.assert_array_equal(any_image(saved(tmp_path, clear, "clear.png"), SIZE).image, white)
 
 
-def test_without_alignment_a_image_is_read_as_it_is(tmp_path):
+def test_without_alignment_an_image_is_read_as_it_is(tmp_path):
     path = saved(tmp_path, photo(100, 200))
     np.testing.assert_array_equal(PhotoReader("none")(path, 64), read_image(path, 64))
     np.testing.assert_array_equal(PhotoReader("none").largest(path, 64), read_image(path, 64))

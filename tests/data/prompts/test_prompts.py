@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import os
 import sys
@@ -14,11 +15,11 @@ import pytest
 
 from genaffect_jax.config import MMDiTConfig, TextConfig
 from genaffect_jax.data.prompts.cache import PromptCache, digest_files, encode_cached
-from genaffect_jax.data.prompts.table import PromptTable
-from genaffect_jax.data.prompts.templates import all_prompts, prompt_for
+from genaffect_jax.data.prompts.table import PromptTable, all_prompts, prompt_for
 from genaffect_jax.errors import DataError
 from genaffect_jax.expressions.grammar import parse_expression, parse_expressions
 from genaffect_jax.prepare import __main__ as prepare
+from genaffect_jax.prepare import prompts
 
 TEXT = TextConfig(template="a {word} face", plain="a face", negative="")
 
@@ -177,7 +178,7 @@ def test_the_digest_follows_content_and_names_and_reads_unchanged_files_once(tmp
     first = digest_files({"x": a, "y": b}, memory)
     assert digest_files({"x": b, "y": a}, memory) != first
     reads = []
-    real = prepare.digest_files.__globals__["hashlib"].file_digest
+    real = hashlib.file_digest
     monkeypatch.setattr("hashlib.file_digest", lambda file, kind: reads.append(file.name) or real(file, kind))
     assert digest_files({"x": a, "y": b}, memory) == first
     assert reads == []
@@ -209,8 +210,18 @@ def test_prepare_refuses_a_preset_without_prompts_and_a_folder_that_is_not_there
     path.write_text(
         "from pathlib import Path\nfrom genaffect_jax.config import *\n\ndef config():\n"
         "    model = ModelConfig(mmdit=MMDiTConfig(register_tokens=0, pooled_projection_dim=8))\n"
-        "    return Config(model=model, text=TextConfig(embeddings=Path('p.safetensors')))\n"
+        "    return DenoiserRun(model=model, text=TextConfig(embeddings=Path('p.safetensors')))\n"
     )
     assert prepare.main(["prompts", "--config", str(path), *argv]) == 1
     assert f"{tmp_path / 'sd3'}: no such folder" in capsys.readouterr().err
     assert not (tmp_path / "p.safetensors").exists()
+
+
+def test_prepare_without_pytorch_is_one_line(tmp_path, preset, monkeypatch, capsys):
+    def without_extra(arguments):
+        raise ImportError("text encoders need PyTorch and transformers")
+
+    monkeypatch.setattr(prompts, "prepare", without_extra)
+    argv = ["--pipeline", str(tmp_path), "--out", str(tmp_path / "p.safetensors")]
+    assert prepare.main(["prompts", "--config", str(preset()), *argv]) == 1
+    assert capsys.readouterr().err == "error: text encoders need PyTorch and transformers\n"

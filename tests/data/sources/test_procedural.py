@@ -51,7 +51,7 @@ def test_more_people_or_expressions_leave_the_first_images_as_they_are(source: P
         np.testing.assert_array_equal(larger.load(same), source.load(index))
 
 
-def test_a_image_shows_its_person_and_its_expression(source: ProceduralSource) -> None:
+def test_an_image_shows_its_person_and_its_expression(source: ProceduralSource) -> None:
     first = source.load(1)
     assert first.shape == (32, 32, 3)
     assert first.dtype == np.uint8

@@ -179,7 +179,7 @@ def workdir(config, tmp_path_factory):
     return path
 
 
-def test_a_generator_of_an_onnx_encoders_vectors_trains_and_draws_from_its_own_copy(config, workdir, tmp_path):
+def test_a_denoiser_of_an_onnx_encoders_vectors_trains_and_samples_from_its_own_copy(config, workdir, tmp_path):
     copied = OnnxExpressionEncoder(RunDir(workdir).onnx_expression_encoder)
     assert copied.checksum == OnnxExpressionEncoder(type(workdir)(config.model.expression_encoder)).checksum
     prototypes = WordPrototypes.read(RunDir(workdir).word_prototypes)

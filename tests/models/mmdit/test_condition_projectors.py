@@ -1,4 +1,4 @@
-"""Token makers: padding, order, dropout and the projection of conditions."""
+"""Condition projectors: padding, order, dropout and the projection of conditions."""
 
 import functools
 from typing import Any

@@ -84,7 +84,7 @@ def test_groups_never_see_each_other(groups: int, changed: int, images: int) -> 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(0, 3))
-def test_a_image_beside_anchors_does_not_depend_on_the_others(anchors: int, rest: int, chosen: int) -> None:
+def test_an_image_beside_anchors_does_not_depend_on_the_others(anchors: int, rest: int, chosen: int) -> None:
     image, words = streams(1, 2, anchors + rest, 9, 3)
     tokens = random_tokens(4, 9, 0.5)
     together = shared(image, words, tokens, anchors)

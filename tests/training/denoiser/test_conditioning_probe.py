@@ -73,7 +73,7 @@ def learn(tiny_config, networks, probe, workdir, steps):
     return text.getvalue()
 
 
-def test_at_the_start_both_gaps_are_exactly_zero(networks, probe):
+def test_at_the_start_both_differences_are_exactly_zero(networks, probe):
     values = probe.measure(networks[0].init(jax.random.key(0)))
     assert values["eval/loss"] > 0
     assert [values[f"probe/{name}"] for name in ("identity", "expression")] == [0.0, 0.0]
@@ -99,7 +99,7 @@ def test_gaps_open_where_both_conditions_are_learned_and_a_continued_run_plots_a
         assert plot.width > 400
 
 
-def test_a_generator_that_cannot_hear_the_expression_warns_of_it_and_only_of_it(tiny_config, networks, probe, tmp_path):
+def test_a_denoiser_that_cannot_hear_the_expression_warns_of_it_and_only_of_it(tiny_config, networks, probe, tmp_path):
     class Deaf:
         rating, report, plot = probe.rating, probe.report, probe.plot
 
@@ -193,7 +193,7 @@ def test_a_warning_comes_once_and_again_after_the_condition_was_heard():
     assert text.getvalue().count("warning") == 2
 
 
-def test_rows_without_finite_gaps_are_left_out_and_nothing_draws_no_plot(tmp_path):
+def test_rows_without_finite_values_are_left_out_and_nothing_draws_no_plot(tmp_path):
     rows = [{"step": 1, "loss": 2.0}, row(2, 0.1, 0.1), {**row(3, 0.1, 0.1), "probe/identity_relative": None}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert [r["step"] for r in measurements(tmp_path)] == [2]

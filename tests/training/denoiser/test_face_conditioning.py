@@ -110,7 +110,7 @@ def test_what_training_reads_is_what_the_encoders_make_of_the_images(config, wor
     assert np.abs(identity[0] - identity[1]).max() > 1e-3
 
 
-def test_the_working_folder_keeps_encoders_and_a_bank_of_the_people_trained_on(config, workdir, encoders):
+def test_the_run_folder_keeps_encoders_and_word_prototypes_of_the_people_trained_on(config, workdir, encoders):
     run_dir = RunDir(workdir)
     for target, file in (("identity", run_dir.identity_encoder), ("expression", run_dir.expression_encoder)):
         assert file.read_bytes() == (encoders / f"{target}_avatar.safetensors").read_bytes()
@@ -125,7 +125,7 @@ def test_the_working_folder_keeps_encoders_and_a_bank_of_the_people_trained_on(c
     assert (prototypes.vectors["neutral"] <= every.max(0) + 2e-3).all()
 
 
-def test_words_come_from_the_bank_and_exemplars_from_the_encoder(pipeline, workdir, tmp_path):
+def test_words_come_from_the_prototypes_and_exemplars_from_the_encoder(pipeline, workdir, tmp_path):
     prototypes = WordPrototypes.read(RunDir(workdir).word_prototypes)
     word = next(w for w in prototypes.vectors if w != "neutral")
     face = pipeline.reference("seed:5")
@@ -148,7 +148,7 @@ def test_words_come_from_the_bank_and_exemplars_from_the_encoder(pipeline, workd
 def test_a_word_that_no_training_image_shows_and_action_units_are_refused(pipeline, workdir):
     known = WordPrototypes.read(RunDir(workdir).word_prototypes).vectors
     missing = next(w for w in ("pride", "shame", "glee", "envy", "rage") if w not in known)
-    with pytest.raises(ExpressionError, match=f"'{missing}': the training images .* its bank has .*neutral"):
+    with pytest.raises(ExpressionError, match=f"'{missing}': the training images .* it knows .*neutral"):
         pipeline("seed:1", missing, steps=1)
     with pytest.raises(ExpressionError, match="vectors of expression_avatar, which has no action units"):
         pipeline("seed:1", "AU12=0.5", steps=1)
@@ -215,7 +215,7 @@ def test_a_width_that_is_not_the_encoders_is_refused(config, tmp_path):
 
 
 def test_a_model_of_an_encoders_vectors_takes_no_other_encoder(workdir, encoders):
-    with pytest.raises(ConfigError, match="expressions are the vectors of its own encoder"):
+    with pytest.raises(ConfigError, match="expressions are vectors of its own encoder"):
         Pipeline.load(workdir, "package:expression_avatar")
     with pytest.raises(ConfigError, match="expression_evaluator is an evaluator"):
         Pipeline.load(workdir, str(encoders / "expression_evaluator.safetensors"))
@@ -248,7 +248,7 @@ class OnlyFaces:
         return MMDiTOutput(jax.numpy.broadcast_to(conditions[:, None, None, None, None], latents.shape))
 
 
-def test_another_persons_references_in_the_condition_gap_come_with_their_embeddings():
+def test_another_persons_references_in_the_conditioning_probe_come_with_their_embeddings():
     rng = np.random.default_rng(0)
     batch = {
         "reference": np.zeros((2, 1, 8, 8, 4), np.float32),

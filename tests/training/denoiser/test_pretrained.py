@@ -23,8 +23,7 @@ from genaffect_jax.config import (
     TextConfig,
     TrainConfig,
 )
-from genaffect_jax.data.prompts.table import PromptTable
-from genaffect_jax.data.prompts.templates import all_prompts
+from genaffect_jax.data.prompts.table import PromptTable, all_prompts
 from genaffect_jax.errors import ConfigError, WeightsError
 from genaffect_jax.interop.diffusers.weights import TRANSFORMER, read_transformer, write_autoencoder, write_transformer
 from genaffect_jax.io.weight_file import load_weights
@@ -126,8 +125,8 @@ def test_the_first_forward_is_the_released_models(state, pipeline_folder):
             reference, jnp.ones((1, 1), bool), expression, text=text, pooled=pooled
         )
         return (
-            fine_tuned(latents, sigma, conditions),
-            plain(latents, sigma, plain.project_conditions(text=text, pooled=pooled)),
+            fine_tuned(latents, sigma, conditions).prediction,
+            plain(latents, sigma, plain.project_conditions(text=text, pooled=pooled)).prediction,
         )
 
     found, expected = both(jax.device_get(state.averaged), jax.device_get(read_transformer(pipeline_folder)[1]))

@@ -16,8 +16,7 @@ from rich.console import Console
 from support.xla_flags import xla_flags
 
 from genaffect_jax.config import DataConfig, DenoiserRun, FlowConfig, TextConfig, TrainConfig, to_json
-from genaffect_jax.data.prompts.table import PromptTable
-from genaffect_jax.data.prompts.templates import all_prompts
+from genaffect_jax.data.prompts.table import PromptTable, all_prompts
 from genaffect_jax.diffusion.schedule import euler_sigmas
 from genaffect_jax.errors import DataError
 from genaffect_jax.expressions.grammar import parse_expressions
@@ -94,7 +93,7 @@ def test_both_commands_run_without_pytorch_and_the_set_names_its_prompts(folder)
     assert "prompts " in saved["model"]
 
 
-def test_the_working_folder_alone_draws_and_the_prompt_shows(pipeline):
+def test_the_run_folder_alone_samples_and_the_prompt_shows(pipeline):
     images = pipeline("seed:2", "joy, AU1=1", steps=2, consistency=0).images
     np.testing.assert_array_equal(pipeline("seed:2", "joy, AU1=1", steps=2, consistency=0).images, images)
     # Same vectors, same noise, other prompts.

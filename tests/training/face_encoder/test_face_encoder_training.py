@@ -171,7 +171,7 @@ def test_redressing_changes_clothes_and_background_only():
     assert dressed.outfit_colour == other.outfit_colour
 
 
-def test_avatars_are_drawn_once_and_other_settings_get_another_folder(folder, monkeypatch):
+def test_avatars_are_rendered_once_and_other_settings_get_another_folder(folder, monkeypatch):
     monkeypatch.setattr(stored, "_draw_people", lambda task: pytest.fail("drawn again"))
     assert store_avatars(SETTINGS, folder.parent / "avatars", 0) == folder
     monkeypatch.undo()
