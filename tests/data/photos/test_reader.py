@@ -206,7 +206,7 @@ def test_a_folder_is_aligned_whole_and_stays_usable_for_training(models, tmp_pat
     ]
     for i in range(len(source.examples)):
         assert_aligned(source.load(i))
-    assert prepare.main(["photos", *argv]) == 1
+    assert prepare.main(["photos", *argv]) == 2
     assert "exists; name a new folder" in capsys.readouterr().err
 
 

@@ -32,7 +32,7 @@ class Strangers:
 @pytest.fixture(scope="module")
 def strangers():
     source = Strangers()
-    return HeldOut(source, [p.identity for p in source.images], None, procedural_people=range(FIRST, FIRST + 6))
+    return HeldOut(source, [p.identity for p in source.examples], None, procedural_people=range(FIRST, FIRST + 6))
 
 
 @pytest.fixture(scope="module")

@@ -143,7 +143,7 @@ def test_the_wrong_file_is_refused_with_what_it_holds(files):
 
 def test_the_two_pairs_have_different_trunks_and_are_small():
     for target in ("identity", "expression"):
-        pair = [getattr(face_encoders, f"{target}_{role}")() for role in ("avatar", "evaluator")]
+        pair = [getattr(FaceEncoderConfig, f"{target}_{role}")() for role in ("avatar", "evaluator")]
         assert pair[0].image_size != pair[1].image_size or pair[0].architecture != pair[1].architecture
         first, second = (build_encoder(config).shapes for config in pair)
         assert not {
@@ -171,5 +171,5 @@ def test_impossible_networks_are_refused(changes, words):
 def test_an_expression_encoder_needs_one_number_per_channel():
     with pytest.raises(ConfigError, match=r"encoder.width=39: must be 40"):
         build_encoder(dataclasses.replace(EXPRESSION, width=39))
-    with pytest.raises(ConfigError, match="small letters"):
+    with pytest.raises(ConfigError, match="lower-case letters"):
         EncoderRun(name="Who?")

@@ -123,7 +123,7 @@ def test_the_crop_is_read_and_resized(tmp_path):
         ({"mean": [1, 2]}, r"mean=\[1, 2\]: must be one number or three numbers"),
         ({"std": 0}, "must not be 0"),
         ({"channels": "grb"}, "channels='grb': must be rgb or bgr"),
-        ({"crop": [0.5, 0.5, 0.6]}, "crop=.*stay inside"),
+        ({"crop": [0.5, 0.5, 0.6]}, "crop=.*inside the image"),
         ({"onnx": "../net.onnx"}, "must be the name of a file in the same folder"),
         ({"onnx": "other.onnx"}, "no such file beside it"),
     ],
