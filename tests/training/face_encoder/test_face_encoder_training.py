@@ -181,7 +181,7 @@ def test_avatars_are_rendered_once_and_other_settings_get_another_folder(folder,
     np.testing.assert_array_equal(StoredSource(other).load(3), StoredSource(folder).load(3))
 
 
-def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
+def test_an_interrupted_rendering_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(task):
         raise KeyboardInterrupt
 
