@@ -38,7 +38,7 @@ def half_precision(trained_workdir, tmp_path_factory):
     return folder
 
 
-def test_kernels_are_read_as_they_are_multiplied_and_draw_the_same(half_precision):
+def test_kernels_are_read_as_they_are_multiplied_and_sample_the_same(half_precision):
     pipeline = Pipeline.load(half_precision, devices=jax.devices()[:1])
     assert pipeline.config.train.compute_dtype == "bfloat16"
     network = build_networks(pipeline.config.model, "bfloat16")[0]
@@ -227,7 +227,7 @@ def test_several_references_are_saved_and_named(pipeline, tmp_path):
     )
 
 
-def test_an_unknown_expression_draws_nothing(pipeline):
+def test_an_unknown_expression_samples_nothing(pipeline):
     with pytest.raises(ExpressionError, match="joyy"):
         pipeline("seed:1", "joyy")
 

@@ -41,7 +41,7 @@ def test_the_same_arguments_give_the_same_bytes_on_every_machine(seed, name, siz
     assert digest(seed, name, size) == PINNED[seed, name, size]
 
 
-def test_drawing_twice_gives_the_same_image():
+def test_rendering_twice_gives_the_same_image():
     person, expression = sample_identity(3), expression_vector(EXPRESSIONS["joy"])
     first = render(person, expression, 128)
     render(sample_identity(4), neutral(), 128)

@@ -205,7 +205,7 @@ def test_teeth_show_in_a_smile_with_parted_lips_and_hide_behind_closed_ones():
     assert white(vector(AU12=1.0, AU25=1.0)) > 60
 
 
-def test_drawing_does_not_touch_its_arguments():
+def test_rendering_does_not_touch_its_arguments():
     expression = vector(AU12=0.5)
     before = expression.copy()
     render(PERSON, expression, 64)

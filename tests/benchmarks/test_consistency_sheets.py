@@ -13,7 +13,7 @@ def benchmark(load_benchmark):
     return load_benchmark("consistency_sheets")
 
 
-def test_unrest_counts_what_should_be_alike_and_nothing_else(benchmark):
+def test_background_variation_counts_what_should_be_alike_and_nothing_else(benchmark):
     truth = benchmark.true_images(3, parse_expressions("neutral; joy; anger"), SIDE)
     still = benchmark.still_parts(truth)
     assert 0.2 < still.mean() < 0.95

@@ -284,7 +284,7 @@ def test_files_that_a_preset_asks_for_need_not_be_given(name: str) -> None:
     assert batch_shapes(run)["target"].shape == (8, 3, 64, 64, 16)
 
 
-def test_the_sampler_of_a_text_model_draws_its_own_images_on_every_chip(tiny_config: DenoiserRun) -> None:
+def test_the_sampler_of_a_text_model_samples_its_own_images_on_every_chip(tiny_config: DenoiserRun) -> None:
     network = dataclasses.replace(tiny_config.model.mmdit, register_tokens=0, pooled_projection_dim=8)
     config = dataclasses.replace(
         tiny_config,

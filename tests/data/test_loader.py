@@ -147,7 +147,7 @@ class Recorded:
         return self.source.fingerprint()
 
 
-def test_the_shares_of_two_processes_are_disjoint_and_together_the_whole(source: FolderSource) -> None:
+def test_the_shards_of_two_processes_are_disjoint_and_together_the_whole(source: FolderSource) -> None:
     whole = list(islice(loader(source), 5))
     recorded = [Recorded(source), Recorded(source)]
     num_shards = [list(islice(loader(r, shard_index=i, num_shards=2), 5)) for i, r in enumerate(recorded)]

@@ -189,7 +189,7 @@ def test_a_morph_goes_evenly_from_one_expression_to_the_other():
 
 
 @pytest.mark.usefixtures("one_device")
-def test_the_command_draws_adds_and_morphs(trained_workdir, tmp_path, capsys):
+def test_the_command_samples_adds_and_morphs(trained_workdir, tmp_path, capsys):
     common = ["--model", str(trained_workdir)]
     one = [*common, "--identity", "seed:2", "--steps", "1", "--consistency", "0.5"]
     assert sample.main([*one, "--expressions", "joy, anger", "--guidance", "3", "--out", str(tmp_path / "set")]) == 0
@@ -225,7 +225,9 @@ def test_the_command_refuses_what_does_not_go_together(options, words, trained_w
     assert not list(tmp_path.iterdir())
 
 
-def test_interrupting_a_drawing_ends_with_status_130_and_writes_nothing(trained_workdir, tmp_path, monkeypatch, capsys):
+def test_interrupting_the_sampling_ends_with_status_130_and_writes_nothing(
+    trained_workdir, tmp_path, monkeypatch, capsys
+):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 

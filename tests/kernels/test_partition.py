@@ -33,7 +33,7 @@ def interpreted(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("lse", [False, True])
-def test_splash_attention_of_shares_equals_attention_of_all(interpreted, lse: bool) -> None:
+def test_partitioned_splash_attention_equals_attention_of_all(interpreted, lse: bool) -> None:
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     arrays = inputs()
     found = jax.jit(lambda *x: run_backend("splash", *x, lse))(*jax.device_put(arrays, batch_sharding(mesh)))
@@ -45,7 +45,7 @@ def test_splash_attention_of_shares_equals_attention_of_all(interpreted, lse: bo
         np.testing.assert_allclose(found[1], expected[1], atol=2e-5)
 
 
-def test_gradients_of_shares_are_those_of_all(interpreted) -> None:
+def test_gradients_of_partitions_are_those_of_all(interpreted) -> None:
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     *arrays, mask = inputs()
 

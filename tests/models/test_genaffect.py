@@ -1,4 +1,4 @@
-"""The denoiser's two readings of the denoiser's output."""
+"""The two readings of the denoiser's prediction, and the scales of its condition branches."""
 
 import dataclasses
 
@@ -74,7 +74,7 @@ def test_a_scale_acts_within_its_interval_ends_included_and_is_one_elsewhere():
         ({"expression_scale": float("nan")}, "expression_scale=nan"),
         ({"expression_scale": (1.0, 2.0)}, "expression_scale: 2 numbers, must be one, or one for each of 3 layers"),
         ({"identity_interval": (0.6, 0.4)}, r"identity_interval=\(0.6, 0.4\): must be two noise levels"),
-        ({"expression_interval": (0.0, 1.5)}, "expression_interval="),
+        ({"expression_interval": (0.0, 1.5)}, r"expression_interval=\(0.0, 1.5\): must be two noise levels"),
     ],
 )
 def test_scales_that_are_not_allowed_are_named(given, message):

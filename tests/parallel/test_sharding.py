@@ -105,7 +105,7 @@ def test_every_process_has_the_share_of_a_batch_that_its_devices_hold(monkeypatc
 
 
 @pytest.mark.parametrize("process", [0, 1, 2])
-def test_a_mesh_that_gives_processes_unequal_shares_is_refused_by_all(monkeypatch, process):
+def test_a_mesh_that_gives_processes_unequal_shards_is_refused_by_all(monkeypatch, process):
     monkeypatch.setattr(jax, "process_index", lambda: process)
     with pytest.raises(ValueError, match=r"mesh\.tensor=6: there are 3 processes of 4 devices"):
         sharding.batch_shard(job_mesh(3, 4, 6))

@@ -119,7 +119,7 @@ def test_sampling_refuses_bad_input_and_leaves_no_partial_set(
 
 
 @pytest.mark.usefixtures("one_device")
-def test_sampling_draws_a_set(trained_workdir, tmp_path, capsys):
+def test_sampling_writes_a_set(trained_workdir, tmp_path, capsys):
     argv = ["--model", str(trained_workdir), "--identity", "seed:1", "--steps", "1", "--out", str(tmp_path / "set")]
     argv += ["--expressions", "joy,AU6=0.5,AU12=0.9,anger"]
     status, text = outcome(sample.main, argv, capsys)

@@ -68,7 +68,7 @@ def test_a_network_without_a_middle_is_named() -> None:
 
 
 @pytest.mark.parametrize("dual", [(), (0, 1)])
-def test_reusing_what_the_same_inputs_gave_is_the_whole_network(tiny_model, dual: tuple[int, ...]) -> None:
+def test_caching_what_the_same_inputs_gave_is_the_whole_network(tiny_model, dual: tuple[int, ...]) -> None:
     sizes = dataclasses.replace(tiny_model.mmdit, num_layers=5, dual_attention_layers=dual)
     config = dataclasses.replace(tiny_model, mmdit=sizes)
     network = build_networks(config)[0]

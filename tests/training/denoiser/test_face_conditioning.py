@@ -221,7 +221,7 @@ def test_a_model_of_an_encoders_vectors_takes_no_other_encoder(workdir, encoders
         Pipeline.load(workdir, str(encoders / "expression_evaluator.safetensors"))
 
 
-def test_the_command_draws_from_several_references_and_an_exemplar(workdir, tmp_path, capsys):
+def test_the_command_samples_from_several_references_and_an_exemplar(workdir, tmp_path, capsys):
     Image.fromarray(np.full((40, 30, 3), 90, np.uint8)).save(tmp_path / "face.png")
     argv = ["--model", str(workdir), "--identity", "seed:1", "seed:2", "--steps", "1", "--out", str(tmp_path / "set")]
     argv += ["--identity-scale", "0.5", "--expression-interval", "0.2", "0.8"]

@@ -28,7 +28,7 @@ class Recorder:
         return MMDiTOutput(np.zeros_like(noisy))
 
 
-def test_the_conditions_of_a_step_are_those_of_its_batch_dropped_as_drawn():
+def test_the_conditions_of_a_step_are_those_of_its_batch_dropped_as_sampled():
     rng, keys = np.random.default_rng(0), jax.random.split(jax.random.key(3), G)
     batch = {
         "reference": rng.standard_normal((G, 1, 8, 8, 4), np.float32),

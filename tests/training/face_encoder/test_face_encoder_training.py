@@ -172,7 +172,7 @@ def test_redressing_changes_clothes_and_background_only():
 
 
 def test_avatars_are_rendered_once_and_other_settings_get_another_folder(folder, monkeypatch):
-    monkeypatch.setattr(stored, "_draw_people", lambda task: pytest.fail("drawn again"))
+    monkeypatch.setattr(stored, "_render_people", lambda task: pytest.fail("rendered again"))
     assert store_avatars(SETTINGS, folder.parent / "avatars", 0) == folder
     monkeypatch.undo()
     two = AvatarSettings(image_size=16, identities=2, expressions_per_identity=2, pose_scale=1.0)
@@ -181,11 +181,11 @@ def test_avatars_are_rendered_once_and_other_settings_get_another_folder(folder,
     np.testing.assert_array_equal(StoredSource(other).load(3), StoredSource(folder).load(3))
 
 
-def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
+def test_an_interrupted_rendering_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(task):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stored, "_draw_people", interrupt)
+    monkeypatch.setattr(stored, "_render_people", interrupt)
     with pytest.raises(KeyboardInterrupt):
         store_avatars(SETTINGS, tmp_path / "avatars", 0)
     assert list(tmp_path.iterdir()) == []
