@@ -31,7 +31,7 @@ from genaffect_jax.models.face_encoders.encoder import load_expression_encoder, 
 from genaffect_jax.pipeline import AvatarSet, Pipeline
 
 SCALES = (0.0, 0.5, 1.0, 1.5, 2.0)
-BRANCHES = ("identity_scale", "expression_scale")
+GUIDANCE_BRANCHES = ("identity_scale", "expression_scale")
 Encoders = tuple[IdentityEncoder, ExpressionEncoder]
 
 
@@ -63,7 +63,7 @@ def sweep(
             expressions,
             guidance_identity=1.0,
             guidance_expression=1.0,
-            **{**dict.fromkeys(BRANCHES, 1.0), branch: scale},
+            **{**dict.fromkeys(GUIDANCE_BRANCHES, 1.0), branch: scale},
             **settings,
         )
         for scale in SCALES
@@ -132,7 +132,7 @@ def make_sheets(
         report["grid"] = figures(encoders, sets, sets)
         if all(name.startswith("seed:") for name in identities):
             report["true_drawings"] = figures(encoders, true_drawings(identities, sets), sets)
-    for branch in BRANCHES:
+    for branch in GUIDANCE_BRANCHES:
         write_png(sweep_sheet(branch, sweep(pipeline, identities[0], swept, branch, **settings)), out / f"{branch}.png")
         if encoders:
             by_person = [sweep(pipeline, identity, expressions, branch, **settings) for identity in identities]
@@ -183,7 +183,7 @@ def main(
         steps=steps,
         seed=seed,
     )
-    for name in ("grid", *BRANCHES) if measure else ():
+    for name in ("grid", *GUIDANCE_BRANCHES) if measure else ():
         print(name, json.dumps(report[name]))
     print(f"{out}: factors.png, identity_scale.png, expression_scale.png, factors.json")
 

@@ -1,4 +1,4 @@
-"""`avatar_tiny`: 128-px procedural avatars in a few minutes on two CPU cores.
+"""`avatar_tiny`: 128-px procedural avatars in 10 to 15 minutes on two CPU cores.
 
 What was tried to get there is in docs/notes/avatar_tiny.md#recipe. Heads stay where words put them (`pose_scale` 0):
 turning them at will needs a longer training.

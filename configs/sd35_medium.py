@@ -1,17 +1,9 @@
 """`sd35_medium`: Stable Diffusion 3.5 medium at 512 px, fine-tuned on a folder of images.
 
-<<<<<<< HEAD
 It is made for released weights in the diffusers layout and has only been run with random ones. docs/guide/weights.md
 lists the commands that come before it. Only the modules of Gen-AFFECT (`adapters`) are trainable; the released model is
 frozen, in float32. `--model.lora.rank 16` adds low-rank additions to its attention; `--train.trainable everything
 --train.learning_rate 2e-5` trains all parameters. docs/notes/memory.md#trainable-parameters lists the memory of each.
-=======
-Made for released weights in the diffusers layout; it has only been run with random ones. docs/guide/weights.md says
-which commands come before it. Only the parameters that Gen-AFFECT adds train (`adapters`): the released model is held
-in float32 and stays as it is. `--model.lora.rank 16` adds low-rank additions to its attention, `--train.trainable
-everything --train.learning_rate 2e-5` trains all of it. docs/notes/memory.md#trainable-parameters has the memory of
-each.
->>>>>>> main
 """
 
 import dataclasses

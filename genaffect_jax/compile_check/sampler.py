@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from genaffect_jax.config import DenoiserRun
 from genaffect_jax.data.prompts.table import all_prompts
-from genaffect_jax.diffusion.guidance import BRANCHES
+from genaffect_jax.diffusion.guidance import GUIDANCE_BRANCHES
 from genaffect_jax.diffusion.sampler import evaluations
 from genaffect_jax.diffusion.schedule import padded_sigmas
 from genaffect_jax.inference.program import IMAGES, SamplerParams, SamplerSpec, SetInputs, make_program
@@ -103,7 +103,7 @@ def sampler_flops(config: DenoiserRun, spec: SamplerSpec, images: int, steps: in
     length = config.text_tokens
     once = forward_flops(
         network,
-        images * len(BRANCHES[spec.mode]),
+        images * len(GUIDANCE_BRANCHES[spec.mode]),
         network.sample_size,
         network.register_tokens if length is None else length,
         identity_tokens=conditioning.identity_tokens or network.image_tokens,

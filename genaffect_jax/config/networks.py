@@ -151,7 +151,7 @@ class MMDiTConfig:
 
     @classmethod
     def avatar_s(cls) -> MMDiTConfig:
-        """The default avatar model, trained from scratch on one GPU: 8 blocks of width 384 on 32x32 latents, no text.
+        """The 256-px avatar model, trained from scratch on one GPU: 8 blocks of width 384 on 32x32 latents, no text.
 
         256 px and an autoencoder of 8 make 32x32 latents; patches of 2 make 256 image tokens, so that attention is a
         tenth of the arithmetic. Width 384 with heads of 64 is DiT-S (Peebles and Xie 2023, arXiv 2212.09748, table 1);
@@ -244,7 +244,7 @@ class AutoencoderConfig:
 
     @classmethod
     def avatar_s(cls) -> AutoencoderConfig:
-        """The default autoencoder for avatars: 256 px images become 32 x 32 latents with 16 channels.
+        """The autoencoder of `avatar_s`: 256 px images become 32 x 32 latents with 16 channels.
 
         Twice the channels of `avatar_tiny` and two residual blocks per resolution: 5.3 M parameters, 11 MB in bfloat16,
         small enough for a package. The flat colours and thin lines of avatars need no more depth, and decoding stays

@@ -138,7 +138,7 @@ class CachedFeatures:
         return np.array(self._rows[index]["embedding"])
 
     def describe(self) -> str:
-        """One line for people."""
+        """One line for users."""
         kept = (f"{name} {' x '.join(map(str, self._rows.dtype[name].shape))}" for name in self._fields)
         return f"{', '.join(kept)} of {self._source.describe()}"
 

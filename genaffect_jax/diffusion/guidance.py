@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
 from genaffect_jax.config import GuidanceMode
-from genaffect_jax.diffusion.sampler import Memory, Velocity
+from genaffect_jax.diffusion.sampler import Carry, Velocity
 
 # (identity dropped, expression dropped) of each branch.
-BRANCHES: dict[str, tuple[tuple[bool, bool], ...]] = {
+GUIDANCE_BRANCHES: dict[str, tuple[tuple[bool, bool], ...]] = {
     "none": ((False, False),),
     "joint": ((True, True), (False, False)),
     "decoupled": ((True, True), (False, True), (False, False)),
@@ -29,16 +29,16 @@ def branch_drops(mode: GuidanceMode, groups: int, expressions: int) -> tuple[Boo
     Raises:
         ValueError: an unknown mode.
     """
-    if mode not in BRANCHES:
-        raise ValueError(f"guidance {mode!r}: must be one of {', '.join(BRANCHES)}")
-    identity, expression = jnp.array(BRANCHES[mode]).T
+    if mode not in GUIDANCE_BRANCHES:
+        raise ValueError(f"guidance {mode!r}: must be one of {', '.join(GUIDANCE_BRANCHES)}")
+    identity, expression = jnp.array(GUIDANCE_BRANCHES[mode]).T
     drop_expression = jnp.tile(expression, groups)[:, None]
     return jnp.tile(identity, groups), jnp.broadcast_to(drop_expression, (len(drop_expression), expressions))
 
 
 def repeat_branches(x: Float[Array, G * rest], mode: GuidanceMode) -> Float[Array, n * G * rest]:
     """Every group once per branch, branches of a group side by side."""
-    return jnp.repeat(x, len(BRANCHES[mode]), axis=0)
+    return jnp.repeat(x, len(GUIDANCE_BRANCHES[mode]), axis=0)
 
 
 def combine(
@@ -52,7 +52,7 @@ def combine(
     `decoupled`: `v0 + g_id (v_id - v0) + g_ex (v_id,ex - v_id)`. `joint`: `v0 + g_ex (v_id,ex - v0)`; a joint scale
     is given as `guidance_expression`, and `guidance_identity` has no part in it.
     """
-    branches = velocity.reshape(-1, len(BRANCHES[mode]), *velocity.shape[1:])
+    branches = velocity.reshape(-1, len(GUIDANCE_BRANCHES[mode]), *velocity.shape[1:])
     if mode == "none":
         return branches[:, 0]
     if mode == "joint":
@@ -80,9 +80,9 @@ def guided(
             arXiv 2404.07724); may be traced. Elsewhere the image follows the branch that has all conditions, and
             only that branch is evaluated. None: everywhere, and the program has no second network in it.
         velocity_full: the velocity of that branch alone, for latents [G, E, h, w, c]; its conditions are those of the
-            last branch of every group. Needed with an interval. It is given the memory that `velocity` is given, and
+            last branch of every group. Needed with an interval. It is given the carry that `velocity` is given, and
             returns it in the same structure, shapes and dtypes: it must leave in a usable state what belongs to other
-            branches. If both write to it, XLA for the CPU keeps one more copy of the memory; if one hands it on
+            branches. If both write to it, XLA for the CPU keeps one more copy of the carry; if one hands it on
             unchanged, none.
 
     Returns:
@@ -91,28 +91,28 @@ def guided(
     Raises:
         ValueError: an unknown mode, or an interval without `velocity_full`.
     """
-    if mode not in BRANCHES:
-        raise ValueError(f"guidance {mode!r}: must be one of {', '.join(BRANCHES)}")
+    if mode not in GUIDANCE_BRANCHES:
+        raise ValueError(f"guidance {mode!r}: must be one of {', '.join(GUIDANCE_BRANCHES)}")
     # A single branch is the full one: there is nothing to leave out.
     limits = None if mode == "none" else interval
     if limits is not None and velocity_full is None:
         raise ValueError("guidance interval: needs velocity_full, the velocity of the branch with all conditions")
 
     def guided_velocity(
-        latents: Float[Array, "G E h w c"], sigma: Float[Array, ""], evaluation: Int32[Array, ""], memory: Memory
-    ) -> tuple[Float[Array, "G E h w c"], Memory]:
-        def all_branches(latents: Float[Array, "G E h w c"], memory: Memory) -> tuple[Any, Memory]:
-            found, memory = velocity(repeat_branches(latents, mode), sigma, evaluation, memory)
-            return combine(found.astype(jnp.float32), mode, guidance_identity, guidance_expression), memory
+        latents: Float[Array, "G E h w c"], sigma: Float[Array, ""], evaluation: Int32[Array, ""], carry: Carry
+    ) -> tuple[Float[Array, "G E h w c"], Carry]:
+        def all_branches(latents: Float[Array, "G E h w c"], carry: Carry) -> tuple[Any, Carry]:
+            found, carry = velocity(repeat_branches(latents, mode), sigma, evaluation, carry)
+            return combine(found.astype(jnp.float32), mode, guidance_identity, guidance_expression), carry
 
         if limits is None or velocity_full is None:
-            return all_branches(latents, memory)
+            return all_branches(latents, carry)
 
-        def one_branch(latents: Float[Array, "G E h w c"], memory: Memory) -> tuple[Any, Memory]:
-            found, memory = velocity_full(latents, sigma, evaluation, memory)
-            return found.astype(jnp.float32), memory
+        def one_branch(latents: Float[Array, "G E h w c"], carry: Carry) -> tuple[Any, Carry]:
+            found, carry = velocity_full(latents, sigma, evaluation, carry)
+            return found.astype(jnp.float32), carry
 
         inside = (sigma >= limits[0]) & (sigma <= limits[1])
-        return jax.lax.cond(inside, all_branches, one_branch, latents, memory)
+        return jax.lax.cond(inside, all_branches, one_branch, latents, carry)
 
     return guided_velocity

@@ -14,8 +14,8 @@ from genaffect_jax.config import Solver
 
 Latents = Float[Array, "*batch h w c"]
 # Any pytree that a velocity function hands from one evaluation to the next; None for none.
-Memory = Any
-Velocity = Callable[[Latents, Float[Array, ""], Int32[Array, ""], Memory], tuple[Latents, Memory]]
+Carry = Any
+Velocity = Callable[[Latents, Float[Array, ""], Int32[Array, ""], Carry], tuple[Latents, Carry]]
 Count = TypeVar("Count", int, Int[Array, ""])
 
 # Folded into the seed first, so that noise shares no key with what else is drawn from the seed.
@@ -60,8 +60,8 @@ def sample(
     sigmas: Float[Array, " levels+1"] | Float[np.ndarray, " levels+1"],
     steps: int | Int[Array, ""],
     solver: Solver = "euler",
-    memory: Memory = None,
-) -> tuple[Latents, Memory]:
+    carry: Carry = None,
+) -> tuple[Latents, Carry]:
     """Follows the velocity from noise to clean latents, `dx / dsigma = v(x, sigma)`.
 
     - `euler`: `x += (sigma_next - sigma) v`; first order.
@@ -73,7 +73,7 @@ def sample(
       the step after one that began at sigma 1, and in the step to sigma 0.
 
     Args:
-        velocity: `velocity(latents, sigma, evaluation, memory)` gives the velocity and the next memory. `evaluation`
+        velocity: `velocity(latents, sigma, evaluation, carry)` gives the velocity and the next carry. `evaluation`
             counts the evaluations from 0, int32; Heun's two of step i are `2 i` and `2 i + 1`. What else it needs it
             closes over.
         noise: where to start, at `sigmas[0]`.
@@ -81,12 +81,12 @@ def sample(
             (see `schedule.padded_sigmas`).
         steps: how many steps to do, 1 to `levels`. An array may be traced: the same program then does any number.
         solver: one of the three.
-        memory: what the first evaluation is given; structure, shapes and dtypes stay the same throughout. It is
+        carry: what the first evaluation is given; structure, shapes and dtypes stay the same throughout. It is
             updated in place if `velocity` writes before it reads, or makes what it writes depend on what it read;
             else XLA may keep a second copy.
 
     Returns:
-        The latents at `sigmas[steps]`, float32, and the memory that the last evaluation returned.
+        The latents at `sigmas[steps]`, float32, and the carry that the last evaluation returned.
 
     Raises:
         ValueError: an unknown solver, or a number of steps (if it is no array) that the levels do not allow.
@@ -99,19 +99,19 @@ def sample(
     sigmas = jnp.asarray(sigmas, jnp.float32)
     start = jnp.asarray(noise, jnp.float32)
 
-    def evaluate(evaluation: Int32[Array, ""], state: tuple[Latents, _History, Memory]) -> Any:
-        latents, history, memory = state
-        slope, memory = velocity(latents, sigmas[level_of(evaluation)], evaluation, memory)
+    def evaluate(evaluation: Int32[Array, ""], state: tuple[Latents, _History, Carry]) -> Any:
+        latents, history, carry = state
+        slope, carry = velocity(latents, sigmas[level_of(evaluation)], evaluation, carry)
         latents, history = advance(evaluation, sigmas, latents, slope.astype(jnp.float32), history)
-        return latents, history, memory
+        return latents, history, carry
 
     # One loop over evaluations, not steps: the network stands in the program once, also for Heun's method. A traced
     # bound (a `while` in XLA) rather than a scan over padded levels whose body a `cond` skips: padding then costs
     # nothing at all, and the carried arrays are updated in place, where a `cond` inside the loop may copy them. What it
     # gives up is reverse-mode differentiation, which sampling has no use for.
     history = (jnp.zeros_like(start),) * kept
-    latents, _, memory = jax.lax.fori_loop(jnp.int32(0), count, evaluate, (start, history, memory))
-    return latents, memory
+    latents, _, carry = jax.lax.fori_loop(jnp.int32(0), count, evaluate, (start, history, carry))
+    return latents, carry
 
 
 _History = tuple[Latents, ...]

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from genaffect_jax.config import GuidanceMode, ModelConfig, Solver
-from genaffect_jax.diffusion.guidance import BRANCHES, branch_drops, guided, repeat_branches
+from genaffect_jax.diffusion.guidance import GUIDANCE_BRANCHES, branch_drops, guided, repeat_branches
 from genaffect_jax.diffusion.sampler import evaluations, initial_noise, sample
 from genaffect_jax.models.autoencoder.model import AutoencoderKL, normalise, to_uint8
 from genaffect_jax.models.autoencoder.tiling import decode_tiled
@@ -221,7 +221,7 @@ def make_program(
 def kv_cache_bytes(config: ModelConfig, spec: SamplerSpec, steps: int, item_bytes: int) -> int:
     """Size in bytes of the KV cache of one group's anchors; `item_bytes` is the size of one activation."""
     network = config.mmdit
-    rows = evaluations(spec.solver, steps) * network.num_layers * len(BRANCHES[spec.mode])
+    rows = evaluations(spec.solver, steps) * network.num_layers * len(GUIDANCE_BRANCHES[spec.mode])
     return 2 * rows * spec.anchors * spec.shared * network.width * item_bytes
 
 
@@ -298,7 +298,7 @@ def _denoise(
 
         return velocity
 
-    branches = len(BRANCHES[spec.mode])
+    branches = len(GUIDANCE_BRANCHES[spec.mode])
     limited = spec.guidance_limited and branches > 1
     side, channels = config.mmdit.sample_size, config.mmdit.in_channels
     noise = initial_noise(params.seed, noise_ids, (side, side, channels))

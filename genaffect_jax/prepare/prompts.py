@@ -56,9 +56,9 @@ def prepare(arguments: Arguments) -> PromptTable:
     if not run.model.mmdit.reads_prompts:
         raise ConfigError("its model has register tokens and reads no prompts", field="config", found=arguments.config)
     parts = text_parts(arguments.pipeline)
-    memory = arguments.cache or arguments.out.parent / "prompt_cache"
+    cache_dir = arguments.cache or arguments.out.parent / "prompt_cache"
     with progress_bar("reading text encoder files", len(parts.files)) as step:
-        digest = digest_files(parts.files, memory, step)
+        digest = digest_files(parts.files, cache_dir, step)
     prompts, length = all_prompts(run.text), run.text.max_sequence_length
 
     def load() -> Embed:
@@ -71,7 +71,7 @@ def prepare(arguments: Arguments) -> PromptTable:
         )
         return encoders.encode
 
-    cache = PromptCache(memory, digest, length, arguments.dtype)
+    cache = PromptCache(cache_dir, digest, length, arguments.dtype)
     with progress_bar("encoding prompts", len(prompts)) as step:
         tokens, pooled = encode_cached(prompts, cache, load, progress=step)
     table = PromptTable(prompts, tokens, pooled, run.text.template, digest, length)

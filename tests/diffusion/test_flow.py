@@ -18,7 +18,7 @@ from genaffect_jax.diffusion.flow import (
     sigma_quantile,
     velocity_target,
 )
-from genaffect_jax.diffusion.guidance import BRANCHES, branch_drops, combine, guided, repeat_branches
+from genaffect_jax.diffusion.guidance import GUIDANCE_BRANCHES, branch_drops, combine, guided, repeat_branches
 from genaffect_jax.diffusion.sampler import sample
 from genaffect_jax.diffusion.schedule import padded_sigmas
 
@@ -160,7 +160,7 @@ def test_a_model_deaf_to_its_conditions_is_not_changed_by_guidance(mode) -> None
 
 def full_branch(x, mode):
     """The last branch of every group."""
-    count = len(BRANCHES[mode])
+    count = len(GUIDANCE_BRANCHES[mode])
     return x[count - 1 :: count]
 
 

@@ -177,14 +177,14 @@ def outcome(preset, workdir, capsys):
 def test_a_run_folder_that_cannot_be_made_is_one_line(preset, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     status, lines = outcome(preset, tmp_path / "file" / "run", capsys)
-    assert (status, len(lines)) == (1, 1)
+    assert (status, len(lines)) == (2, 1)
     assert "file/run: cannot be written to: Not a directory" in lines[0]
 
 
 def test_a_read_only_run_folder_is_one_line_and_changes_nothing(preset, tmp_path, capsys):
     with mounted(tmp_path / "disk", "ro") as disk:
         status, lines = outcome(preset, disk, capsys)
-        assert (status, len(lines)) == (1, 1)
+        assert (status, len(lines)) == (2, 1)
         assert f"error: --workdir {disk}: cannot be written to: Read-only file system" in lines[0]
         assert list(disk.iterdir()) == []
 

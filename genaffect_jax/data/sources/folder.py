@@ -76,7 +76,7 @@ class FolderSource:
             raise DataError(f"{path}: was readable when the folder was checked, but is no longer: {e}") from e
 
     def describe(self) -> str:
-        """One line for people."""
+        """One line for users."""
         return f"folder {self.root}: {count_text(self.examples)}, {self.image_size} x {self.image_size} pixels"
 
     def fingerprint(self) -> str:

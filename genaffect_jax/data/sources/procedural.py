@@ -65,7 +65,7 @@ class ProceduralSource:
         return render(person, self._images[index].expression, self.image_size)
 
     def describe(self) -> str:
-        """One line for people."""
+        """One line for users."""
         return f"procedural avatars: {count_text(self.examples)}, {self.image_size} x {self.image_size} pixels"
 
     def fingerprint(self) -> str:

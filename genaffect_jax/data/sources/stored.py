@@ -84,7 +84,7 @@ class StoredSource:
         return np.array(self._pixels[index])
 
     def describe(self) -> str:
-        """One line for people."""
+        """One line for users."""
         side = self._pixels.shape[1]
         return f"stored avatars, redressed: {count_text(self.examples)}, {side} x {side} pixels"
 
@@ -101,7 +101,7 @@ def store_avatars(settings: AvatarSettings, path: Path, workers: int) -> Path:
     and of a few images, and appears when it is complete.
 
     Args:
-        settings: see there.
+        settings: what to render.
         path: where to write; `avatars` becomes the folder `avatars-<digest>` beside it.
         workers: processes that render; 0 renders in this one. The images do not depend on it.
 

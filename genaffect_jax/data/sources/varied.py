@@ -52,7 +52,7 @@ class VariedSource:
         return image if kind < _PLAIN else augment(image, rng)
 
     def describe(self) -> str:
-        """One line for people."""
+        """One line for users."""
         return f"{self._inner.describe()}, varied"
 
     def fingerprint(self) -> str:
