@@ -225,9 +225,7 @@ def test_the_command_refuses_what_does_not_go_together(options, words, trained_w
     assert not list(tmp_path.iterdir())
 
 
-def test_interrupting_the_sampling_ends_with_status_130_and_writes_nothing(
-    trained_workdir, tmp_path, monkeypatch, capsys
-):
+def test_interrupting_ends_with_status_130_and_writes_nothing(trained_workdir, tmp_path, monkeypatch, capsys):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
