@@ -122,7 +122,13 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tiny_config, t
     assert logged[4]["loss"] is None
     # Four good steps of six are the first four steps of a run without bad ones.
     short = with_train(config, steps=4)
-    fit(task(short, Numbered(), broken_at(none)), short.train, make_mesh(MeshConfig()), RunDir(tmp_path / "short"), QUIET)
+    fit(
+        task(short, Numbered(), broken_at(none)),
+        short.train,
+        make_mesh(MeshConfig()),
+        RunDir(tmp_path / "short"),
+        QUIET,
+    )
     expected, found = (final_state(c, tmp_path / n)[0] for c, n in ((short, "short"), (config, "some")))
     assert (int(expected.step), int(found.step)) == (4, 6)
     for name, value in expected.parameters.items():
