@@ -36,17 +36,17 @@ def branch_drops(mode: GuidanceMode, groups: int, expressions: int) -> tuple[Boo
     return jnp.tile(identity, groups), jnp.broadcast_to(drop_expression, (len(drop_expression), expressions))
 
 
-def repeat_branches(x: Float[Array, G * rest], mode: GuidanceMode) -> Float[Array, n * G * rest]:
+def repeat_branches(x: Float[Array, "G ..."], mode: GuidanceMode) -> Float[Array, "n*G ..."]:
     """Every group once per branch, branches of a group side by side."""
     return jnp.repeat(x, len(GUIDANCE_BRANCHES[mode]), axis=0)
 
 
 def combine(
-    velocity: Float[Array, n * G * rest],
+    velocity: Float[Array, "n*G ..."],
     mode: GuidanceMode,
     guidance_identity: Float[Array, ""] | float = 1.0,
     guidance_expression: Float[Array, ""] | float = 1.0,
-) -> Float[Array, G * rest]:
+) -> Float[Array, "G ..."]:
     """The guided velocity from those of the branches.
 
     `decoupled`: `v0 + g_id (v_id - v0) + g_ex (v_id,ex - v_id)`. `joint`: `v0 + g_ex (v_id,ex - v0)`; a joint scale
