@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,25 +49,35 @@ def denoiser_state(config, workdir):
     return Checkpoints(workdir).restore(abstract_state(denoiser, make_optimizer(config.train), mesh))
 
 
-@pytest.mark.parametrize("cached", [True, False], ids=["cached latents", "images"])
-def test_a_stopped_and_continued_run_equals_an_uninterrupted_one(request, steady, whole, tmp_path, cached):
-    config = dataclasses.replace(steady, data=dataclasses.replace(steady.data, cache_latents=cached))
-    if not cached:  # `whole` has cached latents, and eight devices
-        request.getfixturevalue("one_device")
-        whole = tmp_path / "whole"
-        assert train_denoiser(config, whole, QUIET)
-    assert train_denoiser(with_train(config, steps=2), tmp_path / "parts", QUIET)
-    assert train_denoiser(with_train(config, steps=4), tmp_path / "parts", QUIET)
+def assert_equal_runs(config, parts, whole):
+    """Same state to the bit, same input position, same losses."""
     expected, expected_position = denoiser_state(config, whole)
-    parts, parts_position = denoiser_state(config, tmp_path / "parts")
-    assert int(parts.step) == 4
-    assert parts_position == expected_position
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(parts), strict=True):
+    found, found_position = denoiser_state(config, parts)
+    assert int(found.step) == 4
+    assert found_position == expected_position
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_array_equal(a, b)
     # The first step of a process is its compilation: it is not logged, so each part starts one row later.
     losses = {row["step"]: row["loss"] for row in rows(whole)}
-    for row in rows(tmp_path / "parts"):
+    for row in rows(parts):
         assert row["loss"] == losses[row["step"]]
+
+
+def test_a_stopped_and_continued_run_equals_an_uninterrupted_one(steady, whole, tmp_path):
+    assert train_denoiser(with_train(steady, steps=2), tmp_path, QUIET)
+    assert train_denoiser(with_train(steady, steps=4), tmp_path, QUIET)
+    assert_equal_runs(steady, tmp_path, whole)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_run_that_reads_images_continues_from_an_older_checkpoint_to_the_same_end(steady, tmp_path):
+    config = dataclasses.replace(steady, data=dataclasses.replace(steady.data, cache_latents=False))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train_denoiser(with_train(config, checkpoint_every=2), whole, QUIET)
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "4")
+    assert train_denoiser(config, parts, QUIET)
+    assert_equal_runs(config, parts, whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

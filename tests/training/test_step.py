@@ -13,7 +13,7 @@ from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.training.denoiser.loss import make_denoiser_loss
 from genaffect_jax.training.optimizer import learning_rate, make_optimizer
-from genaffect_jax.training.state import create_state
+from genaffect_jax.training.state import create_state, state_shardings
 from genaffect_jax.training.step import device_batch, make_train_step
 
 GROUPS, EXPRESSIONS = 8, 2
@@ -30,8 +30,15 @@ def batches():
 
 
 @functools.cache
+def start(model, train):
+    """The state that a training begins with, made on one device and kept on the host: a step donates its own."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    return jax.device_get(create_state(build_networks(model)[0], make_optimizer(train), mesh, train.seed))
+
+
+@functools.cache
 def program(config, mesh, gradient_accumulation_steps):
-    """The step, compiled once for all tests, and the state that it begins with: on the host, as a step donates its."""
+    """The step, compiled once for all tests, and the places of its state."""
     denoiser, autoencoder = build_networks(config.model)
     optimizer = make_optimizer(config.train)
     step = make_train_step(
@@ -43,13 +50,12 @@ def program(config, mesh, gradient_accumulation_steps):
         mesh=mesh,
         gradient_accumulation_steps=gradient_accumulation_steps,
     )
-    state = create_state(denoiser, optimizer, mesh, config.train.seed)
-    return step, jax.device_get(state), jax.tree.map(lambda x: x.sharding, state)
+    return step, state_shardings(denoiser, optimizer, mesh)
 
 
 def run(config, mesh, steps, stream=None, gradient_accumulation_steps=1):
-    train_step, start, shardings = program(config, mesh, gradient_accumulation_steps)
-    state, losses = jax.device_put(start, shardings), []
+    train_step, shardings = program(config, mesh, gradient_accumulation_steps)
+    state, losses = jax.device_put(start(config.model, config.train), shardings), []
     for batch in itertools.islice(stream or batches(), steps):
         state, metrics = train_step(state, {}, device_batch(batch, mesh))
         losses.append(float(metrics["loss"]))
@@ -67,6 +73,14 @@ def alone(two_blocks):
     """Parameters and losses of 20 steps on one device."""
     state, losses, _ = run(two_blocks, make_mesh(MeshConfig(), jax.devices()[:1]), 20)
     return state.parameters, losses
+
+
+def test_every_mesh_begins_with_the_same_state(two_blocks):
+    mesh, optimizer = make_mesh(MeshConfig(2, 2, 2)), make_optimizer(two_blocks.train)
+    state = create_state(build_networks(two_blocks.model)[0], optimizer, mesh, two_blocks.train.seed)
+    expected = start(two_blocks.model, two_blocks.train)
+    for found, value in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, value, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)])
@@ -113,8 +127,8 @@ def test_adafactor_keeps_rows_and_columns_and_learns_on_a_cut_state(tiny_config)
 
 def test_the_old_state_is_donated(tiny_config):
     mesh = make_mesh(MeshConfig())
-    step, start, shardings = program(tiny_config, mesh, 1)
-    state = jax.device_put(start, shardings)
+    step, shardings = program(tiny_config, mesh, 1)
+    state = jax.device_put(start(tiny_config.model, tiny_config.train), shardings)
     step(state, {}, device_batch(next(batches()), mesh))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.parameters, state.ema, state.optimizer)))
 
@@ -131,10 +145,10 @@ def test_the_loss_falls_on_a_repeated_batch(tiny_config):
 
 def test_the_average_follows_the_parameters_at_the_stated_decay(tiny_config):
     first, _, _ = run(tiny_config, make_mesh(MeshConfig()), 1)
-    start = program(tiny_config, make_mesh(MeshConfig()), 1)[1].parameters
+    before = start(tiny_config.model, tiny_config.train).parameters
     decay = 1 / 10  # min(0.99, (1 + 0) / (10 + 0))
     for name, value in first.parameters.items():
-        np.testing.assert_allclose(first.ema[name], decay * start[name] + (1 - decay) * value, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(first.ema[name], decay * before[name] + (1 - decay) * value, atol=1e-6, err_msg=name)
 
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
