@@ -13,6 +13,7 @@ from genaffect_jax.config import AutoencoderConfig
 from genaffect_jax.inference import program as generation
 from genaffect_jax.models.autoencoder.model import AutoencoderKL
 from genaffect_jax.models.autoencoder.tiling import Tiles, decode_tiled, encode_tiled
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.functional import Functional, Parameters
 
 CONFIG = AutoencoderConfig(block_out_channels=(4, 8), norm_num_groups=4, latent_channels=4)
@@ -126,7 +127,7 @@ def test_sampling_decodes_in_tiles_from_the_stated_size_on(tiny_model, monkeypat
 
     monkeypatch.setattr(generation, "TILED_FROM", threshold)
     monkeypatch.setattr(generation, "decode_tiled", recorded)
-    denoiser, autoencoder = generation.build_networks(tiny_model)
+    denoiser, autoencoder = build_networks(tiny_model)
     program = generation.make_program(tiny_model, denoiser, autoencoder)
     inputs = generation.SetInputs(
         jnp.zeros((1, 1, 32, 32, 3), jnp.uint8), jnp.ones((1, 1), bool), jnp.zeros((1, 2, 40)), jnp.zeros((1, 2), int)
