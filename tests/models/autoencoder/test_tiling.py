@@ -22,10 +22,10 @@ NETWORK = Functional(lambda rngs: AutoencoderKL(CONFIG, rngs=rngs))
 
 @pytest.fixture(scope="module")
 def parameters() -> Parameters:
-    denoiser = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     return {
         name: jnp.asarray(
-            np.prod(s.shape[:-1]) ** -0.5 * denoiser.standard_normal(s.shape) + name.endswith("scale"), s.dtype
+            np.prod(s.shape[:-1]) ** -0.5 * rng.standard_normal(s.shape) + name.endswith("scale"), s.dtype
         )
         for name, s in NETWORK.shapes.items()
     }
