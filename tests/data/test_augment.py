@@ -60,9 +60,9 @@ def test_moving_puts_the_middle_where_the_drawn_shift_says() -> None:
         moved = module._move(dot, rng(seed))
         if any(corner.any() for corner in moved[::64, ::64].reshape(4, 3)):
             continue  # filled with a colour, among which the dot's centre of mass says nothing
-        denoiser = rng(seed)
-        denoiser.uniform(-30, 30), denoiser.uniform(-0.7, 0.7)
-        shift = denoiser.uniform(-0.15, 0.15, 2) * 65
+        generator = rng(seed)
+        generator.uniform(-30, 30), generator.uniform(-0.7, 0.7)
+        shift = generator.uniform(-0.15, 0.15, 2) * 65
         weight = moved[..., 0].astype(float)
         rows, columns = np.mgrid[:65, :65]
         centre = np.array([(columns * weight).sum(), (rows * weight).sum()]) / weight.sum()

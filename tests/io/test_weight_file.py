@@ -35,8 +35,8 @@ def network() -> Functional[AutoencoderKL]:
 
 @pytest.fixture(scope="module")
 def parameters(network: Functional[AutoencoderKL]) -> Parameters:
-    denoiser = np.random.default_rng(0)
-    return {name: jnp.asarray(denoiser.standard_normal(s.shape), s.dtype) for name, s in network.shapes.items()}
+    rng = np.random.default_rng(0)
+    return {name: jnp.asarray(rng.standard_normal(s.shape), s.dtype) for name, s in network.shapes.items()}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

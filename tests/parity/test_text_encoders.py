@@ -171,7 +171,7 @@ def config():
     )
     autoencoder = AutoencoderConfig(latent_channels=4, block_out_channels=(16, 16))
     text = TextConfig(max_sequence_length=40, embeddings=Path("later.safetensors"))
-    return Config(data=DataConfig(image_size=16), model=ModelConfig(mmdit=mmdit, autoencoder=autoencoder), text=text)
+    return DenoiserRun(data=DataConfig(image_size=16), model=ModelConfig(mmdit=mmdit, autoencoder=autoencoder), text=text)
 """
 
 

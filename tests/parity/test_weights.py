@@ -114,11 +114,11 @@ def test_diffusers_loads_a_saved_transformer_as_the_same_model(name: str, shard_
     save_transformer(load_transformer(tmp_path / "theirs"), tmp_path / "ours", max_shard_bytes=shard_bytes)
     back = diffusers.SD3Transformer2DModel.from_pretrained(tmp_path / "ours").eval()
     assert settings(back) == settings(original)
-    denoiser = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     inputs = {
-        "hidden_states": torch.randn(2, config.in_channels, 8, 6, denoiser=denoiser),
-        "encoder_hidden_states": torch.randn(2, 3, config.joint_attention_dim, denoiser=denoiser),
-        "pooled_projections": torch.randn(2, config.pooled_projection_dim, denoiser=denoiser),
+        "hidden_states": torch.randn(2, config.in_channels, 8, 6, generator=generator),
+        "encoder_hidden_states": torch.randn(2, 3, config.joint_attention_dim, generator=generator),
+        "pooled_projections": torch.randn(2, config.pooled_projection_dim, generator=generator),
         "timestep": torch.tensor([10.0, 900.0]),
     }
     with torch.no_grad():
@@ -132,7 +132,7 @@ def test_diffusers_loads_a_saved_autoencoder_as_the_same_model(tmp_path: Path) -
     back = diffusers.AutoencoderKL.from_pretrained(tmp_path / "ours").eval()
     # diffusers' own default of the size from which it may tile, and SD3's.
     assert settings(back) == {**settings(original), "sample_size": 1024}
-    images = torch.rand(1, 3, 16, 8, denoiser=torch.Generator().manual_seed(1)) * 2 - 1
+    images = torch.rand(1, 3, 16, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():
         latents = original.encode(images).latent_dist.mean
         assert torch.equal(back.encode(images).latent_dist.mean, latents)

@@ -63,10 +63,10 @@ def autoencoder(config: AutoencoderConfig) -> diffusers.AutoencoderKL:
 
 def randomised(model: torch.nn.Module) -> torch.nn.Module:
     """Nothing stays at a zero or a one where a forgotten bias or norm would not show."""
-    denoiser = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, denoiser=denoiser)
+            noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim > 1:
                 parameter.copy_(noise / parameter[0].numel() ** 0.5)
             else:

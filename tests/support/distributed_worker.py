@@ -34,14 +34,14 @@ class Noise:
     width = 2
 
     def __init__(self):
-        self.images = [
+        self.examples = [
             Example(f"p{person}", str(number), np.array([person, number], np.float32))
             for person in range(PEOPLE)
             for number in range(EXPRESSIONS)
         ]
 
-    def load(self, process_id):
-        return np.random.default_rng(process_id).standard_normal((SIDE, SIDE, 3)).astype(np.float32)
+    def load(self, index):
+        return np.random.default_rng(index).standard_normal((SIDE, SIDE, 3)).astype(np.float32)
 
 
 class Slowly:

@@ -46,7 +46,7 @@ class Pair:
         folder.mkdir(parents=True, exist_ok=True)
         port = free_port()
         self.logs = [folder / f"process{process_id}.log" for process_id in range(2)]
-        self.num_processes = []
+        self.started = []
         for process_id, log in enumerate(self.logs):
             environment = {**os.environ, "XLA_FLAGS": xla_flags(devices=4)}
             distributed = {"heartbeat_timeout": HEARTBEAT}
@@ -66,24 +66,22 @@ class Pair:
                     "process_id": process_id,
                 }
             with log.open("w") as out:
-                self.num_processes.append(
-                    subprocess.Popen(command(distributed), stdout=out, stderr=out, env=environment)
-                )
+                self.started.append(subprocess.Popen(command(distributed), stdout=out, stderr=out, env=environment))
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        for process in self.num_processes:
+        for process in self.started:
             process.kill()
             process.wait()
 
     def ends(self, seconds=PATIENCE):
         """Exit statuses, and what each process said."""
         until = time.monotonic() + seconds
-        for process in self.num_processes:
+        for process in self.started:
             process.wait(timeout=max(0.1, until - time.monotonic()))
-        return [process.returncode for process in self.num_processes], [log.read_text() for log in self.logs]
+        return [process.returncode for process in self.started], [log.read_text() for log in self.logs]
 
 
 def worker_pair(folder, workdir, slurm=False, **options):
@@ -106,7 +104,7 @@ def wait_for_checkpoint(pair, workdir, beyond=0):
         steps = [int(d.name) for d in (workdir / "checkpoints").glob("*") if d.name.isdecimal()]
         if steps and max(steps) > beyond:
             return max(steps)
-        assert all(p.poll() is None for p in pair.num_processes), [log.read_text() for log in pair.logs]
+        assert all(p.poll() is None for p in pair.started), [log.read_text() for log in pair.logs]
         time.sleep(0.05)
     raise AssertionError([log.read_text() for log in pair.logs])
 
@@ -135,7 +133,7 @@ LOST = "another process of the job is lost or cannot be reached"
 
 def ends_after_a_loss(pair, survivor, killed_at):
     """The last line that the survivor said, once it has ended."""
-    pair.num_processes[survivor].wait(timeout=PATIENCE)
+    pair.started[survivor].wait(timeout=PATIENCE)
     seconds = time.monotonic() - killed_at
     codes, said = pair.ends()
     assert seconds < HEARTBEAT + 20, said
@@ -150,7 +148,7 @@ def ends_after_a_loss(pair, survivor, killed_at):
 def test_when_the_system_kills_process_0_both_supervisors_say_what_happened(tmp_path):
     with worker_pair(tmp_path / "a", tmp_path / "run", steps=10_000, pause=0.02) as pair:
         wait_for_checkpoint(pair, tmp_path / "run")
-        supervisor = pair.num_processes[0].pid
+        supervisor = pair.started[0].pid
         children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
         assert len(children) == 1
         os.kill(int(children[0]), signal.SIGKILL)
@@ -164,7 +162,7 @@ def test_after_sigkill_the_survivor_ends_in_time_and_the_restarted_job_continues
     workdir = tmp_path / "run"
     with worker_pair(tmp_path / "a", workdir, steps=10_000, pause=0.02) as pair:
         wait_for_checkpoint(pair, workdir)
-        os.kill(pair.num_processes[1].pid, signal.SIGKILL)
+        os.kill(pair.started[1].pid, signal.SIGKILL)
         ends_after_a_loss(pair, 0, time.monotonic())
 
     before = Checkpoints(workdir).latest_step()
@@ -173,7 +171,7 @@ def test_after_sigkill_the_survivor_ends_in_time_and_the_restarted_job_continues
     ):  # to one process; both stop after the same step
         with worker_pair(tmp_path / f"b{process_id}", workdir, steps=10_000, pause=0.02) as pair:
             wait_for_checkpoint(pair, workdir, before)
-            pair.num_processes[process_id].send_signal(number)
+            pair.started[process_id].send_signal(number)
             codes, said = pair.ends()
         assert codes == [130, 130], said
         assert f"continuing at step {before} of 10000" in said[0]

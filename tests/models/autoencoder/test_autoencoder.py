@@ -24,11 +24,11 @@ NETWORK = Functional(lambda rngs: AutoencoderKL(CONFIG, rngs=rngs))
 
 @pytest.fixture(scope="module")
 def parameters() -> Parameters:
-    denoiser = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
     def draw(name: str, shape: tuple[int, ...]) -> jax.Array:
         scale = np.prod(shape[:-1]) ** -0.5 if len(shape) > 1 else 0.1
-        return jnp.asarray(scale * denoiser.standard_normal(shape) + name.endswith("scale"), jnp.float32)
+        return jnp.asarray(scale * rng.standard_normal(shape) + name.endswith("scale"), jnp.float32)
 
     return {name: draw(name, s.shape) for name, s in NETWORK.shapes.items()}
 

@@ -13,6 +13,7 @@ from genaffect_jax.config import AutoencoderConfig
 from genaffect_jax.inference import program as generation
 from genaffect_jax.models.autoencoder.model import AutoencoderKL
 from genaffect_jax.models.autoencoder.tiling import Tiles, decode_tiled, encode_tiled
+from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.functional import Functional, Parameters
 
 CONFIG = AutoencoderConfig(block_out_channels=(4, 8), norm_num_groups=4, latent_channels=4)
@@ -21,10 +22,10 @@ NETWORK = Functional(lambda rngs: AutoencoderKL(CONFIG, rngs=rngs))
 
 @pytest.fixture(scope="module")
 def parameters() -> Parameters:
-    denoiser = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     return {
         name: jnp.asarray(
-            np.prod(s.shape[:-1]) ** -0.5 * denoiser.standard_normal(s.shape) + name.endswith("scale"), s.dtype
+            np.prod(s.shape[:-1]) ** -0.5 * rng.standard_normal(s.shape) + name.endswith("scale"), s.dtype
         )
         for name, s in NETWORK.shapes.items()
     }
@@ -126,7 +127,7 @@ def test_sampling_decodes_in_tiles_from_the_stated_size_on(tiny_model, monkeypat
 
     monkeypatch.setattr(generation, "TILED_FROM", threshold)
     monkeypatch.setattr(generation, "decode_tiled", recorded)
-    denoiser, autoencoder = generation.build_networks(tiny_model)
+    denoiser, autoencoder = build_networks(tiny_model)
     program = generation.make_program(tiny_model, denoiser, autoencoder)
     inputs = generation.SetInputs(
         jnp.zeros((1, 1, 32, 32, 3), jnp.uint8), jnp.ones((1, 1), bool), jnp.zeros((1, 2, 40)), jnp.zeros((1, 2), int)
