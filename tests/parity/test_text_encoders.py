@@ -171,7 +171,8 @@ def config():
     )
     autoencoder = AutoencoderConfig(latent_channels=4, block_out_channels=(16, 16))
     text = TextConfig(max_sequence_length=40, embeddings=Path("later.safetensors"))
-    return DenoiserRun(data=DataConfig(image_size=16), model=ModelConfig(mmdit=mmdit, autoencoder=autoencoder), text=text)
+    model = ModelConfig(mmdit=mmdit, autoencoder=autoencoder)
+    return DenoiserRun(data=DataConfig(image_size=16), model=model, text=text)
 """
 
 
