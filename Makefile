@@ -8,6 +8,8 @@ EXPRESSIONS ?= neutral; joy; joy:0.5; surprise; fear; anger; sadness; disgust; 0
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
+# One process for each processor; a file stays in one, as its tests share what they train and compile.
+PYTEST := $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: avatars test test-fast test-torch lint clean
@@ -19,14 +21,14 @@ avatars: .venv/ready
 	  --expressions '$(EXPRESSIONS)' --steps 4 --out $(OUT)/avatars
 
 test: .venv/ready-dev lint
-	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not torch'
+	$(PYTEST) --ignore tests/parity
 
 test-fast: .venv/ready-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not torch and not slow'
+	$(PYTEST) --ignore tests/parity -m 'not slow'
 
 # Parity with diffusers; PyTorch is a large download, so it is not part of `make test`.
 test-torch: .venv/ready-torch
-	$(BIN)/python -m pytest -n auto --dist loadfile -m torch
+	$(PYTEST) tests/parity
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .

@@ -31,6 +31,29 @@ from genaffect_jax.config import (
     TrainConfig,
 )
 
+# Rooms and files that take longest; worker processes that begin with them end together.
+LONG = (
+    "training",
+    "inference",
+    "models/mmdit",
+    "system/test_distributed.py",
+    "models/face_encoders",
+    "test_pipeline.py",
+    "models",
+    "compile_check",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first (with `--no-loadscope-reorder`; pytest-xdist would put those with few tests last)."""
+    tests = Path(__file__).parent
+
+    def rank(item: pytest.Item) -> int:
+        place = str(item.path.relative_to(tests))
+        return next((i for i, name in enumerate(LONG) if place.startswith(name)), len(LONG))
+
+    items.sort(key=rank)
+
 
 def pytest_collection_finish() -> None:
     """JAX's traces are many small objects that live long: looking through them again and again takes a seventh of all
