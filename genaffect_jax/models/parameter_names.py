@@ -18,6 +18,8 @@ MMDIT = "mmdit."
 """Prefix of the transformer's parameters within the denoiser."""
 STACKED = re.compile(r"segments\.(\d+)\.layers\.(.+)")
 """A parameter of the blocks within the transformer: number of the segment, name within the block."""
+PROJECTOR_STACKED = re.compile(r"(\w+_projector)\.stack\.layers\.(.+)")
+"""A parameter of the layers of a condition projector: name of the projector, name within the layer."""
 BRANCHES = ("identity", "expression")
 """Parts of a block that are its condition branches (`models.mmdit.projections.ConditionBranch`)."""
 ADAPTERS = (

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from genaffect_jax.errors import WeightsError
-from genaffect_jax.models.parameter_names import STACKED
+from genaffect_jax.models.parameter_names import PROJECTOR_STACKED, STACKED
 
 Shape = tuple[int, ...]
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -116,8 +116,9 @@ def match(
 ) -> list[Piece]:
     """The tensors of a file, each with its place among a network's parameters.
 
-    Parameters that stack layers (`segments.<s>.layers.<rest>`) are split: rules name them `blocks.<i>.<rest>`, where i
-    counts through all segments.
+    Parameters that stack layers are split. Rules name those of the transformer's blocks (`segments.<s>.layers.<rest>`)
+    `blocks.<i>.<rest>`, where i counts through all segments, and those of a projector
+    (`<projector>.stack.layers.<rest>`) `<projector>.layers.<i>.<rest>`.
 
     Args:
         rules: the table.
@@ -175,6 +176,9 @@ def _layers_apart(parameters: Mapping[str, Shape]) -> dict[str, tuple[str, int |
             start = sum(lengths[s] for s in range(int(stacked[1])))
             for layer in range(shape[0]):
                 places[f"blocks.{start + layer}.{stacked[2]}"] = (parameter, layer, shape[1:])
+        elif stacked := PROJECTOR_STACKED.fullmatch(parameter):
+            for layer in range(shape[0]):
+                places[f"{stacked[1]}.layers.{layer}.{stacked[2]}"] = (parameter, layer, shape[1:])
         else:
             places[parameter] = (parameter, None, shape)
     return places

@@ -91,7 +91,11 @@ def open_tensors(folder: Path, variant: str | None = None) -> Iterator[StoredTen
 
 
 def write_tensors(
-    folder: Path, sizes: Mapping[str, int], make: Callable[[str], np.ndarray], max_shard_bytes: int
+    folder: Path,
+    sizes: Mapping[str, int],
+    make: Callable[[str], np.ndarray],
+    max_shard_bytes: int,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes tensors into a folder, as one file or as shards with an index.
 
@@ -102,6 +106,7 @@ def write_tensors(
         sizes: key to size in bytes of all tensors, in the order of the file.
         make: computes the tensor of a key.
         max_shard_bytes: largest shard, in bytes; a larger tensor has a shard of its own.
+        metadata: more entries of each file's header.
     """
     shards: list[list[str]] = [[]]
     room = max_shard_bytes
@@ -115,7 +120,7 @@ def write_tensors(
     for number, keys in enumerate(shards, start=1):
         name = f"{STEM}.safetensors" if len(shards) == 1 else f"{STEM}-{number:05}-of-{len(shards):05}.safetensors"
         # The header's entry tells readers such as transformers that the axis order is PyTorch's.
-        save_file({key: make(key) for key in keys}, folder / name, metadata={"format": "pt"})
+        save_file({key: make(key) for key in keys}, folder / name, metadata={**(metadata or {}), "format": "pt"})
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())
         weight_map.update(dict.fromkeys(keys, name))

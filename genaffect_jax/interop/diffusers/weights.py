@@ -6,7 +6,7 @@ functions of the same names handle flat parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -22,18 +21,15 @@ from genaffect_jax.config import AutoencoderConfig, DType, MMDiTConfig
 from genaffect_jax.errors import ConfigError, WeightsError
 from genaffect_jax.interop.diffusers import configs as component_configs
 from genaffect_jax.interop.diffusers import key_tables
-from genaffect_jax.interop.diffusers.folders import CONFIG_FILE, component_folder, new_component, read_config
-from genaffect_jax.interop.diffusers.rules import Piece, Rule, match
-from genaffect_jax.interop.diffusers.tensor_files import StoredTensors, open_tensors, write_tensors
-from genaffect_jax.io.weight_file import WeightDType, misfits
+from genaffect_jax.interop.diffusers.folders import CONFIG_FILE, component_folder, read_config
+from genaffect_jax.interop.diffusers.parameters import MAX_SHARD_BYTES, read_parameters, write_parameters
+from genaffect_jax.interop.diffusers.rules import Rule
+from genaffect_jax.interop.diffusers.tensor_files import open_tensors
+from genaffect_jax.io.weight_file import WeightDType
 from genaffect_jax.models.autoencoder.model import AutoencoderKL
 from genaffect_jax.models.functional import Functional, Parameters, parameters_of
 from genaffect_jax.models.mmdit.model import MMDiT
 from genaffect_jax.parallel.sharding import parameter_shardings
-
-MAX_SHARD_BYTES = 2**30
-"""One shard is held in memory while it is written."""
-_ALIGNMENT = 64  # bytes; JAX's CPU devices use an aligned NumPy buffer without a copy
 
 Config = TypeVar("Config", MMDiTConfig, AutoencoderConfig)
 Module = TypeVar("Module", bound=nnx.Module)
@@ -146,9 +142,10 @@ def write_transformer(
     *,
     dtype: WeightDType | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes flat parameters; arguments and errors as in `save_transformer`."""
-    _write(TRANSFORMER, config, parameters, folder, dtype, max_shard_bytes)
+    """Writes flat parameters, with more entries in the files' headers; otherwise as `save_transformer`."""
+    _write(TRANSFORMER, config, parameters, folder, dtype, max_shard_bytes, metadata)
 
 
 def load_autoencoder(
@@ -185,9 +182,10 @@ def write_autoencoder(
     *,
     dtype: WeightDType | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes flat parameters; arguments and errors as in `save_autoencoder`."""
-    _write(AUTOENCODER, config, parameters, folder, dtype, max_shard_bytes)
+    """Writes flat parameters, with more entries in the files' headers; otherwise as `save_autoencoder`."""
+    _write(AUTOENCODER, config, parameters, folder, dtype, max_shard_bytes, metadata)
 
 
 def _read(
@@ -201,21 +199,9 @@ def _read(
     folder = component_folder(folder, component.folder)
     network = component.network(config)
     shardings = None if mesh is None else parameter_shardings(network.logical_axes, network.shapes, mesh)
-    shapes = {name: s.shape for name, s in network.shapes.items()}
     with open_tensors(folder, variant) as stored:
-        pieces: dict[str, list[Piece]] = {}
-        for piece in match(component.rules(config), shapes, stored.shapes, str(folder)):
-            pieces.setdefault(piece.parameter, []).append(piece)
-        types = {name: dtype or _common_dtype(name, parts, stored, folder) for name, parts in pieces.items()}
-        parameters = {}
-        for name, parts in pieces.items():
-            buffer = _assemble(parts, stored, shapes[name], types[name], folder)
-            if shardings is None:
-                parameters[name] = jax.device_put(buffer)
-            else:
-                parameters[name] = jax.make_array_from_callback(shapes[name], shardings[name], buffer.__getitem__)
-            jax.block_until_ready(parameters[name])  # otherwise buffers accumulate that wait for their transfer
-    return config, parameters
+        rules, shapes = component.rules(config), _shapes(network)
+        return config, read_parameters(rules, shapes, stored, folder, dtype, shardings)
 
 
 def _read_config(component: Component[Config, Any], folder: Path) -> Config:
@@ -226,34 +212,6 @@ def _read_config(component: Component[Config, Any], folder: Path) -> Config:
         raise WeightsError(f"{folder / CONFIG_FILE}: {e}") from e
 
 
-def _common_dtype(name: str, pieces: Sequence[Piece], stored: StoredTensors, folder: Path) -> WeightDType:
-    types = {stored.dtypes[piece.key] for piece in pieces}
-    if len(types) > 1:
-        raise WeightsError(f"{folder}: the tensors of {name} are stored as {sorted(types)}: say which dtype to load")
-    return types.pop()
-
-
-def _assemble(
-    pieces: Sequence[Piece], stored: StoredTensors, shape: tuple[int, ...], dtype: WeightDType, folder: Path
-) -> np.ndarray:
-    """One parameter from its tensors, which are read one at a time."""
-    buffer = _aligned(shape, jnp.dtype(dtype))
-    for piece in pieces:
-        target = buffer[...] if piece.layer is None else buffer[piece.layer]
-        with np.errstate(over="ignore"):  # reported below
-            target[...] = piece.transform.to_ours(stored.read(piece.key))
-        if stored.dtypes[piece.key] != dtype:
-            _require_finite(target, piece.key, dtype, folder)
-    return buffer
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + size].view(dtype).reshape(shape)
-
-
 def _write(
     component: Component[Config, Any],
     config: Config,
@@ -261,36 +219,15 @@ def _write(
     folder: Path,
     dtype: WeightDType | None,
     max_shard_bytes: int,
+    metadata: Mapping[str, str] | None,
 ) -> None:
     try:
         values = component.unparse(config)
     except ConfigError as e:
         raise WeightsError(f"{folder}: not written: {e}") from e
-    shapes = {name: s.shape for name, s in component.network(config).shapes.items()}
-    problems = misfits({name: tuple(p.shape) for name, p in parameters.items()}, shapes)
-    problems += [f"{name} lies partly on other hosts" for name, p in parameters.items() if not p.is_fully_addressable]
-    if problems:
-        raise WeightsError(
-            f"{folder}: not written: {component.class_name} with other parameters: {'; '.join(problems)}"
-        )
-    pieces = {piece.key: piece for piece in match(component.rules(config), shapes, None, str(folder))}
-    types = {key: jnp.dtype(dtype or parameters[piece.parameter].dtype) for key, piece in pieces.items()}
-    sizes = {key: int(np.prod(piece.shape)) * types[key].itemsize for key, piece in pieces.items()}
-
-    def tensor(key: str) -> np.ndarray:
-        piece = pieces[key]
-        parameter = parameters[piece.parameter]
-        # A new array on the device, as an array keeps its host copy once it has one.
-        single = jnp.copy(parameter) if piece.layer is None else parameter[piece.layer]
-        with np.errstate(over="ignore"):  # reported below
-            value = np.ascontiguousarray(piece.transform.to_theirs(np.asarray(single)), types[key])
-        _require_finite(value, key, str(types[key]), folder)
-        return value
-
-    with new_component(folder, component.class_name, values) as temporary:
-        write_tensors(temporary, sizes, tensor, max_shard_bytes)
+    rules, shapes = component.rules(config), _shapes(component.network(config))
+    write_parameters(folder, component.class_name, values, rules, shapes, parameters, dtype, max_shard_bytes, metadata)
 
 
-def _require_finite(value: np.ndarray, key: str, dtype: str, folder: Path) -> None:
-    if not np.isfinite(value).all():
-        raise WeightsError(f"{folder}: {key} holds numbers that are not finite as {dtype}")
+def _shapes(network: Functional) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(s.shape) for name, s in network.shapes.items()}

@@ -1,0 +1,272 @@
+"""Gen-AFFECT in diffusers: images of one person and a text of expressions in, the person with each of them out.
+
+`GenAffectBlocks` are the steps as a modular pipeline, `GenAffectPipeline` runs the same steps as a plain one.
+"""
+
+import sys
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+)
+from diffusers.loaders import SD3LoraLoaderMixin
+from diffusers.modular_pipelines import (
+    ComponentSpec,
+    InputParam,
+    ModularPipelineBlocks,
+    OutputParam,
+    PipelineState,
+    SequentialPipelineBlocks,
+)
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from PIL import Image, ImageOps
+
+from .genaffect_expressions import GenAffectExpressions
+from .genaffect_faces import GenAffectFaceEncoder
+from .genaffect_modeling import GenAffectAdapter, SetAttnProcessor, Sharing
+
+# The module name by which model_index.json names the classes imported above; the real one depends on the folder.
+sys.modules["genaffect"] = sys.modules[__name__]
+
+COMPONENTS = {
+    "transformer": SD3Transformer2DModel,
+    "vae": AutoencoderKL,
+    "scheduler": FlowMatchEulerDiscreteScheduler,
+    "adapter": GenAffectAdapter,
+    "expressions": GenAffectExpressions,
+    "identity_encoder": GenAffectFaceEncoder,
+    "expression_encoder": GenAffectFaceEncoder,
+}
+SMALLEST_SIGMA = 0.05  # below it, the division that turns clean latents into a velocity would only amplify errors
+NOISE, TOKENS = 0x6E6F6973, 0x746F6B65  # folded into the seed, so that noise and shared tokens have no key in common
+
+
+class Step(ModularPipelineBlocks):
+    """A block that declares its components, inputs (name, default, meaning) and results as class attributes."""
+
+    model_name, uses, takes, gives = "genaffect", (), (), ()
+    expected_components = property(lambda self: [ComponentSpec(name, COMPONENTS[name]) for name in self.uses])
+    inputs = property(lambda self: [InputParam(n, default=d, description=text) for n, d, text in self.takes])
+    intermediate_outputs = property(lambda self: [OutputParam(name) for name in self.gives])
+
+    @torch.no_grad()
+    def __call__(self, components, state):
+        block = self.get_block_state(state)
+        self.run(components, block)
+        self.set_block_state(state, block)
+        return components, state
+
+
+class EncodeStep(Step):
+    """Latents and face embeddings of the references, expression vectors, initial noise."""
+
+    uses = ("transformer", "vae", "expressions", "identity_encoder", "expression_encoder")
+    takes = (
+        ("image", None, "one to four images of one person: PIL images or files"),
+        ("expressions", None, "expression grammar: 'joy, anger:0.6, 0.5*fear + 0.5*surprise, AU12L=0.7, face.png'"),
+        ("seed", 0, "seed of noise and shared tokens; the same images as in genaffect_jax"),
+        ("latents", None, "initial noise [E, c, h, w] in place of the seed's"),
+    )
+    gives = ("parsed", "vectors", "reference", "face", "latents")
+
+    def run(self, c, block):
+        if block.image is None or not block.expressions:
+            raise ValueError("image and expressions: both are needed")
+        device, dtype = c.transformer.device, c.vae.dtype
+        given = block.image if isinstance(block.image, (list, tuple)) else [block.image]
+        images = torch.stack([self.read(c, image) for image in given]).to(device)
+        block.reference = c.vae.encode(images.to(dtype)).latent_dist.mode().float()
+        block.reference = (block.reference - (c.vae.config.shift_factor or 0)) * c.vae.config.scaling_factor
+        block.face = None if c.identity_encoder is None else c.identity_encoder(images)
+        block.parsed = c.expressions.parse(block.expressions, lambda file: self.read_expression(c, file))
+        block.vectors = torch.from_numpy(np.stack([e.vector for e in block.parsed])).to(device)
+        if block.latents is None:
+            size, key = block.reference.shape[1:], fold_in((0, block.seed), NOISE)
+            noise = [normal(fold_in(key, n), (*size[1:], size[0])) for n in c.expressions.noise_ids(block.parsed)]
+            block.latents = torch.from_numpy(np.stack(noise)).permute(0, 3, 1, 2)
+        block.latents = block.latents.to(device, torch.float32)
+
+    def read(self, c, image):
+        """The centre square at the model's size, float32 [3, S, S] in [-1, 1]."""
+        size = c.transformer.config.sample_size * 2 ** (len(c.vae.config.block_out_channels) - 1)
+        image = image if isinstance(image, Image.Image) else Image.open(image)
+        square = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+        return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 127.5 - 1
+
+    def read_expression(self, c, file):
+        if c.expression_encoder is None:
+            raise ValueError(f"expression '{file}': this model has no expression encoder, so images cannot be read")
+        return c.expression_encoder.vectors(self.read(c, file)[None].to(c.transformer.device))[0].cpu().numpy()
+
+
+class DenoiseStep(Step):
+    """Noise to latents, chunk by chunk, with guidance and consistent attention."""
+
+    uses = ("transformer", "scheduler", "adapter", "expressions")
+    takes = (
+        ("parsed", None, "from EncodeStep"),
+        ("vectors", None, "from EncodeStep"),
+        ("reference", None, "from EncodeStep"),
+        ("face", None, "from EncodeStep"),
+        ("latents", None, "from EncodeStep"),
+        ("seed", 0, "see EncodeStep"),
+        ("num_inference_steps", 24, "denoising steps"),
+        ("guidance_scale", None, "joint guidance of identity and expression; replaces the two below"),
+        ("guidance_identity", 1.0, "guidance of the identity; 1 is none"),
+        ("guidance_expression", 1.5, "guidance of the expression; 1 is none"),
+        ("identity_scale", 1.0, "weight of the identity branch, one number or one per block"),
+        ("expression_scale", 1.0, "weight of the expression branch, one number or one per block"),
+        ("consistency", 0.0, "share of image tokens that the anchors share with all images"),
+        ("anchors", 8, "number of anchors, the first images of the set"),
+        ("chunk", 8, "images denoised at once, beside the anchors"),
+        ("shared_tokens", None, "order of the image tokens [steps, blocks, L], the first are shared; else the seed's"),
+    )
+    gives = ("latents",)
+
+    def run(self, c, block):
+        if not isinstance(c.transformer.transformer_blocks[0].attn.processor, SetAttnProcessor):
+            c.adapter.attach(c.transformer)
+        if block.guidance_scale is not None:
+            branches = [(True, True, 1 - block.guidance_scale), (False, False, block.guidance_scale)]
+        else:  # v0 + g_id (v_id - v0) + g_ex (v_id,ex - v_id), by branch: identity dropped, expression dropped, weight
+            g_id, g_ex = block.guidance_identity, block.guidance_expression
+            branches = [(True, True, 1 - g_id), (False, True, g_id - g_ex), (False, False, g_ex)]
+        branches = [branch for branch in branches if branch[2] != 0]
+        total = len(block.latents)
+        anchors = min(block.anchors, total) if block.consistency > 0 and total > 1 else 0
+        clean = torch.empty_like(block.latents)
+        for start in range(anchors, max(total, anchors + 1), block.chunk):
+            rows = [*range(anchors), *range(start, min(start + block.chunk, total))]
+            clean[rows] = self.denoise(c, block, rows, branches, anchors)
+        block.latents = clean
+
+    def denoise(self, c, block, rows, branches, anchors):
+        latents, vectors, groups = block.latents[rows], block.vectors[rows].float(), len(branches)
+        weights = latents.new_tensor([weight for _, _, weight in branches])
+        drop = torch.tensor([branch[:2] for branch in branches], device=latents.device)
+        positions = c.transformer.pos_embed.cropped_pos_embed(*latents.shape[2:]).to(latents.device)
+        face = None if block.face is None else block.face.expand(groups, -1, -1)
+        conditions = c.adapter(
+            block.reference.expand(groups, -1, -1, -1, -1), positions, vectors.expand(groups, -1, -1), face,
+            drop[:, 0], drop[:, 1:].expand(-1, len(rows)),
+        )  # fmt: skip
+        text, pooled = self.text(c, [block.parsed[row] for row in rows], branches)
+        c.adapter.condition(c.transformer, conditions, block.identity_scale, block.expression_scale)
+        c.scheduler.set_timesteps(block.num_inference_steps, device=latents.device)
+        for i, timestep in enumerate(c.scheduler.timesteps):
+            c.adapter.share(c.transformer, self.sharing(c, block, i, anchors))
+            noisy = latents.repeat(groups, 1, 1, 1)
+            found = c.transformer(noisy.to(text.dtype), text, pooled, timestep.expand(len(noisy)), return_dict=False)[0]
+            velocity = found.float()
+            if c.adapter.config.prediction == "x0":
+                velocity = (noisy - velocity) / (timestep / 1000).clamp(min=SMALLEST_SIGMA)
+            velocity = torch.tensordot(weights, velocity.unflatten(0, (groups, -1)), 1)
+            latents = c.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+        return latents
+
+    def text(self, c, parsed, branches):
+        """Prompt embeddings of all branches; for a model without prompts the one-hot rows of its register tokens."""
+        device, dtype, registers = c.transformer.device, c.transformer.dtype, c.adapter.config.register_tokens
+        if registers:
+            images = len(branches) * len(parsed)
+            text = torch.eye(registers, device=device, dtype=dtype).expand(images, -1, -1)
+            return text, text.new_zeros(images, c.transformer.config.pooled_projection_dim)
+        pairs = [c.expressions.embed(parsed, negative=branch[0] and branch[1]) for branch in branches]
+        return tuple(torch.cat(parts).to(device, dtype) for parts in zip(*pairs, strict=True))
+
+    def sharing(self, c, block, step, anchors):
+        if not anchors:
+            return None
+        layers, length = len(c.transformer.transformer_blocks), c.transformer.pos_embed.height**2
+        if block.shared_tokens is not None:
+            order = torch.as_tensor(block.shared_tokens[step])
+        else:
+            key = fold_in(fold_in((0, block.seed), TOKENS), step)
+            order = torch.from_numpy(uniform(key, (layers, length)).argsort(axis=1, kind="stable"))
+        order, count = order.to(c.transformer.device), round(block.consistency * length)
+        return [Sharing(layer[:count], layer[count:], anchors) for layer in order]
+
+
+class DecodeStep(Step):
+    """Latents to images."""
+
+    uses = ("vae",)
+    takes = (("latents", None, "from DenoiseStep"), ("chunk", 8, ""), ("output_type", "pil", "pil, np or latent"))
+    gives = ("images",)
+
+    def run(self, c, block):
+        block.images = block.latents
+        if block.output_type != "latent":
+            z = block.latents / c.vae.config.scaling_factor + (c.vae.config.shift_factor or 0)
+            parts = [c.vae.decode(part.to(c.vae.dtype), return_dict=False)[0].float() for part in z.split(block.chunk)]
+            bytes_ = ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            block.images = bytes_.permute(0, 2, 3, 1).cpu().numpy()
+            if block.output_type == "pil":
+                block.images = [Image.fromarray(image) for image in block.images]
+
+
+class GenAffectBlocks(SequentialPipelineBlocks):
+    """Encode, denoise, decode."""
+
+    model_name = "genaffect"
+    block_classes, block_names = [EncodeStep, DenoiseStep, DecodeStep], ["encode", "denoise", "decode"]
+
+
+class GenAffectPipeline(DiffusionPipeline, SD3LoraLoaderMixin):
+    """The blocks as a plain pipeline; `GenAffectBlocks().doc` describes the settings."""
+
+    _optional_components = ["identity_encoder", "expression_encoder"]
+    model_cpu_offload_seq = "identity_encoder->expression_encoder->adapter->transformer->vae"
+
+    def __init__(
+        self, transformer, vae, scheduler, adapter, expressions, identity_encoder=None, expression_encoder=None
+    ):
+        super().__init__()
+        self.register_modules(
+            transformer=transformer, vae=vae, scheduler=scheduler, adapter=adapter, expressions=expressions,
+            identity_encoder=identity_encoder, expression_encoder=expression_encoder,
+        )  # fmt: skip
+        adapter.attach(transformer)
+
+    def __call__(self, image, expressions, **settings):
+        """The images of a set, in the order of the expressions."""
+        blocks, state = GenAffectBlocks(), PipelineState()
+        if unknown := settings.keys() - set(blocks.input_names):
+            raise TypeError(f"unknown settings {sorted(unknown)}; known are {blocks.input_names}")
+        for name, value in {"image": image, "expressions": expressions, **settings}.items():
+            state.set(name, value)
+        return ImagePipelineOutput(blocks(self, state)[1].get("images"))
+
+
+def threefry(key, counts):
+    """The generator of JAX's random numbers: Threefry-2x32 (Salmon et al. 2011), 20 rounds, on uint32 arrays."""
+    keys = [np.asarray(k, np.uint32) for k in (key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDA)]
+    a, b = (np.atleast_1d(np.asarray(c, np.uint32)) + k for c, k in zip(counts, keys, strict=False))
+    for i in range(5):
+        for turn in ((13, 15, 26, 6), (17, 29, 16, 24))[i % 2]:
+            a = a + b
+            b = a ^ ((b << np.uint32(turn)) | (b >> np.uint32(32 - turn)))
+        a, b = a + keys[(i + 1) % 3], b + keys[(i + 2) % 3] + np.uint32(i + 1)
+    return a, b
+
+
+def fold_in(key, number):
+    """jax.random.fold_in."""
+    return tuple(int(x[0]) for x in threefry(key, (0, number)))
+
+
+def uniform(key, shape):
+    """jax.random.uniform: float32 in [0, 1)."""
+    a, b = threefry(key, (0, np.arange(np.prod(shape), dtype=np.uint32)))
+    return (((a ^ b) >> np.uint32(9)) | np.uint32(0x3F800000)).view(np.float32).reshape(shape) - np.float32(1)
+
+
+def normal(key, shape):
+    """jax.random.normal, up to the last digit of the inverse error function."""
+    lowest = np.nextafter(np.float32(-1), np.float32(0))
+    spread = np.maximum(lowest, uniform(key, shape) * (np.float32(1) - lowest) + lowest)
+    return (np.sqrt(2) * torch.erfinv(torch.from_numpy(spread).double()).numpy()).astype(np.float32)
