@@ -12,7 +12,7 @@ from genaffect_jax.config.as_json import ADDED_LATER
 from genaffect_jax.errors import require
 
 Solver = Literal["euler", "heun", "dpm++"]
-GuidanceMode = Literal["none", "joint", "decoupled"]
+GuidanceMode = Literal["none", "joint", "expression", "decoupled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +112,9 @@ class SamplingConfig:
     @property
     def mode(self) -> GuidanceMode:
         """Which guidance branches are computed."""
-        if self.guidance is None:
+        if self.guidance is not None:
+            return "none" if self.guidance == 1.0 else "joint"
+        if self.guidance_identity != 1.0:
             return "decoupled"
-        return "none" if self.guidance == 1.0 else "joint"
+        # The branch without any condition would have weight 0.
+        return "none" if self.guidance_expression == 1.0 else "expression"

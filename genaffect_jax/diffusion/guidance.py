@@ -19,6 +19,7 @@ from genaffect_jax.diffusion.sampler import Carry, Velocity
 GUIDANCE_BRANCHES: dict[str, tuple[tuple[bool, bool], ...]] = {
     "none": ((False, False),),
     "joint": ((True, True), (False, False)),
+    "expression": ((False, True), (False, False)),
     "decoupled": ((True, True), (False, True), (False, False)),
 }
 
@@ -49,13 +50,14 @@ def combine(
 ) -> Float[Array, "G ..."]:
     """The guided velocity from those of the branches.
 
-    `decoupled`: `v0 + g_id (v_id - v0) + g_ex (v_id,ex - v_id)`. `joint`: `v0 + g_ex (v_id,ex - v0)`; a joint scale
-    is given as `guidance_expression`, and `guidance_identity` has no part in it.
+    `decoupled`: `v0 + g_id (v_id - v0) + g_ex (v_id,ex - v_id)`. `expression` is that with a `g_id` of 1, where v0 has
+    no weight: `v_id + g_ex (v_id,ex - v_id)`. `joint`: `v0 + g_ex (v_id,ex - v0)`; a joint scale is given as
+    `guidance_expression`. In the last two `guidance_identity` has no part.
     """
     branches = velocity.reshape(-1, len(GUIDANCE_BRANCHES[mode]), *velocity.shape[1:])
     if mode == "none":
         return branches[:, 0]
-    if mode == "joint":
+    if mode in ("joint", "expression"):
         base, full = branches[:, 0], branches[:, 1]
         return base + guidance_expression * (full - base)
     base, identity, full = branches[:, 0], branches[:, 1], branches[:, 2]

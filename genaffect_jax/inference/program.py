@@ -23,7 +23,7 @@ from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.genaffect import BranchScales, GenAffect
 from genaffect_jax.models.mmdit.attention import KeyValue
 from genaffect_jax.models.mmdit.block_cache import BlockCache, Streams
-from genaffect_jax.models.mmdit.consistent_attention import Sharing, random_tokens
+from genaffect_jax.models.mmdit.consistent_attention import Sharing, Tokens, random_tokens
 from genaffect_jax.models.mmdit.model import Conditions, MMDiTOutput
 from genaffect_jax.parallel.xla import compiler_options
 
@@ -185,8 +185,8 @@ def make_program(
     ) -> tuple[UInt8[Array, "G E S S 3"], AnchorCache | None]:
         model = denoiser.merge(parameters)
         vae = autoencoder.merge(frozen_components["autoencoder"])
-        conditions = _encode(model, vae, identity_encoder, frozen_components, inputs, spec.mode)
-        latents, carry = _denoise(config, model, params, spec, kv_cache, inputs.noise_ids, conditions)
+        conditions = encode_set(model, vae, identity_encoder, frozen_components, inputs, spec.mode)
+        latents, carry = denoise_set(config, model, params, spec, kv_cache, inputs.noise_ids, conditions)
         latents = latents[:, spec.first_decoded :]
         decode = partial(decode_tiled, vae) if config.image_size >= TILED_FROM else vae.decode
         return to_uint8(decode(vae.unscaled(latents))), carry
@@ -225,7 +225,7 @@ def kv_cache_bytes(config: ModelConfig, spec: SamplerSpec, steps: int, item_byte
     return 2 * rows * spec.anchors * spec.shared * network.width * item_bytes
 
 
-def _encode(
+def encode_set(
     model: GenAffect,
     vae: AutoencoderKL,
     identity_encoder: Functional[FaceEncoder] | None,
@@ -233,7 +233,15 @@ def _encode(
     inputs: SetInputs,
     mode: GuidanceMode,
 ) -> Conditions:
-    """The conditions of all guidance branches."""
+    """The conditions of all guidance branches, groups of one person side by side (`diffusion.guidance`).
+
+    Args:
+        model, vae: networks with parameters.
+        identity_encoder: gives the references' embeddings, for models that take them.
+        frozen_components: see `make_program`.
+        inputs: people and images.
+        mode: decides the branches.
+    """
     groups, expressions = inputs.noise_ids.shape
     faces = normalise(inputs.reference)
     latents, embedding = vae.to_latents(faces), None
@@ -256,7 +264,7 @@ def _encode(
     )
 
 
-def _denoise(
+def denoise_set(
     config: ModelConfig,
     model: GenAffect,
     params: SamplerParams,
@@ -265,7 +273,15 @@ def _denoise(
     noise_ids: Int[Array, "G E"],
     conditions: Conditions,
 ) -> tuple[Float[Array, "G E h w c"], AnchorCache | None]:
-    """The clean latents of the images, and the anchor KV cache if it is kept."""
+    """The clean latents of the images, and the anchor KV cache if it is kept.
+
+    Args:
+        config: sizes.
+        model: the denoiser with parameters.
+        params, spec, kv_cache: see `make_program`.
+        noise_ids: numbers of the images, which decide their noise.
+        conditions: what `encode_set` made.
+    """
 
     def evaluate(
         conditions: Conditions, noisy: Array, sigma: Array, evaluation: Array, carry: SamplerCarry
@@ -360,11 +376,6 @@ def _sharing(
     """The tokens that the images share in one evaluation; every evaluation has other ones."""
     if not spec.shares:
         return None
-    network = config.mmdit
-    key = jax.random.fold_in(jax.random.key(params.seed), TOKENS_PURPOSE)
-    tokens = random_tokens(
-        jax.random.fold_in(key, evaluation), network.num_layers, network.image_tokens, spec.shared, params.candidates
-    )
     active = None
     if spec.sharing_limited:
         low, high = params.sharing_interval
@@ -372,4 +383,14 @@ def _sharing(
     pool = None
     if spec.pool == "given":
         pool = jax.tree.map(lambda rows: jax.lax.dynamic_index_in_dim(rows, evaluation, 0, keepdims=False), kv_cache)
+    tokens = tokens_at(config, params, spec, evaluation)
     return Sharing(tokens, active, pool, spec.anchors, keep_pool=spec.pool == "kept")
+
+
+def tokens_at(config: ModelConfig, params: SamplerParams, spec: SamplerSpec, evaluation: Int[Array, ""]) -> Tokens:
+    """The image tokens that the anchors share in one evaluation, drawn for every layer from the seed."""
+    network = config.mmdit
+    key = jax.random.fold_in(jax.random.key(params.seed), TOKENS_PURPOSE)
+    return random_tokens(
+        jax.random.fold_in(key, evaluation), network.num_layers, network.image_tokens, spec.shared, params.candidates
+    )

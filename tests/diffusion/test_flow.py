@@ -139,17 +139,29 @@ def test_joint_guidance_extrapolates_from_no_condition_to_all() -> None:
     np.testing.assert_allclose(combine(stacked, "joint", 9.0, 4.0), base + 4.0 * (full - base), atol=1e-5)
 
 
+def test_expression_guidance_is_decoupled_guidance_with_an_identity_scale_of_1() -> None:
+    base, identity, full = (images(i, 2, 3) for i in range(3))
+    three = jnp.stack([base, identity, full], axis=1).reshape(6, 3, 2, 3, 4)
+    two = jnp.stack([identity, full], axis=1).reshape(4, 3, 2, 3, 4)
+    found = combine(two, "expression", 9.0, 5.0)
+    np.testing.assert_allclose(found, combine(three, "decoupled", 1.0, 5.0), atol=1e-5)
+    for mode, first in (("expression", 0), ("decoupled", 1)):
+        identity, expression = branch_drops(mode, 1, 1)
+        np.testing.assert_array_equal(identity[first:], [False, False])
+        np.testing.assert_array_equal(expression[first:], [[True], [False]])
+
+
 def test_branches_drop_what_their_place_in_the_formula_says() -> None:
     identity, expression = branch_drops("decoupled", groups=2, expressions=3)
     np.testing.assert_array_equal(identity, [True, False, False] * 2)
     np.testing.assert_array_equal(expression, np.repeat([[True], [True], [False]] * 2, 3, axis=1))
     assert not any(x.any() for x in branch_drops("none", 2, 3))
     np.testing.assert_array_equal(branch_drops("joint", 1, 1)[1], [[True], [False]])
-    with pytest.raises(ValueError, match="'both': must be one of none, joint, decoupled"):
+    with pytest.raises(ValueError, match="'both': must be one of none, joint, expression, decoupled"):
         branch_drops("both", 1, 1)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("mode", ["none", "joint", "decoupled"])
+@pytest.mark.parametrize("mode", ["none", "joint", "expression", "decoupled"])
 def test_a_model_deaf_to_its_conditions_is_not_changed_by_guidance(mode) -> None:
     latents = images(0, 2, 3)
     velocity = guided(lambda x, sigma, evaluation, memory: (jnp.sin(x) * sigma, memory), mode, 3.0, 7.0)
@@ -166,7 +178,7 @@ def full_branch(x, mode):
 
 def test_the_last_branch_drops_nothing() -> None:
     x = images(0, 2, 3)
-    for mode in ("none", "joint", "decoupled"):
+    for mode in ("none", "joint", "expression", "decoupled"):
         identity, expression = branch_drops(mode, 2, 3)
         assert not full_branch(identity, mode).any()
         assert not full_branch(expression, mode).any()
@@ -260,7 +272,7 @@ def test_an_interval_needs_the_velocity_of_the_full_branch() -> None:
     velocity, _ = conditional_velocities("joint", 2, 3)
     with pytest.raises(ValueError, match="guidance interval: needs velocity_full"):
         guided(velocity, "joint", interval=(0.2, 0.8))
-    with pytest.raises(ValueError, match="'both': must be one of none, joint, decoupled"):
+    with pytest.raises(ValueError, match="'both': must be one of none, joint, expression, decoupled"):
         guided(velocity, "both")  # type: ignore[arg-type]
 
 

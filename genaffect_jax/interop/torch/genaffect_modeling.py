@@ -239,13 +239,16 @@ class GenAffectAdapter(ModelMixin, ConfigMixin):
             block.attn.set_processor(SetAttnProcessor())
         transformer._repeated_blocks = ["JointTransformerBlock"]
 
-    def condition(self, transformer, conditions, identity_scale=1.0, expression_scale=1.0, sharing=None):
-        """Sets what the next evaluations see. Scales: one number or one per block; sharing: one `Sharing` per block."""
+    def condition(self, transformer, conditions, identity_scale=1.0, expression_scale=1.0):
+        """Sets what the next evaluations see. A scale is one number, or one per block."""
         for i, block in enumerate(transformer.transformer_blocks):
             processor = block.attn.processor
             processor.identity, processor.expression = conditions[i]
-            key = processor.identity[0]
             scales = [s[i] if isinstance(s, (list, tuple)) else s for s in (identity_scale, expression_scale)]
             # Tensors, so that a compiled block takes them as inputs: a new scale does not compile again.
-            processor.identity_scale, processor.expression_scale = (key.new_tensor(scale) for scale in scales)
-            processor.sharing = None if sharing is None else sharing[i]
+            processor.identity_scale, processor.expression_scale = processor.identity[0].new_tensor(scales)
+
+    def share(self, transformer, sharing):
+        """Consistent attention in the next evaluation: one `Sharing` per block, or None."""
+        for i, block in enumerate(transformer.transformer_blocks):
+            block.attn.processor.sharing = None if sharing is None else sharing[i]

@@ -11,6 +11,7 @@ from diffusers import (
     AutoencoderKL,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    ModelMixin,  # noqa: F401 (diffusers looks it up beside the classes of the components)
     SD3Transformer2DModel,
 )
 from diffusers.loaders import SD3LoraLoaderMixin
@@ -71,7 +72,7 @@ class EncodeStep(Step):
         ("seed", 0, "seed of noise and shared tokens; the same images as in genaffect_jax"),
         ("latents", None, "initial noise [E, c, h, w] in place of the seed's"),
     )
-    gives = ("parsed", "vectors", "reference", "face", "latents")
+    gives = ("parsed", "vectors", "reference_latents", "face", "latents")
 
     def run(self, c, block):
         if block.image is None or not block.expressions:
@@ -79,13 +80,15 @@ class EncodeStep(Step):
         device, dtype = c.transformer.device, c.vae.dtype
         given = block.image if isinstance(block.image, (list, tuple)) else [block.image]
         images = torch.stack([self.read(c, image) for image in given]).to(device)
-        block.reference = c.vae.encode(images.to(dtype)).latent_dist.mode().float()
-        block.reference = (block.reference - (c.vae.config.shift_factor or 0)) * c.vae.config.scaling_factor
+        block.reference_latents = c.vae.encode(images.to(dtype)).latent_dist.mode().float()
+        block.reference_latents = (
+            block.reference_latents - (c.vae.config.shift_factor or 0)
+        ) * c.vae.config.scaling_factor
         block.face = None if c.identity_encoder is None else c.identity_encoder(images)
         block.parsed = c.expressions.parse(block.expressions, lambda file: self.read_expression(c, file))
         block.vectors = torch.from_numpy(np.stack([e.vector for e in block.parsed])).to(device)
         if block.latents is None:
-            size, key = block.reference.shape[1:], fold_in((0, block.seed), NOISE)
+            size, key = block.reference_latents.shape[1:], fold_in((0, block.seed), NOISE)
             noise = [normal(fold_in(key, n), (*size[1:], size[0])) for n in c.expressions.noise_ids(block.parsed)]
             block.latents = torch.from_numpy(np.stack(noise)).permute(0, 3, 1, 2)
         block.latents = block.latents.to(device, torch.float32)
@@ -110,7 +113,7 @@ class DenoiseStep(Step):
     takes = (
         ("parsed", None, "from EncodeStep"),
         ("vectors", None, "from EncodeStep"),
-        ("reference", None, "from EncodeStep"),
+        ("reference_latents", None, "from EncodeStep"),
         ("face", None, "from EncodeStep"),
         ("latents", None, "from EncodeStep"),
         ("seed", 0, "see EncodeStep"),
@@ -151,7 +154,7 @@ class DenoiseStep(Step):
         positions = c.transformer.pos_embed.cropped_pos_embed(*latents.shape[2:]).to(latents.device)
         face = None if block.face is None else block.face.expand(groups, -1, -1)
         conditions = c.adapter(
-            block.reference.expand(groups, -1, -1, -1, -1), positions, vectors.expand(groups, -1, -1), face,
+            block.reference_latents.expand(groups, -1, -1, -1, -1), positions, vectors.expand(groups, -1, -1), face,
             drop[:, 0], drop[:, 1:].expand(-1, len(rows)),
         )  # fmt: skip
         text, pooled = self.text(c, [block.parsed[row] for row in rows], branches)
@@ -234,12 +237,16 @@ class GenAffectPipeline(DiffusionPipeline, SD3LoraLoaderMixin):
 
     def __call__(self, image, expressions, **settings):
         """The images of a set, in the order of the expressions."""
+        return ImagePipelineOutput(self.run(image, expressions, **settings).get("images"))
+
+    def run(self, image, expressions, **settings):
+        """The state after the last block, which holds what was computed on the way."""
         blocks, state = GenAffectBlocks(), PipelineState()
         if unknown := settings.keys() - set(blocks.input_names):
             raise TypeError(f"unknown settings {sorted(unknown)}; known are {blocks.input_names}")
         for name, value in {"image": image, "expressions": expressions, **settings}.items():
             state.set(name, value)
-        return ImagePipelineOutput(blocks(self, state)[1].get("images"))
+        return blocks(self, state)[1]
 
 
 def threefry(key, counts):

@@ -242,6 +242,25 @@ class MMDiT(nnx.Module):
             (image, _), anchor_kv, deltas = run_with_block_cache(run_blocks, streams, layers, block_cache)
         return MMDiTOutput(unpatchify(self._project_out(image, activated), patch, rows, columns), anchor_kv, deltas)
 
+    def block_outputs(
+        self, latents: Float[Array, "G E h w c"], timestep: Float[Array, "G E"], conditions: Conditions
+    ) -> list[Streams]:
+        """The image and the text stream after every block, for comparisons with another implementation.
+
+        Scales are 1 and no image sees another; arguments and errors as in `__call__`.
+        """
+        patch = self.config.patch_size
+        streams = self._embed_tokens(latents, conditions, latents.shape[2] // patch, latents.shape[3] // patch)
+        activated = self._embed_timestep(timestep, conditions)
+        branches = self._branch_inputs(conditions, 1.0, 1.0)
+        outputs = []
+        for layer in range(self.config.num_layers):
+            streams, _ = self._run_blocks(
+                activated, branches, conditions.identity_mask, None, streams, layer, layer + 1
+            )
+            outputs.append(streams)
+        return outputs
+
     def _embed_tokens(
         self, latents: Float[Array, "G E h w c"], conditions: Conditions, rows: int, columns: int
     ) -> Streams:

@@ -1,0 +1,215 @@
+"""`python -m genaffect_jax.export diffusers`: a trained model as a folder for diffusers, which needs no JAX.
+
+    python -m genaffect_jax.export diffusers --model out/avatar_tiny --out DIR
+
+The folder holds every part of the model, the method in four files of PyTorch, and evidence that both compute the same
+(docs/guide/export.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from safetensors.numpy import save_file
+
+from genaffect_jax.checkpoints.manager import LATEST
+from genaffect_jax.config import to_json
+from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.export.evidence import collect
+from genaffect_jax.export.model_card import model_card, model_spec
+from genaffect_jax.export.trained_model import TrainedModel
+from genaffect_jax.interop.diffusers.adapter import FOLDER, divide, write_adapter
+from genaffect_jax.interop.diffusers.face_encoder import write_face_encoder
+from genaffect_jax.interop.diffusers.folders import PIPELINE_FILE
+from genaffect_jax.interop.diffusers.register_tokens import prompted_config, prompted_parameters
+from genaffect_jax.interop.diffusers.tensor_files import read_json
+from genaffect_jax.interop.diffusers.weights import write_autoencoder, write_transformer
+from genaffect_jax.interop.torch.expressions_folder import write_expressions
+from genaffect_jax.io.atomic import new_folder
+from genaffect_jax.io.weight_file import WeightDType, checksum
+from genaffect_jax.models.face_encoders.encoder import AvatarEncoder
+from genaffect_jax.models.functional import Parameters
+
+PIPELINE_CLASS = "GenAffectPipeline"
+CODE = ("pipeline.py", "genaffect_modeling.py", "genaffect_faces.py", "genaffect_expressions.py")
+"""Files of `interop.torch` that are copied: the method. `check.py` is copied beside them."""
+DTYPES: dict[str, WeightDType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_LIBRARY = "genaffect"  # the module name that pipeline.py gives its classes
+_CLASSES = {
+    "transformer": ("diffusers", "SD3Transformer2DModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+    FOLDER: (_LIBRARY, "GenAffectAdapter"),
+    "expressions": (_LIBRARY, "GenAffectExpressions"),
+    "identity_encoder": (_LIBRARY, "GenAffectFaceEncoder"),
+    "expression_encoder": (_LIBRARY, "GenAffectFaceEncoder"),
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Write a trained model as a folder for diffusers."""
+
+    model: Path
+    """Run folder of a training."""
+    out: Path
+    """Folder to write."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Stored type of the weights. fp32 loses nothing; the others are half as large."""
+    checkpoint: str = LATEST
+    """Checkpoint to export: latest, best (by the loss on held-out people), or the number of a step."""
+    overwrite: bool = False
+    """Replace an earlier export in the folder."""
+
+
+def run(arguments: Arguments, console: Console) -> bool:
+    """Exports and prints what was written; raises as `export_diffusers`."""
+    for line in export_diffusers(
+        arguments.model, arguments.out, DTYPES[arguments.dtype], arguments.checkpoint, overwrite=arguments.overwrite
+    ):
+        console.print(line)
+    size = sum(file.stat().st_size for file in arguments.out.rglob("*") if file.is_file())
+    console.print(f"{arguments.out}: {size / 1e6:.1f} MB; python {arguments.out / 'check.py'} compares it with PyTorch")
+    return True
+
+
+def export_diffusers(
+    model: Path, out: Path, dtype: WeightDType = "float32", checkpoint: str = LATEST, *, overwrite: bool = False
+) -> list[str]:
+    """Writes the folder; it appears whole.
+
+    Args:
+        model: run folder of a training; low-rank additions are merged into the kernels.
+        out: the folder.
+        dtype: stored type of all weights, rounded to nearest.
+        checkpoint: see `TrainedModel.load`.
+        overwrite: whether an earlier export in `out` may be replaced.
+
+    Returns:
+        Remarks: what the folder does not hold.
+
+    Raises:
+        ConfigError: `out` is not empty and may not be replaced, or `model` is no run folder.
+        CheckpointError, DataError, WeightsError: see `TrainedModel.load`; or a number is not finite in `dtype`.
+    """
+    require_replaceable(out, overwrite)
+    trained = rounded(TrainedModel.load(model, checkpoint), dtype)
+    remarks = []
+    record, tensors = collect(trained)
+    with new_folder(out, replace=True) as new:
+        components = _write_components(trained, new, dtype)
+        if trained.faces.expression is not None and "expression_encoder" not in components:
+            remarks.append("not exported: the ONNX expression encoder; image files among expressions are refused there")
+        _write_indices(new, components)
+        code = importlib.resources.files("genaffect_jax.interop.torch")
+        for name in (*CODE, "check.py"):
+            (new / name).write_text(code.joinpath(name).read_text(encoding="utf-8"), encoding="utf-8")
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, new / "parity.safetensors")
+        (new / "parity.json").write_text(json.dumps(record, indent=2) + "\n")
+        (new / "README.md").write_text(model_card(trained, dtype, record), encoding="utf-8")
+        files = sorted(file for file in new.rglob("*") if file.is_file())
+        lines = [f"{checksum(file)}  {file.relative_to(new).as_posix()}\n" for file in files]
+        (new / "SHA256SUMS").write_text("".join(lines))
+    return remarks
+
+
+def require_replaceable(out: Path, overwrite: bool) -> None:
+    """Raises ConfigError unless `out` is new or empty, or holds an earlier export that may be replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir():
+        raise ConfigError("is a file; name a folder", field="out", found=out)
+    if not overwrite:
+        raise ConfigError("is not empty; name a new folder, or add overwrite", field="out", found=out)
+    try:
+        found = read_json(out / PIPELINE_FILE).get("_class_name")
+    except WeightsError:
+        found = None
+    if PIPELINE_CLASS not in (found if isinstance(found, list) else [found]):
+        raise ConfigError("holds other files than an earlier export; they are not replaced", field="out", found=out)
+
+
+def rounded(trained: TrainedModel, dtype: WeightDType) -> TrainedModel:
+    """The model with parameters that are the stored ones, as float32.
+
+    Raises:
+        WeightsError: a number is not finite in `dtype`.
+    """
+
+    def stored(parameters: Parameters) -> Parameters:
+        found = {name: jnp.asarray(value).astype(dtype).astype(jnp.float32) for name, value in parameters.items()}
+        bad = [name for name, value in found.items() if not bool(jnp.isfinite(value).all())]
+        if bad:
+            raise WeightsError(f"not exported: numbers that are not finite as {dtype} in {', '.join(bad)}")
+        return found
+
+    def face(encoder: Any) -> Any:
+        if not isinstance(encoder, AvatarEncoder):
+            return encoder
+        parts = {name: getattr(encoder, name) for name in ("name", "licence", "checksum", "config", "network")}
+        return AvatarEncoder(**parts, parameters=stored(encoder.parameters))
+
+    faces = dataclasses.replace(
+        trained.faces, identity=face(trained.faces.identity), expression=face(trained.faces.expression)
+    )
+    return dataclasses.replace(
+        trained, denoiser=stored(trained.denoiser), autoencoder=stored(trained.autoencoder), faces=faces
+    )
+
+
+def _write_components(trained: TrainedModel, folder: Path, dtype: WeightDType) -> set[str]:
+    """Writes all components; returns their names."""
+    config = trained.config
+    transformer, adapter = divide(trained.denoiser)
+    write_transformer(
+        prompted_config(config.model.mmdit),
+        prompted_parameters(config.model.mmdit, transformer),
+        folder / "transformer",
+        dtype=dtype,
+        metadata=model_spec(trained, "transformer"),
+    )
+    run = {"name": trained.name, "step": trained.step, "config": json.loads(to_json(config))}
+    write_adapter(config.model, adapter, folder / FOLDER, run=run, dtype=dtype, metadata=model_spec(trained, "adapter"))
+    write_autoencoder(config.model.autoencoder, trained.autoencoder, folder / "vae", dtype=dtype)
+    write_expressions(folder / "expressions", trained.prototypes, config.text, trained.prompts)
+    scheduler = {"_class_name": _CLASSES["scheduler"][1], "num_train_timesteps": 1000, "shift": config.flow.shift}
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
+    components = {"transformer", FOLDER, "vae", "expressions", "scheduler"}
+    for name, encoder in (
+        ("identity_encoder", trained.faces.identity),
+        ("expression_encoder", trained.faces.expression),
+    ):
+        if isinstance(encoder, AvatarEncoder):
+            write_face_encoder(encoder, folder / name, dtype)
+            components.add(name)
+    return components
+
+
+def _write_indices(folder: Path, components: set[str]) -> None:
+    """The three files by which diffusers finds classes and components, plain and modular."""
+    there = {name: list(found) if name in components else [None, None] for name, found in _CLASSES.items()}
+    plain = {"_class_name": ["pipeline", PIPELINE_CLASS], "_diffusers_version": "0.42.1", **there}
+    modular: dict[str, Any] = {"_class_name": "ModularPipeline", "_blocks_class_name": "GenAffectBlocks"}
+    for name in sorted(components):
+        source = {"pretrained_model_name_or_path": None, "subfolder": name, "type_hint": _CLASSES[name]}
+        modular[name] = [*_CLASSES[name], {**source, "variant": None, "revision": None}]
+    blocks = {
+        "_class_name": "GenAffectBlocks",
+        "_diffusers_version": "0.42.1",
+        "auto_map": {"ModularPipelineBlocks": "pipeline.GenAffectBlocks"},
+    }
+    for name, content in (
+        (PIPELINE_FILE, plain),
+        ("modular_model_index.json", modular),
+        ("modular_config.json", blocks),
+    ):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")

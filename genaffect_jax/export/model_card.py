@@ -1,0 +1,107 @@
+"""What an exported folder says about itself: model card, licences and `modelspec.*` metadata."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+from genaffect_jax.export.trained_model import TrainedModel
+from genaffect_jax.io.weight_file import WeightDType
+from genaffect_jax.version import __version__
+
+PROJECT_LICENCE = "Apache-2.0"
+OTHER_LICENCE = "other"
+
+
+def licence_of(trained: TrainedModel) -> str:
+    """The licence of the exported weights as an SPDX name, or `other` if they derive from weights with their own."""
+    return OTHER_LICENCE if trained.config.model.transformer_weights else PROJECT_LICENCE
+
+
+def model_spec(trained: TrainedModel, part: str) -> dict[str, str]:
+    """Metadata of weight files by the Stability AI model metadata standard (sai_model_spec 1.0.1).
+
+    Args:
+        trained: the model.
+        part: `transformer` or `adapter`.
+    """
+    network, size = trained.config.model.mmdit, trained.config.model.image_size
+    family = "stable-diffusion-3" if network.reads_prompts else "mmdit-with-register-tokens"
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": family if part == "transformer" else f"{family}/gen-affect-adapter",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": f"{trained.name}, step {trained.step}",
+        "modelspec.author": "genaffect_jax",
+        "modelspec.date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "modelspec.license": licence_of(trained),
+        "modelspec.resolution": f"{size}x{size}",
+        "modelspec.prediction_type": trained.config.model.prediction,
+    }
+
+
+def model_card(trained: TrainedModel, dtype: WeightDType, evidence: Mapping[str, Any]) -> str:
+    """The README.md of an exported folder."""
+    model, licence = trained.config.model, licence_of(trained)
+    encoders = [e for e in (trained.faces.identity, trained.faces.expression) if e is not None]
+    words = "the 135 emotion words" if trained.prototypes is None else f"{len(trained.prototypes.vectors)} words"
+    lines = [
+        "---",
+        f"license: {licence.lower()}",
+        "library_name: diffusers",
+        "pipeline_tag: image-to-image",
+        "tags: [gen-affect, avatars, facial-expressions, modular-diffusers]",
+        "---",
+        "",
+        f"# {trained.name}",
+        "",
+        f"One person, many expressions: {model.image_size}-px images of the person in a reference image with each",
+        "expression of a list. A Gen-AFFECT model (arXiv 2508.09461) trained and exported with genaffect_jax",
+        f"{__version__}, step {trained.step}, weights in {dtype}.",
+        "",
+        "```python",
+        "from diffusers import DiffusionPipeline",
+        "",
+        "pipe = DiffusionPipeline.from_pretrained(DIR, custom_pipeline=DIR, trust_remote_code=True)",
+        'images = pipe("face.png", "joy, anger:0.6, 0.5*fear + 0.5*surprise").images',
+        "```",
+        "",
+        "`DIR` is the path of this folder. The same steps are modular blocks: `ModularPipeline.from_pretrained(DIR,",
+        "trust_remote_code=True)`, then `load_components()`. Settings: `pipe.blocks.doc`.",
+        "",
+        "## Contents",
+        "",
+        "| part | what it is |",
+        "|---|---|",
+        f"| `transformer/` | SD3 transformer, {model.mmdit.num_layers} blocks of width {model.mmdit.width} |",
+        "| `adapter/` | identity and expression projectors, both condition branches of every block |",
+        "| `vae/`, `scheduler/` | autoencoder, flow-matching schedule |",
+        f"| `expressions/` | {words} and the expression grammar's data |",
+    ]
+    lines += [f"| face encoder | {e.name}, licence: {e.licence} |" for e in encoders]
+    lines += [
+        "| `pipeline.py`, `genaffect_*.py` | the method in PyTorch, Apache-2.0 |",
+        "| `check.py`, `parity.*` | compares PyTorch with what JAX computed: `python check.py` |",
+        "",
+        "## Licence",
+        "",
+    ]
+    if licence == OTHER_LICENCE:
+        lines += [
+            f"The transformer was fine-tuned from `{model.transformer_weights}`; its licence applies to the weights.",
+            "The code is Apache-2.0.",
+        ]
+    else:
+        lines += ["Code and weights are Apache-2.0, unless the training data or a face encoder named above says other."]
+    lines += [
+        "",
+        "## Limits",
+        "",
+        "Images are made up, not photos of anyone. The expression of a result can differ from the word; see the figures",
+        "of the training run. Evidence: "
+        + ", ".join(f"{case['name']} ({case['settings']['num_inference_steps']} steps)" for case in evidence["cases"])
+        + ", float32.",
+        "",
+    ]
+    return "\n".join(lines)
