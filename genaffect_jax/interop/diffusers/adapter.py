@@ -88,10 +88,10 @@ def adapter_rules(network: MMDiTConfig, resampler: bool) -> tuple[Rule, ...]:
     ours = theirs = "identity_projector.layers.{i}"
     attention, qkv = (ours, ours) if resampler else (f"{ours}.attention", f"{ours}.attention.qkv")
     for name, key in _LAYER_LINEAR.items():
-        rules += linear(f"{qkv}.{name}", f"{theirs}.{key}")
+        rules += linear(f"{qkv}.{name}", f"{theirs}.attn.{key}")
     for name, key in _LAYER_NORMS.items():
-        rules.append(Rule(f"{qkv}.{name}.scale", f"{theirs}.{key}.weight"))
-    rules += linear(f"{attention}.out", f"{theirs}.to_out")
+        rules.append(Rule(f"{qkv}.{name}.scale", f"{theirs}.attn.{key}.weight"))
+    rules += linear(f"{attention}.out", f"{theirs}.attn.to_out.0")
     rules += linear(f"{ours}.mlp.up", f"{theirs}.ff.net.0.proj")
     rules += linear(f"{ours}.mlp.down", f"{theirs}.ff.net.2")
     for branch in BRANCHES:

@@ -19,8 +19,8 @@ pipe = DiffusionPipeline.from_pretrained(str(folder), **load).to(device)
 for case in record["cases"]:
     name, limits, seen, hooks = case["name"], record["tolerances"], {}, []
     for n, module in enumerate([*pipe.transformer.transformer_blocks, pipe.adapter]):
-        keep_first = lambda module, given, out, n=n: seen.update({n: out} if n not in seen else {})  # noqa: E731
-        hooks.append(module.register_forward_hook(keep_first))
+        keep = lambda module, given, out, n=n, seen=seen: seen.update({n: seen.get(n, out)})  # noqa: E731
+        hooks.append(module.register_forward_hook(keep))
     images = [Image.fromarray(image.numpy()) for image in stored[f"{name}.reference"]]
     given = {"latents": stored[f"{name}.noise"], "shared_tokens": stored.get(f"{name}.tokens"), "output_type": "np"}
     state = pipe.run(images, case["expressions"], **given, **case["settings"])

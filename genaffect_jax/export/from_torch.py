@@ -1,0 +1,121 @@
+"""`python -m genaffect_jax.export from-torch`: an exported folder, trained further in PyTorch or not, as a run folder.
+
+    python -m genaffect_jax.export from-torch DIR --out M
+
+`DIR` is a folder of `export diffusers`, or what `save_pretrained` of its pipeline wrote. `M` gives the same images, and
+exactly the same parameters if the weights were stored as float32. It can be sampled from and exported, not trained
+further.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from genaffect_jax.checkpoints.manager import Checkpoints
+from genaffect_jax.checkpoints.run_dir import RunDir
+from genaffect_jax.config import DenoiserRun, from_json, to_json
+from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.interop.diffusers.adapter import read_adapter, read_run, unite
+from genaffect_jax.interop.diffusers.face_encoder import read_face_encoder
+from genaffect_jax.interop.diffusers.folders import PIPELINE_FILE
+from genaffect_jax.interop.diffusers.register_tokens import prompted_config, register_parameters
+from genaffect_jax.interop.diffusers.weights import read_autoencoder, read_transformer
+from genaffect_jax.interop.torch.expressions_folder import read_expressions
+from genaffect_jax.io.atomic import new_folder
+from genaffect_jax.io.weight_file import checksum, save_weights
+from genaffect_jax.models.build import build_networks
+from genaffect_jax.models.functional import Parameters
+
+# Settings of the transformer that its weights do not depend on, and that diffusers' config.json does not have.
+_FREE = ("scan_layers", "remat")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Make a run folder of an exported folder."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder of an export, trained further in PyTorch or not."""
+    out: Path
+    """Run folder to write; it must not exist."""
+
+
+def run(arguments: Arguments, console: Console) -> bool:
+    """Converts and prints one line; raises as `from_torch`."""
+    from_torch(arguments.folder, arguments.out)
+    console.print(f"{arguments.out}: run folder of {arguments.folder}, to sample from")
+    return True
+
+
+def from_torch(folder: Path, out: Path) -> None:
+    """Writes the run folder; it appears whole.
+
+    Raises:
+        ConfigError: `out` exists, or `folder` is no folder of an export.
+        WeightsError: a component is missing, damaged or of another model.
+    """
+    if out.exists():
+        raise ConfigError("exists; name a new folder", field="out", found=out)
+    if not (folder / PIPELINE_FILE).is_file():
+        raise ConfigError(f"no exported folder (it has no {PIPELINE_FILE})", field="folder", found=folder)
+    origin = read_run(folder)
+    try:
+        config = from_json(DenoiserRun, json.dumps(origin["config"]))
+        step = int(origin["step"])
+    except (ConfigError, KeyError, TypeError, ValueError) as e:
+        raise WeightsError(f"{folder}: the adapter's config.json describes no run: {e}") from e
+    network = build_networks(config.model)[0]
+    parameters = _denoiser(folder, config)
+    with new_folder(out) as new:
+        run_dir = RunDir(new)
+        _write_components(folder, run_dir, config)
+        text = to_json(config)
+        run_dir.config.write_text(text)
+        trainable, buffers = network.split(parameters)
+        with Checkpoints(run_dir.path) as checkpoints:
+            checkpoints.save_for_sampling(step, trainable, buffers, text)
+
+
+def _denoiser(folder: Path, config: DenoiserRun) -> Parameters:
+    found, transformer = read_transformer(folder, dtype="float32")
+    expected = prompted_config(config.model.mmdit)
+    differences = [
+        f"{field.name} is {getattr(found, field.name)}, must be {getattr(expected, field.name)}"
+        for field in dataclasses.fields(expected)
+        if field.name not in _FREE and getattr(found, field.name) != getattr(expected, field.name)
+    ]
+    if differences:
+        raise WeightsError(f"{folder / 'transformer'}: not the transformer of this adapter: {'; '.join(differences)}")
+    adapter = read_adapter(folder, config.model, dtype="float32")
+    return unite(register_parameters(config.model.mmdit, transformer), adapter)
+
+
+def _write_components(folder: Path, run_dir: RunDir, config: DenoiserRun) -> None:
+    model = config.model
+    found, autoencoder = read_autoencoder(folder, dtype="float32")
+    if found != model.autoencoder:
+        raise WeightsError(f"{folder / 'vae'}: not the autoencoder of this adapter: {found}, must be {model.autoencoder}")
+    save_weights(autoencoder, run_dir.autoencoder, "float32", found)
+    for part, wanted, path in (
+        ("identity_encoder", model.identity_encoder, run_dir.identity_encoder),
+        ("expression_encoder", model.expression_encoder, run_dir.expression_encoder),
+    ):
+        if wanted:
+            if not (folder / part).is_dir():
+                raise WeightsError(f"{folder}: has no {part}/, which the model needs (ONNX encoders are not exported)")
+            encoder, parameters, metadata = read_face_encoder(folder / part)
+            save_weights(parameters, path, "float32", encoder, metadata)
+    prototypes, prompts = read_expressions(folder / "expressions")
+    if prototypes is not None:
+        # The weight file of the encoder was written above, so its checksum is another one.
+        new_checksum = checksum(run_dir.expression_encoder)
+        dataclasses.replace(prototypes, encoder_checksum=new_checksum).write(run_dir.word_prototypes)
+    if prompts is not None:
+        prompts.write(run_dir.prompts)
