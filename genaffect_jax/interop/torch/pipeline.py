@@ -67,9 +67,9 @@ class EncodeStep(Step):
 
     uses = ("transformer", "vae", "expressions", "identity_encoder", "expression_encoder")
     takes = (
-        ("image", None, "one to four images of one person: PIL images or files"),
+        ("image", None, "images of one person, one or more: PIL images or files"),
         ("expressions", None, "expression grammar: 'joy, anger:0.6, 0.5*fear + 0.5*surprise, AU12L=0.7, face.png'"),
-        ("seed", 0, "seed of noise and shared tokens; the same images as in genaffect_jax"),
+        ("seed", 0, "seed of noise and shared tokens; gives the same images as in genaffect_jax"),
         ("latents", None, "initial noise [E, c, h, w] in place of the seed's"),
     )
     gives = ("parsed", "vectors", "reference_latents", "face", "latents")
@@ -77,33 +77,30 @@ class EncodeStep(Step):
     def run(self, c, block):
         if block.image is None or not block.expressions:
             raise ValueError("image and expressions: both are needed")
-        device, dtype = c.transformer.device, c.vae.dtype
         given = block.image if isinstance(block.image, (list, tuple)) else [block.image]
-        images = torch.stack([self.read(c, image) for image in given]).to(device)
-        block.reference_latents = c.vae.encode(images.to(dtype)).latent_dist.mode().float()
-        block.reference_latents = (
-            block.reference_latents - (c.vae.config.shift_factor or 0)
-        ) * c.vae.config.scaling_factor
+        images = torch.cat([self.read(c, image) for image in given])
+        latents = c.vae.encode(images.to(c.vae.dtype)).latent_dist.mode().float()
+        block.reference_latents = (latents - (c.vae.config.shift_factor or 0)) * c.vae.config.scaling_factor
         block.face = None if c.identity_encoder is None else c.identity_encoder(images)
         block.parsed = c.expressions.parse(block.expressions, lambda file: self.read_expression(c, file))
-        block.vectors = torch.from_numpy(np.stack([e.vector for e in block.parsed])).to(device)
+        block.vectors = torch.from_numpy(np.stack([e.vector for e in block.parsed])).to(images.device)
         if block.latents is None:
-            size, key = block.reference_latents.shape[1:], fold_in((0, block.seed), NOISE)
-            noise = [normal(fold_in(key, n), (*size[1:], size[0])) for n in c.expressions.noise_ids(block.parsed)]
+            (channels, *sides), key = latents.shape[1:], fold_in((0, block.seed), NOISE)
+            noise = [normal(fold_in(key, n), (*sides, channels)) for n in c.expressions.noise_ids(block.parsed)]
             block.latents = torch.from_numpy(np.stack(noise)).permute(0, 3, 1, 2)
-        block.latents = block.latents.to(device, torch.float32)
+        block.latents = block.latents.to(images.device, torch.float32)
 
     def read(self, c, image):
-        """The centre square at the model's size, float32 [3, S, S] in [-1, 1]."""
+        """The centre square at the model's size, float32 [1, 3, S, S] in [-1, 1]."""
         size = c.transformer.config.sample_size * 2 ** (len(c.vae.config.block_out_channels) - 1)
         image = image if isinstance(image, Image.Image) else Image.open(image)
         square = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 127.5 - 1
+        return torch.tensor(np.array(square), device=c.transformer.device).permute(2, 0, 1)[None] / 127.5 - 1
 
     def read_expression(self, c, file):
         if c.expression_encoder is None:
-            raise ValueError(f"expression '{file}': this model has no expression encoder, so images cannot be read")
-        return c.expression_encoder.vectors(self.read(c, file)[None].to(c.transformer.device))[0].cpu().numpy()
+            raise ValueError(f"expression {file!r}: an image, but this model has no encoder that reads expressions")
+        return c.expression_encoder.encode(self.read(c, file))[0].cpu().numpy()
 
 
 class DenoiseStep(Step):
