@@ -1,0 +1,1 @@
+"""A trained model as a diffusers folder that runs with PyTorch alone."""
