@@ -103,12 +103,15 @@ def read_expressions(folder: Path) -> FolderExpressions:
     path = folder / CONFIG_FILE
     config = read_config(folder, CLASS_NAME)
     source = _entry(path, config, "source", dict)
+    space = config.get("space")
+    if space not in ("units", "encoder"):
+        raise WeightsError(f"{path}: space is {space!r}, must be 'units' or 'encoder'")
     prototypes = None
-    if _entry(path, config, "space", str) == "encoder":
+    if space == "encoder":
         prototypes = _read_prototypes(path, config, _entry(path, source, "prototypes", dict))
     for name, value in _space(prototypes).items():
         if config.get(name) != value:
-            raise WeightsError(f"{path}: {name} are not those of this version of the package")
+            raise WeightsError(f"{path}: entry {name!r} differs from that of this version of the package")
     prompts = None
     if names := _entry(path, config, "prompts", list):
         table = _entry(path, source, "prompts", dict)

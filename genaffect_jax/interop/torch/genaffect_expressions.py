@@ -67,10 +67,10 @@ class GenAffectExpressions(ModelMixin, ConfigMixin):
                 raise ValueError(f"expression {text[at:].strip()!r}: not in the grammar")
             at, end = term.end(), term["end"]
             if term["settings"]:
-                for name, value in (setting.split("=") for setting in term["settings"].split(",")):
-                    channel = self.settable.get(name.strip().lower())
+                for name, value in re.findall(rf"({NAME})\s*=\s*({NUMBER})", term["settings"]):
+                    channel = self.settable.get(name.lower())
                     if channel is None or channel in settings:
-                        raise ValueError(f"expression {name.strip()!r}: no channel of this model, or set twice")
+                        raise ValueError(f"expression {name!r}: no channel of this model, or set twice")
                     settings[channel] = _number(value, -1 if channel in self.config.degrees else 0, 1)
             else:
                 file = re.sub(rf'"({FILE})"', r"\1", term["file"] or "")  # without needless quotes
