@@ -26,12 +26,14 @@ from genaffect_jax.errors import ConfigError, WeightsError
 from genaffect_jax.export.evidence import collect
 from genaffect_jax.export.model_card import model_card, model_spec
 from genaffect_jax.export.trained_model import TrainedModel
-from genaffect_jax.interop.diffusers.adapter import FOLDER, divide, write_adapter
+from genaffect_jax.interop.diffusers.adapter import FOLDER as ADAPTER
+from genaffect_jax.interop.diffusers.adapter import divide, write_adapter
 from genaffect_jax.interop.diffusers.face_encoder import write_face_encoder
 from genaffect_jax.interop.diffusers.folders import PIPELINE_FILE
 from genaffect_jax.interop.diffusers.register_tokens import prompted_config, prompted_parameters
 from genaffect_jax.interop.diffusers.tensor_files import read_json
 from genaffect_jax.interop.diffusers.weights import write_autoencoder, write_transformer
+from genaffect_jax.interop.torch.expressions_folder import FOLDER as EXPRESSIONS
 from genaffect_jax.interop.torch.expressions_folder import write_expressions
 from genaffect_jax.io.atomic import new_folder
 from genaffect_jax.io.weight_file import WeightDType, checksum
@@ -47,8 +49,8 @@ _CLASSES = {
     "transformer": ("diffusers", "SD3Transformer2DModel"),
     "vae": ("diffusers", "AutoencoderKL"),
     "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
-    FOLDER: (_LIBRARY, "GenAffectAdapter"),
-    "expressions": (_LIBRARY, "GenAffectExpressions"),
+    ADAPTER: (_LIBRARY, "GenAffectAdapter"),
+    EXPRESSIONS: (_LIBRARY, "GenAffectExpressions"),
     "identity_encoder": (_LIBRARY, "GenAffectFaceEncoder"),
     "expression_encoder": (_LIBRARY, "GenAffectFaceEncoder"),
 }
@@ -177,13 +179,13 @@ def _write_components(trained: TrainedModel, folder: Path, dtype: WeightDType) -
         metadata=model_spec(trained, "transformer"),
     )
     run = {"name": trained.name, "step": trained.step, "config": json.loads(to_json(config))}
-    write_adapter(config.model, adapter, folder / FOLDER, run=run, dtype=dtype, metadata=model_spec(trained, "adapter"))
+    write_adapter(config.model, adapter, folder / ADAPTER, run=run, dtype=dtype, metadata=model_spec(trained, "adapter"))
     write_autoencoder(config.model.autoencoder, trained.autoencoder, folder / "vae", dtype=dtype)
-    write_expressions(folder / "expressions", trained.prototypes, config.text, trained.prompts)
+    write_expressions(folder / EXPRESSIONS, config.text, trained.prompts, trained.prototypes)
     scheduler = {"_class_name": _CLASSES["scheduler"][1], "num_train_timesteps": 1000, "shift": config.flow.shift}
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
-    components = {"transformer", FOLDER, "vae", "expressions", "scheduler"}
+    components = {"transformer", ADAPTER, "vae", EXPRESSIONS, "scheduler"}
     for name, encoder in (
         ("identity_encoder", trained.faces.identity),
         ("expression_encoder", trained.faces.expression),

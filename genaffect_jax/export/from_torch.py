@@ -112,10 +112,10 @@ def _write_components(folder: Path, run_dir: RunDir, config: DenoiserRun) -> Non
                 raise WeightsError(f"{folder}: has no {part}/, which the model needs (ONNX encoders are not exported)")
             encoder, parameters, metadata = read_face_encoder(folder / part)
             save_weights(parameters, path, "float32", encoder, metadata)
-    prototypes, prompts = read_expressions(folder / "expressions")
-    if prototypes is not None:
+    expressions = read_expressions(folder)
+    if expressions.prototypes is not None:
         # The weight file of the encoder was written above, so its checksum is another one.
         new_checksum = checksum(run_dir.expression_encoder)
-        dataclasses.replace(prototypes, encoder_checksum=new_checksum).write(run_dir.word_prototypes)
-    if prompts is not None:
-        prompts.write(run_dir.prompts)
+        dataclasses.replace(expressions.prototypes, encoder_checksum=new_checksum).write(run_dir.word_prototypes)
+    if expressions.prompts is not None:
+        expressions.prompts.write(run_dir.prompts)
