@@ -62,12 +62,16 @@ class TrainedDenoiser:
         return self.network.plain(self.parameters) if isinstance(self.network, LoraNetwork) else self.parameters
 
     @property
+    def transformer_names(self) -> frozenset[str]:
+        """Names of the parameters that a transformer without condition branches has too."""
+        return frozenset(f"{MMDIT}{name}" for name in TRANSFORMER.network(self.config.model.mmdit).shapes)
+
+    @property
     def transformer(self) -> Parameters:
-        """The plain parameters that a transformer without condition branches has, by their names there."""
-        return {name: self.plain[f"{MMDIT}{name}"] for name in TRANSFORMER.network(self.config.model.mmdit).shapes}
+        """The plain parameters of `transformer_names`, by their names in such a transformer."""
+        return {name.removeprefix(MMDIT): self.plain[name] for name in self.transformer_names}
 
     @property
     def trained_transformer_names(self) -> list[str]:
         """Names of the transformer's own parameters (no condition branch, no addition) that were trained."""
-        names = {f"{MMDIT}{name}" for name in TRANSFORMER.network(self.config.model.mmdit).shapes}
-        return sorted(freeze(self.network, self.config.train).trainable & names)
+        return sorted(freeze(self.network, self.config.train).trainable & self.transformer_names)
