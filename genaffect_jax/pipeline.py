@@ -38,6 +38,7 @@ from genaffect_jax.inference.avatar_set import AvatarSet
 from genaffect_jax.inference.chunking import Progress, SampleRequest, SetSampler
 from genaffect_jax.inference.program import IMAGES, make_program
 from genaffect_jax.inference.settings import resolve_settings
+from genaffect_jax.interop.diffusers.lora import add_loras, read_lora
 from genaffect_jax.io.weight_file import checksum
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.face_encoders.encoder import load_exemplar_encoder
@@ -64,7 +65,7 @@ class Pipeline:
 
     Attributes:
         config: the run that trained the model.
-        name: names the model in `set.json`: run folder, step, checksums of the frozen components.
+        name: names the model in `set.json`: run folder, step, LoRA files with their weights, checksums of all files.
         space: expression vectors of words and image files.
         photos: reads image files.
         sampler: runs the program in chunks.
@@ -114,6 +115,7 @@ class Pipeline:
         face_models: Path | None = None,
         face_index: int = 0,
         checkpoint: str = LATEST,
+        loras: Sequence[tuple[str | Path, float]] = (),
     ) -> Pipeline:
         """Loads the averaged weights of a checkpoint from the run folder of a training.
 
@@ -130,24 +132,34 @@ class Pipeline:
             face_index: face to use in a reference, counted from the largest, 0. Image files of expressions always use
                 the largest.
             checkpoint: `latest`, `best` (by the loss on held-out people), or the number of a step.
+            loras: LoRA files of other programs with their weights, all added to the denoiser's kernels
+                (`interop.diffusers.lora`).
 
         Raises:
-            ConfigError: the folder is no run folder, the encoder's vectors do not fit the model, or the face models
-                are missing.
+            ConfigError: the folder is no run folder, the encoder's vectors do not fit the model, the face models
+                are missing, or the weight of a LoRA file is zero.
             CheckpointError: there is no complete checkpoint, or not the one asked for.
-            DataError, WeightsError: a prompt table, word prototypes, autoencoder or face encoder is missing or damaged.
+            DataError, WeightsError: a prompt table, word prototypes, autoencoder or face encoder is missing or damaged,
+                or a LoRA file is, does not fit the denoiser or changes nothing.
         """
         run_dir = RunDir.open(Path(model))
         checkpoints = Checkpoints(run_dir.path)
         step = checkpoints.step(checkpoint)
         config = from_json(DenoiserRun, checkpoints.config(step))
         photos = PhotoReader(align or config.data.align, face_models, face_index)
+        files = [read_lora(Path(path), weight, config.model.mmdit) for path, weight in loras]
         denoiser, autoencoder = build_networks(config.model, config.train.compute_dtype)
         mesh = Mesh(np.array(jax.local_devices() if devices is None else devices), (IMAGES,))
         one_axis = make_mesh(MeshConfig(), mesh.devices.tolist())
-        parameters = checkpoints.averaged_parameters(denoiser, one_axis, step, cast_kernels=True)
+        # Kernels are cast after the additions: half precision would lose most of them.
+        changed = frozenset().union(*(file.parameters for file in files))
+        parameters = checkpoints.averaged_parameters(denoiser, one_axis, step, cast_kernels=True, keep=changed)
+        if files:
+            parameters = denoiser.cast_kernels(add_loras(parameters, files))
         read = checkpoints.latest_step() if step is None else step
         name = f"{run_dir.path.name}, step {read}, autoencoder {checksum(run_dir.autoencoder)[:12]}"
+        for file in files:
+            name += f", lora {file.name}"
         prompts = read_prompts(run_dir, config)
         if prompts is not None:
             name += f", prompts {checksum(run_dir.prompts)[:12]}"

@@ -3,6 +3,7 @@
 python -m genaffect_jax.sample --model out/avatar_tiny --identity seed:7 --expressions joy,sadness,anger --out out/set
 python -m genaffect_jax.sample --model out/avatar_tiny --add_to out/set --expressions pride,fear
 python -m genaffect_jax.sample --model out/avatar_tiny --identity seed:7 --morph joy sadness --out out/morph
+python -m genaffect_jax.sample --model out/sd35 --identity face.png --lora ink.safetensors:0.8 --out out/ink
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -57,6 +58,9 @@ class Arguments(SamplingConfig):
     """Run folder of a training."""
     checkpoint: str = LATEST
     """Checkpoint to sample from: latest, best (by the loss on held-out people), or the number of a step."""
+    lora: tuple[str, ...] = ()
+    """LoRA files of other programs, each with its weight after a colon (style.safetensors:0.8; default 1), all added to
+    the model."""
     identity: tuple[str, ...] = ()
     """One to four images of one person: image files, or seed:N for the procedural avatar number N."""
     out: Path | None = None
@@ -149,6 +153,7 @@ def run(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
         face_models=arguments.face_models,
         face_index=arguments.face_index,
         checkpoint=arguments.checkpoint,
+        loras=[parse_lora(text) for text in arguments.lora],
     )
     console.print(f"model {pipeline.name}", soft_wrap=True, highlight=False)
     with _progress(console) as progress:
@@ -157,6 +162,15 @@ def run(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
     assert folder is not None
     avatars.save(folder, None if arguments.morph is None else arguments.animation)
     return folder, avatars
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """File and weight of one LoRA: `a.safetensors:0.8`, or `a.safetensors` with weight 1."""
+    path, colon, weight = text.rpartition(":")
+    if colon and not Path(text).exists():
+        with suppress(ValueError):
+            return path, float(weight)
+    return text, 1.0
 
 
 def _sample(

@@ -330,9 +330,11 @@ class ModelConfig:
     prediction: Literal["velocity", "x0"] = "velocity"
     """Output of the denoiser: `velocity` (SD3) or `x0`, the clean latents, from which the velocity follows."""
     autoencoder_weights: str = "package:autoencoder_tiny"
-    """Weights of the autoencoder: `package:NAME`, a safetensors file, or a diffusers folder."""
+    """Weights of the autoencoder: `package:NAME`, a weight file, a diffusers folder, or a one-file SD3 checkpoint
+    (`.safetensors` with keys `first_stage_model.*`)."""
     transformer_weights: str = ""
-    """Initial weights of the denoiser's training: a diffusers folder; empty to train from scratch."""
+    """Initial weights of the denoiser's training: a diffusers folder, or a one-file SD3 checkpoint (`.safetensors` with
+    keys `model.diffusion_model.*`); empty to train from scratch."""
     identity_encoder: str = ""
     """Face encoder whose embeddings of the references condition the denoiser: `package:NAME` or a weight file; empty
     for none."""

@@ -179,7 +179,9 @@ def _write_components(trained: TrainedModel, folder: Path, dtype: WeightDType) -
         metadata=model_spec(trained, "transformer"),
     )
     run = {"name": trained.name, "step": trained.step, "config": json.loads(to_json(config))}
-    write_adapter(config.model, adapter, folder / ADAPTER, run=run, dtype=dtype, metadata=model_spec(trained, "adapter"))
+    write_adapter(
+        config.model, adapter, folder / ADAPTER, run=run, dtype=dtype, metadata=model_spec(trained, "adapter")
+    )
     write_autoencoder(config.model.autoencoder, trained.autoencoder, folder / "vae", dtype=dtype)
     write_expressions(folder / EXPRESSIONS, config.text, trained.prompts, trained.prototypes)
     scheduler = {"_class_name": _CLASSES["scheduler"][1], "num_train_timesteps": 1000, "shift": config.flow.shift}

@@ -101,7 +101,9 @@ def _write_components(folder: Path, run_dir: RunDir, config: DenoiserRun) -> Non
     model = config.model
     found, autoencoder = read_autoencoder(folder, dtype="float32")
     if found != model.autoencoder:
-        raise WeightsError(f"{folder / 'vae'}: not the autoencoder of this adapter: {found}, must be {model.autoencoder}")
+        raise WeightsError(
+            f"{folder / 'vae'}: not the autoencoder of this adapter: {found}, must be {model.autoencoder}"
+        )
     save_weights(autoencoder, run_dir.autoencoder, "float32", found)
     for part, wanted, path in (
         ("identity_encoder", model.identity_encoder, run_dir.identity_encoder),

@@ -1,73 +1,92 @@
-"""`python -m genaffect_jax.export lora`: merge the low-rank additions of a trained model into its kernels.
+"""`python -m genaffect_jax.export lora`: the low-rank additions of a trained model as a file for other programs.
 
-    python -m genaffect_jax.export lora --model W --out MERGED
+    python -m genaffect_jax.export lora --model W --out FILE.safetensors
 
-`MERGED` is a run folder that gives the same images as `W`, with `model.lora.rank` 0; it cannot be trained further.
+The file has PEFT's and diffusers' keys (`transformer.transformer_blocks.0.attn.to_q.lora_A.weight`) and is added to the
+model that the training began with. `sample --lora` reads it too.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from genaffect_jax.checkpoints.manager import Checkpoints
-from genaffect_jax.checkpoints.run_dir import RunDir
-from genaffect_jax.config import DenoiserRun, LoraConfig, MeshConfig, from_json, to_json
 from genaffect_jax.errors import ConfigError
-from genaffect_jax.io.atomic import new_folder
-from genaffect_jax.models.build import build_networks
-from genaffect_jax.models.lora import LoraNetwork
-from genaffect_jax.parallel.mesh import make_mesh
+from genaffect_jax.export.trained import TrainedDenoiser
+from genaffect_jax.interop.diffusers.lora_writer import write_lora
+from genaffect_jax.models.lora import LORA_A, LORA_B, LoraNetwork
+from genaffect_jax.models.parameter_names import MMDIT
+
+_NAMED = 4
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Merge the low-rank additions of a trained model into its kernels."""
+    """Write the low-rank additions of a trained model as a LoRA file for other programs."""
 
     model: Path
     """Run folder of a training with model.lora.rank of at least 1."""
     out: Path
-    """Folder to write; it must not exist."""
+    """File to write, .safetensors; it must not exist."""
 
 
 def run(arguments: Arguments, console: Console) -> bool:
-    """Merges and prints one line; raises as `merge_lora`."""
-    merge_lora(arguments.model, arguments.out)
-    console.print(f"{arguments.out}: {arguments.model} with its low-rank additions merged")
+    """Writes the file and prints what it holds and what is lost; raises as `export_lora`."""
+    trained = export_lora(arguments.model, arguments.out)
+    lora = trained.config.model.lora
+    console.print(
+        f"{arguments.out}: the low-rank additions of {arguments.model}, rank {lora.rank}, step {trained.step}"
+    )
+    console.print("not in the file: the identity and expression branches and projectors")
+    if not trained.config.model.mmdit.reads_prompts:
+        console.print("this package alone can use it: other programs have no transformer with register tokens")
     return True
 
 
-def merge_lora(model: Path, out: Path) -> None:
-    """Writes a run folder that gives the same images as `model`, without low-rank additions; it appears whole.
+def export_lora(model: Path, out: Path) -> TrainedDenoiser:
+    """Writes the additions of the newest checkpoint's averages as one file, atomically.
 
-    Its kernels are `W + alpha / r * A @ B` of the newest checkpoint's averages (`models.lora`), its configuration has
-    `model.lora.rank` 0. It can be sampled from but not trained further.
+    The scale alpha / rank is multiplied into the second factors (see `interop.diffusers.lora_writer`).
+
+    Returns:
+        What was written, and what was left out.
 
     Raises:
-        ConfigError: `model` is no run folder or has no low-rank additions, or `out` exists.
+        ConfigError: `out` exists or is no .safetensors file; `model` is no run folder or has no low-rank additions; the
+            additions are to parts that the SD3 transformer does not have; or the training changed more of the
+            transformer than additions.
         CheckpointError: there is no complete checkpoint, or it does not fit its configuration.
+        WeightsError: a number is not finite.
     """
+    if out.suffix != ".safetensors":
+        raise ConfigError("must end in .safetensors", field="out", found=out)
     if out.exists():
-        raise ConfigError("exists; name a new folder", field="out", found=out)
-    run_dir = RunDir.open(model)
-    checkpoints = Checkpoints(run_dir.path)
-    config = from_json(DenoiserRun, checkpoints.config())
-    network, step = build_networks(config.model)[0], checkpoints.latest_step()
-    if not isinstance(network, LoraNetwork) or step is None:
+        raise ConfigError("exists; name a new file", field="out", found=out)
+    trained = TrainedDenoiser(model)
+    network, lora = trained.network, trained.config.model.lora
+    if not isinstance(network, LoraNetwork):
         raise ConfigError("has no low-rank additions (model.lora.rank=0)", field="model", found=model)
-    plain = network.plain(checkpoints.averaged_parameters(network, make_mesh(MeshConfig())))
-    parameters = {name: value for name, value in plain.items() if name not in network.buffers}
-    buffers = {name: value for name, value in plain.items() if name in network.buffers}
-    text = to_json(dataclasses.replace(config, model=dataclasses.replace(config.model, lora=LoraConfig())))
-    with new_folder(out) as new:
-        for file in run_dir.components:
-            shutil.copyfile(file, new / file.name)
-        merged_dir = RunDir(new)
-        merged_dir.config.write_text(text)
-        merged = Checkpoints(merged_dir.path)
-        merged.save_for_sampling(step, parameters, buffers, text)
-        merged.close()
+    foreign = sorted(set(network.targets) - trained.transformer_names)
+    if foreign:
+        raise ConfigError(
+            f"has additions to parts that the SD3 transformer does not have: {', '.join(foreign)}; merge keeps them",
+            field="model",
+            found=model,
+        )
+    if trained.trained_transformer_names:
+        names = trained.trained_transformer_names
+        shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+        raise ConfigError(
+            f"has trained more of the transformer than additions ({shown}), which a LoRA file cannot hold; single-file "
+            "or merge keep it",
+            field="model",
+            found=model,
+        )
+    factors = {
+        name.removeprefix(MMDIT): (trained.parameters[f"{name}.{LORA_A}"], trained.parameters[f"{name}.{LORA_B}"])
+        for name in network.targets
+    }
+    write_lora(out, trained.config.model.mmdit, factors, lora.alpha / lora.rank)
+    return trained

@@ -98,7 +98,7 @@ def model_card(trained: TrainedModel, dtype: WeightDType, evidence: Mapping[str,
         "",
         "## Limits",
         "",
-        "Images are made up, not photos of anyone. The expression of a result can differ from the word; see the figures",
+        "Images are generated, not photos. The expression of a result can differ from the word; see the figures",
         "of the training run. Evidence: "
         + ", ".join(f"{case['name']} ({case['settings']['num_inference_steps']} steps)" for case in evidence["cases"])
         + ", float32.",

@@ -126,6 +126,15 @@ def read_metadata(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
+def is_weight_file(path: Path) -> bool:
+    """Whether a safetensors file is one of `save_weights`: its header has a configuration.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    return _CONFIG in read_metadata(path)
+
+
 def resolve_weights(source: str) -> Path:
     """The file of a weight source: `package:NAME` (weights in this package) or a path.
 

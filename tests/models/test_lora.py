@@ -205,7 +205,7 @@ def test_merging_gives_a_folder_that_samples_the_same_without_additions_and_trai
     config, network, workdir, tmp_path
 ):
     merged = tmp_path / "merged"
-    assert export.main(["lora", "--model", str(workdir), "--out", str(merged)]) == 0
+    assert export.main(["merge", "--model", str(workdir), "--out", str(merged)]) == 0
     with_lora, without = (Pipeline.load(f, devices=jax.devices()[:1]) for f in (workdir, merged))
     assert with_lora.config.model.lora.rank == RANK
     assert without.config.model.lora.rank == 0
@@ -223,6 +223,6 @@ def test_merging_gives_a_folder_that_samples_the_same_without_additions_and_trai
     base = dataclasses.replace(config, model=without.config.model)
     with pytest.raises(CheckpointError, match="does not fit"):
         restored(base, network.base, merged)
-    assert export.main(["lora", "--model", str(merged), "--out", str(tmp_path / "again")]) == WRONG_ARGUMENT
-    assert export.main(["lora", "--model", str(workdir), "--out", str(merged)]) == WRONG_ARGUMENT
+    assert export.main(["merge", "--model", str(merged), "--out", str(tmp_path / "again")]) == WRONG_ARGUMENT
+    assert export.main(["merge", "--model", str(workdir), "--out", str(merged)]) == WRONG_ARGUMENT
     assert not (tmp_path / "again").exists()

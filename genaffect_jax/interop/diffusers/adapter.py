@@ -15,10 +15,11 @@ import jax
 
 from genaffect_jax.config import MMDiTConfig, ModelConfig
 from genaffect_jax.errors import WeightsError
-from genaffect_jax.interop.diffusers.folders import CONFIG_FILE, component_folder, read_config
-from genaffect_jax.interop.diffusers.parameters import MAX_SHARD_BYTES, read_parameters, write_parameters
+from genaffect_jax.interop.diffusers.folders import CONFIG_FILE, component_folder, new_component, read_config
+from genaffect_jax.interop.diffusers.parameters import ParameterTensors, read_parameters
 from genaffect_jax.interop.diffusers.rules import Rule, linear, patch_linear
-from genaffect_jax.interop.diffusers.tensor_files import open_tensors
+from genaffect_jax.interop.diffusers.tensor_files import open_tensors, write_tensors
+from genaffect_jax.interop.diffusers.weights import MAX_SHARD_BYTES
 from genaffect_jax.io.weight_file import WeightDType
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.functional import Parameters
@@ -124,11 +125,12 @@ def write_adapter(
         metadata: more entries of the files' headers.
 
     Raises:
-        WeightsError: see `parameters.write_parameters`.
+        WeightsError: see `parameters.ParameterTensors`; or `folder` holds other files.
     """
     values = {**adapter_values(config), RUN: dict(run)}
-    rules, shapes = _table(config)
-    write_parameters(folder, CLASS_NAME, values, rules, shapes, parameters, dtype, max_shard_bytes, metadata)
+    tensors = ParameterTensors(CLASS_NAME, *_table(config), parameters, dtype, folder)
+    with new_component(folder, CLASS_NAME, values) as temporary:
+        write_tensors(temporary, tensors, max_shard_bytes, metadata)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""Flat parameters of any network, read from and written to the tensors of one component folder by a table."""
+"""Flat parameters of any network, made of the tensors of a file and turned into them, by a conversion table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +11,18 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from genaffect_jax.errors import WeightsError
-from genaffect_jax.interop.diffusers.folders import new_component
 from genaffect_jax.interop.diffusers.rules import Piece, Rule, Shape, match
-from genaffect_jax.interop.diffusers.tensor_files import StoredTensors, write_tensors
+from genaffect_jax.interop.diffusers.tensor_files import Tensors
 from genaffect_jax.io.weight_file import WeightDType, misfits
 from genaffect_jax.models.functional import Parameters
 
-MAX_SHARD_BYTES = 2**30
-"""One shard is held in memory while it is written."""
 _ALIGNMENT = 64  # bytes; JAX's CPU devices use an aligned NumPy buffer without a copy
 
 
 def read_parameters(
     rules: Sequence[Rule],
     shapes: Mapping[str, Shape],
-    stored: StoredTensors,
+    stored: Tensors,
     where: Path,
     dtype: WeightDType | None = None,
     shardings: Mapping[str, NamedSharding] | None = None,
@@ -60,66 +56,67 @@ def read_parameters(
     return parameters
 
 
-def write_parameters(
-    folder: Path,
-    class_name: str,
-    config: dict[str, Any],
-    rules: Sequence[Rule],
-    shapes: Mapping[str, Shape],
-    parameters: Mapping[str, jax.Array],
-    dtype: WeightDType | None = None,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Writes a component folder, atomically.
+class ParameterTensors:
+    """The tensors that parameters become in a file, made one at a time (see `tensor_files.Tensors`)."""
 
-    Args:
-        folder: an earlier folder of the same class is replaced.
-        class_name: name of the component's class.
-        config: the other entries of its `config.json`.
-        rules: the conversion table.
-        shapes: name to shape of all parameters of the network.
-        parameters: the parameters.
-        dtype: stored type, rounded to nearest; None for each parameter's own type.
-        max_shard_bytes: largest file, in bytes; a larger network is sharded.
-        metadata: more entries of the files' headers.
+    def __init__(
+        self,
+        class_name: str,
+        rules: Sequence[Rule],
+        shapes: Mapping[str, Shape],
+        parameters: Mapping[str, jax.Array],
+        dtype: WeightDType | None,
+        where: Path,
+    ):
+        """Args:
+            class_name: name of the network's class, for messages.
+            rules: the conversion table.
+            shapes: name to shape of all parameters of the network.
+            parameters: the parameters, all of them and no others.
+            dtype: type of the tensors, rounded to nearest; None for each parameter's own type.
+            where: the file or folder to write, for messages.
 
-    Raises:
-        WeightsError: the parameters are not those of the network (all differences are named), a number is not finite
-            in the stored type, or `folder` holds other files.
-    """
-    problems = misfits({name: tuple(p.shape) for name, p in parameters.items()}, dict(shapes))
-    problems += [f"{name} lies partly on other hosts" for name, p in parameters.items() if not p.is_fully_addressable]
-    if problems:
-        raise WeightsError(f"{folder}: not written: {class_name} with other parameters: {'; '.join(problems)}")
-    pieces = {piece.key: piece for piece in match(rules, shapes, None, str(folder))}
-    types = {key: jnp.dtype(dtype or parameters[piece.parameter].dtype) for key, piece in pieces.items()}
-    sizes = {key: int(np.prod(piece.shape)) * types[key].itemsize for key, piece in pieces.items()}
+        Raises:
+            WeightsError: parameters are missing, unknown, of another shape or partly on other hosts (all are named).
+        """
+        problems = misfits({name: tuple(p.shape) for name, p in parameters.items()}, dict(shapes))
+        problems += [
+            f"{name} lies partly on other hosts" for name, p in parameters.items() if not p.is_fully_addressable
+        ]
+        if problems:
+            raise WeightsError(f"{where}: not written: {class_name} with other parameters: {'; '.join(problems)}")
+        self._pieces = {piece.key: piece for piece in match(rules, shapes, None, str(where))}
+        self._parameters, self._where = parameters, where
+        self.shapes = {key: piece.shape for key, piece in self._pieces.items()}
+        self.dtypes: dict[str, WeightDType] = {
+            key: dtype or str(parameters[piece.parameter].dtype)  # type: ignore[misc]
+            for key, piece in self._pieces.items()
+        }
 
-    def tensor(key: str) -> np.ndarray:
-        piece = pieces[key]
-        parameter = parameters[piece.parameter]
+    def read(self, key: str) -> np.ndarray:
+        """One tensor.
+
+        Raises:
+            WeightsError: it holds a number that is not finite in its type.
+        """
+        piece = self._pieces[key]
+        parameter = self._parameters[piece.parameter]
         # A new array on the device, as an array keeps its host copy once it has one.
         single = jnp.copy(parameter) if piece.layer is None else parameter[piece.layer]
         with np.errstate(over="ignore"):  # reported below
-            value = np.ascontiguousarray(piece.transform.to_theirs(np.asarray(single)), types[key])
-        _require_finite(value, key, str(types[key]), folder)
+            value = np.ascontiguousarray(piece.transform.to_theirs(np.asarray(single)), jnp.dtype(self.dtypes[key]))
+        _require_finite(value, key, self.dtypes[key], self._where)
         return value
 
-    with new_component(folder, class_name, config) as temporary:
-        write_tensors(temporary, sizes, tensor, max_shard_bytes, metadata)
 
-
-def _common_dtype(name: str, pieces: Sequence[Piece], stored: StoredTensors, where: Path) -> WeightDType:
+def _common_dtype(name: str, pieces: Sequence[Piece], stored: Tensors, where: Path) -> WeightDType:
     types = {stored.dtypes[piece.key] for piece in pieces}
     if len(types) > 1:
         raise WeightsError(f"{where}: the tensors of {name} are stored as {sorted(types)}: say which dtype to load")
     return types.pop()
 
 
-def _assemble(
-    pieces: Sequence[Piece], stored: StoredTensors, shape: Shape, dtype: WeightDType, where: Path
-) -> np.ndarray:
+def _assemble(pieces: Sequence[Piece], stored: Tensors, shape: Shape, dtype: WeightDType, where: Path) -> np.ndarray:
     """One parameter from its tensors, which are read one at a time."""
     buffer = _aligned(shape, jnp.dtype(dtype))
     for piece in pieces:

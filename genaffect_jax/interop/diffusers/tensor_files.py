@@ -1,19 +1,22 @@
-"""The safetensors files of one component folder, single or sharded, read and written tensor by tensor.
+"""Safetensors files, alone or as the shards of one component folder, read and written tensor by tensor.
 
-File names are those of diffusers: `diffusion_pytorch_model.safetensors`, or several files and
+File names in a folder are those of diffusers: `diffusion_pytorch_model.safetensors`, or several files and
 `diffusion_pytorch_model.safetensors.index.json`, which maps tensors to files. Pickles are never read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -29,13 +32,23 @@ DTYPES: dict[str, WeightDType] = {"F32": "float32", "F16": "float16", "BF16": "b
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-class StoredTensors:
-    """Open files, of which only the headers have been read; `read` reads one tensor.
+class Tensors(Protocol):
+    """Tensors that are made or read one at a time.
 
     Attributes:
         shapes: key to shape.
         dtypes: key to type of numbers.
     """
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, WeightDType]
+
+    def read(self, key: str) -> np.ndarray:
+        """One tensor, as a new array of its type."""
+
+
+class StoredTensors:
+    """Open files, of which only the headers have been read (see `Tensors`)."""
 
     def __init__(self, files: Mapping[str, Any]):
         """`files`: key to the open file that holds it."""
@@ -56,6 +69,10 @@ class StoredTensors:
     def read(self, key: str) -> np.ndarray:
         """One tensor, in its stored type, as a new array."""
         return self._files[key].get_tensor(key)
+
+    def read_rows(self, key: str, rows: slice) -> np.ndarray:
+        """Some rows of a tensor; the others are not read."""
+        return self._files[key].get_slice(key)[rows]
 
 
 @contextmanager
@@ -79,7 +96,7 @@ def open_tensors(folder: Path, variant: str | None = None) -> Iterator[StoredTen
         raise WeightsError(_nothing_found(folder, whole, index))
     with ExitStack() as stack:
         if whole.is_file():
-            file = stack.enter_context(_open(whole))
+            file = stack.enter_context(open_file(whole))
             places = dict.fromkeys(file.keys(), file)
         else:
             places = _open_shards(index, stack)
@@ -91,11 +108,7 @@ def open_tensors(folder: Path, variant: str | None = None) -> Iterator[StoredTen
 
 
 def write_tensors(
-    folder: Path,
-    sizes: Mapping[str, int],
-    make: Callable[[str], np.ndarray],
-    max_shard_bytes: int,
-    metadata: Mapping[str, str] | None = None,
+    folder: Path, tensors: Tensors, max_shard_bytes: int, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes tensors into a folder, as one file or as shards with an index.
 
@@ -103,11 +116,11 @@ def write_tensors(
 
     Args:
         folder: an existing folder.
-        sizes: key to size in bytes of all tensors, in the order of the file.
-        make: computes the tensor of a key.
+        tensors: what to write, in this order.
         max_shard_bytes: largest shard, in bytes; a larger tensor has a shard of its own.
-        metadata: more entries of each file's header.
+        metadata: entries of every file's header beside `format`.
     """
+    sizes = _sizes(tensors)
     shards: list[list[str]] = [[]]
     room = max_shard_bytes
     for key, size in sizes.items():
@@ -120,13 +133,65 @@ def write_tensors(
     for number, keys in enumerate(shards, start=1):
         name = f"{STEM}.safetensors" if len(shards) == 1 else f"{STEM}-{number:05}-of-{len(shards):05}.safetensors"
         # The header's entry tells readers such as transformers that the axis order is PyTorch's.
-        save_file({key: make(key) for key in keys}, folder / name, metadata={**(metadata or {}), "format": "pt"})
+        header = {**(metadata or {}), "format": "pt"}
+        save_file({key: tensors.read(key) for key in keys}, folder / name, metadata=header)
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())
         weight_map.update(dict.fromkeys(keys, name))
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (folder / f"{STEM}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def write_file(path: Path, tensors: Tensors, metadata: Mapping[str, str], hash_entry: str | None = None) -> None:
+    """Writes tensors as one safetensors file; only one of them is held in memory.
+
+    Args:
+        path: the file; see `io.atomic` for a write that appears whole.
+        tensors: what to write.
+        metadata: entries of the header beside `format`.
+        hash_entry: name of an entry that receives the SHA-256 of all bytes after the header, with 0x in front.
+    """
+    sizes = _sizes(tensors)
+    # The widest types first, so that every tensor is aligned.
+    keys = sorted(sizes, key=lambda key: -jnp.dtype(tensors.dtypes[key]).itemsize)
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    entries, start = {}, 0
+    for key in keys:
+        place = [start, start + sizes[key]]
+        entries[key] = {"dtype": names[tensors.dtypes[key]], "shape": tensors.shapes[key], "data_offsets": place}
+        start += sizes[key]
+
+    def header(digest: str) -> bytes:
+        hashes = {} if hash_entry is None else {hash_entry: f"0x{digest}"}
+        text = json.dumps({"__metadata__": {"format": "pt", **metadata, **hashes}, **entries}).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        file.write(header(digest.hexdigest()))  # every digest has the same length
+        for key in keys:
+            content = np.ascontiguousarray(tensors.read(key)).reshape(-1).view(np.uint8).data
+            digest.update(content)
+            file.write(content)
+        file.seek(0)
+        file.write(header(digest.hexdigest()))
+
+
+def open_file(path: Path) -> Any:
+    """An open safetensors file, of which only the header has been read.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    try:
+        # Not memory-mapped, as the pages that have been read would count as this process's memory.
+        return safe_open(path, framework="numpy", backend="pread")
+    except FileNotFoundError as e:
+        raise WeightsError(f"{path}: no such file") from e
+    except (SafetensorError, OSError) as e:
+        raise WeightsError(f"{path}: damaged, or no safetensors file ({e})") from e
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -146,6 +211,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def _sizes(tensors: Tensors) -> dict[str, int]:
+    """Key to size in bytes."""
+    return {key: math.prod(shape) * jnp.dtype(tensors.dtypes[key]).itemsize for key, shape in tensors.shapes.items()}
+
+
 def _open_shards(index: Path, stack: ExitStack) -> dict[str, Any]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
@@ -155,7 +225,7 @@ def _open_shards(index: Path, stack: ExitStack) -> dict[str, Any]:
     problems += [f"shard {name} is missing" for name in names if not (index.parent / name).is_file()]
     if problems:
         raise WeightsError(f"{index}: {'; '.join(problems)}")
-    files = {name: stack.enter_context(_open(index.parent / name)) for name in names}
+    files = {name: stack.enter_context(open_file(index.parent / name)) for name in names}
     held = {name: set(file.keys()) for name, file in files.items()}
     problems = [f"{key} is not in {name}" for key, name in weight_map.items() if key not in held[name]]
     problems += [
@@ -167,14 +237,6 @@ def _open_shards(index: Path, stack: ExitStack) -> dict[str, Any]:
     if problems:
         raise WeightsError(f"{index}: does not fit its files: {'; '.join(problems)}")
     return {key: files[name] for key, name in weight_map.items()}
-
-
-def _open(path: Path) -> Any:
-    try:
-        # Not memory-mapped, as the pages that have been read would count as this process's memory.
-        return safe_open(path, framework="numpy", backend="pread")
-    except (SafetensorError, OSError) as e:
-        raise WeightsError(f"{path}: damaged, or no safetensors file ({e})") from e
 
 
 def _nothing_found(folder: Path, whole: Path, index: Path) -> str:

@@ -1,107 +1,59 @@
 """SD3 transformers and autoencoders read from and written to folders in the diffusers layout.
 
 `load_transformer`, `save_transformer`, `load_autoencoder` and `save_autoencoder` handle modules; `read_` and `write_`
-functions of the same names handle flat parameters.
+functions of the same names handle flat parameters. Reading accepts a one-file checkpoint too (`single_file`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 
 from genaffect_jax.config import AutoencoderConfig, DType, MMDiTConfig
 from genaffect_jax.errors import ConfigError, WeightsError
-from genaffect_jax.interop.diffusers import configs as component_configs
-from genaffect_jax.interop.diffusers import key_tables
-from genaffect_jax.interop.diffusers.folders import CONFIG_FILE, component_folder, read_config
-from genaffect_jax.interop.diffusers.parameters import MAX_SHARD_BYTES, read_parameters, write_parameters
-from genaffect_jax.interop.diffusers.rules import Rule
-from genaffect_jax.interop.diffusers.tensor_files import open_tensors
+from genaffect_jax.interop.diffusers.components import AUTOENCODER, TRANSFORMER, Component, Config
+from genaffect_jax.interop.diffusers.folders import CONFIG_FILE, component_folder, new_component, read_config
+from genaffect_jax.interop.diffusers.parameters import read_parameters
+from genaffect_jax.interop.diffusers.single_file import OriginalTensors, open_single_file
+from genaffect_jax.interop.diffusers.tensor_files import StoredTensors, open_tensors, write_tensors
 from genaffect_jax.io.weight_file import WeightDType
 from genaffect_jax.models.autoencoder.model import AutoencoderKL
-from genaffect_jax.models.functional import Functional, Parameters, parameters_of
+from genaffect_jax.models.functional import Parameters, parameters_of
 from genaffect_jax.models.mmdit.model import MMDiT
 from genaffect_jax.parallel.sharding import parameter_shardings
 
-Config = TypeVar("Config", MMDiTConfig, AutoencoderConfig)
-Module = TypeVar("Module", bound=nnx.Module)
-
-
-@dataclass(frozen=True)
-class Component(Generic[Config, Module]):
-    """Everything that is specific to one kind of network."""
-
-    class_name: str
-    """Name of the class in diffusers."""
-    folder: str
-    """Name of its folder in a pipeline."""
-    parse: Callable[[Mapping[str, Any]], Config]
-    """Entries of `config.json` to our configuration."""
-    unparse: Callable[[Config], dict[str, Any]]
-    """The inverse."""
-    rules: Callable[[Config], tuple[Rule, ...]]
-    """The conversion table."""
-    make: Callable[[Config, DType, nnx.Rngs], Module]
-    """Builds the module with a compute type."""
-
-    def network(self, config: Config, compute_dtype: DType = "float32") -> Functional[Module]:
-        """The module without arrays."""
-        return _network(self, config, compute_dtype)
-
-
-@lru_cache(maxsize=8)  # tracing a network takes about half a second, and reading, merging and writing all need it
-def _network(component: Component[Config, Module], config: Config, compute_dtype: DType) -> Functional[Module]:
-    return Functional(lambda rngs: component.make(config, compute_dtype, rngs))
-
-
-TRANSFORMER = Component(
-    "SD3Transformer2DModel",
-    "transformer",
-    component_configs.transformer_config,
-    component_configs.transformer_values,
-    key_tables.transformer_rules,
-    lambda config, dtype, rngs: MMDiT(config, branches=False, rngs=rngs, dtype=jnp.dtype(dtype)),
-)
-AUTOENCODER = Component(
-    "AutoencoderKL",
-    "vae",
-    component_configs.autoencoder_config,
-    component_configs.autoencoder_values,
-    key_tables.autoencoder_rules,
-    lambda config, dtype, rngs: AutoencoderKL(config, rngs=rngs, dtype=jnp.dtype(dtype)),
-)
+MAX_SHARD_BYTES = 2**30
+"""One shard is held in memory while it is written."""
 
 
 def load_transformer(
-    folder: Path,
+    source: Path,
     *,
     dtype: WeightDType | None = None,
     compute_dtype: DType = "float32",
     mesh: Mesh | None = None,
     variant: str | None = None,
 ) -> MMDiT:
-    """An SD3 or SD3.5 transformer from a diffusers folder.
+    """An SD3 or SD3.5 transformer from a diffusers folder or a one-file checkpoint.
 
     Args:
-        folder: the transformer's folder, or a pipeline's folder with a `transformer/`.
+        source: the transformer's folder, a pipeline's folder with a `transformer/`, or a safetensors file in the
+            original layout; the configuration of a file is inferred (see `inferred_configs`).
         dtype: type of the parameters, rounded to nearest; None for each parameter's stored type.
         compute_dtype: type of the activations.
         mesh: devices of the parameters, sharded by `parallel.sharding`; None for the default device.
-        variant: variant of the files (`fp16`).
+        variant: variant of a folder's files (`fp16`).
 
     Raises:
         WeightsError: a file is missing or damaged, this package does not implement the configuration, or keys or shapes
             are not exactly those of the network (all are named).
     """
-    config, parameters = read_transformer(folder, dtype=dtype, mesh=mesh, variant=variant)
+    config, parameters = read_transformer(source, dtype=dtype, mesh=mesh, variant=variant)
     return TRANSFORMER.network(config, compute_dtype).merge(parameters)
 
 
@@ -124,15 +76,15 @@ def save_transformer(
 
 
 def read_transformer(
-    folder: Path, *, dtype: WeightDType | None = None, mesh: Mesh | None = None, variant: str | None = None
+    source: Path, *, dtype: WeightDType | None = None, mesh: Mesh | None = None, variant: str | None = None
 ) -> tuple[MMDiTConfig, Parameters]:
     """Configuration and flat parameters; arguments and errors as in `load_transformer`."""
-    return _read(TRANSFORMER, folder, dtype, mesh, variant)
+    return _read(TRANSFORMER, source, dtype, mesh, variant)
 
 
-def read_transformer_config(folder: Path) -> MMDiTConfig:
+def read_transformer_config(source: Path) -> MMDiTConfig:
     """The configuration alone; errors as in `load_transformer`."""
-    return _read_config(TRANSFORMER, folder)
+    return _read_config(TRANSFORMER, source)
 
 
 def write_transformer(
@@ -149,15 +101,15 @@ def write_transformer(
 
 
 def load_autoencoder(
-    folder: Path,
+    source: Path,
     *,
     dtype: WeightDType | None = None,
     compute_dtype: DType = "float32",
     mesh: Mesh | None = None,
     variant: str | None = None,
 ) -> AutoencoderKL:
-    """An SD3 autoencoder from its diffusers folder or a pipeline's with a `vae/`; otherwise as `load_transformer`."""
-    config, parameters = read_autoencoder(folder, dtype=dtype, mesh=mesh, variant=variant)
+    """An SD3 autoencoder from its folder, a pipeline's with a `vae/`, or a file; otherwise as `load_transformer`."""
+    config, parameters = read_autoencoder(source, dtype=dtype, mesh=mesh, variant=variant)
     return AUTOENCODER.network(config, compute_dtype).merge(parameters)
 
 
@@ -169,10 +121,10 @@ def save_autoencoder(
 
 
 def read_autoencoder(
-    folder: Path, *, dtype: WeightDType | None = None, mesh: Mesh | None = None, variant: str | None = None
+    source: Path, *, dtype: WeightDType | None = None, mesh: Mesh | None = None, variant: str | None = None
 ) -> tuple[AutoencoderConfig, Parameters]:
     """Configuration and flat parameters; arguments and errors as in `load_autoencoder`."""
-    return _read(AUTOENCODER, folder, dtype, mesh, variant)
+    return _read(AUTOENCODER, source, dtype, mesh, variant)
 
 
 def write_autoencoder(
@@ -190,26 +142,53 @@ def write_autoencoder(
 
 def _read(
     component: Component[Config, Any],
-    folder: Path,
+    source: Path,
     dtype: WeightDType | None,
     mesh: Mesh | None,
     variant: str | None,
 ) -> tuple[Config, Parameters]:
-    config = _read_config(component, folder)
-    folder = component_folder(folder, component.folder)
-    network = component.network(config)
-    shardings = None if mesh is None else parameter_shardings(network.logical_axes, network.shapes, mesh)
-    with open_tensors(folder, variant) as stored:
-        rules, shapes = component.rules(config), _shapes(network)
-        return config, read_parameters(rules, shapes, stored, folder, dtype, shardings)
+    with _opened(component, source, variant) as (config, stored):
+        network = component.network(config)
+        shardings = None if mesh is None else parameter_shardings(network.logical_axes, network.shapes, mesh)
+        return config, read_parameters(
+            component.rules(config), component.shapes(config), stored, source, dtype, shardings
+        )
 
 
-def _read_config(component: Component[Config, Any], folder: Path) -> Config:
-    folder = component_folder(folder, component.folder)
+@contextmanager
+def _opened(
+    component: Component[Config, Any], source: Path, variant: str | None
+) -> Iterator[tuple[Config, StoredTensors | OriginalTensors]]:
+    """The configuration and the tensors, by their keys in diffusers, of a folder or a one-file checkpoint."""
+    if _is_file(source):
+        _require_no_variant(source, variant)
+        with open_single_file(source, component) as (config, tensors):
+            yield config, tensors
+        return
+    config = _read_config(component, source)
+    with open_tensors(component_folder(source, component.folder), variant) as stored:
+        yield config, stored
+
+
+def _read_config(component: Component[Config, Any], source: Path) -> Config:
+    if _is_file(source):
+        with open_single_file(source, component) as (config, _):
+            return config
+    folder = component_folder(source, component.folder)
     try:
         return component.parse(read_config(folder, component.class_name))
     except ConfigError as e:
         raise WeightsError(f"{folder / CONFIG_FILE}: {e}") from e
+
+
+def _is_file(source: Path) -> bool:
+    """Whether a file is meant, there or not."""
+    return source.is_file() or (source.suffix == ".safetensors" and not source.is_dir())
+
+
+def _require_no_variant(source: Path, variant: str | None) -> None:
+    if variant is not None:
+        raise WeightsError(f"{source}: variant {variant!r}: a file has no variants, name a folder")
 
 
 def _write(
@@ -221,13 +200,7 @@ def _write(
     max_shard_bytes: int,
     metadata: Mapping[str, str] | None,
 ) -> None:
-    try:
-        values = component.unparse(config)
-    except ConfigError as e:
-        raise WeightsError(f"{folder}: not written: {e}") from e
-    rules, shapes = component.rules(config), _shapes(component.network(config))
-    write_parameters(folder, component.class_name, values, rules, shapes, parameters, dtype, max_shard_bytes, metadata)
-
-
-def _shapes(network: Functional) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(s.shape) for name, s in network.shapes.items()}
+    values = component.values(config, folder)
+    tensors = component.tensors(config, parameters, dtype, folder)
+    with new_component(folder, component.class_name, values) as temporary:
+        write_tensors(temporary, tensors, max_shard_bytes, metadata)

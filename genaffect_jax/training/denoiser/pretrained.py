@@ -1,4 +1,4 @@
-"""Training that starts from released weights: a transformer and an autoencoder in the diffusers folder layout."""
+"""Training that starts from released weights: a transformer and an autoencoder in a diffusers folder or one file."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from jax.sharding import Mesh
 
 from genaffect_jax.config import AutoencoderConfig, ModelConfig
 from genaffect_jax.errors import WeightsError
+from genaffect_jax.interop.diffusers.components import FREE_FIELDS
+from genaffect_jax.interop.diffusers.single_file import holds_autoencoder
 from genaffect_jax.interop.diffusers.weights import read_autoencoder, read_transformer, read_transformer_config
 from genaffect_jax.io.atomic import copy_atomically
-from genaffect_jax.io.weight_file import resolve_weights, save_weights
+from genaffect_jax.io.weight_file import is_weight_file, resolve_weights, save_weights
 from genaffect_jax.models.functional import Parameters
 from genaffect_jax.models.parameter_names import MMDIT, QUERY_KERNEL, branch_key_kernels
-
-# Settings of the transformer that its weights do not depend on. `sample_size` is the size of the images; the position
-# table, which diffusers computes from it, is read from the weights.
-_FREE = ("sample_size", "scan_layers", "remat")
 
 
 def initial_parameters(config: ModelConfig, mesh: Mesh) -> Parameters:
@@ -31,14 +29,14 @@ def initial_parameters(config: ModelConfig, mesh: Mesh) -> Parameters:
     places on the mesh, as float32.
 
     Raises:
-        WeightsError: the folder's configuration differs from `config.mmdit` in more than `sample_size`, `scan_layers`
+        WeightsError: the configuration there differs from `config.mmdit` in more than `sample_size`, `scan_layers`
             and `remat` (all differences are listed); or see `interop.diffusers.weights.read_transformer`.
     """
     if not config.transformer_weights:
         return {}
-    folder = Path(config.transformer_weights)
-    _require_equal(read_transformer_config(folder), config.mmdit, folder, "model.mmdit", _FREE)
-    parameters = {f"{MMDIT}{name}": p for name, p in read_transformer(folder, dtype="float32", mesh=mesh)[1].items()}
+    source = Path(config.transformer_weights)
+    _require_equal(read_transformer_config(source), config.mmdit, source, "model.mmdit", FREE_FIELDS)
+    parameters = {f"{MMDIT}{name}": p for name, p in read_transformer(source, dtype="float32", mesh=mesh)[1].items()}
     for name in list(parameters):
         if name.endswith(QUERY_KERNEL):
             for key_kernel in branch_key_kernels(name):
@@ -49,24 +47,34 @@ def initial_parameters(config: ModelConfig, mesh: Mesh) -> Parameters:
 def place_autoencoder(config: AutoencoderConfig, source: str, path: Path) -> None:
     """Writes the weight file of the frozen autoencoder from `source`, the value of `ModelConfig.autoencoder_weights`.
 
-    A weight file is copied; a diffusers folder, of an autoencoder or of a pipeline, is converted.
+    A weight file of this package is copied; a diffusers folder, of an autoencoder or of a pipeline, and a one-file
+    checkpoint are converted.
 
     Raises:
-        WeightsError: there is no such file or folder, it is damaged, or a folder's configuration is not `config`.
+        WeightsError: there is no such file or folder, it is damaged, the configuration of a folder or checkpoint is not
+            `config`, or a file is neither a weight file nor a checkpoint with an autoencoder.
     """
-    if not Path(source).is_dir():
-        copy_atomically(resolve_weights(source), path)
-        return
-    found, parameters = read_autoencoder(Path(source), dtype="float32")
-    _require_equal(found, config, Path(source), "model.autoencoder", ())
+    place = Path(source)
+    if not place.is_dir():
+        place = resolve_weights(source)
+        if is_weight_file(place):
+            copy_atomically(place, path)
+            return
+        if not holds_autoencoder(place):
+            raise WeightsError(
+                f"{place}: neither a weight file of this package (its header has no entry 'config') nor a one-file "
+                "checkpoint with an autoencoder (no key begins with first_stage_model.)"
+            )
+    found, parameters = read_autoencoder(place, dtype="float32")
+    _require_equal(found, config, place, "model.autoencoder", ())
     save_weights(parameters, path, "float32", config)
 
 
-def _require_equal(found: object, wanted: object, folder: Path, name: str, free: Collection[str]) -> None:
+def _require_equal(found: object, wanted: object, source: Path, name: str, free: Collection[str]) -> None:
     differences = [
         f"{field.name} is {getattr(found, field.name)} there, {name}.{field.name}={getattr(wanted, field.name)}"
         for field in dataclasses.fields(wanted)  # type: ignore[arg-type]
         if field.name not in free and getattr(found, field.name) != getattr(wanted, field.name)
     ]
     if differences:
-        raise WeightsError(f"{folder}: weights of another network: {'; '.join(differences)}")
+        raise WeightsError(f"{source}: weights of another network: {'; '.join(differences)}")

@@ -19,7 +19,7 @@ from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import AuxiliaryConfig, ConditioningConfig, DataConfig, DenoiserRun, LoraConfig, TrainConfig
 from genaffect_jax.data.face_encoders import ExpressionEncoder
 from genaffect_jax.errors import ConfigError, WeightsError
-from genaffect_jax.export.lora import merge_lora
+from genaffect_jax.export.merge import merge_lora
 from genaffect_jax.expressions.prototypes import WordPrototypes
 from genaffect_jax.models.face_encoders.encoder import load_conditioning_encoder, load_exemplar_encoder
 from genaffect_jax.models.face_encoders.onnx_expression import OnnxExpressionEncoder

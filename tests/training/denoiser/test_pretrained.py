@@ -1,4 +1,4 @@
-"""Training that starts from released weights, here random ones in diffusers' folder layout."""
+"""Training that starts from released weights, here random ones in the layouts of others."""
 
 import dataclasses
 import io
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.numpy import save_file
 
 from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.config import (
@@ -25,6 +26,7 @@ from genaffect_jax.config import (
 )
 from genaffect_jax.data.prompts.table import PromptTable, all_prompts
 from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.interop.diffusers.single_file_writer import write_single_file
 from genaffect_jax.interop.diffusers.weights import TRANSFORMER, read_transformer, write_autoencoder, write_transformer
 from genaffect_jax.io.weight_file import load_weights
 from genaffect_jax.models.build import build_networks
@@ -168,6 +170,36 @@ def test_an_autoencoder_folder_becomes_a_weight_file_of_this_package(pipeline_fo
         np.testing.assert_array_equal(found[name], value)
     with pytest.raises(WeightsError, match=r"scaling_factor is 1\.5 there, model\.autoencoder\.scaling_factor=2\.0"):
         place_autoencoder(dataclasses.replace(AUTOENCODER, scaling_factor=2.0), source, path)
+
+
+def test_a_one_file_checkpoint_gives_the_weights_that_its_folders_give(tmp_path):
+    mmdit = dataclasses.replace(RELEASED, sample_size=24)  # what a reader infers from the position table
+    decoder = dataclasses.replace(AutoencoderConfig.sd3(), block_out_channels=(32, 32), latent_channels=4)
+    transformer = random_parameters(TRANSFORMER.network(mmdit), 0)
+    autoencoder = build_networks(ModelConfig(mmdit=mmdit, autoencoder=decoder))[1]
+    expected = random_parameters(autoencoder, 1)
+    file, path = tmp_path / "sd3.safetensors", tmp_path / "autoencoder.safetensors"
+    write_single_file(file, (mmdit, transformer), (decoder, expected), dtype="float32", metadata={})
+    config = dataclasses.replace(model(file), autoencoder=decoder)
+    found = initial_parameters(config, make_mesh(MeshConfig()))
+    for name, value in transformer.items():
+        np.testing.assert_array_equal(found[f"mmdit.{name}"], value)
+    place_autoencoder(decoder, str(file), path)
+    for name, value in load_weights(autoencoder, path, decoder).items():
+        np.testing.assert_array_equal(value, expected[name])
+    with pytest.raises(WeightsError, match=r"num_layers is 2 there, model\.mmdit\.num_layers=3"):
+        initial_parameters(model(file, num_layers=3), make_mesh(MeshConfig()))
+
+    # A weight file of this package is an autoencoder's source as it is, and no transformer's.
+    place_autoencoder(decoder, str(path), tmp_path / "copy.safetensors")
+    assert (tmp_path / "copy.safetensors").read_bytes() == path.read_bytes()
+    with pytest.raises(WeightsError, match="no one-file checkpoint with this network"):
+        initial_parameters(model(path), make_mesh(MeshConfig()))
+    save_file({"joint_blocks.0.a": np.ones(1, np.float32)}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match=r"neither a weight file of this package .* nor a one-file checkpoint"):
+        place_autoencoder(decoder, str(tmp_path / "other.safetensors"), path)
+    with pytest.raises(WeightsError, match=r"nowhere\.safetensors: no such file"):
+        initial_parameters(model(tmp_path / "nowhere.safetensors"), make_mesh(MeshConfig()))
 
 
 @pytest.mark.slow
