@@ -6,7 +6,7 @@ functions of the same names handle flat parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -35,7 +35,7 @@ MAX_SHARD_BYTES = 2**30
 """One shard is held in memory while it is written."""
 _ALIGNMENT = 64  # bytes; JAX's CPU devices use an aligned NumPy buffer without a copy
 
-Config = TypeVar("Config", MMDiTConfig, AutoencoderConfig)
+Config = TypeVar("Config", bound=Hashable)
 Module = TypeVar("Module", bound=nnx.Module)
 
 
@@ -46,7 +46,7 @@ class Component(Generic[Config, Module]):
     class_name: str
     """Name of the class in diffusers."""
     folder: str
-    """Name of its folder in a pipeline."""
+    """Name of its folder in a pipeline; empty if a pipeline may hold several."""
     parse: Callable[[Mapping[str, Any]], Config]
     """Entries of `config.json` to our configuration."""
     unparse: Callable[[Config], dict[str, Any]]
@@ -131,7 +131,7 @@ def read_transformer(
     folder: Path, *, dtype: WeightDType | None = None, mesh: Mesh | None = None, variant: str | None = None
 ) -> tuple[MMDiTConfig, Parameters]:
     """Configuration and flat parameters; arguments and errors as in `load_transformer`."""
-    return _read(TRANSFORMER, folder, dtype, mesh, variant)
+    return read_component(TRANSFORMER, folder, dtype, mesh, variant)
 
 
 def read_transformer_config(folder: Path) -> MMDiTConfig:
@@ -148,7 +148,7 @@ def write_transformer(
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Writes flat parameters; arguments and errors as in `save_transformer`."""
-    _write(TRANSFORMER, config, parameters, folder, dtype, max_shard_bytes)
+    write_component(TRANSFORMER, config, parameters, folder, dtype, max_shard_bytes)
 
 
 def load_autoencoder(
@@ -175,7 +175,7 @@ def read_autoencoder(
     folder: Path, *, dtype: WeightDType | None = None, mesh: Mesh | None = None, variant: str | None = None
 ) -> tuple[AutoencoderConfig, Parameters]:
     """Configuration and flat parameters; arguments and errors as in `load_autoencoder`."""
-    return _read(AUTOENCODER, folder, dtype, mesh, variant)
+    return read_component(AUTOENCODER, folder, dtype, mesh, variant)
 
 
 def write_autoencoder(
@@ -187,10 +187,10 @@ def write_autoencoder(
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Writes flat parameters; arguments and errors as in `save_autoencoder`."""
-    _write(AUTOENCODER, config, parameters, folder, dtype, max_shard_bytes)
+    write_component(AUTOENCODER, config, parameters, folder, dtype, max_shard_bytes)
 
 
-def _read(
+def read_component(
     component: Component[Config, Any],
     folder: Path,
     dtype: WeightDType | None,
@@ -254,7 +254,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _write(
+def write_component(
     component: Component[Config, Any],
     config: Config,
     parameters: Mapping[str, jax.Array],

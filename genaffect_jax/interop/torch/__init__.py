@@ -1,0 +1,1 @@
+"""PyTorch code that is copied into exported folders."""
