@@ -23,6 +23,8 @@ from genaffect_jax.errors import ConfigError, WeightsError
 from genaffect_jax.io.atomic import write_atomically
 
 WeightDType = Literal["float32", "bfloat16", "float16"]
+DTYPES: dict[str, WeightDType] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Types of numbers that weights may have, by their names in safetensors files."""
 PACKAGE_PREFIX = "package:"
 _CONFIG = "config"
 C = TypeVar("C")
@@ -133,6 +135,19 @@ def is_weight_file(path: Path) -> bool:
         WeightsError: the file is missing or damaged.
     """
     return _CONFIG in read_metadata(path)
+
+
+def stored_dtype(path: Path) -> WeightDType:
+    """The type in which `save_weights` stored the parameters of a file.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or does not hold one allowed type.
+    """
+    with _open(path) as file:
+        found = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    if len(found) != 1 or not found <= DTYPES.keys():
+        raise WeightsError(f"{path}: the parameters have types {sorted(found)}, must all have one of {sorted(DTYPES)}")
+    return DTYPES[found.pop()]
 
 
 def resolve_weights(source: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +29,7 @@ FREE_FIELDS = ("sample_size", "scan_layers", "remat")
 """Fields of a transformer that its weights do not depend on. `sample_size` is the size of the images; the position
 table, which diffusers computes from it, is read from the weights."""
 
-Config = TypeVar("Config", MMDiTConfig, AutoencoderConfig)
+Config = TypeVar("Config", bound=Hashable)
 Module = TypeVar("Module", bound=nnx.Module)
 
 
@@ -40,7 +40,7 @@ class Component(Generic[Config, Module]):
     class_name: str
     """Name of the class in diffusers."""
     folder: str
-    """Name of its folder in a pipeline."""
+    """Name of its folder in a pipeline; empty if a pipeline may hold several."""
     parse: Callable[[Mapping[str, Any]], Config]
     """Entries of `config.json` to our configuration."""
     unparse: Callable[[Config], dict[str, Any]]
@@ -49,9 +49,9 @@ class Component(Generic[Config, Module]):
     """The conversion table."""
     make: Callable[[Config, DType, nnx.Rngs], Module]
     """Builds the module with a compute type."""
-    original: Layout[Config]
-    """Its names in one-file checkpoints."""
-    infer: Callable[[Mapping[str, tuple[int, ...]]], Config]
+    original: Layout[Config] | None = None
+    """Its names in one-file checkpoints; None if there are no such files."""
+    infer: Callable[[Mapping[str, tuple[int, ...]]], Config] | None = None
     """Key without prefix and shape of all its tensors in the original layout, to our configuration."""
 
     def network(self, config: Config, compute_dtype: DType = "float32") -> Functional[Module]:

@@ -62,7 +62,7 @@ def transformer_config(values: Mapping[str, Any]) -> MMDiTConfig:
     Raises:
         ConfigError: a key is unknown, or `models.mmdit.model` does not implement a value.
     """
-    full = _with_defaults(values, _TRANSFORMER_DEFAULTS)
+    full = with_defaults(values, _TRANSFORMER_DEFAULTS)
     full["qk_norm"] = "none" if full["qk_norm"] is None else full["qk_norm"]
     layers = full["dual_attention_layers"]
     full["dual_attention_layers"] = [] if layers is None else list(layers) if isinstance(layers, tuple) else layers
@@ -99,7 +99,7 @@ def autoencoder_config(values: Mapping[str, Any]) -> AutoencoderConfig:
     Raises:
         ConfigError: a key is unknown, or `models.autoencoder.model` does not implement a value.
     """
-    full = _with_defaults(values, _AUTOENCODER_DEFAULTS)
+    full = with_defaults(values, _AUTOENCODER_DEFAULTS)
     full["shift_factor"] = 0.0 if full["shift_factor"] is None else full["shift_factor"]
     names = [f.name for f in dataclasses.fields(AutoencoderConfig)]
     config = from_json(AutoencoderConfig, json.dumps({name: full[name] for name in names}))
@@ -129,7 +129,12 @@ def _autoencoder_constants(config: AutoencoderConfig) -> Values:
     }
 
 
-def _with_defaults(values: Mapping[str, Any], defaults: Values) -> Values:
+def with_defaults(values: Mapping[str, Any], defaults: Values) -> Values:
+    """The entries of a file, with defaults for those that it lacks.
+
+    Raises:
+        ConfigError: a key is unknown.
+    """
     given = {key: value for key, value in values.items() if not key.startswith("_")}
     unknown = sorted(given.keys() - defaults.keys())
     if unknown:

@@ -19,7 +19,7 @@ import numpy as np
 from genaffect_jax.config import AutoencoderConfig, MMDiTConfig
 
 Shape = tuple[int, ...]
-Config = TypeVar("Config", MMDiTConfig, AutoencoderConfig)
+Config = TypeVar("Config", bound=Hashable)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ LINEAR = Transform(np.transpose, np.transpose)
 """[out, in] to [in, out]."""
 CONV = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
 """[out, in, height, width] to [height, width, in, out]."""
+DEPTHWISE = Transform(lambda x: x.reshape(-1), lambda x: x.reshape(-1, 1, 1, 1))
+"""A 1x1 convolution of every channel with itself, [C, 1, 1, 1], to factors [C]."""
 POSITIONS = Transform(
     lambda x: x.reshape(math.isqrt(x.shape[1]), -1, x.shape[2]), lambda x: x.reshape(1, -1, x.shape[2])
 )
@@ -53,6 +55,14 @@ def patch_linear(patch: int) -> Transform:
     return Transform(
         lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
         lambda x: x.reshape(patch, patch, -1, x.shape[1]).transpose(3, 2, 0, 1),
+    )
+
+
+def flattened_linear(side: int) -> Transform:
+    """[out, channels * side * side] to [side * side * channels, out]: a linear layer after the flattening of pixels."""
+    return Transform(
+        lambda x: x.reshape(len(x), -1, side, side).transpose(2, 3, 1, 0).reshape(-1, len(x)),
+        lambda x: x.reshape(side, side, -1, x.shape[1]).transpose(3, 2, 0, 1).reshape(x.shape[1], -1),
     )
 
 
@@ -81,9 +91,9 @@ class Rule:
         return _pattern(self.theirs)
 
 
-def linear(ours: str, theirs: str) -> tuple[Rule, ...]:
+def linear(ours: str, theirs: str, transform: Transform = LINEAR) -> tuple[Rule, ...]:
     """Rules of a linear layer."""
-    return Rule(f"{ours}.kernel", f"{theirs}.weight", LINEAR), Rule(f"{ours}.bias", f"{theirs}.bias")
+    return Rule(f"{ours}.kernel", f"{theirs}.weight", transform), Rule(f"{ours}.bias", f"{theirs}.bias")
 
 
 def conv(ours: str, theirs: str) -> tuple[Rule, ...]:
@@ -91,9 +101,9 @@ def conv(ours: str, theirs: str) -> tuple[Rule, ...]:
     return Rule(f"{ours}.kernel", f"{theirs}.weight", CONV), Rule(f"{ours}.bias", f"{theirs}.bias")
 
 
-def norm(ours: str, theirs: str) -> tuple[Rule, ...]:
+def norm(ours: str, theirs: str, transform: Transform = SAME) -> tuple[Rule, ...]:
     """Rules of a normalisation with scale and bias."""
-    return Rule(f"{ours}.scale", f"{theirs}.weight"), Rule(f"{ours}.bias", f"{theirs}.bias")
+    return Rule(f"{ours}.scale", f"{theirs}.weight", transform), Rule(f"{ours}.bias", f"{theirs}.bias")
 
 
 @dataclass(frozen=True)

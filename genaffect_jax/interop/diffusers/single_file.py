@@ -59,6 +59,8 @@ def open_single_file(path: Path, component: Component[Config, Any]) -> Iterator[
         WeightsError: the file is missing or damaged, or does not hold this network; keys or shapes are not exactly
             those of the network, a type of numbers is unknown, or a key belongs to no network (all are named).
     """
+    assert component.original is not None
+    assert component.infer is not None
     with open_file(path) as file:
         prefix = _prefix(set(file.keys()), component.original, path)
         own = {key: file for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118 (safe_open is no mapping)

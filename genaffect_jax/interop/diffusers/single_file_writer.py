@@ -77,6 +77,8 @@ def _network(
 ) -> tuple[str, ParameterTensors, Mapping[str, Original]]:
     component.values(config, path)  # refuses what diffusers does not have
     tensors = component.tensors(config, parameters, dtype, path)
+    assert component.original is not None
+    assert component.infer is not None
     originals = component.original.tensors(config, tensors.shapes)
     inferred = component.infer({key: original.shape(tensors.shapes) for key, original in originals.items()})
     lost = [

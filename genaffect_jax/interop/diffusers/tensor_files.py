@@ -22,13 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from genaffect_jax.errors import WeightsError
-from genaffect_jax.io.weight_file import WeightDType
+from genaffect_jax.io.weight_file import DTYPES, WeightDType
 
 STEM = "diffusion_pytorch_model"
 WRITTEN_NAMES = re.compile(rf"{STEM}(-\d{{5}}-of-\d{{5}})?\.safetensors|{STEM}\.safetensors\.index\.json")
 """File names that `write_tensors` makes."""
-DTYPES: dict[str, WeightDType] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Types of numbers that weights may have, by their names in safetensors files."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 

@@ -79,7 +79,7 @@ def read_transformer(
     source: Path, *, dtype: WeightDType | None = None, mesh: Mesh | None = None, variant: str | None = None
 ) -> tuple[MMDiTConfig, Parameters]:
     """Configuration and flat parameters; arguments and errors as in `load_transformer`."""
-    return _read(TRANSFORMER, source, dtype, mesh, variant)
+    return read_component(TRANSFORMER, source, dtype, mesh, variant)
 
 
 def read_transformer_config(source: Path) -> MMDiTConfig:
@@ -97,7 +97,7 @@ def write_transformer(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes flat parameters, with more entries in the files' headers; otherwise as `save_transformer`."""
-    _write(TRANSFORMER, config, parameters, folder, dtype, max_shard_bytes, metadata)
+    write_component(TRANSFORMER, config, parameters, folder, dtype, max_shard_bytes, metadata)
 
 
 def load_autoencoder(
@@ -124,7 +124,7 @@ def read_autoencoder(
     source: Path, *, dtype: WeightDType | None = None, mesh: Mesh | None = None, variant: str | None = None
 ) -> tuple[AutoencoderConfig, Parameters]:
     """Configuration and flat parameters; arguments and errors as in `load_autoencoder`."""
-    return _read(AUTOENCODER, source, dtype, mesh, variant)
+    return read_component(AUTOENCODER, source, dtype, mesh, variant)
 
 
 def write_autoencoder(
@@ -137,16 +137,17 @@ def write_autoencoder(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes flat parameters, with more entries in the files' headers; otherwise as `save_autoencoder`."""
-    _write(AUTOENCODER, config, parameters, folder, dtype, max_shard_bytes, metadata)
+    write_component(AUTOENCODER, config, parameters, folder, dtype, max_shard_bytes, metadata)
 
 
-def _read(
+def read_component(
     component: Component[Config, Any],
     source: Path,
-    dtype: WeightDType | None,
-    mesh: Mesh | None,
-    variant: str | None,
+    dtype: WeightDType | None = None,
+    mesh: Mesh | None = None,
+    variant: str | None = None,
 ) -> tuple[Config, Parameters]:
+    """Configuration and flat parameters of any kind of network; arguments and errors as in `load_transformer`."""
     with _opened(component, source, variant) as (config, stored):
         network = component.network(config)
         shardings = None if mesh is None else parameter_shardings(network.logical_axes, network.shapes, mesh)
@@ -160,7 +161,7 @@ def _opened(
     component: Component[Config, Any], source: Path, variant: str | None
 ) -> Iterator[tuple[Config, StoredTensors | OriginalTensors]]:
     """The configuration and the tensors, by their keys in diffusers, of a folder or a one-file checkpoint."""
-    if _is_file(source):
+    if component.original is not None and _is_file(source):
         _require_no_variant(source, variant)
         with open_single_file(source, component) as (config, tensors):
             yield config, tensors
@@ -171,7 +172,7 @@ def _opened(
 
 
 def _read_config(component: Component[Config, Any], source: Path) -> Config:
-    if _is_file(source):
+    if component.original is not None and _is_file(source):
         with open_single_file(source, component) as (config, _):
             return config
     folder = component_folder(source, component.folder)
@@ -191,15 +192,16 @@ def _require_no_variant(source: Path, variant: str | None) -> None:
         raise WeightsError(f"{source}: variant {variant!r}: a file has no variants, name a folder")
 
 
-def _write(
+def write_component(
     component: Component[Config, Any],
     config: Config,
     parameters: Mapping[str, jax.Array],
     folder: Path,
-    dtype: WeightDType | None,
-    max_shard_bytes: int,
-    metadata: Mapping[str, str] | None,
+    dtype: WeightDType | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
+    """Writes flat parameters of any kind of network; arguments and errors as in `save_transformer`."""
     values = component.values(config, folder)
     tensors = component.tensors(config, parameters, dtype, folder)
     with new_component(folder, component.class_name, values) as temporary:
