@@ -46,6 +46,7 @@ UNDERSTOOD = [
     "NEUTRAL",
     "joy; sadness ,anger\n",
     "joy,joy",
+    ",".join(["joy"] * 300),  # repetitions are counted to 256
     "all",
     "ALL:0.5, 2*all",
     "love/*",
