@@ -1,8 +1,10 @@
-"""`python -m genaffect_jax.export COMMAND`: write a trained model in other forms.
+"""`python -m genaffect_jax.export COMMAND`: write a trained model in other forms, and read it back.
 
-python -m genaffect_jax.export merge --model W --out MERGED
-python -m genaffect_jax.export lora --model W --out FILE.safetensors
+python -m genaffect_jax.export diffusers --model W --out DIR
+python -m genaffect_jax.export from-torch DIR --out M
 python -m genaffect_jax.export single-file --model W --out FILE.safetensors
+python -m genaffect_jax.export lora --model W --out FILE.safetensors
+python -m genaffect_jax.export merge --model W --out MERGED
 """
 
 from __future__ import annotations
@@ -11,12 +13,20 @@ import sys
 from collections.abc import Sequence
 
 from genaffect_jax import cli
-from genaffect_jax.export import lora, merge, single_file
+from genaffect_jax.export import diffusers, from_torch, lora, merge, single_file
+
+COMMANDS = {
+    "diffusers": diffusers,
+    "from-torch": from_torch,
+    "single-file": single_file,
+    "lora": lora,
+    "merge": merge,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and runs the command; returns the exit status."""
-    return cli.run_subcommand({"merge": merge, "lora": lora, "single-file": single_file}, argv)
+    return cli.run_subcommand(COMMANDS, argv)
 
 
 if __name__ == "__main__":

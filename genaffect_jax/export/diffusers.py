@@ -25,7 +25,7 @@ from genaffect_jax.config import to_json
 from genaffect_jax.errors import ConfigError, WeightsError
 from genaffect_jax.export.evidence import collect
 from genaffect_jax.export.model_card import model_card, model_spec
-from genaffect_jax.export.trained_model import TrainedModel
+from genaffect_jax.export.trained import TrainedModel
 from genaffect_jax.interop.diffusers.adapter import FOLDER as ADAPTER
 from genaffect_jax.interop.diffusers.adapter import divide, write_adapter
 from genaffect_jax.interop.diffusers.face_encoder import write_face_encoder
@@ -188,12 +188,12 @@ def _write_components(trained: TrainedModel, folder: Path, dtype: WeightDType) -
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
     components = {"transformer", ADAPTER, "vae", EXPRESSIONS, "scheduler"}
-    for name, encoder in (
-        ("identity_encoder", trained.faces.identity),
-        ("expression_encoder", trained.faces.expression),
+    for name, encoder, path in (
+        ("identity_encoder", trained.faces.identity, trained.run_dir.identity_encoder),
+        ("expression_encoder", trained.faces.expression, trained.run_dir.expression_encoder),
     ):
         if isinstance(encoder, AvatarEncoder):
-            write_face_encoder(encoder, folder / name, dtype)
+            write_face_encoder(str(path), folder / name, dtype=dtype)
             components.add(name)
     return components
 

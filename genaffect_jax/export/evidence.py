@@ -22,7 +22,7 @@ from genaffect_jax.data.prompts.table import prompt_for
 from genaffect_jax.diffusion.guidance import repeat_branches
 from genaffect_jax.diffusion.sampler import initial_noise
 from genaffect_jax.errors import DataError, ExpressionError
-from genaffect_jax.export.trained_model import TrainedModel
+from genaffect_jax.export.trained import TrainedModel
 from genaffect_jax.expressions.action_units import neutral
 from genaffect_jax.expressions.grammar import Expression, parse_expressions
 from genaffect_jax.inference.program import SamplerSpec, SetInputs, denoise_set, encode_set, tokens_at

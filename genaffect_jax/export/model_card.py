@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
-from genaffect_jax.export.trained_model import TrainedModel
+from genaffect_jax.export.trained import TrainedModel
 from genaffect_jax.io.weight_file import WeightDType
 from genaffect_jax.version import __version__
 

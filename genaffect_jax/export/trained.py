@@ -1,13 +1,26 @@
-"""The denoiser of a run folder, as exports read it: the newest checkpoint's averages."""
+"""Trained models as exports read them: the averages of one checkpoint, the denoiser alone or with all components."""
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
-from genaffect_jax.checkpoints.manager import Checkpoints
+from genaffect_jax.checkpoints.components import (
+    FaceEncoders,
+    read_autoencoder,
+    read_encoders,
+    read_prompts,
+    read_prototypes,
+)
+from genaffect_jax.checkpoints.manager import LATEST, Checkpoints
 from genaffect_jax.checkpoints.run_dir import RunDir
-from genaffect_jax.config import DenoiserRun, MeshConfig, from_json
+from genaffect_jax.config import DenoiserRun, LoraConfig, MeshConfig, from_json
+from genaffect_jax.data.prompts.table import PromptTable
+from genaffect_jax.expressions.prototypes import WordPrototypes
+from genaffect_jax.expressions.space import EncoderSpace, ExpressionSpace, UnitSpace
 from genaffect_jax.interop.diffusers.components import TRANSFORMER
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.functional import Functional, Parameters
@@ -27,16 +40,21 @@ class TrainedDenoiser:
         network: a `LoraNetwork` if the model has low-rank additions.
     """
 
-    def __init__(self, model: Path):
+    def __init__(self, model: Path, checkpoint: str = LATEST):
         """Opens a run folder.
+
+        Args:
+            model: the run folder.
+            checkpoint: `latest`, `best` (by the loss on held-out people), or the number of a step.
 
         Raises:
             ConfigError: `model` is no run folder.
-            CheckpointError: there is no complete checkpoint.
+            CheckpointError: there is no complete checkpoint, or not the one asked for.
         """
         self.run_dir = RunDir.open(model)
         self._checkpoints = Checkpoints(self.run_dir.path)
-        self.config = from_json(DenoiserRun, self._checkpoints.config())
+        self._asked = self._checkpoints.step(checkpoint)
+        self.config = from_json(DenoiserRun, self._checkpoints.config(self._asked))
         self.network: Functional[GenAffect] = build_networks(self.config.model)[0]
 
     @cached_property
@@ -46,13 +64,13 @@ class TrainedDenoiser:
         Raises:
             CheckpointError: the newest checkpoint does not fit its configuration.
         """
-        return self._checkpoints.averaged_parameters(self.network, make_mesh(MeshConfig()))
+        return self._checkpoints.averaged_parameters(self.network, make_mesh(MeshConfig()), self._asked)
 
     @property
     def step(self) -> int:
         """Step of the checkpoint."""
         assert self.parameters
-        step = self._checkpoints.latest_step()
+        step = self._checkpoints.latest_step() if self._asked is None else self._asked
         assert step is not None  # its parameters have been read
         return step
 
@@ -75,3 +93,67 @@ class TrainedDenoiser:
     def trained_transformer_names(self) -> list[str]:
         """Names of the transformer's own parameters (no condition branch, no addition) that were trained."""
         return sorted(freeze(self.network, self.config.train).trainable & self.transformer_names)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The networks of one checkpoint; low-rank additions are merged into the kernels."""
+
+    run_dir: RunDir
+    """The run folder."""
+    step: int
+    """Step of the checkpoint."""
+    config: DenoiserRun
+    """The run that trained the model, with `model.lora.rank` 0."""
+    denoiser: Parameters
+    """Averaged parameters, float32."""
+    autoencoder: Parameters
+    """Parameters of the autoencoder, float32."""
+    faces: FaceEncoders
+    """The face encoders."""
+    prompts: PromptTable | None
+    """Text embeddings, for models that read prompts."""
+    prototypes: WordPrototypes | None
+    """Vectors of words, for models whose expressions are an encoder's vectors."""
+
+    @classmethod
+    def load(cls, model: Path, checkpoint: str = LATEST) -> Self:
+        """Reads the averaged weights of a checkpoint, and the frozen components.
+
+        Args:
+            model: the run folder.
+            checkpoint: `latest`, `best`, or the number of a step.
+
+        Raises:
+            ConfigError: `model` is no run folder.
+            CheckpointError: there is no complete checkpoint, or not the one asked for.
+            DataError, WeightsError: a component is missing or damaged.
+        """
+        denoiser = TrainedDenoiser(model, checkpoint)
+        run_dir, config = denoiser.run_dir, denoiser.config
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, lora=LoraConfig()))
+        autoencoder = build_networks(config.model)[1]
+        faces = read_encoders(run_dir, config.model)
+        in_units = config.model.conditioning.expression_space == "units"
+        return cls(
+            run_dir=run_dir,
+            step=denoiser.step,
+            config=config,
+            denoiser=denoiser.plain,
+            autoencoder=read_autoencoder(run_dir, autoencoder, config.model.autoencoder),
+            faces=faces,
+            prompts=read_prompts(run_dir, config),
+            prototypes=None if in_units or faces.expression is None else read_prototypes(run_dir, faces.expression),
+        )
+
+    @property
+    def name(self) -> str:
+        """Name of the run folder."""
+        return self.run_dir.path.name
+
+    @property
+    def space(self) -> ExpressionSpace:
+        """The model's vectors of words; it reads no image files."""
+        if self.prototypes is None:
+            return UnitSpace()
+        return EncoderSpace(self.prototypes.encoder, self.prototypes.vectors)

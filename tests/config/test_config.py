@@ -16,6 +16,7 @@ from genaffect_jax.config import (
     MeshConfig,
     MMDiTConfig,
     ModelConfig,
+    SamplingConfig,
     TextConfig,
     TrainConfig,
     from_json,

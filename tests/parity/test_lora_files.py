@@ -1,4 +1,4 @@
-"""LoRA files both ways: diffusers and PEFT apply ours as we do, and we apply theirs as they do; kohya's as their sum."""
+"""LoRA files both ways: diffusers and PEFT apply ours as we do, and we apply theirs as they do; kohya adds up."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from genaffect_jax.config import AutoencoderConfig, DType, MMDiTConfig
+from genaffect_jax.config import DType
 from genaffect_jax.errors import ConfigError, WeightsError
 from genaffect_jax.interop.diffusers import configs as component_configs
 from genaffect_jax.interop.diffusers import key_tables

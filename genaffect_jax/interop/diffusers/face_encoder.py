@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from genaffect_jax.config import from_json
 from genaffect_jax.config.encoders import FaceEncoderConfig
 from genaffect_jax.errors import require
+from genaffect_jax.interop.diffusers.components import Component
 from genaffect_jax.interop.diffusers.configs import with_defaults
 from genaffect_jax.interop.diffusers.rules import (
     DEPTHWISE,
@@ -28,7 +29,6 @@ from genaffect_jax.interop.diffusers.rules import (
     linear,
     norm,
 )
-from genaffect_jax.interop.diffusers.components import Component
 from genaffect_jax.interop.diffusers.weights import read_component, write_component
 from genaffect_jax.io.weight_file import WeightDType, read_metadata, resolve_weights, stored_dtype
 from genaffect_jax.models.face_encoders.encoder import load_encoder

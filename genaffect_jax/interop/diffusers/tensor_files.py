@@ -45,6 +45,20 @@ class Tensors(Protocol):
         """One tensor, as a new array of its type."""
 
 
+class ArrayTensors:
+    """Arrays in memory (see `Tensors`)."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        """`arrays`: key to array."""
+        self._arrays = arrays
+        self.shapes = {key: array.shape for key, array in arrays.items()}
+        self.dtypes: dict[str, WeightDType] = {key: array.dtype.name for key, array in arrays.items()}  # type: ignore[misc]
+
+    def read(self, key: str) -> np.ndarray:
+        """One array."""
+        return np.ascontiguousarray(self._arrays[key])
+
+
 class StoredTensors:
     """Open files, of which only the headers have been read (see `Tensors`)."""
 

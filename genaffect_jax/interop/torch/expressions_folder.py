@@ -20,7 +20,7 @@ from genaffect_jax.expressions.action_units import CHANNELS, DEGREES, neutral
 from genaffect_jax.expressions.prototypes import WordPrototypes
 from genaffect_jax.expressions.vocabulary import vocabulary
 from genaffect_jax.interop.diffusers.folders import CONFIG_FILE, component_folder, new_component, read_config
-from genaffect_jax.interop.diffusers.tensor_files import open_tensors, write_tensors
+from genaffect_jax.interop.diffusers.tensor_files import ArrayTensors, open_tensors, write_tensors
 
 CLASS_NAME = "GenAffectExpressions"
 FOLDER = "expressions"
@@ -82,10 +82,8 @@ def write_expressions(
         "shape": [*tokens.shape[1:], *pooled.shape[1:]],
         "source": source,
     }
-    tensors = {_TOKENS: np.ascontiguousarray(tokens), _POOLED: np.ascontiguousarray(pooled)}
-    sizes = {key: tensor.nbytes for key, tensor in tensors.items()}
     with new_component(folder, CLASS_NAME, config) as temporary:
-        write_tensors(temporary, sizes, tensors.__getitem__, sum(sizes.values()))
+        write_tensors(temporary, ArrayTensors({_TOKENS: tokens, _POOLED: pooled}), tokens.nbytes + pooled.nbytes)
 
 
 def read_expressions(folder: Path) -> FolderExpressions:
