@@ -23,7 +23,7 @@ from genaffect_jax.diffusion.guidance import repeat_branches
 from genaffect_jax.diffusion.sampler import initial_noise
 from genaffect_jax.errors import DataError, ExpressionError
 from genaffect_jax.export.trained import TrainedModel
-from genaffect_jax.expressions.action_units import neutral
+from genaffect_jax.expressions.action_units import INDEX, neutral
 from genaffect_jax.expressions.grammar import Expression, parse_expressions
 from genaffect_jax.inference.program import SamplerSpec, SetInputs, denoise_set, encode_set, tokens_at
 from genaffect_jax.inference.settings import resolve_settings
@@ -100,7 +100,8 @@ def collect(model: TrainedModel, cases: Sequence[Case] = CASES) -> tuple[dict[st
         `.blocks` (means over images and tokens, by block; the latter only without sharing), `.latents`, `.images`.
     """
     text, expressions = _request(model)
-    records, tensors = [], {}
+    records: list[dict[str, Any]] = []
+    tensors: Tensors = {}
     for case in cases:
         # Matrix products of GPUs and TPUs round float32 factors otherwise.
         with jax.default_matmul_precision("highest"):
@@ -114,13 +115,18 @@ def collect(model: TrainedModel, cases: Sequence[Case] = CASES) -> tuple[dict[st
 def _sample(model: TrainedModel, case: Case, expressions: Sequence[Expression]) -> Tensors:
     config, settings = model.config, case.settings
     spec, params = resolve_settings(config.model, config.flow.shift, settings)
-    spec = dataclasses.replace(spec, anchors=settings.anchors if spec.shared else 0)
+    spec = dataclasses.replace(spec, anchors=(settings.anchors or 0) if spec.shared else 0)
     # The person faces the camera in the first reference and turns the head in the second.
-    faces = [np.float32([0.0] * len(neutral())), np.roll(np.float32([0.3] + [0.0] * (len(neutral()) - 1)), -1)]
+    turned = neutral()
+    turned[INDEX["head_yaw"]] = 0.3
     references = np.stack(
-        [render(sample_identity(_SEED), face, config.model.image_size) for face in faces[: case.references]]
+        [
+            render(sample_identity(_SEED), face, config.model.image_size)
+            for face in (neutral(), turned)[: case.references]
+        ]
     )
-    prompt, frozen = None, {"autoencoder": model.autoencoder}
+    prompt = None
+    frozen: dict[str, Any] = {"autoencoder": model.autoencoder}
     if model.prompts is not None:
         prompt = jnp.asarray(model.prompts.rows([prompt_for(e, config.text) for e in expressions]))[None]
         frozen["prompts"] = Prompts.of(model.prompts, config.text.negative)

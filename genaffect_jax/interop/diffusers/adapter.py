@@ -37,7 +37,8 @@ _LAYER_NORMS = {"query_norm": "norm_q", "key_norm": "norm_k"}
 
 def divide(parameters: Mapping[str, jax.Array]) -> tuple[Parameters, Parameters]:
     """Parameters of the transformer and of the adapter, from those of a denoiser; names lose the prefix `mmdit.`."""
-    transformer, adapter = {}, {}
+    transformer: Parameters = {}
+    adapter: Parameters = {}
     for name, value in parameters.items():
         part = adapter if any(fnmatchcase(name, pattern) for pattern in ADAPTERS) else transformer
         part[name.removeprefix(MMDIT)] = value

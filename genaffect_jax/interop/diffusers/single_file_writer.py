@@ -83,7 +83,7 @@ def _network(
     inferred = component.infer({key: original.shape(tensors.shapes) for key, original in originals.items()})
     lost = [
         f"{field.name}={getattr(config, field.name)} (readers take {getattr(inferred, field.name)})"
-        for field in dataclasses.fields(config)
+        for field in dataclasses.fields(config)  # type: ignore[arg-type]  # all configurations are dataclasses
         if field.name not in FREE_FIELDS and getattr(config, field.name) != getattr(inferred, field.name)
     ]
     if lost:
