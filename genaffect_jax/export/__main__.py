@@ -2,6 +2,7 @@
 
 python -m genaffect_jax.export diffusers --model W --out DIR
 python -m genaffect_jax.export from-torch DIR --out M
+python -m genaffect_jax.export onnx --model W --out DIR
 python -m genaffect_jax.export single-file --model W --out FILE.safetensors
 python -m genaffect_jax.export lora --model W --out FILE.safetensors
 python -m genaffect_jax.export merge --model W --out MERGED
@@ -13,11 +14,12 @@ import sys
 from collections.abc import Sequence
 
 from genaffect_jax import cli
-from genaffect_jax.export import diffusers, from_torch, lora, merge, single_file
+from genaffect_jax.export import diffusers, from_torch, lora, merge, onnx, single_file
 
 COMMANDS = {
     "diffusers": diffusers,
     "from-torch": from_torch,
+    "onnx": onnx,
     "single-file": single_file,
     "lora": lora,
     "merge": merge,

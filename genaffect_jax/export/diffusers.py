@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -102,12 +103,12 @@ def export_diffusers(
         ConfigError: `out` is not empty and may not be replaced, or `model` is no run folder.
         CheckpointError, DataError, WeightsError: see `TrainedModel.load`; or a number is not finite in `dtype`.
     """
-    require_replaceable(out, overwrite)
+    require_replaceable(out, overwrite, _is_export)
     trained = rounded(TrainedModel.load(model, checkpoint), dtype)
     remarks = []
     record, tensors = collect(trained)
     with new_folder(out, replace=True) as new:
-        components = _write_components(trained, new, dtype)
+        components = write_components(trained, new, dtype)
         if trained.faces.expression is not None and "expression_encoder" not in components:
             remarks.append("not exported: the ONNX expression encoder; image files among expressions are refused there")
         _write_indices(new, components)
@@ -123,20 +124,24 @@ def export_diffusers(
     return remarks
 
 
-def require_replaceable(out: Path, overwrite: bool) -> None:
-    """Raises ConfigError unless `out` is new or empty, or holds an earlier export that may be replaced."""
+def require_replaceable(out: Path, overwrite: bool, is_export: Callable[[Path], bool]) -> None:
+    """Raises ConfigError unless `out` is new or empty, or a folder of which `is_export` says that it may be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir():
         raise ConfigError("is a file; name a folder", field="out", found=out)
     if not overwrite:
         raise ConfigError("is not empty; name a new folder, or add overwrite", field="out", found=out)
-    try:
-        found = read_json(out / PIPELINE_FILE).get("_class_name")
-    except WeightsError:
-        found = None
-    if PIPELINE_CLASS not in (found if isinstance(found, list) else [found]):
+    if not is_export(out):
         raise ConfigError("holds other files than an earlier export; they are not replaced", field="out", found=out)
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        found = read_json(folder / PIPELINE_FILE).get("_class_name")
+    except WeightsError:
+        return False
+    return PIPELINE_CLASS in (found if isinstance(found, list) else [found])
 
 
 def rounded(trained: TrainedModel, dtype: WeightDType) -> TrainedModel:
@@ -167,8 +172,12 @@ def rounded(trained: TrainedModel, dtype: WeightDType) -> TrainedModel:
     )
 
 
-def _write_components(trained: TrainedModel, folder: Path, dtype: WeightDType) -> set[str]:
-    """Writes all components; returns their names."""
+def write_components(trained: TrainedModel, folder: Path, dtype: WeightDType) -> set[str]:
+    """Writes the components of a model into an existing folder, without code and indices; returns their names.
+
+    Raises:
+        WeightsError: a number is not finite in `dtype`.
+    """
     config = trained.config
     transformer, adapter = divide(trained.denoiser)
     write_transformer(

@@ -37,13 +37,13 @@ class SetAttnProcessor:
 
         image = project(hidden_states, attn.to_q, attn.to_k, attn.to_v, attn.norm_q, attn.norm_k)
         added = attn.add_q_proj, attn.add_k_proj, attn.add_v_proj, attn.norm_added_q, attn.norm_added_k
-        text, groups, length = project(encoder_hidden_states, *added), len(self.identity[0]), hidden_states.shape[1]
+        text, groups, length = project(encoder_hidden_states, *added), self.identity[0].shape[0], hidden_states.shape[1]
         if self.sharing is None:
             mixed = scaled_dot_product_attention(*(torch.cat(pair, dim=2) for pair in zip(image, text, strict=True)))
         else:
             mixed = consistent_attention(image, text, self.sharing, groups)
         # The images of a group share its identity tokens: their queries become one sequence, nothing is copied.
-        identity = unfold(scaled_dot_product_attention(fold(image[0], groups), *self.identity), len(mixed))
+        identity = unfold(scaled_dot_product_attention(fold(image[0], groups), *self.identity), mixed.shape[0])
         expression = scaled_dot_product_attention(image[0], *self.expression)
         out = mixed[:, :, :length] + self.identity_scale * identity + self.expression_scale * expression
         out, text_out = (x.transpose(1, 2).flatten(2) for x in (out, mixed[:, :, length:]))
@@ -99,7 +99,7 @@ def fold(x, groups):
 
 def unfold(x, images):
     """The inverse of `fold`."""
-    return x.unflatten(2, (images // len(x), -1)).transpose(1, 2).flatten(0, 1)
+    return x.unflatten(2, (images // x.shape[0], -1)).transpose(1, 2).flatten(0, 1)
 
 
 def normed(x):
@@ -133,7 +133,7 @@ class IdentityProjector(nn.Module):
 
     def forward(self, reference, positions, face=None):
         """[G, R, c, h, w] latents, [1, L, D] positions and [G, R, F] unit vectors to [G, K, D] tokens."""
-        groups, dtype = len(reference), self.null.dtype
+        groups, dtype = reference.shape[0], self.null.dtype
         tokens = self.proj(reference.flatten(0, 1).to(dtype)).flatten(2).mT
         tokens = tokens + (positions - positions.mean(1, keepdim=True)).to(dtype)
         tokens = tokens.unflatten(0, (groups, -1)).flatten(1, 2)
