@@ -125,7 +125,7 @@ def export_diffusers(
 
 
 def require_replaceable(out: Path, overwrite: bool, is_export: Callable[[Path], bool]) -> None:
-    """Raises ConfigError unless `out` is new or empty, or a folder of which `is_export` says that it may be replaced."""
+    """Raises ConfigError unless `out` is new or empty, or is a folder that `is_export` says may be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir():

@@ -2,8 +2,8 @@
 
     python -m genaffect_jax.export onnx --model out/avatar_tiny --out DIR
 
-`conditions.onnx` runs once per set, `denoiser.onnx` once per step, `decoder.onnx` once at the end. `onnx.json` says what
-they take and give, and `sampler.py` samples with them, without JAX and PyTorch.
+`conditions.onnx` runs once per set, `denoiser.onnx` once per step, `decoder.onnx` once at the end. `onnx.json` says
+what they take and give, and `sampler.py` samples with them, without JAX and PyTorch.
 """
 
 from __future__ import annotations
@@ -153,8 +153,7 @@ def _description(trained: TrainedModel, opset: int, differences: dict[str, float
         "versions": {name: version(name) for name in ("genaffect_jax", *_NEEDED)},
         "axes": AXES,
         "graphs": {
-            name: {"file": f"{name}.onnx", **signature.as_json()}
-            for name, signature in signatures(model).items()
+            name: {"file": f"{name}.onnx", **signature.as_json()} for name, signature in signatures(model).items()
         },
         "sampling": {
             "shift": trained.config.flow.shift,

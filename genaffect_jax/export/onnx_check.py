@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,10 @@ class Sizes:
 SIZES = (Sizes(1, 1, 1), Sizes(2, 4, 3))
 
 
-def largest_differences(trained: TrainedModel, folder: Path, signatures: Mapping[str, Signature]) -> dict[str, float]:
-    """Largest differences between the graphs and the networks, by output, over all `SIZES`.
+def largest_differences(
+    trained: TrainedModel, folder: Path, signatures: Mapping[str, Signature], all_sizes: Sequence[Sizes] = SIZES
+) -> dict[str, float]:
+    """Largest differences between the graphs and the networks, by output.
 
     The denoiser's graph gets what the conditions' graph gives.
 
@@ -48,11 +50,16 @@ def largest_differences(trained: TrainedModel, folder: Path, signatures: Mapping
         trained: the model, with the exported parameters.
         folder: holds the graphs.
         signatures: see `interop.onnx.signatures`.
+        all_sizes: one comparison for each.
+
+    Returns:
+        Of keys, values and velocities relative to the largest number of their array, or to 1 if that is larger; of
+        images absolute.
 
     Raises:
         WeightsError: onnxruntime refuses a graph, or a result has another shape than ours.
     """
-    cases = [_random_inputs(sizes, signatures, seed) for seed, sizes in enumerate(SIZES)]
+    cases = [_random_inputs(sizes, signatures, seed) for seed, sizes in enumerate(all_sizes)]
     expected = _expected(trained, cases)
     found: list[dict[str, np.ndarray]] = [{} for _ in cases]
     for name, signature in signatures.items():
@@ -134,14 +141,20 @@ def _expected(trained: TrainedModel, cases: list[dict[str, np.ndarray]]) -> list
             pooled=pooled,
         )
         latents = jnp.moveaxis(given["latents"], 1, -1)
-        scales = {name: given[name] for name in ("identity_scale", "expression_scale")}
-        velocity = network(of_groups(latents), of_groups(given["sigma"]), conditions, **scales).prediction
+        velocity = network(
+            of_groups(latents),
+            of_groups(given["sigma"]),
+            conditions,
+            identity_scale=given["identity_scale"],
+            expression_scale=given["expression_scale"],
+        ).prediction
         found = {
             "velocity": velocity.reshape(latents.shape),
             "images": jnp.clip(vae.from_latents(latents), -1.0, 1.0),
         }
         found = {name: jnp.moveaxis(value, -1, 1) for name, value in found.items()}
         for branch, pair in (("identity", conditions.identity), ("expression", conditions.expression)):
+            assert pair is not None  # a denoiser has both branches
             for part, value in zip(("keys", "values"), pair, strict=True):
                 tokens = value.reshape(len(value), -1, *value.shape[-3:])  # groups and images as one axis
                 found[f"{branch}_{part}"] = jnp.swapaxes(tokens, 2, 3)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,7 +105,7 @@ class Sampler:
                 of_branches = [np.broadcast_to(negative, own.shape) if a and b else own for a, b, _ in branches]
                 constant[name] = np.concatenate(of_branches).astype(np.float32)
         latents, sigmas = noise.astype(np.float32), self.sigmas(steps)
-        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+        for sigma, following in pairwise(sigmas):
             noisy = np.concatenate([latents] * len(branches))
             levels = np.full(len(noisy), sigma)
             (velocity,) = self.denoiser.run(None, {"latents": noisy, "sigma": levels, **constant})
@@ -113,7 +114,12 @@ class Sampler:
         return latents
 
     def __call__(
-        self, references: np.ndarray, vectors: np.ndarray, noise: np.ndarray | None = None, seed: int = 0, **settings: Any
+        self,
+        references: np.ndarray,
+        vectors: np.ndarray,
+        noise: np.ndarray | None = None,
+        seed: int = 0,
+        **settings: Any,
     ) -> np.ndarray:
         """Images of one person, uint8 [E, S, S, 3].
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,8 @@ from genaffect_jax.interop.diffusers.adapter import FOLDER as ADAPTER
 from genaffect_jax.interop.onnx.signatures import Signature
 from genaffect_jax.interop.torch.genaffect_faces import GenAffectFaceEncoder
 from genaffect_jax.interop.torch.genaffect_modeling import GenAffectAdapter
+from genaffect_jax.models.genaffect import SMALLEST_SIGMA
 
-SMALLEST_SIGMA = 0.05
-"""As `models.genaffect.SMALLEST_SIGMA`."""
 # Lengths of the free axes while a graph is traced. They differ, and none is 1, so that no two become one.
 _TRACED = {"R": 4, "E": 3, "G": 2, "B": 6, "K": 7, "T": 5}
 
@@ -133,7 +132,7 @@ def write_graphs(
     faces = components / "identity_encoder"
     side = transformer.config.sample_size
     # One after the other: a traced graph is as large as its weights.
-    modules = {
+    modules: dict[str, Callable[[], nn.Module]] = {
         "conditions": lambda: ConditionsGraph(
             vae,
             adapter,
@@ -172,20 +171,25 @@ def _write_graph(module: nn.Module, signature: Signature, path: Path, opset: int
             dynamic_shapes=free,
         )
     assert program is not None  # it is with dynamo
+    # The exporter notes for every node where in which file of this machine it comes from.
+    for part in (program.model.graph, *program.model.graph.all_nodes()):
+        part.metadata_props.clear()
     size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
     program.save(path, external_data=size > external_above)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks about torchvision, which is not needed, and about axes that share a name."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without the exporter's remarks about torchvision, about axes that share a name and about what it cannot fold."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
     try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*axis name.*", category=UserWarning)
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

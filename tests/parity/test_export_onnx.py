@@ -1,0 +1,185 @@
+"""`export onnx`: the graphs compute in onnxruntime what our networks compute in JAX, for batches of any size."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.avatar_runs import save_avatar_run
+from support.devices import first_device
+from support.sd3_runs import random_parameters, run_config, save_run
+
+from genaffect_jax.checkpoints.run_dir import RunDir
+from genaffect_jax.config import SamplingConfig
+from genaffect_jax.data.prompts.table import PromptTable, all_prompts, prompt_for
+from genaffect_jax.errors import WeightsError
+from genaffect_jax.export.evidence import Case, collect
+from genaffect_jax.export.onnx import export_onnx
+from genaffect_jax.export.onnx_check import IMAGE_TOLERANCE, TOLERANCE, Sizes, largest_differences
+from genaffect_jax.export.trained import TrainedModel
+from genaffect_jax.expressions.grammar import parse_expressions
+from genaffect_jax.interop.onnx.signatures import signatures
+from genaffect_jax.models.build import build_networks
+
+for library in ("torch", "diffusers", "onnxscript"):
+    pytest.importorskip(library)
+onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+
+from genaffect_jax.interop.onnx.sampler import Prompts, Sampler  # noqa: E402 (needs onnxruntime)
+from genaffect_jax.interop.torch import onnx_graphs  # noqa: E402 (needs torch)
+
+pytestmark = pytest.mark.torch
+KINDS = ("avatar", "prompted")
+OPSETS = {"avatar": 20, "prompted": 23}
+
+
+@dataclass(frozen=True)
+class Export:
+    run: Path
+    folder: Path
+    differences: dict[str, float]
+    trained: TrainedModel
+
+
+def save_prompted_run(folder: Path) -> None:
+    config = run_config(num_layers=2)
+    save_run(folder, config)
+    network, rng, prompts = config.model.mmdit, np.random.default_rng(0), all_prompts(config.text)
+    tokens = rng.standard_normal((len(prompts), 6, network.joint_attention_dim), np.float32)
+    pooled = rng.standard_normal((len(prompts), network.pooled_projection_dim), np.float32)
+    length = config.text.max_sequence_length
+    PromptTable(prompts, tokens, pooled, config.text.template, "random", length).write(RunDir(folder).prompts)
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
+    """Weights of the avatar model lie in its graphs, those of the prompted model in files of their own."""
+    found, folder = {}, tmp_path_factory.mktemp("exports")
+    save_avatar_run(folder / "avatar_run", folder / "encoder.safetensors")
+    save_prompted_run(folder / "prompted_run")
+    for kind, external_above in zip(KINDS, (1_000_000_000, 0), strict=True):
+        run, out = folder / f"{kind}_run", folder / kind
+        with first_device():
+            differences = export_onnx(run, out, opset=OPSETS[kind], external_above=external_above)
+            found[kind] = Export(run, out, differences, TrainedModel.load(run))
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_graphs_give_our_arrays_for_batches_that_were_neither_traced_nor_checked(kind, exports):
+    export = exports[kind]
+    described = signatures(export.trained.config.model)
+    with first_device():
+        differences = largest_differences(export.trained, export.folder, described, [Sizes(3, 2, 5)])
+    assert differences.keys() == export.differences.keys()
+    assert differences.pop("images") < IMAGE_TOLERANCE
+    assert max(differences.values()) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_guided_set_sampled_by_the_graphs_alone_is_ours(kind, exports):
+    export, trained = exports[kind], exports[kind].trained
+    scales = {"identity_scale": (0.5, 1.25), "expression_scale": (1.5,)}
+    settings = SamplingConfig(steps=3, seed=3, guidance_identity=1.5, guidance_expression=2.0, **scales)
+    with first_device():
+        record, ours = collect(trained, [Case("guided", 2, settings)])
+    expressions = parse_expressions(record["cases"][0]["expressions"], trained.space)
+    prompts = None
+    if trained.prompts is not None:
+        table, text = trained.prompts, trained.config.text
+        rows, negative = table.rows([prompt_for(e, text) for e in expressions]), table.rows([text.negative])[0]
+        prompts = Prompts(table.tokens[rows], table.pooled[rows], table.tokens[negative], table.pooled[negative])
+    sample = Sampler(export.folder)
+    given = [ours[f"guided.{name}"] for name in ("reference", "vectors", "noise")]
+    theirs = {"steps": 3, "guidance_identity": 1.5, "guidance_expression": 2.0, "prompts": prompts, **scales}
+    np.testing.assert_allclose(sample.latents(*given, **theirs), ours["guided.latents"], rtol=0, atol=1e-4)
+    difference = np.abs(sample(*given, **theirs).astype(int) - ours["guided.images"])
+    assert difference.max() <= 1
+    without = sample.latents(*given, **{**theirs, "guidance_identity": 1.0})
+    assert np.abs(without - ours["guided.latents"]).max() > 1e-2  # else guidance would not show
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_description_names_what_the_graphs_take_and_give(kind, exports):
+    folder = exports[kind].folder
+    description = json.loads((folder / "onnx.json").read_text())
+    assert description["sampling"]["shift"] == exports[kind].trained.config.flow.shift
+    for graph in description["graphs"].values():
+        model = onnx.load(folder / graph["file"], load_external_data=False)
+        assert {o.domain: o.version for o in model.opset_import}[""] == description["opset"] == OPSETS[kind]
+        session = onnxruntime.InferenceSession(folder / graph["file"])
+        for side, found in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
+            assert [tensor["name"] for tensor in graph[side]] == [value.name for value in found]
+            for tensor, value in zip(graph[side], found, strict=True):
+                assert value.type == {"float32": "tensor(float)", "bool": "tensor(bool)"}[tensor["dtype"]]
+                free = [isinstance(length, str) for length in tensor["shape"]]
+                assert free == [isinstance(length, str) for length in value.shape]
+                assert [n for n in tensor["shape"] if n not in description["axes"]] == [
+                    n for n in value.shape if not isinstance(n, str)
+                ]
+
+
+def test_large_weights_lie_beside_their_graph_and_small_ones_within(exports):
+    for kind, external in (("avatar", False), ("prompted", True)):
+        for name in ("conditions", "denoiser", "decoder"):
+            graph = exports[kind].folder / f"{name}.onnx"
+            assert graph.with_name(f"{name}.onnx.data").exists() == external
+            onnx.checker.check_model(graph)
+
+
+def test_graphs_name_no_file_of_the_machine_that_wrote_them(exports):
+    for file in exports["avatar"].folder.glob("*.onnx"):
+        content = file.read_bytes()
+        assert b".py" not in content
+        assert str(Path.home()).encode() not in content
+
+
+def test_the_sampler_runs_as_a_script_without_jax_and_torch(exports, tmp_path):
+    side = exports["avatar"].trained.config.model.image_size
+    face = tmp_path / "face.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)).save(face)
+    code = (
+        "import runpy, sys; sys.modules.update(dict.fromkeys(('jax', 'torch', 'genaffect_jax')));"
+        "runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    )
+    script = exports["avatar"].folder / "sampler.py"
+    subprocess.run([sys.executable, "-c", code, script, face, "joy, neutral", tmp_path / "set"], check=True)
+    joy, neutral = (np.asarray(Image.open(tmp_path / "set" / f"{word}.png")) for word in ("joy", "neutral"))
+    assert joy.shape == (side, side, 3)
+    assert np.abs(joy.astype(int) - neutral).max() > 1
+
+
+@pytest.fixture
+def copied_graphs(exports, monkeypatch):
+    """The exporter gives the avatar model's graphs, whatever the parameters are."""
+
+    def copy(components, out, *rest):
+        for file in exports["avatar"].folder.glob("*.onnx"):
+            shutil.copy(file, out)
+
+    monkeypatch.setattr(onnx_graphs, "write_graphs", copy)
+
+
+@pytest.mark.usefixtures("copied_graphs", "one_device")
+def test_an_earlier_export_is_replaced_only_by_graphs_that_agree(exports, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(exports["avatar"].folder, out)
+    (out / "note.txt").write_text("of the earlier export")
+    trained = exports["avatar"].trained
+    others = random_parameters(build_networks(trained.config.model)[0], seed=1)
+    with monkeypatch.context() as changed:
+        changed.setattr(TrainedModel, "load", lambda *_: dataclasses.replace(trained, denoiser=others))
+        with pytest.raises(WeightsError, match=r"not exported: the graphs differ .*identity_keys by .*velocity by"):
+            export_onnx(exports["avatar"].run, out, overwrite=True)
+    assert (out / "note.txt").exists()
+    assert list(tmp_path.iterdir()) == [out]
+    export_onnx(exports["avatar"].run, out, overwrite=True)
+    assert not (out / "note.txt").exists()
