@@ -58,16 +58,22 @@ def prompts_of(run: DenoiserRun) -> PromptTable | None:
     return PromptTable(texts, tokens.astype(half), pooled.astype(half), run.text.template, "random", 77)
 
 
-def measure(call: Any, images: int, repeats: int) -> dict[str, Any]:
-    """Seconds of whole sets; `call` returns uint8 images."""
+def seconds_of(call: Any, repeats: int) -> tuple[list[float], Any]:
+    """Seconds of every call after one that compiles, and what the last one returned."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         found = np.asarray(call())
         times.append(time.perf_counter() - start)
-        if len(found) != images or found.min() == found.max():
-            raise SystemExit(f"{images} images asked for, {len(found)} made, values {found.min()} to {found.max()}")
-    return {"seconds": median(times[1:]), "all_seconds": [round(t, 4) for t in times]}
+    return times[1:], found
+
+
+def measure(call: Any, images: int, repeats: int) -> dict[str, Any]:
+    """Seconds of whole sets; `call` returns uint8 images."""
+    times, found = seconds_of(call, repeats)
+    if len(found) != images or found.min() == found.max():
+        raise SystemExit(f"{images} images asked for, {len(found)} made, values {found.min()} to {found.max()}")
+    return {"seconds": median(times), "all_seconds": [round(t, 4) for t in times]}
 
 
 def jax_call(run: DenoiserRun, text: str, reference: np.ndarray, settings: dict[str, Any]) -> Any:
@@ -97,6 +103,14 @@ def jax_call(run: DenoiserRun, text: str, reference: np.ndarray, settings: dict[
         Mesh(np.array(jax.local_devices()[:1]), (IMAGES,)),
     )
     return lambda: pipeline(reference, text, **settings).images
+
+
+def compile_torch(pipe: Any, mode: str) -> None:
+    """Compiles transformer and decoder with torch.compile; `mode` eager changes nothing."""
+    if mode != "eager":
+        options = {} if mode == "default" else {"mode": mode}
+        pipe.transformer.compile(fullgraph=True, dynamic=False, **options)
+        pipe.vae.decoder.compile(fullgraph=True, dynamic=False, **options)
 
 
 def torch_call(
@@ -134,10 +148,7 @@ def torch_call(
     for part in parts.values():
         part.eval()
     pipe = GenAffectPipeline(**parts, scheduler=FlowMatchEulerDiscreteScheduler(shift=run.flow.shift))
-    if mode != "eager":
-        options = {} if mode == "default" else {"mode": mode}
-        pipe.transformer.compile(fullgraph=True, dynamic=False, **options)
-        pipe.vae.decoder.compile(fullgraph=True, dynamic=False, **options)
+    compile_torch(pipe, mode)
     side, channels = run.model.mmdit.sample_size, run.model.mmdit.in_channels
     noise = torch.randn(text.count(",") + 1, channels, side, side, device=device)
     theirs = {

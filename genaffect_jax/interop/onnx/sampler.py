@@ -38,14 +38,20 @@ class Sampler:
     Args:
         folder: the folder.
         providers: execution providers of onnxruntime; None for all of this installation.
+        options: session options of onnxruntime, such as the number of threads.
     """
 
-    def __init__(self, folder: Path, providers: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        providers: Sequence[str] | None = None,
+        options: onnxruntime.SessionOptions | None = None,
+    ) -> None:
         self.folder = Path(folder)
         self.description: dict[str, Any] = json.loads((self.folder / "onnx.json").read_text())
         providers = list(providers or onnxruntime.get_available_providers())
         self.conditions, self.denoiser, self.decoder = (
-            onnxruntime.InferenceSession(str(self.folder / f"{name}.onnx"), providers=providers)
+            onnxruntime.InferenceSession(str(self.folder / f"{name}.onnx"), options, providers=providers)
             for name in ("conditions", "denoiser", "decoder")
         )
 
