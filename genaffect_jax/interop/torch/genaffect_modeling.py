@@ -57,25 +57,30 @@ def consistent_attention(image, text, sharing, groups):
     `text + image` and the pool: two attentions, merged by their log-sum-exp. No mask, and no copies of the pool.
     """
     (q, k, v), (text_q, text_k, text_v) = image, text
-    query, places = torch.cat([q, text_q], dim=2), torch.arange(len(q), device=q.device).unflatten(0, (groups, -1))
-    anchors, others = places[:, : sharing.anchors].flatten(), places[:, sharing.anchors :].flatten()
-    outs, sums = [], []
-    for rows, tokens in ((anchors, sharing.own), (others, slice(None))):
-        own = (torch.cat([x[rows][:, :, tokens], y[rows]], dim=2) for x, y in ((k, text_k), (v, text_v)))
-        out, lse = attend(query[rows], *own)
-        outs.append(out)
-        sums.append(lse)
-    order = torch.cat([anchors, others]).argsort()
-    out, lse = torch.cat(outs)[order], torch.cat(sums)[order]
-    pool = attend(fold(query, groups), *(fold(x[anchors][:, :, sharing.shared], groups) for x in (k, v)))
-    pool_out, pool_lse = (unfold(x, len(q)) for x in pool)
+    query = torch.cat([q, text_q], dim=2)
+
+    def images(x, rows):  # some images of every group
+        return x.unflatten(0, (groups, -1))[:, rows].flatten(0, 1)
+
+    parts, everything = [(slice(0, sharing.anchors), sharing.own)], slice(None)
+    if len(q) > groups * sharing.anchors:
+        parts.append((slice(sharing.anchors, None), everything))
+    found = []
+    for rows, tokens in parts:
+        own = [
+            torch.cat([images(x, rows)[:, :, tokens], images(y, rows)], dim=2) for x, y in ((k, text_k), (v, text_v))
+        ]
+        found.append([x.unflatten(0, (groups, -1)) for x in attend(images(query, rows), *own)])
+    out, lse = (torch.cat(x, dim=1).flatten(0, 1) for x in zip(*found, strict=True))
+    pool = (fold(images(x, parts[0][0])[:, :, sharing.shared], groups) for x in (k, v))
+    pool_out, pool_lse = (unfold(x, len(q)) for x in attend(fold(query, groups), *pool))
     weight = torch.sigmoid(pool_lse - lse)[..., None]  # exp(pool_lse) / (exp(lse) + exp(pool_lse))
     return (out.float() + weight * (pool_out.float() - out.float())).to(out.dtype)
 
 
 def attend(query, key, value):
     """Attention, and the float32 log-sum-exp of its scores; by a fused kernel unless gradients are needed."""
-    if torch.is_grad_enabled() or query.device.type not in ("cpu", "cuda") or not len(query):
+    if torch.is_grad_enabled() or query.device.type not in ("cpu", "cuda"):
         scores = (query @ key.mT).float() * query.shape[-1] ** -0.5
         return scores.softmax(-1).to(value.dtype) @ value, scores.logsumexp(-1)
     kernels = torch.ops.aten
