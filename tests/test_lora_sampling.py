@@ -76,7 +76,7 @@ def test_files_are_added_to_a_model_with_additions_of_its_own(runs, tmp_path: Pa
     folder, network, parameters = runs
     weights = {key: value for key, value in load_file(folder / "additions.safetensors").items() if LAYER in key}
     save_file(weights, tmp_path / "again.safetensors")
-    pipeline = load(folder / "lora", loras=[(str(tmp_path / "again.safetensors"), -1.0)])
+    pipeline = Pipeline.load(folder / "lora", loras=[(str(tmp_path / "again.safetensors"), -1.0)])  # all devices
     plain = network.plain(pipeline.sampler.parameters)
     np.testing.assert_allclose(plain[QUERY], parameters[QUERY], atol=1e-5)  # taken away again
     other = QUERY.replace("query", "key")
