@@ -305,8 +305,7 @@ class Pipeline:
         )
         first = len(anchors) if return_anchors else 0
         order = {i: first + place for place, i in enumerate(rest)}
-        images = np.stack([sampled[order[i] if i in order else places[keys[i]]] for i in range(len(wanted))])
-        return images, anchors
+        return sampled[[order[i] if i in order else places[keys[i]] for i in range(len(wanted))]], anchors
 
     def _request(
         self, expressions: Sequence[Expression], noise_ids: Int32[np.ndarray, " E"], settings: SamplingConfig
