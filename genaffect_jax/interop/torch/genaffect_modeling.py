@@ -15,7 +15,6 @@ from diffusers.models.attention import Attention, FeedForward
 from torch import nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention, silu
 
-
 # Consistent attention of a block: image tokens [S] that the first images of a group, its anchors, share; all others.
 Sharing = namedtuple("Sharing", ["shared", "own", "anchors"])
 
