@@ -25,7 +25,15 @@ import numpy as np
 import tyro
 
 from genaffect_jax.cli import load_preset
-from genaffect_jax.config import AutoencoderConfig, ConditioningConfig, DenoiserRun, MMDiTConfig, ModelConfig, TextConfig
+from genaffect_jax.config import (
+    AutoencoderConfig,
+    ConditioningConfig,
+    DataConfig,
+    DenoiserRun,
+    MMDiTConfig,
+    ModelConfig,
+    TextConfig,
+)
 from genaffect_jax.data.prompts.table import PromptTable, all_prompts
 from genaffect_jax.expressions.vocabulary import vocabulary
 
@@ -42,7 +50,8 @@ def run_of(shape: Shape) -> DenoiserRun:
         autoencoder=AutoencoderConfig.sd3(),
         conditioning=ConditioningConfig(identity_layers=2, identity_tokens=64),
     )
-    run = DenoiserRun(model=model, text=TextConfig(embeddings=Path("prompts.safetensors")))
+    data, text = DataConfig(image_size=model.image_size), TextConfig(embeddings=Path("prompts.safetensors"))
+    run = DenoiserRun(model=model, data=data, text=text)
     return dataclasses.replace(run, train=dataclasses.replace(run.train, compute_dtype="bfloat16"))
 
 
@@ -173,6 +182,7 @@ def main(
     mode: str = "default",
     repeats: int = 3,
     layers: int = 0,
+    scan: bool = True,
 ) -> None:
     """Measures one side.
 
@@ -187,12 +197,14 @@ def main(
         mode: of torch.compile: default, reduce-overhead (CUDA graphs), max-autotune, or eager for none.
         repeats: sets that are timed.
         layers: use only this many blocks, for a try on a small machine; 0: all.
+        scan: of the jax side: equal blocks as a loop, or unrolled.
     """
     run = run_of(shape)
+    network = dataclasses.replace(run.model.mmdit, scan_layers=scan)
     if layers:
-        dual = tuple(i for i in run.model.mmdit.dual_attention_layers if i < layers)
-        network = dataclasses.replace(run.model.mmdit, num_layers=layers, dual_attention_layers=dual)
-        run = dataclasses.replace(run, model=dataclasses.replace(run.model, mmdit=network))
+        dual = tuple(i for i in network.dual_attention_layers if i < layers)
+        network = dataclasses.replace(network, num_layers=layers, dual_attention_layers=dual)
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, mmdit=network))
     text = ", ".join(list(vocabulary())[:images])
     size = run.model.image_size
     reference = np.random.default_rng(1).integers(0, 256, (size, size, 3), np.uint8)
@@ -210,7 +222,7 @@ def main(
 
         call, versions = torch_call(run, text, reference, settings, device, mode), {"torch": torch.__version__}
     row = {"side": side, "shape": shape, "images": images, "steps": steps, "guidance": guidance}
-    row |= {"consistency": consistency, **({"mode": mode} if side == "torch" else {}), **versions}
+    row |= {"consistency": consistency, **({"mode": mode} if side == "torch" else {"scan": scan}), **versions}
     print(json.dumps({**row, **measure(call, images, repeats)}), flush=True)
 
 

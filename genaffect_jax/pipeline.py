@@ -153,7 +153,8 @@ class Pipeline:
         one_axis = make_mesh(MeshConfig(), mesh.devices.tolist())
         # Kernels are cast after the additions: half precision would lose most of them.
         changed = frozenset().union(*(file.parameters for file in files))
-        parameters = checkpoints.averaged_parameters(denoiser, one_axis, step, cast_kernels=True, keep=changed)
+        stored = denoiser.without_casts(changed)
+        parameters = checkpoints.averaged_parameters(stored, one_axis, step, cast_kernels=True)
         if files:
             parameters = denoiser.cast_kernels(add_loras(parameters, files))
         read = checkpoints.latest_step() if step is None else step
@@ -304,8 +305,7 @@ class Pipeline:
         )
         first = len(anchors) if return_anchors else 0
         order = {i: first + place for place, i in enumerate(rest)}
-        images = np.stack([sampled[order[i] if i in order else places[keys[i]]] for i in range(len(wanted))])
-        return images, anchors
+        return sampled[[order[i] if i in order else places[keys[i]] for i in range(len(wanted))]], anchors
 
     def _request(
         self, expressions: Sequence[Expression], noise_ids: Int32[np.ndarray, " E"], settings: SamplingConfig

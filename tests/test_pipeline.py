@@ -165,9 +165,8 @@ def test_arguments_that_are_not_allowed_are_named(pipeline, arguments, message):
 
 def test_scales_intervals_guidance_and_the_number_of_references_share_one_program(pipeline):
     def draw(identity="seed:2", **options):
-        return pipeline(identity, "joy, anger", **{"steps": 3, "guidance_expression": 1.0, **options}).images.astype(
-            int
-        )
+        guidance = {"guidance_identity": 1.2, "guidance_expression": 1.5}  # of exactly 1, a branch is left out
+        return pipeline(identity, "joy, anger", **{"steps": 3, **guidance, **options}).images.astype(int)
 
     base = draw()
     programs = len(pipeline.sampler.compiled)

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -260,13 +260,7 @@ class Checkpoints:
         return json.dumps(self._newest("any", lambda s: self._manager.restore(s, args=items), step)[1]["config"])
 
     def averaged_parameters(
-        self,
-        functional: Functional,
-        mesh: jax.sharding.Mesh,
-        step: int | None = None,
-        *,
-        cast_kernels: bool = False,
-        keep: Collection[str] = (),
+        self, functional: Functional, mesh: jax.sharding.Mesh, step: int | None = None, *, cast_kernels: bool = False
     ) -> Parameters:
         """All parameters of the network, averages of the trained ones, read straight to their devices.
 
@@ -275,12 +269,11 @@ class Checkpoints:
             mesh: devices that hold the parameters.
             step: the checkpoint; None stands for the newest that can be read.
             cast_kernels: read kernels in the type that they are multiplied in (`Functional.compute_dtypes`).
-            keep: names that are not cast all the same.
 
         Raises:
             CheckpointError: the checkpoint does not fit the network, or cannot be read.
         """
-        types = {n: t for n, t in functional.compute_dtypes.items() if n not in keep} if cast_kernels else {}
+        types = functional.compute_dtypes if cast_kernels else {}
         shardings = parameter_shardings(functional.logical_axes, functional.shapes, mesh)
         abstract = {
             name: jax.ShapeDtypeStruct(s.shape, types.get(name, s.dtype), sharding=shardings[name])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from genaffect_jax.checkpoints.manager import LATEST
 from genaffect_jax.config import to_json
 from genaffect_jax.errors import ConfigError, WeightsError
-from genaffect_jax.export.evidence import collect
+from genaffect_jax.export.evidence import CASES, Case, collect
 from genaffect_jax.export.model_card import model_card, model_spec
 from genaffect_jax.export.trained import TrainedModel
 from genaffect_jax.interop.diffusers.adapter import FOLDER as ADAPTER
@@ -85,7 +85,13 @@ def run(arguments: Arguments, console: Console) -> bool:
 
 
 def export_diffusers(
-    model: Path, out: Path, dtype: WeightDType = "float32", checkpoint: str = LATEST, *, overwrite: bool = False
+    model: Path,
+    out: Path,
+    dtype: WeightDType = "float32",
+    checkpoint: str = LATEST,
+    *,
+    overwrite: bool = False,
+    cases: Sequence[Case] = CASES,
 ) -> list[str]:
     """Writes the folder; it appears whole.
 
@@ -95,6 +101,7 @@ def export_diffusers(
         dtype: stored type of all weights, rounded to nearest.
         checkpoint: see `TrainedModel.load`.
         overwrite: whether an earlier export in `out` may be replaced.
+        cases: what the parity evidence holds.
 
     Returns:
         Remarks: what the folder does not hold.
@@ -106,15 +113,16 @@ def export_diffusers(
     require_replaceable(out, overwrite, _is_export)
     trained = rounded(TrainedModel.load(model, checkpoint), dtype)
     remarks = []
-    record, tensors = collect(trained)
+    record, tensors = collect(trained, cases)
     with new_folder(out, replace=True) as new:
         components = write_components(trained, new, dtype)
         if trained.faces.expression is not None and "expression_encoder" not in components:
             remarks.append("not exported: the ONNX expression encoder; image files among expressions are refused there")
         _write_indices(new, components)
-        code = importlib.resources.files("genaffect_jax.interop.torch")
-        for name in (*CODE, "check.py"):
-            (new / name).write_text(code.joinpath(name).read_text(encoding="utf-8"), encoding="utf-8")
+        package = importlib.resources.files("genaffect_jax")
+        code, assets = package.joinpath("interop", "torch"), package.joinpath("assets")
+        for source, name in (*((code, name) for name in (*CODE, "check.py")), (assets, "LICENSE")):
+            (new / name).write_bytes(source.joinpath(name).read_bytes())
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, new / "parity.safetensors")
         (new / "parity.json").write_text(json.dumps(record, indent=2) + "\n")
         (new / "README.md").write_text(model_card(trained, dtype, record), encoding="utf-8")

@@ -26,7 +26,7 @@ from genaffect_jax.interop.diffusers.adapter import read_adapter, read_run, unit
 from genaffect_jax.interop.diffusers.face_encoder import read_face_encoder
 from genaffect_jax.interop.diffusers.folders import PIPELINE_FILE
 from genaffect_jax.interop.diffusers.register_tokens import prompted_config, register_parameters
-from genaffect_jax.interop.diffusers.weights import read_autoencoder, read_transformer
+from genaffect_jax.interop.diffusers.weights import read_autoencoder, read_transformer, read_transformer_config
 from genaffect_jax.interop.torch.expressions_folder import read_expressions
 from genaffect_jax.io.atomic import new_folder
 from genaffect_jax.io.weight_file import checksum, save_weights
@@ -84,7 +84,7 @@ def from_torch(folder: Path, out: Path) -> None:
 
 
 def _denoiser(folder: Path, config: DenoiserRun) -> Parameters:
-    found, transformer = read_transformer(folder, dtype="float32")
+    found = read_transformer_config(folder)
     expected = prompted_config(config.model.mmdit)
     differences = [
         f"{field.name} is {getattr(found, field.name)}, must be {getattr(expected, field.name)}"
@@ -93,6 +93,7 @@ def _denoiser(folder: Path, config: DenoiserRun) -> Parameters:
     ]
     if differences:
         raise WeightsError(f"{folder / 'transformer'}: not the transformer of this adapter: {'; '.join(differences)}")
+    transformer = read_transformer(folder, dtype="float32")[1]
     adapter = read_adapter(folder, config.model, dtype="float32")
     return unite(register_parameters(config.model.mmdit, transformer), adapter)
 

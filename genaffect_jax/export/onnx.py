@@ -124,8 +124,9 @@ def export_onnx(
         require_equal(differences)
         description = _description(trained, opset, differences)
         (new / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        code = importlib.resources.files("genaffect_jax.interop.onnx").joinpath(SAMPLER)
-        (new / SAMPLER).write_text(code.read_text(encoding="utf-8"), encoding="utf-8")
+        package = importlib.resources.files("genaffect_jax")
+        for source in (package.joinpath("interop", "onnx", SAMPLER), package.joinpath("assets", "LICENSE")):
+            (new / source.name).write_bytes(source.read_bytes())
     return differences
 
 

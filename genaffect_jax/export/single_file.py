@@ -37,6 +37,7 @@ _ARCHITECTURES = {
     "stable-diffusion-v3.5-large": MMDiTConfig.sd35_large(),
 }
 _OTHER_ARCHITECTURE = "stable-diffusion-v3"
+_COMFY_HEAD_DIM = 64
 # The code whose variable names are the keys.
 _IMPLEMENTATION = "https://github.com/Stability-AI/sd3.5"
 
@@ -73,6 +74,13 @@ def run(arguments: Arguments, console: Console) -> bool:
     console.print("not in the file: the identity and expression branches and projectors; it reads prompts alone")
     if not trained.trained_transformer_names and not trained.network.lora_params:
         console.print("the training changed nothing else: the transformer is the one that it began with")
+    mmdit = trained.config.model.mmdit
+    if mmdit.attention_head_dim != _COMFY_HEAD_DIM or mmdit.num_layers != mmdit.num_attention_heads:
+        # `comfy.model_detection.detect_unet_config` takes width / 64 for both numbers, as all released models have it.
+        console.print(
+            f"ComfyUI cannot load it: it takes width / {_COMFY_HEAD_DIM} as the number of blocks and of heads, here "
+            f"{mmdit.width} / {_COMFY_HEAD_DIM} for {mmdit.num_layers} blocks and {mmdit.num_attention_heads} heads"
+        )
     return True
 
 

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+import jax
+
 from genaffect_jax.checkpoints.components import (
     FaceEncoders,
     read_autoencoder,
@@ -64,7 +66,8 @@ class TrainedDenoiser:
         Raises:
             CheckpointError: the newest checkpoint does not fit its configuration.
         """
-        return self._checkpoints.averaged_parameters(self.network, make_mesh(MeshConfig()), self._asked)
+        one_device = make_mesh(MeshConfig(), jax.local_devices()[:1])
+        return self._checkpoints.averaged_parameters(self.network, one_device, self._asked)
 
     @property
     def step(self) -> int:

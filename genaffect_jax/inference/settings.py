@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Bool
 
@@ -55,19 +56,21 @@ def resolve_settings(
         uses_block_cache=settings.block_cache_interval > 1,
     )
     layers = np.arange(network.num_layers)
-    params = SamplerParams(
-        seed=jnp.int32(settings.seed),
-        sigmas=jnp.asarray(padded_sigmas(settings.steps, shift)),
-        steps=jnp.int32(settings.steps),
-        guidance_identity=jnp.float32(settings.guidance_identity),
-        guidance_expression=jnp.float32(settings.guidance if joint else settings.guidance_expression),
-        guidance_interval=jnp.asarray(settings.guidance_interval, jnp.float32),
-        scales=scales,
-        sharing_layers=jnp.asarray(np.isin(layers, settings.consistency_layers or layers)),
-        sharing_interval=jnp.asarray([sigmas[min(end or settings.steps, settings.steps)], sigmas[start]]),
-        block_cache_interval=jnp.int32(settings.block_cache_interval),
-        candidates=None if candidates is None else jnp.asarray(candidates),
-    )
+    values: dict[str, Any] = {
+        "seed": np.int32(settings.seed),
+        "sigmas": padded_sigmas(settings.steps, shift),
+        "steps": np.int32(settings.steps),
+        "guidance_identity": np.float32(settings.guidance_identity),
+        "guidance_expression": np.float32(settings.guidance if joint else settings.guidance_expression),
+        "guidance_interval": np.asarray(settings.guidance_interval, np.float32),
+        "scales": scales,
+        "sharing_layers": np.isin(layers, settings.consistency_layers or layers),
+        "sharing_interval": np.array([sigmas[min(end or settings.steps, settings.steps)], sigmas[start]], np.float32),
+        "block_cache_interval": np.int32(settings.block_cache_interval),
+        "candidates": candidates,
+    }
+    # NumPy's until here: every small array that JAX makes runs a program of its own.
+    params = jax.device_put(SamplerParams(**values))
     return spec, params
 
 

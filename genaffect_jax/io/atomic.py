@@ -2,23 +2,30 @@
 
 Everything is written beside its target, under a hidden name of its own, and renamed when it is complete. Readers see
 the old content or the new one, also when several processes write. After an error, Ctrl-C included, the target is as it
-was and nothing else is left. New files and folders have the permissions that the umask gives them.
+was and nothing else is left. New files and folders have the permissions that the umask gives them, also when a library
+wrote them with others (`safetensors.numpy.save_file` makes its files readable for their owner alone).
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
+
+_PROBE = ".mode"  # ending of a file that is made to see the permissions of new files
 
 
 @contextmanager
 def new_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """A path to write a file to; when the block ends without an error, that file takes the place of `path`.
+
+    The file gets the permissions of an ordinary new file there. Execute bits that the block set are kept, as far as the
+    umask allows them.
 
     Args:
         path: the target; its folder is made if need be, an earlier file is replaced.
@@ -31,12 +38,13 @@ def new_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
         yield temporary
+        _set_ordinary_permissions([temporary], probe=temporary.with_name(f"{temporary.name}{_PROBE}"))
         if durable:
             _flush_to_disk(temporary)
         os.replace(temporary, path)
     except OSError as e:
-        # A failed write names no file, and the temporary name says nothing to a user.
-        if e.errno is not None and e.filename in (None, str(temporary), temporary):
+        # A failed write names no file, and the temporary names say nothing to a user.
+        if e.errno is not None and (e.filename is None or str(e.filename) in (str(temporary), f"{temporary}{_PROBE}")):
             e.filename, e.filename2 = str(path), None
         raise
     finally:
@@ -59,6 +67,8 @@ def copy_atomically(source: Path, target: Path) -> None:
 def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """An empty folder to fill; when the block ends without an error, it becomes `folder`.
 
+    All files in it, and in folders below, get permissions as those of `new_file`.
+
     Args:
         folder: the target; the folder that holds it is made if need be.
         replace: an earlier `folder` is moved away and, once the new one has its name, removed with all its files; what
@@ -73,6 +83,8 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
         new.mkdir()
         yield new
+        files = (Path(root, name) for root, _, names in os.walk(new) for name in names)
+        _set_ordinary_permissions(files, probe=Path(scratch) / _PROBE)
         if replace and folder.exists():
             os.rename(folder, old)
         try:
@@ -81,6 +93,22 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             if old.exists():
                 os.rename(old, folder)
             raise
+
+
+def _set_ordinary_permissions(files: Iterable[Path], *, probe: Path) -> None:
+    """Gives files the permissions of a new file at `probe`, which is made and removed; links are left alone."""
+    # The umask cannot be read without setting it for all threads, and a folder's default ACL takes its place. A file
+    # that asks for everything shows what is granted.
+    try:
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o777))
+        granted = stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
+    for file in files:
+        found = file.lstat().st_mode
+        mode = granted & (0o666 | found & 0o111)
+        if stat.S_ISREG(found) and mode != stat.S_IMODE(found):
+            file.chmod(mode)
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -77,6 +77,12 @@ class Functional(Generic[Module]):
         chosen.trainable = frozenset(names)
         return chosen
 
+    def without_casts(self, names: Collection[str]) -> Self:
+        """The same network, of which `cast_kernels` and samplers do not cast these kernels."""
+        chosen = copy.copy(self)
+        chosen.compute_dtypes = {name: dtype for name, dtype in self.compute_dtypes.items() if name not in names}
+        return chosen
+
     def init(self, key: jax.Array) -> Parameters:
         """Random parameters from one typed key; jit it with output shardings to create them in place."""
         return parameters_of(self._make(nnx.Rngs(key)))

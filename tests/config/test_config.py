@@ -71,14 +71,6 @@ from genaffect_jax.errors import ConfigError
         (lambda: AutoencoderRun(kl_weight=-1.0), "kl_weight=-1.0"),
     ],
 )
-def test_guidance_computes_no_branch_of_weight_zero() -> None:
-    assert SamplingConfig().mode == "expression"
-    assert SamplingConfig(guidance_identity=1.5).mode == "decoupled"
-    assert SamplingConfig(guidance_expression=1.0).mode == "none"
-    assert SamplingConfig(guidance=1.0, guidance_identity=2.0).mode == "none"
-    assert SamplingConfig(guidance=2.0).mode == "joint"
-
-
 def test_values_out_of_range_are_refused_by_name(make, name):
     with pytest.raises(ConfigError) as error:
         make()
@@ -132,3 +124,11 @@ def test_json_with_a_derived_field_that_does_not_fit_is_refused():
     values["model"]["mmdit"]["caption_projection_dim"] = 7
     with pytest.raises(ConfigError, match=r"mmdit\.caption_projection_dim=7: must be 192"):
         from_json(DenoiserRun, json.dumps(values))
+
+
+def test_guidance_computes_no_branch_of_weight_zero() -> None:
+    assert SamplingConfig().mode == "expression"
+    assert SamplingConfig(guidance_identity=1.5).mode == "decoupled"
+    assert SamplingConfig(guidance_expression=1.0).mode == "none"
+    assert SamplingConfig(guidance=1.0, guidance_identity=2.0).mode == "none"
+    assert SamplingConfig(guidance=2.0).mode == "joint"

@@ -53,6 +53,7 @@ def test_the_file_holds_transformer_and_autoencoder_with_additions_in_the_kernel
     said = " ".join(capsys.readouterr().err.split())
     assert "not in the file: the identity and expression branches" in said
     assert "changed nothing else" not in said
+    assert "ComfyUI cannot load it: it takes width / 64" in said
 
 
 def test_the_header_follows_the_metadata_standard(run, tmp_path: Path) -> None:
@@ -78,9 +79,12 @@ def test_fine_tuned_sizes_keep_the_identifier_of_the_released_architecture() -> 
 
 
 def test_a_run_that_trained_the_adapters_alone_is_said_to_give_its_base_model(tmp_path: Path, capsys) -> None:
-    save_run(tmp_path / "run", run_config())
+    # As wide for its number of blocks as the released models.
+    save_run(tmp_path / "run", run_config(num_layers=2, attention_head_dim=64))
     assert command(tmp_path / "run", tmp_path / "a.safetensors") == 0
-    assert "the transformer is the one that it began with" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the transformer is the one that it began with" in said
+    assert "ComfyUI" not in said
 
 
 def test_an_existing_file_is_replaced_only_if_asked(run, tmp_path: Path, capsys) -> None:

@@ -37,26 +37,6 @@ def test_after_an_error_the_old_file_stands_and_nothing_else_is_left(tmp_path, e
     assert names(tmp_path) == ["report.json"]
 
 
-@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
-def test_permissions_are_those_of_an_ordinary_new_file_and_folder(tmp_path, umask):
-    before = os.umask(umask)
-    try:
-        (tmp_path / "ordinary").write_text("")
-        (tmp_path / "ordinary_folder").mkdir()
-        write_atomically(tmp_path / "written", "", durable=True)
-        copy_atomically(tmp_path / "ordinary", tmp_path / "copied")
-        with new_folder(tmp_path / "folder"):
-            pass
-    finally:
-        os.umask(before)
-
-    def mode(name):
-        return (tmp_path / name).stat().st_mode
-
-    assert mode("written") == mode("copied") == mode("ordinary")
-    assert mode("folder") == mode("ordinary_folder")
-
-
 def test_a_failed_write_names_the_target_and_not_the_temporary_file(tmp_path, monkeypatch):
     def full_disk(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -64,6 +44,17 @@ def test_a_failed_write_names_the_target_and_not_the_temporary_file(tmp_path, mo
     monkeypatch.setattr(atomic.os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left") as error:
         write_atomically(tmp_path / "weights", b"12", durable=True)
+    assert error.value.filename == str(tmp_path / "weights")
+    assert names(tmp_path) == []
+
+
+def test_a_failed_probe_of_the_permissions_names_the_target_too(tmp_path, monkeypatch):
+    def full_disk(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(atomic.os, "open", full_disk)
+    with pytest.raises(OSError, match="No space left") as error:
+        write_atomically(tmp_path / "weights", b"12")
     assert error.value.filename == str(tmp_path / "weights")
     assert names(tmp_path) == []
 

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 from support.avatar_runs import save_avatar_run
 from support.devices import first_device
-from support.sd3_runs import random_parameters, run_config, save_run
+from support.exported import save_text_run
+from support.sd3_runs import random_parameters
 
-from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import SamplingConfig
-from genaffect_jax.data.prompts.table import PromptTable, all_prompts, prompt_for
+from genaffect_jax.data.prompts.table import prompt_for
 from genaffect_jax.errors import WeightsError
 from genaffect_jax.export.evidence import Case, collect
 from genaffect_jax.export.onnx import export_onnx
@@ -49,22 +49,12 @@ class Export:
     trained: TrainedModel
 
 
-def save_prompted_run(folder: Path) -> None:
-    config = run_config(num_layers=2)
-    save_run(folder, config)
-    network, rng, prompts = config.model.mmdit, np.random.default_rng(0), all_prompts(config.text)
-    tokens = rng.standard_normal((len(prompts), 6, network.joint_attention_dim), np.float32)
-    pooled = rng.standard_normal((len(prompts), network.pooled_projection_dim), np.float32)
-    length = config.text.max_sequence_length
-    PromptTable(prompts, tokens, pooled, config.text.template, "random", length).write(RunDir(folder).prompts)
-
-
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
     """Weights of the avatar model lie in its graphs, those of the prompted model in files of their own."""
     found, folder = {}, tmp_path_factory.mktemp("exports")
     save_avatar_run(folder / "avatar_run", folder / "encoder.safetensors")
-    save_prompted_run(folder / "prompted_run")
+    save_text_run(folder / "prompted_run")
     for kind, external_above in zip(KINDS, (1_000_000_000, 0), strict=True):
         run, out = folder / f"{kind}_run", folder / kind
         with first_device():
@@ -87,7 +77,8 @@ def test_graphs_give_our_arrays_for_batches_that_were_neither_traced_nor_checked
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_guided_set_sampled_by_the_graphs_alone_is_ours(kind, exports):
     export, trained = exports[kind], exports[kind].trained
-    scales = {"identity_scale": (0.5, 1.25), "expression_scale": (1.5,)}
+    layers = trained.config.model.mmdit.num_layers
+    scales = {"identity_scale": tuple(np.linspace(0.5, 1.25, layers)), "expression_scale": (1.5,)}
     settings = SamplingConfig(steps=3, seed=3, guidance_identity=1.5, guidance_expression=2.0, **scales)
     with first_device():
         record, ours = collect(trained, [Case("guided", 2, settings)])

@@ -77,6 +77,20 @@ def test_every_architecture_gives_our_vectors_for_images_of_any_size(name: str, 
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["residual_expression", "transformer"])
+def test_faint_activations_are_normalised_with_our_epsilons(name: str, tmp_path: Path) -> None:
+    config = CONFIGS[name]
+    kept = ("head.", "trunk.neck.", "trunk.norm.", "norm1", "norm2", "norm_attention", "norm_mlp")
+    parameters = {
+        key: value if any(part in key for part in kept) else value * 1e-3
+        for key, value in random_file(config, tmp_path / "source.safetensors").items()
+    }
+    header = {"name": "faint", "licence": "MIT"}
+    save_weights(parameters, tmp_path / "faint.safetensors", "float32", config, header)
+    encoder, model = exported(str(tmp_path / "faint.safetensors"), tmp_path / "folder")
+    assert_same(encoder, model, numbers(2, config.image_size))
+
+
 @pytest.mark.parametrize("name", ["identity_avatar", "expression_avatar"])
 def test_bundled_encoders_give_our_vectors_for_avatars(name: str, tmp_path: Path) -> None:
     encoder, model = exported(f"package:{name}", tmp_path / "folder")

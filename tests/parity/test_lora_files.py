@@ -1,8 +1,8 @@
-"""LoRA files both ways: diffusers and PEFT apply ours as we do, and we apply theirs as they do; kohya adds up."""
+"""LoRA files both ways: diffusers applies ours as we do, and we apply those of diffusers, PEFT and kohya as they do."""
 
 from __future__ import annotations
 
-import dataclasses
+from functools import lru_cache
 from pathlib import Path
 
 import jax
@@ -21,13 +21,13 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
 
-from safetensors.torch import save_file  # noqa: E402 (needs torch)
+from safetensors.torch import load_file, save_file  # noqa: E402 (needs torch)
 from support import diffusers_models, original_layout  # noqa: E402 (needs torch)
 from support.sd3_runs import run_config, save_run  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
-NAMES = ("sd3", "sd35_medium", "dual_last")
+NAMES = ("sd3", "dual_last")
 TARGETS = ["attn.to_q", "attn.add_v_proj", "attn.to_out.0", "attn2.to_k", "ff.net.2", "norm1_context.linear"]
 TARGETS += ["norm_out.linear", "proj_out", "pos_embed.proj", "context_embedder"]
 
@@ -62,15 +62,20 @@ def their_output(model) -> np.ndarray:
     return velocity.permute(0, 2, 3, 1).numpy()
 
 
-def our_output(config, parameters) -> np.ndarray:
+@lru_cache
+def forward(config):
+    """The compiled network, as compiling is most of the time here."""
     network = TRANSFORMER.network(config)
 
-    @jax.jit
     def run(parameters, latents, sigma, text, pooled):
         model = network.merge(parameters)
         return model(latents, sigma, model.project_conditions(text=text, pooled=pooled)).prediction[0]
 
-    return np.asarray(run(parameters, *inputs(config)))
+    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def our_output(config, parameters) -> np.ndarray:
+    return np.asarray(forward(config)(parameters, *inputs(config)))
 
 
 def with_lora(parameters, path: Path, weight: float, config):
@@ -97,7 +102,7 @@ def test_diffusers_applies_our_exported_file_as_our_network_applies_the_addition
     config = run_config(LoraConfig(rank=2, alpha=3.0, targets=targets))
     parameters = save_run(tmp_path / "run", config)
     network = build_networks(config.model)[0]
-    mmdit = dataclasses.replace(config.model.mmdit)
+    mmdit = config.model.mmdit
     names = TRANSFORMER.network(mmdit).shapes
     base, merged = ({name: p[f"mmdit.{name}"] for name in names} for p in (parameters, network.plain(parameters)))
     file = tmp_path / "lora.safetensors"
@@ -119,8 +124,6 @@ def test_diffusers_applies_our_exported_file_as_our_network_applies_the_addition
     # Readers that know no configuration take alpha = rank.
     model.delete_adapters("default_0")
     np.testing.assert_allclose(their_output(model), plain, atol=1e-6)
-    from safetensors.torch import load_file
-
     model.load_lora_adapter(load_file(file), adapter_name="bare")
     assert_close(their_output(model), expected, plain)
 

@@ -70,10 +70,12 @@ def random_parameters(network: Functional, seed: int = 0) -> dict[str, jax.Array
     }
 
 
-def save_run(folder: Path, config: DenoiserRun, step: int = 7) -> dict[str, jax.Array]:
-    """Writes a run folder; returns the denoiser's parameters."""
+def save_run(
+    folder: Path, config: DenoiserRun, step: int = 7, parameters: dict[str, jax.Array] | None = None
+) -> dict[str, jax.Array]:
+    """Writes a run folder with these or random parameters; returns the denoiser's parameters."""
     denoiser, autoencoder = build_networks(config.model)
-    parameters = random_parameters(denoiser)
+    parameters = random_parameters(denoiser) if parameters is None else parameters
     frozen = {name: value for name, value in parameters.items() if name in denoiser.buffers}
     trained = {name: value for name, value in parameters.items() if name not in denoiser.buffers}
     with Checkpoints(folder) as checkpoints:

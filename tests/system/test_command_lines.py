@@ -52,8 +52,10 @@ def test_a_refused_setting_is_one_line(preset, tmp_path, capsys):
     [
         (prepare.main, ["photos", "--root", "no", "--out", "x", "--models", "no"], "error: face models no: no such"),
         (prepare.main, ["photos", "--root", "no"], "--models"),
-        (export.main, ["lora", "--model", "no", "--out", "x"], "error: --model no: no run folder"),
-        (export.main, ["lora"], "--model"),
+        (export.main, ["merge", "--model", "no", "--out", "x"], "error: --model no: no run folder"),
+        (export.main, ["lora", "--model", "no", "--out", "x.safetensors"], "error: --model no: no run folder"),
+        (export.main, ["single-file", "--model", "no", "--out", "x"], "error: --out x: must end in .safetensors"),
+        (export.main, ["single-file"], "--model"),
     ],
 )
 def test_the_other_commands_refuse_bad_options_too(main, argv, words, tmp_path, monkeypatch, capsys):

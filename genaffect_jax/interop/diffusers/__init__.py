@@ -1,1 +1,1 @@
-"""Weights, configurations and text encoders in the layout of diffusers."""
+"""Weights in the layouts of diffusers and of one-file SD3 checkpoints, LoRA files, and text encoders."""

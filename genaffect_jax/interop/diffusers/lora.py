@@ -29,10 +29,10 @@ class Addition:
 
     piece: Piece
     """The kernel's tensor in diffusers, and its place among the transformer's parameters."""
-    down: np.ndarray
-    """[rank, in], float32."""
-    up: np.ndarray
-    """[out, rank], float32; scaled."""
+    a: np.ndarray
+    """[in, rank], float32."""
+    b: np.ndarray
+    """[rank, out], float32; scaled."""
 
     @property
     def parameter(self) -> str:
@@ -41,7 +41,7 @@ class Addition:
 
     def add_to(self, buffer: np.ndarray) -> bool:
         """Adds the product in place to an array of the parameter's shape; returns whether it is not zero."""
-        product = self.piece.transform.to_ours((self.up @ self.down).reshape(self.piece.shape))
+        product = self.a @ self.b
         target = buffer if self.piece.layer is None else buffer[self.piece.layer]
         target += product
         return bool(product.any())
@@ -101,13 +101,15 @@ def read_lora(path: Path, weight: float, config: MMDiTConfig) -> LoraFile:
     for factors in read_factors(path):
         original = _original(factors, pieces, kohya, path)
         _require_shapes(factors, original, pieces, path)
-        down, up = factors.down.reshape(len(factors.down), -1), factors.up.reshape(len(factors.up), -1)
+        up = factors.up.reshape(len(factors.up), -1)
         for part in original.parts:
             if part in additions:
                 raise WeightsError(f"{path}: {additions[part][0]} and {factors.up_key} change the same kernel")
             rows = original.to_diffusers(up[original.rows(part, len(up))])
             piece = pieces[part.removesuffix(_WEIGHT)]
-            additions[part] = factors.up_key, Addition(piece, down, np.float32(weight * factors.scale) * rows)
+            # The transform of a kernel, [out, in] or [out, channels, patch, patch], applies to [rank, ...] as well.
+            a, b = piece.transform.to_ours(factors.down), np.float32(weight * factors.scale) * rows.T
+            additions[part] = factors.up_key, Addition(piece, a, b)
     name = f"{path.name}:{weight:g} {checksum(path)[:12]}"
     if (beside := config_file(path)) is not None:
         name += f" {checksum(beside)[:12]}"

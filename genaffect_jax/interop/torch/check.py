@@ -1,6 +1,6 @@
-"""Does this folder still compute what genaffect_jax computed when it wrote it? `python check.py [cuda]`
+"""Does this folder compute what genaffect_jax computed? `python check.py [cuda]`
 
-The first line that says DIFFERS names the part to look at: results are compared in the order of computation.
+The first line that says DIFFERS names the part to look at, and the first block or image that differs.
 """
 
 import json
@@ -23,7 +23,7 @@ for case in record["cases"]:
         hooks.append(module.register_forward_hook(keep))
     images = [Image.fromarray(image.numpy()) for image in stored[f"{name}.reference"]]
     given = {"latents": stored[f"{name}.noise"], "shared_tokens": stored.get(f"{name}.tokens"), "output_type": "np"}
-    state = pipe.run(images, case["expressions"], **given, **case["settings"])
+    state = pipe.run(image=images, expressions=case["expressions"], **given, **case["settings"])
     _ = [hook.remove() for hook in hooks]
     found = {key: state.get(key) for key in ("vectors", "reference_latents", "face", "latents", "images")}
     pairs = [[x.mean((0, 2)).flatten() for pair in block for x in pair] for block in seen.pop(len(hooks) - 1)]

@@ -5,7 +5,8 @@ is the attention of a block: joint (SD3), decoupled for identity and expression,
 Axes: G groups (people, or guidance branches) of E images; L image and T text tokens; N heads of width H.
 """
 
-from typing import NamedTuple
+from collections import namedtuple
+from functools import partial
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -14,13 +15,8 @@ from diffusers.models.attention import Attention, FeedForward
 from torch import nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention, silu
 
-
-class Sharing(NamedTuple):
-    """Consistent attention of one block in one evaluation."""
-
-    shared: torch.Tensor  # [S], the image tokens that the anchors show all images
-    own: torch.Tensor  # [L - S], all others
-    anchors: int  # images, the first of each group
+# Consistent attention of a block: image tokens [S] that the first images of a group, its anchors, share; all others.
+Sharing = namedtuple("Sharing", ["shared", "own", "anchors"])
 
 
 class SetAttnProcessor:
@@ -57,34 +53,33 @@ def consistent_attention(image, text, sharing, groups):
     `text + image` and the pool: two attentions, merged by their log-sum-exp. No mask, and no copies of the pool.
     """
     (q, k, v), (text_q, text_k, text_v) = image, text
-    query, places = torch.cat([q, text_q], dim=2), torch.arange(len(q), device=q.device).unflatten(0, (groups, -1))
-    anchors, others = places[:, : sharing.anchors].flatten(), places[:, sharing.anchors :].flatten()
-    outs, sums = [], []
-    for rows, tokens in ((anchors, sharing.own), (others, slice(None))):
-        own = (torch.cat([x[rows][:, :, tokens], y[rows]], dim=2) for x, y in ((k, text_k), (v, text_v)))
-        out, lse = attend(query[rows], *own)
-        outs.append(out)
-        sums.append(lse)
-    order = torch.cat([anchors, others]).argsort()
-    out, lse = torch.cat(outs)[order], torch.cat(sums)[order]
-    pool = attend(fold(query, groups), *(fold(x[anchors][:, :, sharing.shared], groups) for x in (k, v)))
-    pool_out, pool_lse = (unfold(x, len(q)) for x in pool)
+    query = torch.cat([q, text_q], dim=2)
+
+    def images(x, rows):  # some images of every group
+        return x.unflatten(0, (groups, -1))[:, rows].flatten(0, 1)
+
+    anchors, others, found = slice(0, sharing.anchors), slice(sharing.anchors, None), []
+    for rows, own in ((anchors, sharing.own), (others, slice(None))):
+        if len(images(q, rows)):
+            kv = (torch.cat([images(x, rows)[:, :, own], images(y, rows)], 2) for x, y in ((k, text_k), (v, text_v)))
+            found.append([x.unflatten(0, (groups, -1)) for x in attend(images(query, rows), *kv)])
+    out, lse = (torch.cat(x, dim=1).flatten(0, 1) for x in zip(*found, strict=True))
+    pool = (fold(images(x, anchors)[:, :, sharing.shared], groups) for x in (k, v))
+    pool_out, pool_lse = (unfold(x, len(q)) for x in attend(fold(query, groups), *pool))
     weight = torch.sigmoid(pool_lse - lse)[..., None]  # exp(pool_lse) / (exp(lse) + exp(pool_lse))
     return (out.float() + weight * (pool_out.float() - out.float())).to(out.dtype)
 
 
 def attend(query, key, value):
-    """Attention, and the float32 log-sum-exp of its scores; by a fused kernel unless gradients are needed."""
-    if torch.is_grad_enabled() or query.device.type not in ("cpu", "cuda") or not len(query):
+    """Attention and the float32 log-sum-exp of its scores; fused unless gradients are needed."""
+    if torch.is_grad_enabled() or query.device.type not in ("cpu", "cuda"):
         scores = (query @ key.mT).float() * query.shape[-1] ** -0.5
         return scores.softmax(-1).to(value.dtype) @ value, scores.logsumexp(-1)
-    kernels = torch.ops.aten
+    kernels, given = torch.ops.aten, (query, key, value)
     if query.device.type == "cpu":
-        return kernels._scaled_dot_product_flash_attention_for_cpu(query, key, value)[:2]
-    if query.dtype == torch.float32:
-        out, lse = kernels._scaled_dot_product_efficient_attention(query, key, value, None, True)[:2]
-    else:
-        out, lse = kernels._scaled_dot_product_flash_attention(query, key, value)[:2]
+        return kernels._scaled_dot_product_flash_attention_for_cpu(*given)[:2]
+    half, single = kernels._scaled_dot_product_flash_attention, kernels._scaled_dot_product_efficient_attention
+    out, lse, *_ = single(*given, None, True) if query.dtype == torch.float32 else half(*given)
     return out, lse[..., : query.shape[2]]  # the sums may be padded
 
 
@@ -92,13 +87,11 @@ def split_heads(x, heads):
     return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
 
 
-def fold(x, groups):
-    """[G*E, N, S, ...] to [G, N, E*S, ...]: the tokens of a group's images as one sequence."""
+def fold(x, groups):  # [G*E, N, S, ...] to [G, N, E*S, ...]: the tokens of a group's images as one sequence
     return x.unflatten(0, (groups, -1)).transpose(1, 2).flatten(2, 3)
 
 
-def unfold(x, images):
-    """The inverse of `fold`."""
+def unfold(x, images):  # the inverse of `fold`
     return x.unflatten(2, (images // x.shape[0], -1)).transpose(1, 2).flatten(0, 1)
 
 
@@ -198,10 +191,8 @@ class GenAffectAdapter(ModelMixin, ConfigMixin):
         sizes = width, heads, patch_size, in_channels, identity_layers, identity_tokens, face_width
         self.identity_projector = IdentityProjector(*sizes)
         self.expression_projector = ExpressionProjector(width, expression_width, expression_tokens)
-        names = ("identity", "expression")
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict({name: ConditionBranch(width, heads, qk_norm) for name in names}) for _ in range(num_layers)
-        )
+        new, names = partial(ConditionBranch, width, heads, qk_norm), ("identity", "expression")
+        self.blocks = nn.ModuleList(nn.ModuleDict({name: new() for name in names}) for _ in range(num_layers))
 
     def forward(self, reference, positions, vectors, face=None, drop_identity=None, drop_expression=None):
         """Keys and values of all blocks, constant while a set is denoised.

@@ -115,7 +115,7 @@ def write_graphs(
     """Writes `conditions.onnx`, `denoiser.onnx` and `decoder.onnx`.
 
     Args:
-        components: folder of `export diffusers`: transformer, adapter, vae and, for models that have one,
+        components: folder of `export diffusers`, in float32: transformer, adapter, vae and, for models that have one,
             identity_encoder.
         out: existing folder to write to.
         signatures: see `interop.onnx.signatures`.
@@ -125,7 +125,7 @@ def write_graphs(
     """
 
     def load(kind: Any, name: str) -> Any:
-        return kind.from_pretrained(components / name, torch_dtype=torch.float32).eval().requires_grad_(False)
+        return kind.from_pretrained(components / name).eval().requires_grad_(False)
 
     vae, adapter = load(AutoencoderKL, "vae"), load(GenAffectAdapter, ADAPTER)
     transformer = load(SD3Transformer2DModel, "transformer")

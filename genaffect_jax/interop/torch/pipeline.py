@@ -5,25 +5,12 @@
 
 import sys
 
+import diffusers
+import diffusers.modular_pipelines as modular
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    ModelMixin,  # noqa: F401 (diffusers looks it up beside the classes of the components)
-    SD3Transformer2DModel,
-)
+from diffusers import ModelMixin  # noqa: F401 (diffusers looks it up beside the classes of components)
 from diffusers.loaders import SD3LoraLoaderMixin
-from diffusers.modular_pipelines import (
-    ComponentSpec,
-    InputParam,
-    ModularPipelineBlocks,
-    OutputParam,
-    PipelineState,
-    SequentialPipelineBlocks,
-)
-from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image, ImageOps
 
 from .genaffect_expressions import GenAffectExpressions
@@ -34,9 +21,9 @@ from .genaffect_modeling import GenAffectAdapter, SetAttnProcessor, Sharing
 sys.modules["genaffect"] = sys.modules[__name__]
 
 COMPONENTS = {
-    "transformer": SD3Transformer2DModel,
-    "vae": AutoencoderKL,
-    "scheduler": FlowMatchEulerDiscreteScheduler,
+    "transformer": diffusers.SD3Transformer2DModel,
+    "vae": diffusers.AutoencoderKL,
+    "scheduler": diffusers.FlowMatchEulerDiscreteScheduler,
     "adapter": GenAffectAdapter,
     "expressions": GenAffectExpressions,
     "identity_encoder": GenAffectFaceEncoder,
@@ -46,13 +33,13 @@ SMALLEST_SIGMA = 0.05  # below it, the division that turns clean latents into a 
 NOISE, TOKENS = 0x6E6F6973, 0x746F6B65  # folded into the seed, so that noise and shared tokens have no key in common
 
 
-class Step(ModularPipelineBlocks):
+class Step(modular.ModularPipelineBlocks):
     """A block that declares its components, inputs (name, default, meaning) and results as class attributes."""
 
     model_name, uses, takes, gives = "genaffect", (), (), ()
-    expected_components = property(lambda self: [ComponentSpec(name, COMPONENTS[name]) for name in self.uses])
-    inputs = property(lambda self: [InputParam(n, default=d, description=text) for n, d, text in self.takes])
-    intermediate_outputs = property(lambda self: [OutputParam(name) for name in self.gives])
+    expected_components = property(lambda self: [modular.ComponentSpec(name, COMPONENTS[name]) for name in self.uses])
+    inputs = property(lambda self: [modular.InputParam(n, default=d, description=t) for n, d, t in self.takes])
+    intermediate_outputs = property(lambda self: [modular.OutputParam(name) for name in self.gives])
 
     @torch.no_grad()
     def __call__(self, components, state):
@@ -67,7 +54,7 @@ class EncodeStep(Step):
 
     uses = ("transformer", "vae", "expressions", "identity_encoder", "expression_encoder")
     takes = (
-        ("image", None, "images of one person, one or more: PIL images or files"),
+        ("image", None, "one or more images of one person: PIL images or files"),
         ("expressions", None, "expression grammar: 'joy, anger:0.6, 0.5*fear + 0.5*surprise, AU12L=0.7, face.png'"),
         ("seed", 0, "seed of noise and shared tokens; gives the same images as in genaffect_jax"),
         ("latents", None, "initial noise [E, c, h, w] in place of the seed's"),
@@ -75,8 +62,6 @@ class EncodeStep(Step):
     gives = ("parsed", "vectors", "reference_latents", "face", "latents")
 
     def run(self, c, block):
-        if block.image is None or not block.expressions:
-            raise ValueError("image and expressions: both are needed")
         given = block.image if isinstance(block.image, (list, tuple)) else [block.image]
         images = torch.cat([self.read(c, image) for image in given])
         latents = c.vae.encode(images.to(c.vae.dtype)).latent_dist.mode().float()
@@ -108,11 +93,7 @@ class DenoiseStep(Step):
 
     uses = ("transformer", "scheduler", "adapter", "expressions")
     takes = (
-        ("parsed", None, "from EncodeStep"),
-        ("vectors", None, "from EncodeStep"),
-        ("reference_latents", None, "from EncodeStep"),
-        ("face", None, "from EncodeStep"),
-        ("latents", None, "from EncodeStep"),
+        *((name, None, "from EncodeStep") for name in EncodeStep.gives),
         ("seed", 0, "see EncodeStep"),
         ("num_inference_steps", 24, "denoising steps"),
         ("guidance_scale", None, "joint guidance of identity and expression; replaces the two below"),
@@ -136,9 +117,8 @@ class DenoiseStep(Step):
             g_id, g_ex = block.guidance_identity, block.guidance_expression
             branches = [(True, True, 1 - g_id), (False, True, g_id - g_ex), (False, False, g_ex)]
         branches = [branch for branch in branches if branch[2] != 0]
-        total = len(block.latents)
+        total, clean = len(block.latents), torch.empty_like(block.latents)
         anchors = min(block.anchors, total) if block.consistency > 0 and total > 1 else 0
-        clean = torch.empty_like(block.latents)
         for start in range(anchors, max(total, anchors + 1), block.chunk):
             rows = [*range(anchors), *range(start, min(start + block.chunk, total))]
             clean[rows] = self.denoise(c, block, rows, branches, anchors)
@@ -150,10 +130,8 @@ class DenoiseStep(Step):
         drop = torch.tensor([branch[:2] for branch in branches], device=latents.device)
         positions = c.transformer.pos_embed.cropped_pos_embed(*latents.shape[2:]).to(latents.device)
         face = None if block.face is None else block.face.expand(groups, -1, -1)
-        conditions = c.adapter(
-            block.reference_latents.expand(groups, -1, -1, -1, -1), positions, vectors.expand(groups, -1, -1), face,
-            drop[:, 0], drop[:, 1:].expand(-1, len(rows)),
-        )  # fmt: skip
+        reference, drops = block.reference_latents.expand(groups, -1, -1, -1, -1), (drop[:, 0], drop[:, 1:])
+        conditions = c.adapter(reference, positions, vectors.expand(groups, -1, -1), face, *drops)
         text, pooled = self.text(c, [block.parsed[row] for row in rows], branches)
         c.adapter.condition(c.transformer, conditions, block.identity_scale, block.expression_scale)
         c.scheduler.set_timesteps(block.num_inference_steps, device=latents.device)
@@ -209,14 +187,12 @@ class DecodeStep(Step):
                 block.images = [Image.fromarray(image) for image in block.images]
 
 
-class GenAffectBlocks(SequentialPipelineBlocks):
-    """Encode, denoise, decode."""
-
+class GenAffectBlocks(modular.SequentialPipelineBlocks):
     model_name = "genaffect"
     block_classes, block_names = [EncodeStep, DenoiseStep, DecodeStep], ["encode", "denoise", "decode"]
 
 
-class GenAffectPipeline(DiffusionPipeline, SD3LoraLoaderMixin):
+class GenAffectPipeline(diffusers.DiffusionPipeline, SD3LoraLoaderMixin):
     """The blocks as a plain pipeline; `GenAffectBlocks().doc` describes the settings."""
 
     _optional_components = ["identity_encoder", "expression_encoder"]
@@ -226,22 +202,20 @@ class GenAffectPipeline(DiffusionPipeline, SD3LoraLoaderMixin):
         self, transformer, vae, scheduler, adapter, expressions, identity_encoder=None, expression_encoder=None
     ):
         super().__init__()
-        self.register_modules(
-            transformer=transformer, vae=vae, scheduler=scheduler, adapter=adapter, expressions=expressions,
-            identity_encoder=identity_encoder, expression_encoder=expression_encoder,
-        )  # fmt: skip
+        parts = transformer, vae, scheduler, adapter, expressions, identity_encoder, expression_encoder
+        self.register_modules(**dict(zip(COMPONENTS, parts, strict=True)))
         adapter.attach(transformer)
 
     def __call__(self, image, expressions, **settings):
         """The images of a set, in the order of the expressions."""
-        return ImagePipelineOutput(self.run(image, expressions, **settings).get("images"))
+        return diffusers.ImagePipelineOutput(self.run(image=image, expressions=expressions, **settings).get("images"))
 
-    def run(self, image, expressions, **settings):
+    def run(self, **inputs):
         """The state after the last block, which holds what was computed on the way."""
-        blocks, state = GenAffectBlocks(), PipelineState()
-        if unknown := settings.keys() - set(blocks.input_names):
+        blocks, state = GenAffectBlocks(), modular.PipelineState()
+        if unknown := inputs.keys() - set(blocks.input_names):
             raise TypeError(f"unknown settings {sorted(unknown)}; known are {blocks.input_names}")
-        for name, value in {"image": image, "expressions": expressions, **settings}.items():
+        for name, value in inputs.items():
             state.set(name, value)
         return blocks(self, state)[1]
 
@@ -258,19 +232,16 @@ def threefry(key, counts):
     return a, b
 
 
-def fold_in(key, number):
-    """jax.random.fold_in."""
+def fold_in(key, number):  # jax.random.fold_in
     return tuple(int(x[0]) for x in threefry(key, (0, number)))
 
 
-def uniform(key, shape):
-    """jax.random.uniform: float32 in [0, 1)."""
+def uniform(key, shape):  # jax.random.uniform
     a, b = threefry(key, (0, np.arange(np.prod(shape), dtype=np.uint32)))
     return (((a ^ b) >> np.uint32(9)) | np.uint32(0x3F800000)).view(np.float32).reshape(shape) - np.float32(1)
 
 
-def normal(key, shape):
-    """jax.random.normal, up to the last digit of the inverse error function."""
+def normal(key, shape):  # jax.random.normal, up to the last digit of the inverse error function
     lowest = np.nextafter(np.float32(-1), np.float32(0))
     spread = np.maximum(lowest, uniform(key, shape) * (np.float32(1) - lowest) + lowest)
     return (np.sqrt(2) * torch.erfinv(torch.from_numpy(spread).double()).numpy()).astype(np.float32)

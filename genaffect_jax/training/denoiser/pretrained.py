@@ -57,14 +57,14 @@ def place_autoencoder(config: AutoencoderConfig, source: str, path: Path) -> Non
     place = Path(source)
     if not place.is_dir():
         place = resolve_weights(source)
-        if is_weight_file(place):
+        if not holds_autoencoder(place):
+            if not is_weight_file(place):
+                raise WeightsError(
+                    f"{place}: neither a weight file of this package (its header has no entry 'config') nor a one-file "
+                    "checkpoint with an autoencoder (no key begins with first_stage_model.)"
+                )
             copy_atomically(place, path)
             return
-        if not holds_autoencoder(place):
-            raise WeightsError(
-                f"{place}: neither a weight file of this package (its header has no entry 'config') nor a one-file "
-                "checkpoint with an autoencoder (no key begins with first_stage_model.)"
-            )
     found, parameters = read_autoencoder(place, dtype="float32")
     _require_equal(found, config, place, "model.autoencoder", ())
     save_weights(parameters, path, "float32", config)

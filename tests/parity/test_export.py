@@ -1,0 +1,348 @@
+"""An exported folder samples in PyTorch what this package samples, says so if it does not, and comes home again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from support.exported import run_alone, save_faces_run, save_text_run
+from support.shared import made_once
+
+from genaffect_jax.config import SamplingConfig
+from genaffect_jax.export.diffusers import export_diffusers
+from genaffect_jax.export.evidence import CASES, Case, collect, pipeline_settings
+from genaffect_jax.export.from_torch import from_torch
+from genaffect_jax.export.trained import TrainedModel
+from genaffect_jax.pipeline import Pipeline
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+safetensors_torch = pytest.importorskip("safetensors.torch")
+
+pytestmark = pytest.mark.torch
+
+KINDS = ("avatar", "text", "faces")
+
+
+@pytest.fixture(scope="module")
+def runs(trained_workdir, tmp_path_factory):
+    """The run folder of each kind of model: a trained avatar model, and random ones with text and with faces."""
+    makers = {"text": save_text_run, "faces": save_faces_run}
+    made = {kind: made_once(tmp_path_factory, f"{kind}_run", make) for kind, make in makers.items()}
+    return {"avatar": trained_workdir, **made}
+
+
+@pytest.fixture(scope="module")
+def folders(runs, tmp_path_factory):
+    """The exported folder of each kind of model, float32."""
+
+    def make(kind):
+        def export(folder):
+            export_diffusers(runs[kind], folder / "exported")
+
+        return export
+
+    return {kind: made_once(tmp_path_factory, f"{kind}_export", make(kind)) / "exported" for kind in KINDS}
+
+
+def load(folder: Path, **more):
+    return diffusers.DiffusionPipeline.from_pretrained(
+        str(folder), custom_pipeline=str(folder), trust_remote_code=True, **more
+    )
+
+
+@pytest.fixture(scope="module")
+def pipes(folders):
+    return {kind: load(folder) for kind, folder in folders.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_check_passes_without_jax_and_without_this_package(folders, kind, tmp_path) -> None:
+    done = run_alone(folders[kind] / "check.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "passed"
+    results = {line.split()[1] for line in done.stdout.splitlines()[:-1]}
+    expected = {"vectors", "reference_latents", "keys_and_values", "blocks", "latents", "images"}
+    assert results == expected | ({"face"} if kind == "faces" else set())
+
+
+# Guidance (joint, decoupled, none), scales of the branches, consistent attention, and the number of references.
+SETTINGS = [
+    ({"guidance": 2.0, "identity_scale": 1.5, "expression_scale": 0.0, "consistency": 0.5, "anchors": 2}, 2),
+    ({"guidance_identity": 1.5, "guidance_expression": 2.0, "identity_scale": 0.5, "expression_scale": 1.5}, 1),
+    ({"guidance": 1.0, "identity_scale": 0.0, "expression_scale": 0.5, "consistency": 1.0, "anchors": 1}, 3),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_seed_samples_the_same_in_pytorch(runs, pipes, kind) -> None:
+    model, pipe = TrainedModel.load(runs[kind]), pipes[kind]
+    for number, (changes, references) in enumerate(SETTINGS if kind != "faces" else SETTINGS[:1]):
+        settings = SamplingConfig(steps=3, seed=number, chunk=1, **changes)
+        record, expected = collect(model, [Case("case", references, settings)])
+        state = pipe.run(
+            image=[to_pil(x) for x in expected["case.reference"]],
+            expressions=record["cases"][0]["expressions"],
+            output_type="np",
+            **pipeline_settings(settings),
+        )
+        np.testing.assert_allclose(state.get("latents"), expected["case.latents"], atol=1e-4, err_msg=str(changes))
+        error = np.abs(state.get("images").astype(int) - expected["case.images"].astype(int))
+        assert (error <= 1).mean() >= 0.999, changes
+
+
+def to_pil(image: np.ndarray):
+    from PIL import Image
+
+    return Image.fromarray(image)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_users_call_gives_the_images_of_our_pipeline(runs, pipes, kind) -> None:
+    ours = Pipeline.load(runs[kind], devices=jax.devices()[:1])
+    person = ours.reference("seed:11")
+    expected = ours(person, "joy, anger:0.6, sadness, joy", steps=3, seed=5).images
+    found = pipes[kind](to_pil(person), "joy, anger:0.6, sadness, joy", num_inference_steps=3, seed=5).images
+    assert all(image.size == (person.shape[0],) * 2 for image in found)
+    error = np.abs(np.stack([np.asarray(image) for image in found]).astype(int) - expected.astype(int))
+    assert (error <= 1).mean() >= 0.999
+    assert np.abs(expected[0].astype(int) - expected[1].astype(int)).max() > 1  # expressions show
+
+
+def test_images_do_not_depend_on_the_chunk(pipes) -> None:
+    text, image = "joy, anger, fear, neutral, sadness", to_pil(np.full((32, 32, 3), 90, np.uint8))
+    for consistency in (0.0, 0.5):
+        sets = [
+            pipes["avatar"].run(
+                image=image,
+                expressions=text,
+                num_inference_steps=2,
+                consistency=consistency,
+                anchors=2,
+                chunk=chunk,
+                output_type="latent",
+            )
+            for chunk in (1, 2, 8)
+        ]
+        for other in sets[1:]:
+            torch.testing.assert_close(other.get("latents"), sets[0].get("latents"), atol=1e-5, rtol=0)
+    assert not torch.equal(sets[0].get("latents")[2], sets[0].get("latents")[3])
+
+
+def test_the_modular_pipeline_is_the_same(folders, pipes) -> None:
+    modular = diffusers.ModularPipeline.from_pretrained(str(folders["faces"]), trust_remote_code=True)
+    modular.load_components()
+    given = {"image": to_pil(np.full((16, 16, 3), 120, np.uint8)), "expressions": "joy, anger", "output_type": "np"}
+    found = modular(**given, num_inference_steps=2, output="images")
+    expected = pipes["faces"].run(**given, num_inference_steps=2).get("images")
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_transformer_is_diffusers_own_and_its_blocks_compile_once(folders, pipes, kind) -> None:
+    _, report = diffusers.SD3Transformer2DModel.from_pretrained(
+        folders[kind] / "transformer", output_loading_info=True, low_cpu_mem_usage=False
+    )
+    assert not any(report.values()), report
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = load(folders[kind])
+    compiled.transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    size = 32 if kind == "avatar" else 16
+    given = {"image": to_pil(np.full((size, size, 3), 120, np.uint8)), "expressions": "joy, anger, sadness"}
+    given |= {"num_inference_steps": 2, "output_type": "latent"}
+    expected = pipes[kind].run(**given).get("latents")
+    found = compiled.run(**given).get("latents")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compiled.run(**given, identity_scale=0.5, expression_scale=1.5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # other scales, same programs
+    # Blocks with a second attention, blocks without, and the last: at most three kinds.
+    assert graphs <= 3
+
+
+def test_half_precision_folders_pass_their_check(runs, tmp_path) -> None:
+    export_diffusers(runs["faces"], tmp_path / "half", "bfloat16", cases=CASES[:1])
+    done = run_alone(tmp_path / "half" / "check.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    state = safetensors_torch.load_file(tmp_path / "half/transformer/diffusion_pytorch_model.safetensors")
+    assert {x.dtype for x in state.values()} == {torch.bfloat16}
+    pipe = load(tmp_path / "half", torch_dtype=torch.bfloat16)
+    images = pipe(to_pil(np.full((16, 16, 3), 120, np.uint8)), "joy", num_inference_steps=2).images
+    assert images[0].size == (16, 16)
+
+
+def damaged(folder: Path, target: Path, file: str, change) -> Path:
+    """A copy of an exported folder with other tensors in one file."""
+    shutil.copytree(folder, target)
+    state = safetensors_torch.load_file(target / file)
+    change(state)
+    safetensors_torch.save_file(state, target / file, metadata={"format": "pt"})
+    return target
+
+
+def swap_branches(state) -> None:
+    for part in ("to_k.weight", "to_v.weight"):
+        a, b = (f"blocks.1.{branch}.{part}" for branch in ("identity", "expression"))
+        state[a], state[b] = state[b].clone(), state[a].clone()
+
+
+def drop_bias(state) -> None:
+    state["transformer_blocks.1.ff.net.2.bias"].zero_()
+
+
+def scale_decoder(state) -> None:
+    state["decoder.conv_in.weight"].mul_(1.05)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "where"),
+    [
+        ("adapter/diffusion_pytorch_model.safetensors", swap_branches, "keys_and_values at 1"),
+        ("transformer/diffusion_pytorch_model.safetensors", drop_bias, "blocks at 1"),
+        ("vae/diffusion_pytorch_model.safetensors", scale_decoder, "images at 0"),
+    ],
+)
+def test_check_finds_planted_faults_and_says_where(folders, tmp_path, file, change, where) -> None:
+    folder = damaged(folders["text"], tmp_path / "damaged", file, change)
+    done = run_alone(folder / "check.py", cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    first = next(line for line in done.stdout.splitlines() if "DIFFERS" in line).split()
+    assert f"{first[1]} at {first[-1]}" == where, done.stdout
+    assert done.stdout.splitlines()[-1].startswith("FAILED: ")
+
+
+def test_check_finds_a_wrong_scale(folders, tmp_path) -> None:
+    shutil.copytree(folders["text"], tmp_path / "damaged")
+    config = tmp_path / "damaged/vae/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "scaling_factor": 1.4}))
+    done = run_alone(tmp_path / "damaged/check.py", cwd=tmp_path)
+    assert done.returncode == 1
+    first = next(line for line in done.stdout.splitlines() if "DIFFERS" in line).split()
+    assert first[1] == "reference_latents"
+
+
+def parameters(model: TrainedModel):
+    return {**model.denoiser, **{f"autoencoder.{name}": value for name, value in model.autoencoder.items()}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_round_trip_is_the_identity_bit_for_bit(runs, folders, pipes, kind, tmp_path) -> None:
+    pipes[kind].save_pretrained(tmp_path / "saved")
+    before = TrainedModel.load(runs[kind])
+    for folder in (folders[kind], tmp_path / "saved"):
+        out = tmp_path / f"home_of_{folder.name}"
+        from_torch(folder, out)
+        after = TrainedModel.load(out)
+        assert after.config == before.config
+        assert after.step == before.step
+        expected, found = parameters(before), parameters(after)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            bits = [np.asarray(x).view(np.uint32) for x in (value, found[name])]
+            np.testing.assert_array_equal(*bits, err_msg=name)
+        if before.faces.identity is not None:
+            for name, value in before.faces.identity.parameters.items():
+                np.testing.assert_array_equal(after.faces.identity.parameters[name], value)
+        if before.prototypes is not None:
+            for word, vector in before.prototypes.vectors.items():
+                np.testing.assert_array_equal(after.prototypes.vectors[word], vector)
+        if before.prompts is not None:
+            np.testing.assert_array_equal(after.prompts.tokens, before.prompts.tokens)
+
+
+@pytest.mark.parametrize("kind", ["text", "faces"])
+def test_what_pytorch_trains_comes_home(folders, kind, tmp_path) -> None:
+    pipe = load(folders[kind])
+    transformer, adapter = pipe.transformer.train(), pipe.adapter.train()
+    channels, side = transformer.config.in_channels, transformer.config.sample_size
+    torch.manual_seed(0)
+    latents, reference = torch.randn(2, channels, side, side), torch.randn(1, 1, channels, side, side)
+    vectors = torch.rand(1, 2, adapter.config.expression_width)
+    face = torch.nn.functional.normalize(torch.randn(1, 1, 256), dim=-1) if kind == "faces" else None
+    positions = transformer.pos_embed.cropped_pos_embed(side, side)
+    registers = adapter.config.register_tokens
+    text = torch.eye(registers).expand(2, -1, -1) if registers else torch.randn(2, 6, 12)
+    pooled = torch.zeros(2, 1) if registers else torch.randn(2, 8)
+    trained = [*transformer.parameters(), *adapter.parameters()]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3)
+    adapter.condition(transformer, adapter(reference, positions, vectors, face))
+    transformer(latents, text, pooled, torch.tensor([500.0, 500.0]), return_dict=False)[0].square().mean().backward()
+    # The null tokens take part only where a condition is dropped.
+    without = [n for n, p in adapter.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == ["identity_projector.null", "expression_projector.null"]
+    optimizer.step()
+    pipe.save_pretrained(tmp_path / "trained")
+    again = load_saved(tmp_path / "trained", folders[kind])
+    size = side * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    given = {"image": to_pil(np.full((size, size, 3), 120, np.uint8)), "expressions": "joy, anger"}
+    given |= {"num_inference_steps": 2, "output_type": "latent", "guidance_identity": 1.5}
+    assert not torch.allclose(
+        again.run(**given).get("latents"), load(folders[kind]).run(**given).get("latents"), atol=1e-3
+    )
+    from_torch(tmp_path / "trained", tmp_path / "home")
+    home = TrainedModel.load(tmp_path / "home")
+    settings = SamplingConfig(steps=2, seed=7)
+    record, ours = collect(home, [Case("case", 1, settings)])
+    given = {"image": [to_pil(ours["case.reference"][0])], "expressions": record["cases"][0]["expressions"]}
+    found = again.run(**given, **pipeline_settings(settings), output_type="latent").get("latents")
+    np.testing.assert_allclose(found, ours["case.latents"], atol=1e-4)
+    assert home.step == json.loads((folders[kind] / "adapter/config.json").read_text())["run"]["step"]
+
+
+def load_saved(folder: Path, code: Path):
+    """A pipeline that `save_pretrained` wrote; the code stays in the exported folder."""
+    return diffusers.DiffusionPipeline.from_pretrained(str(folder), custom_pipeline=str(code), trust_remote_code=True)
+
+
+def test_gradients_through_consistent_attention_are_those_of_brute_force(pipes) -> None:
+    from genaffect_jax.interop.torch.genaffect_modeling import Sharing, consistent_attention
+
+    torch.manual_seed(1)
+    groups, images, length, words = 2, 3, 6, 2
+
+    def stream(tokens):
+        return [torch.randn(groups * images, 2, tokens, 4, dtype=torch.float64) for _ in range(3)]
+
+    image, text = stream(length), stream(words)
+    leaves = [x.requires_grad_() for x in (*image, *text)]
+    sharing = Sharing(torch.tensor([4, 1]), torch.tensor([0, 2, 3, 5]), 2)
+
+    def brute_force():
+        (q, k, v), (tq, tk, tv) = image, text
+        outs = []
+        for g, i in itertools.product(range(groups), range(images)):
+            row = g * images + i
+            own = sharing.own if i < sharing.anchors else torch.arange(length)
+            anchors = [g * images + a for a in range(sharing.anchors)]
+            key = torch.cat([k[row][:, own], tk[row], *(k[a][:, sharing.shared] for a in anchors)], dim=1)
+            value = torch.cat([v[row][:, own], tv[row], *(v[a][:, sharing.shared] for a in anchors)], dim=1)
+            scores = torch.cat([q[row], tq[row]], dim=1) @ key.mT * 4**-0.5
+            outs.append(scores.softmax(-1) @ value)
+        return torch.stack(outs)
+
+    results = []
+    for function in (lambda: consistent_attention(image, text, sharing, groups), brute_force):
+        out = function()
+        grads = torch.autograd.grad(out.cos().sum(), leaves)
+        results.append([out.detach(), *grads])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        fused = consistent_attention([x.float() for x in image], [x.float() for x in text], sharing, groups)
+    torch.testing.assert_close(fused.double(), results[1][0], atol=1e-5, rtol=1e-4)
+
+
+def test_unknown_settings_and_missing_encoders_are_named(pipes) -> None:
+    image = to_pil(np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(TypeError, match=r"unknown settings \['guidance'\]"):
+        pipes["avatar"](image, "joy", guidance=2.0)
+    with pytest.raises(ValueError, match=r"face\.png.*no encoder"):
+        pipes["avatar"](image, "face.png")
+    with pytest.raises(ValueError, match="joyful"):
+        pipes["avatar"](image, "joyful")
