@@ -1,7 +1,4 @@
-"""Does this folder compute what genaffect_jax computed? `python check.py [cuda]`
-
-The first line that says DIFFERS names the part to look at, and the first block or image that differs.
-"""
+"""Does this folder compute what genaffect_jax computed? The first line with DIFFERS names the part to look at."""
 
 import json
 import sys
@@ -12,6 +9,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+# `python check.py [cuda]`, with torch and diffusers; the exit status says whether everything is as it was.
 folder, device = Path(__file__).resolve().parent, sys.argv[1] if len(sys.argv) > 1 else "cpu"
 record, stored, failed = json.loads((folder / "parity.json").read_text()), load_file(folder / "parity.safetensors"), 0
 load = {"custom_pipeline": str(folder), "trust_remote_code": True, "torch_dtype": torch.float32}

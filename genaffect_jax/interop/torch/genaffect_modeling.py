@@ -209,7 +209,7 @@ class GenAffectAdapter(ModelMixin, ConfigMixin):
         return [(block["identity"](identity), block["expression"](expression)) for block in self.blocks]
 
     def attach(self, transformer):
-        """Gives every joint attention of the transformer its processor; equal blocks may then be compiled once."""
+        """Gives every joint attention of the transformer its processor; equal blocks can then be compiled once."""
         for block in transformer.transformer_blocks:
             block.attn.set_processor(SetAttnProcessor())
         transformer._repeated_blocks = ["JointTransformerBlock"]

@@ -1,6 +1,6 @@
 """Gen-AFFECT in diffusers: images of one person and a text of expressions in, the person with each of them out.
 
-`GenAffectBlocks` are the steps as a modular pipeline, `GenAffectPipeline` runs the same steps as a plain one.
+`GenAffectBlocks` are the steps as a modular pipeline; `GenAffectPipeline` runs the same steps.
 """
 
 import sys
@@ -128,7 +128,7 @@ class DenoiseStep(Step):
         latents, vectors, groups = block.latents[rows], block.vectors[rows].float(), len(branches)
         weights = latents.new_tensor([weight for _, _, weight in branches])
         drop = torch.tensor([branch[:2] for branch in branches], device=latents.device)
-        positions = c.transformer.pos_embed.cropped_pos_embed(*latents.shape[2:]).to(latents.device)
+        positions = c.transformer.pos_embed.cropped_pos_embed(*latents.shape[2:])
         face = None if block.face is None else block.face.expand(groups, -1, -1)
         reference, drops = block.reference_latents.expand(groups, -1, -1, -1, -1), (drop[:, 0], drop[:, 1:])
         conditions = c.adapter(reference, positions, vectors.expand(groups, -1, -1), face, *drops)
@@ -138,8 +138,8 @@ class DenoiseStep(Step):
         for i, timestep in enumerate(c.scheduler.timesteps):
             c.adapter.share(c.transformer, self.sharing(c, block, i, anchors))
             noisy = latents.repeat(groups, 1, 1, 1)
-            found = c.transformer(noisy.to(text.dtype), text, pooled, timestep.expand(len(noisy)), return_dict=False)[0]
-            velocity = found.float()
+            output = c.transformer(noisy.to(text.dtype), text, pooled, timestep.expand(len(noisy)))
+            velocity = output.sample.float()
             if c.adapter.config.prediction == "x0":
                 velocity = (noisy - velocity) / (timestep / 1000).clamp(min=SMALLEST_SIGMA)
             velocity = torch.tensordot(weights, velocity.unflatten(0, (groups, -1)), 1)
@@ -181,8 +181,8 @@ class DecodeStep(Step):
         if block.output_type != "latent":
             z = block.latents / c.vae.config.scaling_factor + (c.vae.config.shift_factor or 0)
             parts = [c.vae.decode(part.to(c.vae.dtype), return_dict=False)[0].float() for part in z.split(block.chunk)]
-            bytes_ = ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-            block.images = bytes_.permute(0, 2, 3, 1).cpu().numpy()
+            pixels = ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            block.images = pixels.permute(0, 2, 3, 1).cpu().numpy()
             if block.output_type == "pil":
                 block.images = [Image.fromarray(image) for image in block.images]
 
@@ -196,7 +196,6 @@ class GenAffectPipeline(diffusers.DiffusionPipeline, SD3LoraLoaderMixin):
     """The blocks as a plain pipeline; `GenAffectBlocks().doc` describes the settings."""
 
     _optional_components = ["identity_encoder", "expression_encoder"]
-    model_cpu_offload_seq = "identity_encoder->expression_encoder->adapter->transformer->vae"
 
     def __init__(
         self, transformer, vae, scheduler, adapter, expressions, identity_encoder=None, expression_encoder=None
