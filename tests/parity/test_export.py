@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -336,6 +337,22 @@ def test_gradients_through_consistent_attention_are_those_of_brute_force(pipes) 
     with torch.no_grad():
         fused = consistent_attention([x.float() for x in image], [x.float() for x in text], sharing, groups)
     torch.testing.assert_close(fused.double(), results[1][0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/guide/export.md"])
+def test_the_documents_example_runs_as_written_without_jax(folders, document, tmp_path) -> None:
+    text = (Path(__file__).parents[2] / document).read_text()
+    blocks = [
+        block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "custom_pipeline=folder" in block
+    ]
+    assert len(blocks) == 1
+    (tmp_path / "out").mkdir()
+    shutil.copytree(folders["avatar"], tmp_path / "out/exported")
+    to_pil(np.full((70, 90, 3), 140, np.uint8)).save(tmp_path / "face.png")
+    (tmp_path / "example.py").write_text(blocks[0])
+    done = run_alone(tmp_path / "example.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {"joy.png", "0.png"} & {path.name for path in tmp_path.iterdir()}
 
 
 def test_unknown_settings_and_missing_encoders_are_named(pipes) -> None:
