@@ -116,15 +116,11 @@ def _sample(model: TrainedModel, case: Case, expressions: Sequence[Expression]) 
     config, settings = model.config, case.settings
     spec, params = resolve_settings(config.model, config.flow.shift, settings)
     spec = dataclasses.replace(spec, anchors=(settings.anchors or 0) if spec.shared else 0)
-    # The person faces the camera in the first reference and turns the head in the second.
-    turned = neutral()
-    turned[INDEX["head_yaw"]] = 0.3
-    references = np.stack(
-        [
-            render(sample_identity(_SEED), face, config.model.image_size)
-            for face in (neutral(), turned)[: case.references]
-        ]
-    )
+    # The person faces the camera in the first reference and turns the head further in each other.
+    faces = [neutral() for _ in range(case.references)]
+    for number, face in enumerate(faces):
+        face[INDEX["head_yaw"]] = min(1.0, 0.3 * number)
+    references = np.stack([render(sample_identity(_SEED), face, config.model.image_size) for face in faces])
     prompt = None
     frozen: dict[str, Any] = {"autoencoder": model.autoencoder}
     if model.prompts is not None:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
-import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from support.exported import run_alone, save_faces_run, save_text_run
-from support.shared import made_once
+from support.exported import KINDS, load, to_pil
 
 from genaffect_jax.config import SamplingConfig
-from genaffect_jax.export.diffusers import export_diffusers
-from genaffect_jax.export.evidence import CASES, Case, collect, pipeline_settings
+from genaffect_jax.export.evidence import Case, collect, pipeline_settings
 from genaffect_jax.export.from_torch import from_torch
 from genaffect_jax.export.trained import TrainedModel
 from genaffect_jax.pipeline import Pipeline
@@ -27,49 +22,10 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 
 pytestmark = pytest.mark.torch
 
-KINDS = ("avatar", "text", "faces")
-
-
-@pytest.fixture(scope="module")
-def runs(trained_workdir, tmp_path_factory):
-    """The run folder of each kind of model: a trained avatar model, and random ones with text and with faces."""
-    makers = {"text": save_text_run, "faces": save_faces_run}
-    made = {kind: made_once(tmp_path_factory, f"{kind}_run", make) for kind, make in makers.items()}
-    return {"avatar": trained_workdir, **made}
-
-
-@pytest.fixture(scope="module")
-def folders(runs, tmp_path_factory):
-    """The exported folder of each kind of model, float32."""
-
-    def make(kind):
-        def export(folder):
-            export_diffusers(runs[kind], folder / "exported")
-
-        return export
-
-    return {kind: made_once(tmp_path_factory, f"{kind}_export", make(kind)) / "exported" for kind in KINDS}
-
-
-def load(folder: Path, **more):
-    return diffusers.DiffusionPipeline.from_pretrained(
-        str(folder), custom_pipeline=str(folder), trust_remote_code=True, **more
-    )
-
 
 @pytest.fixture(scope="module")
 def pipes(folders):
     return {kind: load(folder) for kind, folder in folders.items()}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_check_passes_without_jax_and_without_this_package(folders, kind, tmp_path) -> None:
-    done = run_alone(folders[kind] / "check.py", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "passed"
-    results = {line.split()[1] for line in done.stdout.splitlines()[:-1]}
-    expected = {"vectors", "reference_latents", "keys_and_values", "blocks", "latents", "images"}
-    assert results == expected | ({"face"} if kind == "faces" else set())
 
 
 # Guidance (joint, decoupled, none), scales of the branches, consistent attention, and the number of references.
@@ -95,12 +51,6 @@ def test_the_same_seed_samples_the_same_in_pytorch(runs, pipes, kind) -> None:
         np.testing.assert_allclose(state.get("latents"), expected["case.latents"], atol=1e-4, err_msg=str(changes))
         error = np.abs(state.get("images").astype(int) - expected["case.images"].astype(int))
         assert (error <= 1).mean() >= 0.999, changes
-
-
-def to_pil(image: np.ndarray):
-    from PIL import Image
-
-    return Image.fromarray(image)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -167,67 +117,6 @@ def test_the_transformer_is_diffusers_own_and_its_blocks_compile_once(folders, p
     assert graphs <= 3
 
 
-def test_half_precision_folders_pass_their_check(runs, tmp_path) -> None:
-    export_diffusers(runs["faces"], tmp_path / "half", "bfloat16", cases=CASES[:1])
-    done = run_alone(tmp_path / "half" / "check.py", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    state = safetensors_torch.load_file(tmp_path / "half/transformer/diffusion_pytorch_model.safetensors")
-    assert {x.dtype for x in state.values()} == {torch.bfloat16}
-    pipe = load(tmp_path / "half", torch_dtype=torch.bfloat16)
-    images = pipe(to_pil(np.full((16, 16, 3), 120, np.uint8)), "joy", num_inference_steps=2).images
-    assert images[0].size == (16, 16)
-
-
-def damaged(folder: Path, target: Path, file: str, change) -> Path:
-    """A copy of an exported folder with other tensors in one file."""
-    shutil.copytree(folder, target)
-    state = safetensors_torch.load_file(target / file)
-    change(state)
-    safetensors_torch.save_file(state, target / file, metadata={"format": "pt"})
-    return target
-
-
-def swap_branches(state) -> None:
-    for part in ("to_k.weight", "to_v.weight"):
-        a, b = (f"blocks.1.{branch}.{part}" for branch in ("identity", "expression"))
-        state[a], state[b] = state[b].clone(), state[a].clone()
-
-
-def drop_bias(state) -> None:
-    state["transformer_blocks.1.ff.net.2.bias"].zero_()
-
-
-def scale_decoder(state) -> None:
-    state["decoder.conv_in.weight"].mul_(1.05)
-
-
-@pytest.mark.parametrize(
-    ("file", "change", "where"),
-    [
-        ("adapter/diffusion_pytorch_model.safetensors", swap_branches, "keys_and_values at 1"),
-        ("transformer/diffusion_pytorch_model.safetensors", drop_bias, "blocks at 1"),
-        ("vae/diffusion_pytorch_model.safetensors", scale_decoder, "images at 0"),
-    ],
-)
-def test_check_finds_planted_faults_and_says_where(folders, tmp_path, file, change, where) -> None:
-    folder = damaged(folders["text"], tmp_path / "damaged", file, change)
-    done = run_alone(folder / "check.py", cwd=tmp_path)
-    assert done.returncode == 1, done.stdout + done.stderr
-    first = next(line for line in done.stdout.splitlines() if "DIFFERS" in line).split()
-    assert f"{first[1]} at {first[-1]}" == where, done.stdout
-    assert done.stdout.splitlines()[-1].startswith("FAILED: ")
-
-
-def test_check_finds_a_wrong_scale(folders, tmp_path) -> None:
-    shutil.copytree(folders["text"], tmp_path / "damaged")
-    config = tmp_path / "damaged/vae/config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "scaling_factor": 1.4}))
-    done = run_alone(tmp_path / "damaged/check.py", cwd=tmp_path)
-    assert done.returncode == 1
-    first = next(line for line in done.stdout.splitlines() if "DIFFERS" in line).split()
-    assert first[1] == "reference_latents"
-
-
 def parameters(model: TrainedModel):
     return {**model.denoiser, **{f"autoencoder.{name}": value for name, value in model.autoencoder.items()}}
 
@@ -279,7 +168,7 @@ def test_what_pytorch_trains_comes_home(folders, kind, tmp_path) -> None:
     assert without == ["identity_projector.null", "expression_projector.null"]
     optimizer.step()
     pipe.save_pretrained(tmp_path / "trained")
-    again = load_saved(tmp_path / "trained", folders[kind])
+    again = load(tmp_path / "trained", folders[kind])
     size = side * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     given = {"image": to_pil(np.full((size, size, 3), 120, np.uint8)), "expressions": "joy, anger"}
     given |= {"num_inference_steps": 2, "output_type": "latent", "guidance_identity": 1.5}
@@ -294,11 +183,6 @@ def test_what_pytorch_trains_comes_home(folders, kind, tmp_path) -> None:
     found = again.run(**given, **pipeline_settings(settings), output_type="latent").get("latents")
     np.testing.assert_allclose(found, ours["case.latents"], atol=1e-4)
     assert home.step == json.loads((folders[kind] / "adapter/config.json").read_text())["run"]["step"]
-
-
-def load_saved(folder: Path, code: Path):
-    """A pipeline that `save_pretrained` wrote; the code stays in the exported folder."""
-    return diffusers.DiffusionPipeline.from_pretrained(str(folder), custom_pipeline=str(code), trust_remote_code=True)
 
 
 def test_gradients_through_consistent_attention_are_those_of_brute_force(pipes) -> None:
@@ -337,22 +221,6 @@ def test_gradients_through_consistent_attention_are_those_of_brute_force(pipes) 
     with torch.no_grad():
         fused = consistent_attention([x.float() for x in image], [x.float() for x in text], sharing, groups)
     torch.testing.assert_close(fused.double(), results[1][0], atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("document", ["README.md", "docs/guide/export.md"])
-def test_the_documents_example_runs_as_written_without_jax(folders, document, tmp_path) -> None:
-    text = (Path(__file__).parents[2] / document).read_text()
-    blocks = [
-        block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "custom_pipeline=folder" in block
-    ]
-    assert len(blocks) == 1
-    (tmp_path / "out").mkdir()
-    shutil.copytree(folders["avatar"], tmp_path / "out/exported")
-    to_pil(np.full((70, 90, 3), 140, np.uint8)).save(tmp_path / "face.png")
-    (tmp_path / "example.py").write_text(blocks[0])
-    done = run_alone(tmp_path / "example.py", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert {"joy.png", "0.png"} & {path.name for path in tmp_path.iterdir()}
 
 
 def test_unknown_settings_and_missing_encoders_are_named(pipes) -> None:

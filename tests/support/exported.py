@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 from support.sd3_runs import MMDIT, run_config, save_run
 
 from genaffect_jax.checkpoints.run_dir import RunDir
@@ -17,6 +19,8 @@ from genaffect_jax.config import ConditioningConfig, DenoiserRun
 from genaffect_jax.data.prompts.table import PromptTable, all_prompts
 from genaffect_jax.expressions.prototypes import WordPrototypes
 from genaffect_jax.io.weight_file import checksum, resolve_weights
+
+KINDS = ("avatar", "text", "faces")
 
 # Runs a file as `python FILE ...` in a process in which neither JAX nor this package can be imported.
 ALONE = """
@@ -88,3 +92,17 @@ def run_alone(script: Path, *arguments: str, cwd: Path) -> subprocess.CompletedP
         capture_output=True,
         text=True,
     )
+
+
+def load(folder: Path, code: Path | None = None, **more: Any) -> Any:
+    """The exported pipeline; `code` is where pipeline.py lies, if not in the folder."""
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(
+        str(folder), custom_pipeline=str(code or folder), trust_remote_code=True, **more
+    )
+
+
+def to_pil(image: np.ndarray) -> Image.Image:
+    """A uint8 array as a Pillow image."""
+    return Image.fromarray(image)
