@@ -60,7 +60,7 @@ def test_half_precision_folders_pass_their_check(runs, tmp_path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     state = safetensors_torch.load_file(tmp_path / "half/transformer/diffusion_pytorch_model.safetensors")
     assert {x.dtype for x in state.values()} == {torch.bfloat16}
-    pipe = load(tmp_path / "half", torch_dtype=torch.bfloat16)
+    pipe = load(tmp_path / "half", dtype=torch.bfloat16)
     images = pipe(to_pil(np.full((16, 16, 3), 120, np.uint8)), "joy", num_inference_steps=2).images
     assert images[0].size == (16, 16)
 

@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 # `python check.py [cuda]`, with torch and diffusers; the exit status says whether everything is as it was.
 folder, device = Path(__file__).resolve().parent, sys.argv[1] if len(sys.argv) > 1 else "cpu"
 record, stored, failed = json.loads((folder / "parity.json").read_text()), load_file(folder / "parity.safetensors"), 0
-load = {"custom_pipeline": str(folder), "trust_remote_code": True, "torch_dtype": torch.float32}
-pipe = DiffusionPipeline.from_pretrained(str(folder), **load).to(device)
+pipe = DiffusionPipeline.from_pretrained(str(folder), custom_pipeline=str(folder), trust_remote_code=True).to(device)
 for case in record["cases"]:
     name, limits, seen, hooks = case["name"], record["tolerances"], {}, []
     for n, module in enumerate([*pipe.transformer.transformer_blocks, pipe.adapter]):
