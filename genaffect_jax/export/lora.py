@@ -41,7 +41,7 @@ def run(arguments: Arguments, console: Console) -> bool:
     )
     console.print("not in the file: the identity and expression branches and projectors")
     if not trained.config.model.mmdit.reads_prompts:
-        console.print("this package alone can use it: other programs have no transformer with register tokens")
+        console.print("it fits this package and folders of export diffusers: others have no such transformer")
     return True
 
 

@@ -48,13 +48,13 @@ def test_keys_are_those_of_diffusers_and_the_scale_is_in_the_second_factor(run, 
     assert {f"transformer.{target}" for target in configuration["transformer.target_modules"]} == modules
     said = " ".join(capsys.readouterr().err.split())
     assert "not in the file: the identity and expression branches" in said
-    assert "this package alone" not in said
+    assert "it fits this package and folders" not in said
 
 
 def test_files_of_models_with_register_tokens_are_said_to_be_for_this_package(tmp_path: Path, capsys) -> None:
     save_run(tmp_path / "run", run_config(LoraConfig(rank=1), register_tokens=2, pooled_projection_dim=0))
     assert command(tmp_path / "run", tmp_path / "a.safetensors") == 0
-    assert "this package alone can use it" in " ".join(capsys.readouterr().err.split())
+    assert "it fits this package and folders of export diffusers" in " ".join(capsys.readouterr().err.split())
 
 
 def test_additions_to_parts_outside_the_transformer_are_named(tmp_path: Path, capsys) -> None:

@@ -8,11 +8,14 @@ import json
 import jax
 import numpy as np
 import pytest
-from support.exported import KINDS, load, to_pil
+from support.exported import KINDS, load, save_prompts, to_pil
+from support.sd3_runs import run_config, save_run
 
-from genaffect_jax.config import SamplingConfig
+from genaffect_jax.config import LoraConfig, SamplingConfig
+from genaffect_jax.export.diffusers import export_diffusers
 from genaffect_jax.export.evidence import Case, collect, pipeline_settings
 from genaffect_jax.export.from_torch import from_torch
+from genaffect_jax.export.lora import export_lora
 from genaffect_jax.export.trained import TrainedModel
 from genaffect_jax.pipeline import Pipeline
 
@@ -183,6 +186,25 @@ def test_what_pytorch_trains_comes_home(folders, kind, tmp_path) -> None:
     found = again.run(**given, **pipeline_settings(settings), output_type="latent").get("latents")
     np.testing.assert_allclose(found, ours["case.latents"], atol=1e-4)
     assert home.step == json.loads((folders[kind] / "adapter/config.json").read_text())["run"]["step"]
+
+
+def test_an_exported_pipeline_takes_the_lora_file_of_a_training(tmp_path) -> None:
+    pytest.importorskip("peft")
+    config = run_config(LoraConfig(rank=2, alpha=6.0))
+    parameters = save_run(tmp_path / "lora", config)
+    base = {name: value for name, value in parameters.items() if not name.endswith(("lora_a", "lora_b"))}
+    save_run(tmp_path / "base", run_config(), parameters=base)
+    for name in ("lora", "base"):
+        save_prompts(tmp_path / name, config)
+        export_diffusers(tmp_path / name, tmp_path / f"{name}_exported", cases=())
+    export_lora(tmp_path / "lora", tmp_path / "additions.safetensors")
+    given = {"image": to_pil(np.full((16, 16, 3), 120, np.uint8)), "expressions": "joy, anger"}
+    given |= {"num_inference_steps": 2, "output_type": "latent"}
+    expected = load(tmp_path / "lora_exported").run(**given).get("latents")
+    pipe = load(tmp_path / "base_exported")
+    assert not torch.allclose(pipe.run(**given).get("latents"), expected, atol=1e-3)
+    pipe.load_lora_weights(tmp_path, weight_name="additions.safetensors")
+    torch.testing.assert_close(pipe.run(**given).get("latents"), expected, atol=1e-4, rtol=0)
 
 
 def test_gradients_through_consistent_attention_are_those_of_brute_force(pipes) -> None:

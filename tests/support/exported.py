@@ -39,6 +39,11 @@ def save_text_run(folder: Path) -> None:
     """A model of SD3.5's shape that reads prompts: two kinds of blocks, RMS norms, velocity."""
     config = run_config()
     save_run(folder, config)
+    save_prompts(folder, config)
+
+
+def save_prompts(folder: Path, config: DenoiserRun) -> None:
+    """Random text embeddings for a run of `sd3_runs.run_config`."""
     rng, texts = np.random.default_rng(3), all_prompts(config.text)
     tokens = rng.standard_normal((len(texts), 6, MMDIT.joint_attention_dim), np.float32)
     pooled = rng.standard_normal((len(texts), MMDIT.pooled_projection_dim), np.float32)

@@ -1,7 +1,4 @@
-"""Gen-AFFECT in diffusers: images of one person and a text of expressions in, the person with each of them out.
-
-`GenAffectBlocks` are the steps as a modular pipeline; `GenAffectPipeline` runs the same steps.
-"""
+"""Gen-AFFECT in diffusers, as modular blocks and as a pipeline: a person and a text of expressions in, images out."""
 
 import sys
 
@@ -196,6 +193,7 @@ class GenAffectPipeline(diffusers.DiffusionPipeline, SD3LoraLoaderMixin):
     """The blocks as a plain pipeline; `GenAffectBlocks().doc` describes the settings."""
 
     _optional_components = ["identity_encoder", "expression_encoder"]
+    text_encoder = text_encoder_2 = None  # load_lora_weights asks for them
 
     def __init__(
         self, transformer, vae, scheduler, adapter, expressions, identity_encoder=None, expression_encoder=None
