@@ -21,6 +21,7 @@ from genaffect_jax.checkpoints.manager import LATEST, Checkpoints
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import DenoiserRun, LoraConfig, MeshConfig, from_json
 from genaffect_jax.data.prompts.table import PromptTable
+from genaffect_jax.errors import ConfigError
 from genaffect_jax.expressions.prototypes import WordPrototypes
 from genaffect_jax.expressions.space import EncoderSpace, ExpressionSpace, UnitSpace
 from genaffect_jax.interop.diffusers.components import TRANSFORMER
@@ -50,13 +51,16 @@ class TrainedDenoiser:
             checkpoint: `latest`, `best` (by the loss on held-out people), or the number of a step.
 
         Raises:
-            ConfigError: `model` is no run folder.
+            ConfigError: `model` is no run folder, or that of an autoencoder or a face encoder.
             CheckpointError: there is no complete checkpoint, or not the one asked for.
         """
         self.run_dir = RunDir.open(model)
         self._checkpoints = Checkpoints(self.run_dir.path)
         self._asked = self._checkpoints.step(checkpoint)
-        self.config = from_json(DenoiserRun, self._checkpoints.config(self._asked))
+        try:
+            self.config = from_json(DenoiserRun, self._checkpoints.config(self._asked))
+        except ConfigError as e:
+            raise ConfigError(f"no run of a denoiser, which alone is exported ({e})", field="model", found=model) from e
         self.network: Functional[GenAffect] = build_networks(self.config.model)[0]
 
     @cached_property

@@ -7,12 +7,15 @@ import json
 import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 from safetensors import safe_open
 from support.exported import save_faces_run, save_text_run
 from support.sd3_runs import random_parameters, run_config, save_run
 from support.shared import made_once
 
+from genaffect_jax.checkpoints.manager import Checkpoints
+from genaffect_jax.config import AutoencoderRun, to_json
 from genaffect_jax.errors import FAILED, WRONG_ARGUMENT, WeightsError
 from genaffect_jax.export import __main__ as export
 from genaffect_jax.export.diffusers import CODE, export_diffusers
@@ -111,6 +114,16 @@ def test_a_run_that_cannot_be_exported_leaves_nothing(run, tmp_path, monkeypatch
     with pytest.raises(OSError, match="No space left"):
         export_diffusers(run, tmp_path / "out", cases=())
     assert not list(tmp_path.iterdir())
+
+
+def test_only_runs_of_denoisers_are_exported(tmp_path, capsys) -> None:
+    with Checkpoints(tmp_path / "autoencoder") as checkpoints:
+        checkpoints.save_for_sampling(3, {"a": jnp.ones(3)}, {}, to_json(AutoencoderRun()))
+    for name in ("diffusers", "single-file", "merge"):
+        out = tmp_path / "out.safetensors"
+        assert command(name, "--model", tmp_path / "autoencoder", "--out", out) == WRONG_ARGUMENT
+        assert "no run of a denoiser" in capsys.readouterr().err
+        assert not out.exists()
 
 
 def test_numbers_too_large_for_half_precision_are_named(tmp_path) -> None:
