@@ -8,6 +8,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from support.exported import KINDS, load, save_prompts, to_pil
 from support.sd3_runs import run_config, save_run
 
@@ -66,6 +67,28 @@ def test_a_users_call_gives_the_images_of_our_pipeline(runs, pipes, kind) -> Non
     error = np.abs(np.stack([np.asarray(image) for image in found]).astype(int) - expected.astype(int))
     assert (error <= 1).mean() >= 0.999
     assert np.abs(expected[0].astype(int) - expected[1].astype(int)).max() > 1  # expressions show
+
+
+def test_image_files_are_read_as_ours_are(runs, pipes, tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    rgba = Image.fromarray(rng.integers(0, 256, (70, 90, 4), np.uint8))
+    rgba.save(tmp_path / "transparent.png")
+    rgba.convert("RGB").resize((900, 1300)).save(tmp_path / "large.jpg", exif=turned())
+    rgba.convert("L").save(tmp_path / "grey.png")
+    rgba.convert("P").save(tmp_path / "palette.gif")
+    ours = Pipeline.load(runs["avatar"], devices=jax.devices()[:1])
+    from genaffect_jax.interop.torch.pipeline import EncodeStep
+
+    for file in tmp_path.iterdir():
+        found = EncodeStep().read(pipes["avatar"], file)[0].permute(1, 2, 0)
+        expected = ours.reference(file).astype(np.float32) / 127.5 - 1
+        np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=file.name)
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: a quarter turn
+    return exif
 
 
 def test_images_do_not_depend_on_the_chunk(pipes) -> None:

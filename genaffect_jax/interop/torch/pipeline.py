@@ -46,9 +46,7 @@ class Step(modular.ModularPipelineBlocks):
         return components, state
 
 
-class EncodeStep(Step):
-    """Latents and face embeddings of the references, expression vectors, initial noise."""
-
+class EncodeStep(Step):  # latents and face embeddings of the references, expression vectors, initial noise
     uses = ("transformer", "vae", "expressions", "identity_encoder", "expression_encoder")
     takes = (
         ("image", None, "one or more images of one person: PIL images or files"),
@@ -59,6 +57,8 @@ class EncodeStep(Step):
     gives = ("parsed", "vectors", "reference_latents", "face", "latents")
 
     def run(self, c, block):
+        if block.image is None or not block.expressions:
+            raise ValueError("image and expressions: both are needed")
         given = block.image if isinstance(block.image, (list, tuple)) else [block.image]
         images = torch.cat([self.read(c, image) for image in given])
         latents = c.vae.encode(images.to(c.vae.dtype)).latent_dist.mode().float()
@@ -73,10 +73,13 @@ class EncodeStep(Step):
         block.latents = block.latents.to(images.device, torch.float32)
 
     def read(self, c, image):
-        """The centre square at the model's size, float32 [1, 3, S, S] in [-1, 1]."""
+        """The centre square at the model's size, on white where transparent, float32 [1, 3, S, S] in [-1, 1]."""
         size = c.transformer.config.sample_size * 2 ** (len(c.vae.config.block_out_channels) - 1)
         image = image if isinstance(image, Image.Image) else Image.open(image)
-        square = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+        image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at half, a quarter or an eighth of its size
+        rgba = ImageOps.exif_transpose(image).convert("RGBA")
+        flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        square = ImageOps.fit(flat, (size, size), Image.Resampling.LANCZOS)
         return torch.tensor(np.array(square), device=c.transformer.device).permute(2, 0, 1)[None] / 127.5 - 1
 
     def read_expression(self, c, file):
@@ -85,9 +88,7 @@ class EncodeStep(Step):
         return c.expression_encoder.encode(self.read(c, file))[0].cpu().numpy()
 
 
-class DenoiseStep(Step):
-    """Noise to latents, chunk by chunk, with guidance and consistent attention."""
-
+class DenoiseStep(Step):  # noise to latents, chunk by chunk, with guidance and consistent attention
     uses = ("transformer", "scheduler", "adapter", "expressions")
     takes = (
         *((name, None, "from EncodeStep") for name in EncodeStep.gives),
@@ -135,8 +136,7 @@ class DenoiseStep(Step):
         for i, timestep in enumerate(c.scheduler.timesteps):
             c.adapter.share(c.transformer, self.sharing(c, block, i, anchors))
             noisy = latents.repeat(groups, 1, 1, 1)
-            output = c.transformer(noisy.to(text.dtype), text, pooled, timestep.expand(len(noisy)))
-            velocity = output.sample.float()
+            velocity = c.transformer(noisy.to(text.dtype), text, pooled, timestep.expand(len(noisy))).sample.float()
             if c.adapter.config.prediction == "x0":
                 velocity = (noisy - velocity) / (timestep / 1000).clamp(min=SMALLEST_SIGMA)
             velocity = torch.tensordot(weights, velocity.unflatten(0, (groups, -1)), 1)
@@ -166,9 +166,7 @@ class DenoiseStep(Step):
         return [Sharing(layer[:count], layer[count:], anchors) for layer in order]
 
 
-class DecodeStep(Step):
-    """Latents to images."""
-
+class DecodeStep(Step):  # latents to images
     uses = ("vae",)
     takes = (("latents", None, "from DenoiseStep"), ("chunk", 8, ""), ("output_type", "pil", "pil, np or latent"))
     gives = ("images",)
