@@ -14,7 +14,11 @@ from genaffect_jax.errors import ConfigError
 PACKAGE = Path(genaffect_jax.__file__).parent
 # Other folders that hold files of the same names: a diffusers component, and the images that `prepare photos` wrote.
 ELSEWHERE = {
-    "config.json": {"interop/diffusers/folders.py", "interop/diffusers/pipeline_folder.py"},
+    "config.json": {
+        "interop/diffusers/folders.py",
+        "interop/diffusers/pipeline_folder.py",
+        "interop/onnx/sampler.py",  # runs beside exported graphs, without this package
+    },
     "rejected.jsonl": {"data/photos/align_folder.py"},
 }
 
