@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import jax.numpy as jnp
 import tyro
 from rich.console import Console
 
@@ -25,6 +26,7 @@ from genaffect_jax.errors import ConfigError, WeightsError
 from genaffect_jax.interop.diffusers.adapter import read_adapter, read_run, unite
 from genaffect_jax.interop.diffusers.face_encoder import read_face_encoder
 from genaffect_jax.interop.diffusers.folders import PIPELINE_FILE
+from genaffect_jax.interop.diffusers.pipeline_folder import scheduler_shift
 from genaffect_jax.interop.diffusers.register_tokens import prompted_config, register_parameters
 from genaffect_jax.interop.diffusers.weights import read_autoencoder, read_transformer, read_transformer_config
 from genaffect_jax.interop.torch.expressions_folder import read_expressions
@@ -59,7 +61,7 @@ def from_torch(folder: Path, out: Path) -> None:
 
     Raises:
         ConfigError: `out` exists, or `folder` is no folder of an export.
-        WeightsError: a component is missing, damaged or of another model.
+        WeightsError: a component is missing, damaged or of another model, or a parameter is not finite.
     """
     if out.exists():
         raise ConfigError("exists; name a new folder", field="out", found=out)
@@ -71,8 +73,15 @@ def from_torch(folder: Path, out: Path) -> None:
         step = int(origin["step"])
     except (ConfigError, KeyError, TypeError, ValueError) as e:
         raise WeightsError(f"{folder}: the adapter's config.json describes no run: {e}") from e
+    if step < 0:
+        raise WeightsError(f"{folder}: the adapter's config.json says step {step}, must be at least 0")
+    # Sampling begins with the folder's schedule, as in PyTorch.
+    config = dataclasses.replace(config, flow=dataclasses.replace(config.flow, shift=scheduler_shift(folder)))
     network = build_networks(config.model)[0]
     parameters = _denoiser(folder, config)
+    diverged = [name for name, value in parameters.items() if not bool(jnp.isfinite(value).all())]
+    if diverged:
+        raise WeightsError(f"{folder}: holds numbers that are not finite, in {', '.join(diverged)}")
     with new_folder(out) as new:
         run_dir = RunDir(new)
         _write_components(folder, run_dir, config)

@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from support.exported import save_faces_run, save_text_run
 from support.sd3_runs import random_parameters, run_config, save_run
 from support.shared import made_once
@@ -19,6 +21,8 @@ from genaffect_jax.config import AutoencoderRun, to_json
 from genaffect_jax.errors import FAILED, WRONG_ARGUMENT, WeightsError
 from genaffect_jax.export import __main__ as export
 from genaffect_jax.export.diffusers import CODE, export_diffusers
+from genaffect_jax.export.from_torch import from_torch
+from genaffect_jax.export.trained import TrainedDenoiser
 from genaffect_jax.models.build import build_networks
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -148,6 +152,8 @@ def test_numbers_too_large_for_half_precision_are_named(tmp_path) -> None:
         (lambda f: change(f / "adapter/config.json", run=None), "has no object 'run'"),
         (lambda f: change(f / "transformer/config.json", pos_embed_max_size=8), "pos_embed_max_size is 8, must be 4"),
         (lambda f: change(f / "vae/config.json", scaling_factor=2.0), "not the autoencoder of this adapter"),
+        (lambda f: shutil.rmtree(f / "scheduler"), "scheduler_config.json: no such file"),
+        (lambda f: diverge(f / TRANSFORMER), "not finite, in mmdit.out.bias"),
     ],
 )
 def test_a_damaged_or_foreign_part_is_named_and_nothing_is_written(copy, tmp_path, damage, said, capsys) -> None:
@@ -164,6 +170,18 @@ def test_from_torch_wants_an_export_and_a_new_folder(copy, tmp_path, capsys) -> 
     said = " ".join(capsys.readouterr().err.split())
     assert "exists; name a new folder" in said
     assert "has no model_index.json" in said
+
+
+def diverge(file: Path) -> None:
+    tensors = load_file(file)
+    tensors["proj_out.bias"][0] = np.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_the_folders_schedule_comes_home(copy, tmp_path) -> None:
+    change(copy / "scheduler/scheduler_config.json", shift=1.5)
+    from_torch(copy, tmp_path / "home")
+    assert TrainedDenoiser(tmp_path / "home").config.flow.shift == 1.5
 
 
 def change(file: Path, **entries: object) -> None:
