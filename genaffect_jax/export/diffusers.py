@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from genaffect_jax.checkpoints.manager import LATEST
 from genaffect_jax.config import to_json
 from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.export.checksums import CHECKSUMS, is_as_written, write_checksums
 from genaffect_jax.export.evidence import CASES, Case, collect
 from genaffect_jax.export.model_card import model_card, model_spec
 from genaffect_jax.export.trained import TrainedModel
@@ -32,12 +33,11 @@ from genaffect_jax.interop.diffusers.adapter import divide, write_adapter
 from genaffect_jax.interop.diffusers.face_encoder import write_face_encoder
 from genaffect_jax.interop.diffusers.folders import PIPELINE_FILE
 from genaffect_jax.interop.diffusers.register_tokens import prompted_config, prompted_parameters
-from genaffect_jax.interop.diffusers.tensor_files import read_json
 from genaffect_jax.interop.diffusers.weights import write_autoencoder, write_transformer
 from genaffect_jax.interop.torch.expressions_folder import FOLDER as EXPRESSIONS
 from genaffect_jax.interop.torch.expressions_folder import write_expressions
 from genaffect_jax.io.atomic import new_folder
-from genaffect_jax.io.weight_file import WeightDType, checksum
+from genaffect_jax.io.weight_file import WeightDType
 from genaffect_jax.models.face_encoders.encoder import AvatarEncoder
 from genaffect_jax.models.functional import Parameters
 
@@ -110,7 +110,7 @@ def export_diffusers(
         ConfigError: `out` is not empty and may not be replaced, or `model` is no run folder.
         CheckpointError, DataError, WeightsError: see `TrainedModel.load`; or a number is not finite in `dtype`.
     """
-    require_replaceable(out, overwrite, _is_export)
+    require_replaceable(out, overwrite)
     trained = rounded(TrainedModel.load(model, checkpoint), dtype)
     remarks = []
     record, tensors = collect(trained, cases)
@@ -126,30 +126,21 @@ def export_diffusers(
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, new / "parity.safetensors")
         (new / "parity.json").write_text(json.dumps(record, indent=2) + "\n")
         (new / "README.md").write_text(model_card(trained, dtype, record), encoding="utf-8")
-        files = sorted(file for file in new.rglob("*") if file.is_file())
-        lines = [f"{checksum(file)}  {file.relative_to(new).as_posix()}\n" for file in files]
-        (new / "SHA256SUMS").write_text("".join(lines))
+        write_checksums(new)
     return remarks
 
 
-def require_replaceable(out: Path, overwrite: bool, is_export: Callable[[Path], bool]) -> None:
-    """Raises ConfigError unless `out` is new or empty, or is a folder that `is_export` says may be replaced."""
+def require_replaceable(out: Path, overwrite: bool) -> None:
+    """Raises ConfigError unless `out` is new or empty, or an export in which nothing was changed since."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir():
         raise ConfigError("is a file; name a folder", field="out", found=out)
     if not overwrite:
-        raise ConfigError("is not empty; name a new folder, or add overwrite", field="out", found=out)
-    if not is_export(out):
-        raise ConfigError("holds other files than an earlier export; they are not replaced", field="out", found=out)
-
-
-def _is_export(folder: Path) -> bool:
-    try:
-        found = read_json(folder / PIPELINE_FILE).get("_class_name")
-    except WeightsError:
-        return False
-    return PIPELINE_CLASS in (found if isinstance(found, list) else [found])
+        raise ConfigError("is not empty; name a new folder, or set overwrite", field="out", found=out)
+    if not is_as_written(out):
+        reason = f"holds other files than an export wrote (see its {CHECKSUMS}); they are not replaced"
+        raise ConfigError(reason, field="out", found=out)
 
 
 def rounded(trained: TrainedModel, dtype: WeightDType) -> TrainedModel:

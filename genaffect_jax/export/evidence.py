@@ -31,7 +31,7 @@ from genaffect_jax.models.autoencoder.model import to_uint8
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.functional import Parameters
 from genaffect_jax.models.prompts import Prompts
-from genaffect_jax.pipeline import noise_ids_of
+from genaffect_jax.pipeline import DEFAULT_ANCHORS, noise_ids_of
 
 Tensors = dict[str, np.ndarray]
 
@@ -86,7 +86,7 @@ def pipeline_settings(settings: SamplingConfig) -> dict[str, Any]:
         "identity_scale": _plain(settings.identity_scale),
         "expression_scale": _plain(settings.expression_scale),
         "consistency": settings.consistency,
-        "anchors": settings.anchors or 0,
+        "anchors": settings.anchors or DEFAULT_ANCHORS,
         "chunk": settings.chunk,
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from genaffect_jax.export.trained import TrainedModel
-from genaffect_jax.io.weight_file import WeightDType
+from genaffect_jax.io.weight_file import PACKAGE_PREFIX, WeightDType
 from genaffect_jax.version import __version__
 
 PROJECT_LICENCE = "Apache-2.0"
@@ -15,8 +15,11 @@ OTHER_LICENCE = "other"
 
 
 def licence_of(trained: TrainedModel) -> str:
-    """The licence of the exported weights as an SPDX name, or `other` if they derive from weights with their own."""
-    return OTHER_LICENCE if trained.config.model.transformer_weights else PROJECT_LICENCE
+    """The licence of the exported weights as an SPDX name, or `other` if a part of them may have its own."""
+    model, encoders = trained.config.model, (trained.faces.identity, trained.faces.expression)
+    foreign = model.transformer_weights or not model.autoencoder_weights.startswith(PACKAGE_PREFIX)
+    licences = {encoder.licence for encoder in encoders if encoder is not None}
+    return OTHER_LICENCE if foreign or not licences <= {PROJECT_LICENCE} else PROJECT_LICENCE
 
 
 def model_spec(trained: TrainedModel, part: str) -> dict[str, str]:
@@ -68,7 +71,7 @@ def model_card(trained: TrainedModel, dtype: WeightDType, evidence: Mapping[str,
         "```",
         "",
         "`DIR` is the path of this folder. The same steps are modular blocks: `ModularPipeline.from_pretrained(DIR,",
-        "trust_remote_code=True)`, then `load_components()`. Settings: `pipe.blocks.doc`.",
+        "trust_remote_code=True)`, then `load_components()`; its `blocks.doc` lists the settings.",
         "",
         "## Contents",
         "",
@@ -89,8 +92,9 @@ def model_card(trained: TrainedModel, dtype: WeightDType, evidence: Mapping[str,
     ]
     if licence == OTHER_LICENCE:
         lines += [
-            f"The transformer was fine-tuned from `{model.transformer_weights}`; its licence applies to the weights.",
-            "The code is Apache-2.0.",
+            f"Transformer: {model.transformer_weights or 'trained from scratch'}.",
+            f"Autoencoder: {model.autoencoder_weights}.",
+            "Their licences, and those of face encoders named above, apply to the weights. The code is Apache-2.0.",
         ]
     else:
         lines += ["Code and weights are Apache-2.0, unless the training data or a face encoder named above says other."]

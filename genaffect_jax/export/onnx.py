@@ -21,12 +21,12 @@ from typing import Any
 from rich.console import Console
 
 from genaffect_jax.checkpoints.manager import LATEST
-from genaffect_jax.errors import ConfigError, WeightsError, install_command, require
+from genaffect_jax.errors import ConfigError, install_command, require
+from genaffect_jax.export.checksums import write_checksums
 from genaffect_jax.export.diffusers import require_replaceable, rounded, write_components
 from genaffect_jax.export.model_card import licence_of
 from genaffect_jax.export.onnx_check import IMAGE_TOLERANCE, TOLERANCE, largest_differences, require_equal
 from genaffect_jax.export.trained import TrainedModel
-from genaffect_jax.interop.diffusers.tensor_files import read_json
 from genaffect_jax.interop.onnx.signatures import AXES, signatures
 from genaffect_jax.interop.torch.expressions_folder import FOLDER as EXPRESSIONS
 from genaffect_jax.io.atomic import new_folder
@@ -107,7 +107,7 @@ def export_onnx(
             differs from the networks by more than `onnx_check.TOLERANCE`.
     """
     require(opset in OPSETS, "opset", opset, f"must be {OPSETS[0]} to {OPSETS[-1]}")
-    require_replaceable(out, overwrite, _is_export)
+    require_replaceable(out, overwrite)
     _require_installed()
     from genaffect_jax.interop.torch.onnx_graphs import write_graphs
 
@@ -127,14 +127,8 @@ def export_onnx(
         package = importlib.resources.files("genaffect_jax")
         for source in (package.joinpath("interop", "onnx", SAMPLER), package.joinpath("assets", "LICENSE")):
             (new / source.name).write_bytes(source.read_bytes())
+        write_checksums(new)
     return differences
-
-
-def _is_export(folder: Path) -> bool:
-    try:
-        return read_json(folder / DESCRIPTION).get("format") == FORMAT
-    except WeightsError:
-        return False
 
 
 def _require_installed() -> None:

@@ -100,9 +100,16 @@ def test_only_an_earlier_export_is_replaced_and_only_when_told(run, copy, tmp_pa
     assert command("diffusers", "--model", run, "--out", foreign, "--overwrite") == WRONG_ARGUMENT
     assert "holds other files" in capsys.readouterr().err
     assert content(foreign) == {"thesis.txt": b"mine"}
-    (copy / "leftover").write_text("of the earlier export")
+    (copy / "notes.txt").write_text("mine too")
+    assert command("diffusers", "--model", run, "--out", copy, "--overwrite") == WRONG_ARGUMENT
+    assert (copy / "notes.txt").read_text() == "mine too"
+    (copy / "notes.txt").unlink()
+    trained = copy / TRANSFORMER
+    kept = trained.read_bytes()
+    trained.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))  # trained further in PyTorch
+    assert command("diffusers", "--model", run, "--out", copy, "--overwrite") == WRONG_ARGUMENT
+    trained.write_bytes(kept)
     export_diffusers(run, copy, "float16", cases=(), overwrite=True)
-    assert not (copy / "leftover").exists()
     with safe_open(copy / TRANSFORMER, framework="numpy") as file:
         assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"F16"}  # noqa: SIM118
 

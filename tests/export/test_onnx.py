@@ -24,9 +24,9 @@ def test_an_opset_that_the_exporter_does_not_write_is_refused(opset, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "overwrite", "message"),
     [
-        ("onnx.json", json.dumps({"format": FORMAT}), False, "is not empty; name a new folder, or add overwrite"),
-        ("onnx.json", json.dumps({"format": "another"}), True, "holds other files than an earlier export"),
-        ("onnx.json", "{", True, "holds other files than an earlier export"),
+        ("onnx.json", json.dumps({"format": FORMAT}), False, "is not empty; name a new folder, or set overwrite"),
+        ("onnx.json", json.dumps({"format": "another"}), True, "holds other files than an export wrote"),
+        ("onnx.json", "{", True, "holds other files than an export wrote"),
         ("model_index.json", json.dumps({"_class_name": "GenAffectPipeline"}), True, "holds other files"),
     ],
 )

@@ -268,8 +268,33 @@ def test_gradients_through_consistent_attention_are_those_of_brute_force(pipes) 
     torch.testing.assert_close(fused.double(), results[1][0], atol=1e-5, rtol=1e-4)
 
 
+def test_so_little_consistency_that_no_token_is_shared_is_none(pipes) -> None:
+    given = {"image": to_pil(np.full((32, 32, 3), 90, np.uint8)), "expressions": "joy, anger", "output_type": "latent"}
+    found, expected = (
+        pipes["avatar"].run(**given, num_inference_steps=2, consistency=consistency).get("latents")
+        for consistency in (0.005, 0.0)
+    )
+    assert torch.equal(found, expected)
+
+
+def test_sharing_ends_with_its_set(pipes) -> None:
+    pipe = pipes["avatar"]
+    pipe.run(
+        image=to_pil(np.zeros((32, 32, 3), np.uint8)), expressions="joy, anger", num_inference_steps=1, consistency=0.5
+    )
+    processors = [block.attn.processor for block in pipe.transformer.transformer_blocks]
+    assert all(processor.sharing is not None for processor in processors)
+    vectors = torch.rand(1, 2, pipe.adapter.config.expression_width)
+    positions = pipe.transformer.pos_embed.cropped_pos_embed(8, 8)
+    pipe.adapter.condition(pipe.transformer, pipe.adapter(torch.randn(1, 1, 4, 8, 8), positions, vectors))
+    assert all(processor.sharing is None for processor in processors)
+
+
 def test_unknown_settings_and_missing_encoders_are_named(pipes) -> None:
     image = to_pil(np.zeros((32, 32, 3), np.uint8))
+    for setting in ({"chunk": 0}, {"num_inference_steps": 0}, {"consistency": 1.5}, {"consistency": float("nan")}):
+        with pytest.raises(ValueError, match=f"{next(iter(setting))}=.*must lie in"):
+            pipes["avatar"](image, "joy", **setting)
     with pytest.raises(TypeError, match=r"unknown settings \['guidance'\]"):
         pipes["avatar"](image, "joy", guidance=2.0)
     with pytest.raises(ValueError, match=r"face\.png.*no encoder"):

@@ -102,7 +102,11 @@ def test_the_documents_example_runs_as_written_without_jax(folders, document, tm
     (tmp_path / "out").mkdir()
     shutil.copytree(folders["avatar"], tmp_path / "out/exported")
     to_pil(np.full((70, 90, 3), 140, np.uint8)).save(tmp_path / "face.png")
-    (tmp_path / "example.py").write_text(blocks[0])
+    if document != "README.md":  # everything here is PyTorch: the example, then a training step
+        blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        assert "optimizer.step()" in blocks[-1]
+    (tmp_path / "example.py").write_text("\n".join(blocks))
     done = run_alone(tmp_path / "example.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {"joy.png", "0.png"} & {path.name for path in tmp_path.iterdir()}
+    assert (tmp_path / "out/trained/model_index.json").is_file() == (document != "README.md")

@@ -215,10 +215,10 @@ class GenAffectAdapter(ModelMixin, ConfigMixin):
         transformer._repeated_blocks = ["JointTransformerBlock"]
 
     def condition(self, transformer, conditions, identity_scale=1.0, expression_scale=1.0):
-        """Sets what the next evaluations see. A scale is one number, or one per block."""
+        """Sets what the next evaluations see, no image any other. A scale is one number, or one per block."""
         for i, block in enumerate(transformer.transformer_blocks):
             processor = block.attn.processor
-            processor.identity, processor.expression = conditions[i]
+            processor.sharing, (processor.identity, processor.expression) = None, conditions[i]
             scales = [s[i] if isinstance(s, (list, tuple)) else s for s in (identity_scale, expression_scale)]
             # Tensors, so that a compiled block takes them as inputs: a new scale does not compile again.
             processor.identity_scale, processor.expression_scale = processor.identity[0].new_tensor(scales)

@@ -115,8 +115,12 @@ class DenoiseStep(Step):  # noise to latents, chunk by chunk, with guidance and 
             g_id, g_ex = block.guidance_identity, block.guidance_expression
             branches = [(True, True, 1 - g_id), (False, True, g_id - g_ex), (False, False, g_ex)]
         branches = [branch for branch in branches if branch[2] != 0]
+        for name, lowest, highest in (("num_inference_steps", 1, 1000), ("chunk", 1, 1e6), ("consistency", 0, 1)):
+            if not lowest <= getattr(block, name) <= highest:
+                raise ValueError(f"{name}={getattr(block, name)}: must lie in [{lowest}, {highest}]")
         total, clean = len(block.latents), torch.empty_like(block.latents)
-        anchors = min(block.anchors, total) if block.consistency > 0 and total > 1 else 0
+        shared = round(block.consistency * c.transformer.pos_embed.height**2)
+        anchors = min(block.anchors, total) if shared and total > 1 else 0
         for start in range(anchors, max(total, anchors + 1), block.chunk):
             rows = [*range(anchors), *range(start, min(start + block.chunk, total))]
             clean[rows] = self.denoise(c, block, rows, branches, anchors)
@@ -139,7 +143,7 @@ class DenoiseStep(Step):  # noise to latents, chunk by chunk, with guidance and 
             velocity = c.transformer(noisy.to(text.dtype), text, pooled, timestep.expand(len(noisy))).sample.float()
             if c.adapter.config.prediction == "x0":
                 velocity = (noisy - velocity) / (timestep / 1000).clamp(min=SMALLEST_SIGMA)
-            velocity = torch.tensordot(weights, velocity.unflatten(0, (groups, -1)), 1)
+            velocity = torch.tensordot(weights, velocity.unflatten(0, (groups, -1)), 1).float()
             latents = c.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
         return latents
 

@@ -1,0 +1,33 @@
+"""The checksums of an exported folder, and whether it still holds what was written and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from genaffect_jax.io.weight_file import checksum
+
+CHECKSUMS = "SHA256SUMS"
+
+
+def write_checksums(folder: Path) -> None:
+    """Writes `SHA256SUMS` of all files in the folder, as `sha256sum --check` reads it."""
+    (folder / CHECKSUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in _sums(folder).items()))
+
+
+def is_as_written(folder: Path) -> bool:
+    """Whether the folder's files are those of its `SHA256SUMS`: nothing changed, and nothing of somebody else's."""
+    file = folder / CHECKSUMS
+    if not file.is_file():
+        return False
+    listed = {line[66:]: line[:64] for line in file.read_text(encoding="utf-8", errors="replace").splitlines()}
+    # Names first, as digests of a large model take long.
+    return listed.keys() == set(_names(folder)) and listed == _sums(folder)
+
+
+def _names(folder: Path) -> list[str]:
+    files = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir())
+    return sorted(name for name in files if name != CHECKSUMS)
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    return {name: checksum(folder / name) for name in _names(folder)}
