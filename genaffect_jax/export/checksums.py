@@ -1,9 +1,10 @@
-"""The checksums of an exported folder, and whether it still holds what was written and nothing else."""
+"""The checksums of an exported folder, by which it may be replaced: it holds what was written and nothing else."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from genaffect_jax.errors import ConfigError
 from genaffect_jax.io.weight_file import checksum
 
 CHECKSUMS = "SHA256SUMS"
@@ -22,6 +23,19 @@ def is_as_written(folder: Path) -> bool:
     listed = {line[66:]: line[:64] for line in file.read_text(encoding="utf-8", errors="replace").splitlines()}
     # Names first, as digests of a large model take long.
     return listed.keys() == set(_names(folder)) and listed == _sums(folder)
+
+
+def require_replaceable(out: Path, overwrite: bool) -> None:
+    """Raises ConfigError unless `out` is new or empty, or an export in which nothing was changed since."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir():
+        raise ConfigError("is a file; name a folder", field="out", found=out)
+    if not overwrite:
+        raise ConfigError("is not empty; name a new folder, or set overwrite", field="out", found=out)
+    if not is_as_written(out):
+        reason = f"holds other files than an export wrote (see its {CHECKSUMS}); they are not replaced"
+        raise ConfigError(reason, field="out", found=out)
 
 
 def _names(folder: Path) -> list[str]:

@@ -23,8 +23,8 @@ from safetensors.numpy import save_file
 
 from genaffect_jax.checkpoints.manager import LATEST
 from genaffect_jax.config import to_json
-from genaffect_jax.errors import ConfigError, WeightsError
-from genaffect_jax.export.checksums import CHECKSUMS, is_as_written, write_checksums
+from genaffect_jax.errors import WeightsError
+from genaffect_jax.export.checksums import require_replaceable, write_checksums
 from genaffect_jax.export.evidence import CASES, Case, collect
 from genaffect_jax.export.model_card import model_card, model_spec
 from genaffect_jax.export.trained import TrainedModel
@@ -45,6 +45,7 @@ PIPELINE_CLASS = "GenAffectPipeline"
 CODE = ("pipeline.py", "genaffect_modeling.py", "genaffect_faces.py", "genaffect_expressions.py")
 """Files of `interop.torch` that are copied: the method. `check.py` is copied beside them."""
 DTYPES: dict[str, WeightDType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_DIFFUSERS_VERSION = "0.42.1"  # that the files were made for and are tested with
 _LIBRARY = "genaffect"  # the module name that pipeline.py gives its classes
 _CLASSES = {
     "transformer": ("diffusers", "SD3Transformer2DModel"),
@@ -130,19 +131,6 @@ def export_diffusers(
     return remarks
 
 
-def require_replaceable(out: Path, overwrite: bool) -> None:
-    """Raises ConfigError unless `out` is new or empty, or an export in which nothing was changed since."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not out.is_dir():
-        raise ConfigError("is a file; name a folder", field="out", found=out)
-    if not overwrite:
-        raise ConfigError("is not empty; name a new folder, or set overwrite", field="out", found=out)
-    if not is_as_written(out):
-        reason = f"holds other files than an export wrote (see its {CHECKSUMS}); they are not replaced"
-        raise ConfigError(reason, field="out", found=out)
-
-
 def rounded(trained: TrainedModel, dtype: WeightDType) -> TrainedModel:
     """The model with parameters that are the stored ones, as float32.
 
@@ -209,14 +197,14 @@ def write_components(trained: TrainedModel, folder: Path, dtype: WeightDType) ->
 def _write_indices(folder: Path, components: set[str]) -> None:
     """The three files by which diffusers finds classes and components, plain and modular."""
     there = {name: list(found) if name in components else [None, None] for name, found in _CLASSES.items()}
-    plain = {"_class_name": ["pipeline", PIPELINE_CLASS], "_diffusers_version": "0.42.1", **there}
+    plain = {"_class_name": ["pipeline", PIPELINE_CLASS], "_diffusers_version": _DIFFUSERS_VERSION, **there}
     modular: dict[str, Any] = {"_class_name": "ModularPipeline", "_blocks_class_name": "GenAffectBlocks"}
     for name in sorted(components):
         source = {"pretrained_model_name_or_path": None, "subfolder": name, "type_hint": _CLASSES[name]}
         modular[name] = [*_CLASSES[name], {**source, "variant": None, "revision": None}]
     blocks = {
         "_class_name": "GenAffectBlocks",
-        "_diffusers_version": "0.42.1",
+        "_diffusers_version": _DIFFUSERS_VERSION,
         "auto_map": {"ModularPipelineBlocks": "pipeline.GenAffectBlocks"},
     }
     for name, content in (

@@ -27,7 +27,7 @@ from genaffect_jax.expressions.action_units import INDEX, neutral
 from genaffect_jax.expressions.grammar import Expression, parse_expressions
 from genaffect_jax.inference.program import SamplerSpec, SetInputs, denoise_set, encode_set, tokens_at
 from genaffect_jax.inference.settings import resolve_settings
-from genaffect_jax.models.autoencoder.model import to_uint8
+from genaffect_jax.models.autoencoder.model import normalise, to_uint8
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.functional import Parameters
 from genaffect_jax.models.prompts import Prompts
@@ -148,7 +148,7 @@ def _sample(model: TrainedModel, case: Case, expressions: Sequence[Expression]) 
         noise = initial_noise(params.seed, inputs.noise_ids, (side, side, channels))
         first = repeat_branches(noise, spec.mode)
         pairs = (*conditions.identity, *conditions.expression)  # type: ignore[misc]  # both are there
-        pixels = inputs.reference.astype(jnp.float32) / 127.5 - 1.0
+        pixels = normalise(inputs.reference)
         found = {
             "reference_latents": vae.to_latents(pixels)[0],
             "noise": noise[0],

@@ -22,8 +22,8 @@ from rich.console import Console
 
 from genaffect_jax.checkpoints.manager import LATEST
 from genaffect_jax.errors import ConfigError, install_command, require
-from genaffect_jax.export.checksums import write_checksums
-from genaffect_jax.export.diffusers import require_replaceable, rounded, write_components
+from genaffect_jax.export.checksums import require_replaceable, write_checksums
+from genaffect_jax.export.diffusers import rounded, write_components
 from genaffect_jax.export.model_card import licence_of
 from genaffect_jax.export.onnx_check import IMAGE_TOLERANCE, TOLERANCE, largest_differences, require_equal
 from genaffect_jax.export.trained import TrainedModel

@@ -72,7 +72,7 @@ class LoraFile:
 def kernel_pieces(config: MMDiTConfig) -> dict[str, Piece]:
     """The tensors of diffusers that are kernels of the transformer, by module (the key without `.weight`).
 
-    Models with register tokens have no counterpart in diffusers, but their kernels have names there all the same.
+    The kernels of a model with register tokens have the names that they have in its export (`register_tokens`).
     """
     kernels = {n: s.shape for n, s in TRANSFORMER.network(config).shapes.items() if n.endswith(".kernel")}
     pieces = match(TRANSFORMER.rules(config), kernels, None, TRANSFORMER.class_name)

@@ -198,7 +198,7 @@ class GenAffectAdapter(ModelMixin, ConfigMixin):
         """Keys and values of all blocks, constant while a set is denoised.
 
         reference [G, R, c, h, w], positions [1, L, D], vectors [G, E, W], face [G, R, F]; drop_identity [G] and
-        drop_expression [G, E] say where the learned null tokens take the place of a condition.
+        drop_expression [G, E] say where the learned null tokens take the place of a condition; an axis may be 1.
         """
         identity, expression = self.identity_projector(reference, positions, face), self.expression_projector(vectors)
         if drop_identity is not None:

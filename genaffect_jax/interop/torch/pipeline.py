@@ -121,24 +121,27 @@ class DenoiseStep(Step):  # noise to latents, chunk by chunk, with guidance and 
         total, clean = len(block.latents), torch.empty_like(block.latents)
         shared = round(block.consistency * c.transformer.pos_embed.height**2)
         anchors = min(block.anchors, total) if shared and total > 1 else 0
+        c.scheduler.set_timesteps(block.num_inference_steps, device=clean.device)
+        steps = range(len(c.scheduler.timesteps))
+        sharing = [self.sharing(c, block, i, shared, anchors) if anchors else None for i in steps]
         for start in range(anchors, max(total, anchors + 1), block.chunk):
             rows = [*range(anchors), *range(start, min(start + block.chunk, total))]
-            clean[rows] = self.denoise(c, block, rows, branches, anchors)
+            clean[rows] = self.denoise(c, block, rows, branches, sharing)
         block.latents = clean
 
-    def denoise(self, c, block, rows, branches, anchors):
-        latents, vectors, groups = block.latents[rows], block.vectors[rows].float(), len(branches)
+    def denoise(self, c, block, rows, branches, sharing):
+        latents, groups = block.latents[rows], len(branches)
         weights = latents.new_tensor([weight for _, _, weight in branches])
         drop = torch.tensor([branch[:2] for branch in branches], device=latents.device)
         positions = c.transformer.pos_embed.cropped_pos_embed(*latents.shape[2:])
-        face = None if block.face is None else block.face.expand(groups, -1, -1)
-        reference, drops = block.reference_latents.expand(groups, -1, -1, -1, -1), (drop[:, 0], drop[:, 1:])
-        conditions = c.adapter(reference, positions, vectors.expand(groups, -1, -1), face, *drops)
+        face = None if block.face is None else block.face[None]
+        given = block.reference_latents[None], positions, block.vectors[rows][None], face  # for all branches, once
+        conditions = c.adapter(*given, drop[:, 0], drop[:, 1:])
         text, pooled = self.text(c, [block.parsed[row] for row in rows], branches)
         c.adapter.condition(c.transformer, conditions, block.identity_scale, block.expression_scale)
         c.scheduler.set_timesteps(block.num_inference_steps, device=latents.device)
         for i, timestep in enumerate(c.scheduler.timesteps):
-            c.adapter.share(c.transformer, self.sharing(c, block, i, anchors))
+            c.adapter.share(c.transformer, sharing[i])
             noisy = latents.repeat(groups, 1, 1, 1)
             velocity = c.transformer(noisy.to(text.dtype), text, pooled, timestep.expand(len(noisy))).sample.float()
             if c.adapter.config.prediction == "x0":
@@ -157,17 +160,14 @@ class DenoiseStep(Step):  # noise to latents, chunk by chunk, with guidance and 
         pairs = [c.expressions.embed(parsed, negative=branch[0] and branch[1]) for branch in branches]
         return tuple(torch.cat(parts).to(device, dtype) for parts in zip(*pairs, strict=True))
 
-    def sharing(self, c, block, step, anchors):
-        if not anchors:
-            return None
+    def sharing(self, c, block, step, shared, anchors):
         layers, length = len(c.transformer.transformer_blocks), c.transformer.pos_embed.height**2
         if block.shared_tokens is not None:
             order = torch.as_tensor(block.shared_tokens[step])
         else:
             key = fold_in(fold_in((0, block.seed), TOKENS), step)
             order = torch.from_numpy(uniform(key, (layers, length)).argsort(axis=1, kind="stable"))
-        order, count = order.to(c.transformer.device), round(block.consistency * length)
-        return [Sharing(layer[:count], layer[count:], anchors) for layer in order]
+        return [Sharing(layer[:shared], layer[shared:], anchors) for layer in order.to(c.transformer.device)]
 
 
 class DecodeStep(Step):  # latents to images
