@@ -27,7 +27,7 @@ from genaffect_jax.errors import WeightsError
 from genaffect_jax.export.checksums import require_replaceable, write_checksums
 from genaffect_jax.export.evidence import CASES, Case, collect
 from genaffect_jax.export.model_card import model_card, model_spec
-from genaffect_jax.export.trained import TrainedModel
+from genaffect_jax.export.trained import DTYPES, TrainedModel
 from genaffect_jax.interop.diffusers.adapter import FOLDER as ADAPTER
 from genaffect_jax.interop.diffusers.adapter import divide, write_adapter
 from genaffect_jax.interop.diffusers.face_encoder import write_face_encoder
@@ -44,7 +44,6 @@ from genaffect_jax.models.functional import Parameters
 PIPELINE_CLASS = "GenAffectPipeline"
 CODE = ("pipeline.py", "genaffect_modeling.py", "genaffect_faces.py", "genaffect_expressions.py")
 """Files of `interop.torch` that are copied: the method. `check.py` is copied beside them."""
-DTYPES: dict[str, WeightDType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _DIFFUSERS_VERSION = "0.42.1"  # that the files were made for and are tested with
 _LIBRARY = "genaffect"  # the module name that pipeline.py gives its classes
 _CLASSES = {

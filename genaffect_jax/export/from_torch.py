@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import tyro
 from rich.console import Console
 
-from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.checkpoints.run_dir import RunDir
-from genaffect_jax.config import DenoiserRun, from_json, to_json
+from genaffect_jax.config import DenoiserRun, from_json
 from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.export.trained import write_denoiser
 from genaffect_jax.interop.diffusers.adapter import read_adapter, read_run, unite
 from genaffect_jax.interop.diffusers.face_encoder import read_face_encoder
 from genaffect_jax.interop.diffusers.folders import PIPELINE_FILE
@@ -32,7 +32,6 @@ from genaffect_jax.interop.diffusers.weights import read_autoencoder, read_trans
 from genaffect_jax.interop.torch.expressions_folder import read_expressions
 from genaffect_jax.io.atomic import new_folder
 from genaffect_jax.io.weight_file import checksum, save_weights
-from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.functional import Parameters
 
 # Settings of the transformer that its weights do not depend on, and that diffusers' config.json does not have.
@@ -77,7 +76,6 @@ def from_torch(folder: Path, out: Path) -> None:
         raise WeightsError(f"{folder}: the adapter's config.json says step {step}, must be at least 0")
     # Sampling begins with the folder's schedule, as in PyTorch.
     config = dataclasses.replace(config, flow=dataclasses.replace(config.flow, shift=scheduler_shift(folder)))
-    network = build_networks(config.model)[0]
     parameters = _denoiser(folder, config)
     diverged = [name for name, value in parameters.items() if not bool(jnp.isfinite(value).all())]
     if diverged:
@@ -85,11 +83,7 @@ def from_torch(folder: Path, out: Path) -> None:
     with new_folder(out) as new:
         run_dir = RunDir(new)
         _write_components(folder, run_dir, config)
-        text = to_json(config)
-        run_dir.config.write_text(text)
-        trainable, buffers = network.split(parameters)
-        with Checkpoints(run_dir.path) as checkpoints:
-            checkpoints.save_for_sampling(step, trainable, buffers, text)
+        write_denoiser(run_dir, config, step, parameters)
 
 
 def _denoiser(folder: Path, config: DenoiserRun) -> Parameters:

@@ -14,11 +14,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.checkpoints.run_dir import RunDir
-from genaffect_jax.config import LoraConfig, to_json
+from genaffect_jax.config import LoraConfig
 from genaffect_jax.errors import ConfigError
-from genaffect_jax.export.trained import TrainedDenoiser
+from genaffect_jax.export.trained import TrainedDenoiser, write_denoiser
 from genaffect_jax.io.atomic import new_folder
 from genaffect_jax.models.lora import LoraNetwork
 
@@ -56,14 +55,8 @@ def merge_lora(model: Path, out: Path) -> None:
     network, config = trained.network, trained.config
     if not isinstance(network, LoraNetwork):
         raise ConfigError("has no low-rank additions (model.lora.rank=0)", field="model", found=model)
-    parameters = {name: value for name, value in trained.plain.items() if name not in network.buffers}
-    buffers = {name: value for name, value in trained.plain.items() if name in network.buffers}
-    text = to_json(dataclasses.replace(config, model=dataclasses.replace(config.model, lora=LoraConfig())))
+    plain = dataclasses.replace(config, model=dataclasses.replace(config.model, lora=LoraConfig()))
     with new_folder(out) as new:
         for file in trained.run_dir.components:
             shutil.copyfile(file, new / file.name)
-        merged_dir = RunDir(new)
-        merged_dir.config.write_text(text)
-        merged = Checkpoints(merged_dir.path)
-        merged.save_for_sampling(trained.step, parameters, buffers, text)
-        merged.close()
+        write_denoiser(RunDir(new), plain, trained.step, trained.plain)

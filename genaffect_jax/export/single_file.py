@@ -19,14 +19,13 @@ from rich.console import Console
 from genaffect_jax.checkpoints.components import read_autoencoder
 from genaffect_jax.config import MMDiTConfig, ModelConfig
 from genaffect_jax.errors import ConfigError
-from genaffect_jax.export.trained import TrainedDenoiser
+from genaffect_jax.export.trained import DTYPES, TrainedDenoiser
 from genaffect_jax.interop.diffusers.components import FREE_FIELDS
 from genaffect_jax.interop.diffusers.single_file_writer import write_single_file
 from genaffect_jax.io.weight_file import WeightDType
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.version import __version__
 
-DTYPES: dict[str, WeightDType] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 SPEC = "modelspec."
 """Prefix of the entries that Stability's model metadata standard defines (github.com/Stability-AI/ModelSpec)."""
 SPEC_VERSION = "1.0.1"

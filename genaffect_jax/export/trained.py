@@ -19,12 +19,13 @@ from genaffect_jax.checkpoints.components import (
 )
 from genaffect_jax.checkpoints.manager import LATEST, Checkpoints
 from genaffect_jax.checkpoints.run_dir import RunDir
-from genaffect_jax.config import DenoiserRun, LoraConfig, MeshConfig, from_json
+from genaffect_jax.config import DenoiserRun, LoraConfig, MeshConfig, from_json, to_json
 from genaffect_jax.data.prompts.table import PromptTable
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.expressions.prototypes import WordPrototypes
 from genaffect_jax.expressions.space import EncoderSpace, ExpressionSpace, UnitSpace
 from genaffect_jax.interop.diffusers.components import TRANSFORMER
+from genaffect_jax.io.weight_file import WeightDType
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.genaffect import GenAffect
@@ -32,6 +33,9 @@ from genaffect_jax.models.lora import LoraNetwork
 from genaffect_jax.models.parameter_names import MMDIT
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.training.trainable import freeze
+
+DTYPES: dict[str, WeightDType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Stored types of weights, by the values of the option `dtype`."""
 
 
 class TrainedDenoiser:
@@ -100,6 +104,21 @@ class TrainedDenoiser:
     def trained_transformer_names(self) -> list[str]:
         """Names of the transformer's own parameters (no condition branch, no addition) that were trained."""
         return sorted(freeze(self.network, self.config.train).trainable & self.transformer_names)
+
+
+def write_denoiser(run_dir: RunDir, config: DenoiserRun, step: int, parameters: Parameters) -> None:
+    """Writes configuration and checkpoint of a run that can be sampled from, not continued, into an existing folder.
+
+    Args:
+        run_dir: the folder; its components are for the caller to write.
+        config: the run, without low-rank additions.
+        step: step that the parameters come from.
+        parameters: all parameters of the denoiser.
+    """
+    text = to_json(config)
+    run_dir.config.write_text(text)
+    with Checkpoints(run_dir.path) as checkpoints:
+        checkpoints.save_for_sampling(step, *build_networks(config.model)[0].split(parameters), text)
 
 
 @dataclass(frozen=True)
