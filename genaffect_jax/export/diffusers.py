@@ -26,7 +26,8 @@ from genaffect_jax.config import to_json
 from genaffect_jax.errors import WeightsError
 from genaffect_jax.export.checksums import require_replaceable, write_checksums
 from genaffect_jax.export.evidence import CASES, Case, collect
-from genaffect_jax.export.model_card import model_card, model_spec
+from genaffect_jax.export.model_card import licence_of, model_card
+from genaffect_jax.export.modelspec import modelspec
 from genaffect_jax.export.trained import DTYPES, TrainedModel
 from genaffect_jax.interop.diffusers.adapter import FOLDER as ADAPTER
 from genaffect_jax.interop.diffusers.adapter import divide, write_adapter
@@ -165,17 +166,29 @@ def write_components(trained: TrainedModel, folder: Path, dtype: WeightDType) ->
         WeightsError: a number is not finite in `dtype`.
     """
     config = trained.config
+    header = {
+        "title": f"{trained.name}, step {trained.step}",
+        "implementation": "diffusers",
+        "author": "genaffect_jax",
+        "license": licence_of(trained),
+        "prediction_type": config.model.prediction,
+    }
     transformer, adapter = divide(trained.denoiser)
     write_transformer(
         prompted_config(config.model.mmdit),
         prompted_parameters(config.model.mmdit, transformer),
         folder / "transformer",
         dtype=dtype,
-        metadata=model_spec(trained, "transformer"),
+        metadata=modelspec(config.model, **header),
     )
     run = {"name": trained.name, "step": trained.step, "config": json.loads(to_json(config))}
     write_adapter(
-        config.model, adapter, folder / ADAPTER, run=run, dtype=dtype, metadata=model_spec(trained, "adapter")
+        config.model,
+        adapter,
+        folder / ADAPTER,
+        run=run,
+        dtype=dtype,
+        metadata=modelspec(config.model, part="gen-affect-adapter", **header),
     )
     write_autoencoder(config.model.autoencoder, trained.autoencoder, folder / "vae", dtype=dtype)
     write_expressions(folder / EXPRESSIONS, config.text, trained.prompts, trained.prototypes)

@@ -1,8 +1,7 @@
-"""What an exported folder says about itself: model card, licences and `modelspec.*` metadata."""
+"""What an exported folder says about itself: model card, and its licence."""
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,28 +19,6 @@ def licence_of(trained: TrainedModel) -> str:
     foreign = model.transformer_weights or not model.autoencoder_weights.startswith(PACKAGE_PREFIX)
     licences = {encoder.licence for encoder in encoders if encoder is not None}
     return OTHER_LICENCE if foreign or not licences <= {PROJECT_LICENCE} else PROJECT_LICENCE
-
-
-def model_spec(trained: TrainedModel, part: str) -> dict[str, str]:
-    """Metadata of weight files by the Stability AI model metadata standard (sai_model_spec 1.0.1).
-
-    Args:
-        trained: the model.
-        part: `transformer` or `adapter`.
-    """
-    network, size = trained.config.model.mmdit, trained.config.model.image_size
-    family = "stable-diffusion-3" if network.reads_prompts else "mmdit-with-register-tokens"
-    return {
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": family if part == "transformer" else f"{family}/gen-affect-adapter",
-        "modelspec.implementation": "diffusers",
-        "modelspec.title": f"{trained.name}, step {trained.step}",
-        "modelspec.author": "genaffect_jax",
-        "modelspec.date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "modelspec.license": licence_of(trained),
-        "modelspec.resolution": f"{size}x{size}",
-        "modelspec.prediction_type": trained.config.model.prediction,
-    }
 
 
 def model_card(trained: TrainedModel, dtype: WeightDType, evidence: Mapping[str, Any]) -> str:

@@ -8,34 +8,22 @@ identity and expression branches have no place there: the model in the file read
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 
 from genaffect_jax.checkpoints.components import read_autoencoder
-from genaffect_jax.config import MMDiTConfig, ModelConfig
+from genaffect_jax.config import ModelConfig
 from genaffect_jax.errors import ConfigError
+from genaffect_jax.export.modelspec import SPEC, modelspec
 from genaffect_jax.export.trained import DTYPES, TrainedDenoiser
-from genaffect_jax.interop.diffusers.components import FREE_FIELDS
 from genaffect_jax.interop.diffusers.single_file_writer import write_single_file
 from genaffect_jax.io.weight_file import WeightDType
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.version import __version__
 
-SPEC = "modelspec."
-"""Prefix of the entries that Stability's model metadata standard defines (github.com/Stability-AI/ModelSpec)."""
-SPEC_VERSION = "1.0.1"
-# The identifiers in the headers of the released files.
-_ARCHITECTURES = {
-    "stable-diffusion-v3-medium": MMDiTConfig.sd3_medium(),
-    "stable-diffusion-v3.5-medium": MMDiTConfig.sd35_medium(),
-    "stable-diffusion-v3.5-large": MMDiTConfig.sd35_large(),
-}
-_OTHER_ARCHITECTURE = "stable-diffusion-v3"
 _COMFY_HEAD_DIM = 64
 # The code whose variable names are the keys.
 _IMPLEMENTATION = "https://github.com/Stability-AI/sd3.5"
@@ -113,23 +101,19 @@ def export_single_file(
     config = trained.config.model
     _require_sd3(config, model)
     autoencoder = read_autoencoder(trained.run_dir, build_networks(config)[1], config.autoencoder)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    metadata = {
-        "sai_model_spec": SPEC_VERSION,
-        "architecture": _architecture(config.mmdit),
-        "implementation": _IMPLEMENTATION,
-        "title": title or f"{trained.run_dir.path.resolve().name}, step {trained.step}",
-        "resolution": f"{config.image_size}x{config.image_size}",
-        "date": now.replace("+00:00", "Z"),
-        "description": f"Written by genaffect-jax {__version__}, without its identity and expression branches.",
-        **({"license": license} if license else {}),
-    }
+    metadata = modelspec(
+        config,
+        title=title or f"{trained.run_dir.path.resolve().name}, step {trained.step}",
+        implementation=_IMPLEMENTATION,
+        description=f"Written by genaffect-jax {__version__}, without its identity and expression branches.",
+        license=license,
+    )
     write_single_file(
         out,
         (config.mmdit, trained.transformer),
         (config.autoencoder, autoencoder),
         dtype=dtype,
-        metadata={f"{SPEC}{name}": value for name, value in metadata.items()},
+        metadata=metadata,
         hash_entry=f"{SPEC}hash_sha256",
     )
     return trained
@@ -149,15 +133,3 @@ def _require_sd3(config: ModelConfig, model: Path) -> None:
         raise ConfigError(
             f"other programs have no such network: it {', and '.join(reasons)}", field="model", found=model
         )
-
-
-def _architecture(config: MMDiTConfig) -> str:
-    """The identifier of a released architecture that differs in nothing that the weights depend on."""
-    for name, released in _ARCHITECTURES.items():
-        if _decisive(config) == _decisive(released):
-            return name
-    return _OTHER_ARCHITECTURE
-
-
-def _decisive(config: MMDiTConfig) -> dict[str, object]:
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE_FIELDS}

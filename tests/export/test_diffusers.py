@@ -66,7 +66,7 @@ def test_the_folder_holds_every_part_and_the_checksums_are_theirs(exported) -> N
 
 
 def test_the_headers_say_what_the_weights_are(exported) -> None:
-    family = "stable-diffusion-3"
+    family = "stable-diffusion-v3"
     for part, architecture in (("transformer", family), ("adapter", f"{family}/gen-affect-adapter")):
         with safe_open(exported / part / "diffusion_pytorch_model.safetensors", framework="numpy") as file:
             header = file.metadata()

@@ -15,7 +15,7 @@ from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import LoraConfig, MMDiTConfig
 from genaffect_jax.errors import FAILED, WRONG_ARGUMENT
 from genaffect_jax.export import __main__ as export
-from genaffect_jax.export import single_file
+from genaffect_jax.export import modelspec
 from genaffect_jax.interop.diffusers.weights import read_autoencoder, read_transformer
 from genaffect_jax.io.weight_file import save_weights
 from genaffect_jax.models.build import build_networks
@@ -74,8 +74,8 @@ def test_the_header_follows_the_metadata_standard(run, tmp_path: Path) -> None:
 
 def test_fine_tuned_sizes_keep_the_identifier_of_the_released_architecture() -> None:
     config = dataclasses.replace(MMDiTConfig.sd35_medium(), sample_size=64, remat="full")
-    assert single_file._architecture(config) == "stable-diffusion-v3.5-medium"
-    assert single_file._architecture(dataclasses.replace(config, num_layers=23)) == "stable-diffusion-v3"
+    assert modelspec.architecture(config) == "stable-diffusion-v3.5-medium"
+    assert modelspec.architecture(dataclasses.replace(config, num_layers=23)) == "stable-diffusion-v3"
 
 
 def test_a_run_that_trained_the_adapters_alone_is_said_to_give_its_base_model(tmp_path: Path, capsys) -> None:
