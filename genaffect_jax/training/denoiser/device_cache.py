@@ -49,14 +49,14 @@ def cache_on_devices(
     size = sum(column.nbytes for column in table.values()) / _GIB
     quarter = _smallest_memory() / 4
     if size > config.device_cache_gib:
-        console.print(f"data set: streamed, its {size:.3f} GiB exceed data.device_cache_gib={config.device_cache_gib}")
+        console.print(f"data set: streamed, its {size:.3g} GiB exceed data.device_cache_gib={config.device_cache_gib}")
         return None
     if size > quarter:
         console.print(
-            f"data set: streamed, its {size:.3f} GiB exceed a quarter of a device's memory, {quarter:.3f} GiB"
+            f"data set: streamed, its {size:.3g} GiB exceed a quarter of a device's memory, {quarter:.3g} GiB"
         )
         return None
-    console.print(f"data set: kept on every device, {size:.3f} GiB")
+    console.print(f"data set: kept on every device, {size:.3g} GiB")
     return place(table, replicated(mesh))
 
 

@@ -118,14 +118,14 @@ SIZE = 30 * (52 * 2 + 40 * 4)
 @pytest.mark.parametrize(
     ("changes", "memory", "kept", "said"),
     [
-        ({}, 2**40, True, "kept on every device, 0.000 GiB"),
+        ({}, 2**40, True, "kept on every device, 7.38e-06 GiB"),
         ({"device_cache_gib": SIZE / 2**30}, 4 * SIZE, True, "kept on every device"),
         ({"device_cache_gib": SIZE / 2**30}, 4 * SIZE - 1, False, "exceed a quarter of a device's memory"),
         (
             {"device_cache_gib": (SIZE - 1) / 2**30},
             4 * SIZE,
             False,
-            "streamed, its 0.000 GiB exceed data.device_cache_gib",
+            "streamed, its 7.38e-06 GiB exceed data.device_cache_gib",
         ),
         ({"device_cache_gib": 0.0}, 2**40, False, "exceed data.device_cache_gib=0.0"),
         ({"cache_latents": False}, 2**40, False, "streamed, its images are not cached (data.cache_latents)"),
@@ -148,7 +148,7 @@ def test_a_data_set_within_both_limits_is_kept_and_the_choice_is_said(
 def runs(tiny_config):
     """The same run with the data set on the devices, and streamed."""
     config = with_train(tiny_config, schedule="constant", checkpoint_every=2, probe_every=0)
-    data = dataclasses.replace(config.data, cache_latents=True, workers=None)
+    data = dataclasses.replace(config.data, cache_latents=True)
     return [dataclasses.replace(config, data=dataclasses.replace(data, device_cache_gib=gib)) for gib in (8.0, 0.0)]
 
 
