@@ -1,7 +1,7 @@
 """The autoencoder of `avatar_s`: 256-px images to 32x32x16 latents, planned for one GPU.
 
-Not trained yet. A step of 64 images needs some 40 GiB (compiled for a CPU, by XLA's account); 14 workers are for a
-machine of 16 processor cores.
+Not trained yet. A step of 64 images needs some 40 GiB (compiled for a CPU, by XLA's account). The images are rendered
+beside the training, which is planned for 16 processor cores.
 """
 
 from genaffect_jax.config import AutoencoderConfig, AutoencoderRun, DataConfig, TrainConfig
@@ -16,7 +16,6 @@ def config() -> AutoencoderRun:
             expressions_per_identity=5,
             expressions_per_set=3,
             holdout=0.01,
-            workers=14,
         ),
         autoencoder=AutoencoderConfig.avatar_s(),
         repeats=4,

@@ -11,7 +11,6 @@ def config() -> AutoencoderRun:
             expressions_per_identity=5,
             expressions_per_set=3,
             holdout=0.01,
-            workers=14,
         ),
         autoencoder=AutoencoderConfig.avatar_tiny(),
         repeats=4,

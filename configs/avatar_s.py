@@ -35,7 +35,6 @@ def config() -> DenoiserRun:
             expressions_per_identity=8,
             expressions_per_set=4,
             holdout=0.01,
-            workers=14,
             cache_latents=True,
         ),
         model=ModelConfig(

@@ -13,7 +13,6 @@ def config() -> EncoderRun:
             expressions_per_identity=9,
             expressions_per_set=3,
             holdout=0.05,
-            workers=3,
         ),
         encoder=FaceEncoderConfig.identity_evaluator(),
         train=TrainConfig(

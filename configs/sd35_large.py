@@ -24,9 +24,7 @@ from genaffect_jax.config import (
 
 def config() -> DenoiserRun:
     return DenoiserRun(
-        data=DataConfig(
-            source="folder", root=tyro.MISSING, image_size=512, expressions_per_set=3, workers=4, cache_latents=True
-        ),
+        data=DataConfig(source="folder", root=tyro.MISSING, image_size=512, expressions_per_set=3, cache_latents=True),
         text=TextConfig(embeddings=tyro.MISSING),
         model=ModelConfig(
             mmdit=dataclasses.replace(MMDiTConfig.sd35_large(), sample_size=64, remat="full"),

@@ -28,6 +28,7 @@ _MAY_CHANGE = (
     "train.max_consecutive_skips",
     "train.profile_at",
     "data.workers",
+    "data.device_cache_gib",
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",

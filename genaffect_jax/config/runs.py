@@ -41,10 +41,14 @@ class DataConfig:
     """Share of the people held out of training, for evaluation and preview sheets."""
     max_rejected: float = 0.2
     """Largest tolerated share of unusable images. A person with fewer than two expressions is always an error."""
-    workers: int = 1
-    """Worker processes of the input pipeline; 0 loads in the main process."""
+    workers: int | None = None
+    """Worker processes of the input pipeline; 0 loads in the main process. None: 0 for cached latents, and for pixels
+    the processors of this process but one, at least 1 and at most 16."""
     cache_latents: bool = False
     """Encode every image once, before training, into a file of the run folder."""
+    device_cache_gib: float = field(default=8.0, metadata=ADDED_LATER)
+    """Largest set of cached latents, in GiB, that is kept whole on every device, at most a quarter of its memory; a
+    larger one is streamed. 0 always streams."""
 
     def __post_init__(self) -> None:
         require(
@@ -64,7 +68,8 @@ class DataConfig:
         require(0.0 <= self.pose_scale <= 1.0, "data.pose_scale", self.pose_scale, "must lie in [0, 1]")
         require(0.0 <= self.holdout < 1.0, "data.holdout", self.holdout, "must lie in [0, 1)")
         require(0.0 <= self.max_rejected < 1.0, "data.max_rejected", self.max_rejected, "must lie in [0, 1)")
-        require(self.workers >= 0, "data.workers", self.workers, "must be at least 0")
+        require(self.workers is None or self.workers >= 0, "data.workers", self.workers, "must be None or at least 0")
+        require(self.device_cache_gib >= 0, "data.device_cache_gib", self.device_cache_gib, "must be at least 0")
 
 
 @dataclass(frozen=True)

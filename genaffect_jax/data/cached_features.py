@@ -119,9 +119,10 @@ class CachedFeatures:
         return self._rows.dtype["expression"].shape[0] if "expression" in self._fields else self._source.width
 
     @property
-    def has_embeddings(self) -> bool:
-        """Whether the file holds face embeddings."""
-        return "embedding" in self._fields
+    def columns(self) -> dict[str, Float16[np.ndarray, "N ..."]]:
+        """What the file holds, by the names of `FIELDS`: views of the mapped file, one row per image."""
+        rows = np.asarray(self._rows)
+        return {name: rows[name] for name in self._fields}
 
     def load(self, index: int) -> Shaped[np.ndarray, "h w c"]:
         """A copy of one image's latents (float16), or its pixels if the file holds none."""
@@ -133,7 +134,7 @@ class CachedFeatures:
         Raises:
             DataError: the file holds none.
         """
-        if not self.has_embeddings:
+        if "embedding" not in self._fields:
             raise DataError(f"{self._path}: holds no face embeddings (has {', '.join(self._fields)})")
         return np.array(self._rows[index]["embedding"])
 

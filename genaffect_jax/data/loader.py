@@ -1,4 +1,4 @@
-"""The input pipeline: an endless, exactly restorable stream of batches, loaded by worker processes (grain)."""
+"""The input pipeline: an endless, exactly restorable stream of batches; worker processes (grain) load pixels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from hashlib import sha256
 from multiprocessing import parent_process, resource_tracker
 from typing import Any
@@ -19,13 +20,16 @@ from jaxtyping import Int
 from rich.console import Console
 
 from genaffect_jax.data.cached_features import CachedFeatures
-from genaffect_jax.data.groups import GroupSampler, SetIndices
-from genaffect_jax.data.sources.base import Example, Source, examples_digest
+from genaffect_jax.data.example_table import Column, example_table, gather
+from genaffect_jax.data.groups import GroupSampler
+from genaffect_jax.data.sources.base import Source, examples_digest
 from genaffect_jax.errors import DataError
 
 Batch = dict[str, np.ndarray]
 # Batches that each worker process keeps ready; training reads one at a time, so more would only need memory.
 _READY = 2
+# More worker processes are not started unless `workers` says so: each takes memory and some seconds to start.
+_MOST_WORKERS = 16
 # Consecutive starts of the worker processes without a batch after which the run ends.
 _MOST_STARTS = 3
 # Part of grain's message about a killed worker process; it checks every second.
@@ -39,10 +43,11 @@ def make_loader(
     batch_size: int,
     expressions_per_set: int,
     seed: int,
-    workers: int,
+    workers: int | None,
     shard_index: int = 0,
     num_shards: int = 1,
     prompts: Int[np.ndarray, " images"] | None = None,
+    by_index: bool = False,
 ) -> Loader:
     """The stream of training batches of one process.
 
@@ -57,10 +62,13 @@ def make_loader(
         batch_size: sets G per batch over all processes.
         expressions_per_set: targets E per set.
         seed: at least 0.
-        workers: worker processes of this process; 0 loads in this process, on demand.
+        workers: worker processes of this process; 0 loads in this process, on demand. None chooses, see
+            `automatic_workers`.
         shard_index: slice of every batch that this process loads.
         num_shards: number of slices.
         prompts: row of the prompt table for each image of the source; with it, batches hold `prompt`.
+        by_index: batches are the second argument of `data.example_table.gather` instead of its result, and no image is
+            loaded and no worker started.
 
     Returns:
         An iterator of batches with `get_state`, `set_state` and `close`.
@@ -74,6 +82,8 @@ def make_loader(
         raise ValueError(f"batch_size={batch_size}: must be a positive multiple of num_shards={num_shards}")
     if not 0 <= shard_index < num_shards:
         raise ValueError(f"shard_index={shard_index}: must lie in 0..{num_shards - 1}")
+    if workers is None:
+        workers = automatic_workers(source)
     if workers < 0:
         raise ValueError(f"workers={workers}: must be at least 0")
     if prompts is not None and len(prompts) != len(source.examples):
@@ -87,14 +97,25 @@ def make_loader(
         "images": examples_digest(source.examples),
     }
     rows = batch_size // num_shards
-    return Loader(_Batches(source, sampler, batch_size, shard_index * rows, rows, prompts), workers, stream)
+    batches = _Batches(source, sampler, batch_size, shard_index * rows, rows, prompts, by_index)
+    return Loader(batches, 0 if by_index else workers, stream)
+
+
+def automatic_workers(source: Source) -> int:
+    """Worker processes for a source: none for cached latents, which are copied from a file; for pixels one for each
+    processor of this process but one, at least 1 and at most `_MOST_WORKERS`."""
+    if isinstance(source, CachedFeatures) and "latents" in source.columns:
+        return 0
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(processors - 1, 1), _MOST_WORKERS)
 
 
 class Loader(Iterator[Batch]):
     """An endless iterator of batches; make it with `make_loader` and `close` it when done.
 
     A batch is a dictionary of numpy arrays; their keys, shapes and types are those of `training.denoiser.batch`, with G
-    the number of this process's sets. `prompt` is there with `prompts`, `embedding` with cached face embeddings.
+    the number of this process's sets. `prompt` is there with `prompts`, `embedding` with cached face embeddings. With
+    `by_index`, `reference` and `target` are the images' indices, int32, beside `identity`.
     """
 
     def __init__(self, batches: _Batches, workers: int, stream: dict[str, Any]) -> None:
@@ -105,13 +126,20 @@ class Loader(Iterator[Batch]):
         self._iterator: grain.DatasetIterator | None = None
 
     def __next__(self) -> Batch:
-        for starts in range(1, _MOST_STARTS + 1):
+        batch = self._from_workers() if self._workers else self._batches[self._next]
+        self._next += 1
+        return batch
+
+    def _from_workers(self) -> Batch:
+        starts = 0
+        while True:
             try:
-                batch = self._fetch()
-                break
+                # Workers pass arrays in shared memory, which must not outlive the iterator, so they are copied.
+                return {name: np.array(array, subok=False) for name, array in self._fetch().items()}
             except RuntimeError as e:
                 if _WORKER_DIED not in str(e):
                     raise
+                starts += 1
                 self.close()  # all of them; the number of the batch alone decides its content
                 killed = "a worker process of the data pipeline was killed"
                 if starts == _MOST_STARTS:
@@ -126,9 +154,6 @@ class Loader(Iterator[Batch]):
                     highlight=False,
                     soft_wrap=True,
                 )
-        self._next += 1
-        # Workers pass arrays in shared memory, which must not outlive the iterator, so they are copied.
-        return {name: np.array(array, subok=False) for name, array in batch.items()}
 
     def _fetch(self) -> Batch:
         if self._iterator is not None:
@@ -137,7 +162,7 @@ class Loader(Iterator[Batch]):
         # No reading threads: rendering and decoding keep a core busy, and worker processes read ahead anyway.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         workers = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_READY)
-        if self._workers and not flags.FLAGS.is_parsed():
+        if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads absl flags; this program's options are tyro's
         self._iterator = iter(batches.to_iter_dataset(options).mp_prefetch(workers, _init_worker))
         with _interrupts_held_back():
@@ -180,6 +205,7 @@ class _Batches:
         first_row: int,
         rows: int,
         prompts: Int[np.ndarray, " images"] | None,
+        by_index: bool,
     ) -> None:
         self._source = source
         self._sampler = sampler
@@ -187,6 +213,15 @@ class _Batches:
         self._first_row = first_row
         self._rows = rows
         self._prompts = prompts
+        self._by_index = by_index
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Every process makes its own table: pickled, it would hold the cached features and not their file's name.
+        return {name: value for name, value in self.__dict__.items() if name != "_table"}
+
+    @cached_property
+    def _table(self) -> dict[str, Column]:
+        return example_table(self._source, self._prompts)
 
     def __len__(self) -> int:
         return sys.maxsize  # endless
@@ -194,24 +229,12 @@ class _Batches:
     def __getitem__(self, number: int) -> Batch:
         first = int(number) * self._batch_size + self._first_row
         sets = [self._sampler[first + row] for row in range(self._rows)]
-        batch = {
-            "reference": np.stack([self._load((s.reference,)) for s in sets]),
-            "target": np.stack([self._load(s.targets) for s in sets]),
-            "expression": np.stack([self._expressions(s) for s in sets]),
+        indices = {
+            "reference": np.array([[s.reference] for s in sets], np.int32),
+            "target": np.array([s.targets for s in sets], np.int32),
             "identity": np.array([s.identity for s in sets], np.int32),
         }
-        if self._prompts is not None:
-            batch["prompt"] = np.array([self._prompts[list(s.targets)] for s in sets], np.int32)
-        if isinstance(self._source, CachedFeatures) and self._source.has_embeddings:
-            batch["embedding"] = np.stack([self._source.embedding(s.reference)[None] for s in sets])
-        return batch
-
-    def _load(self, indices: tuple[int, ...]) -> np.ndarray:
-        return np.stack([self._source.load(i) for i in indices])
-
-    def _expressions(self, indices: SetIndices) -> np.ndarray:
-        images: Sequence[Example] = self._source.examples
-        return np.stack([images[i].expression for i in indices.targets]).astype(np.float32)
+        return indices if self._by_index else gather(self._table, indices)
 
 
 def _init_worker(index: int, count: int) -> None:

@@ -125,11 +125,14 @@ def accumulate_gradients(
 
 
 def device_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this process's shard of a batch (numpy arrays) on its devices, cut along the first dimension.
+    """Puts this process's shard of a batch (numpy arrays) on its devices, cut along the first dimension. A batch that
+    lies there already (JAX arrays) stays as it is.
 
     Raises:
         ValueError: the batch does not divide over the mesh.
     """
+    if all(isinstance(array, jax.Array) for array in batch.values()):
+        return dict(batch)
     sharding = batch_sharding(mesh)
     parts = batch_parts(mesh) // batch_shard(mesh)[1]
     for name, array in batch.items():

@@ -21,7 +21,8 @@ from genaffect_jax.training.step import Batch, LossFunction
 
 
 class Batches(Protocol):
-    """An endless input iterator whose position can be saved and restored exactly."""
+    """An endless input iterator whose position can be saved and restored exactly. Its batches are numpy arrays, or lie
+    on the devices already (`training.prefetch.Prefetched`)."""
 
     def __next__(self) -> Batch: ...
 

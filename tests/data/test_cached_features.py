@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from itertools import islice
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.data.cached_features import CachedFeatures, write_features
-from genaffect_jax.data.loader import make_loader
+from genaffect_jax.data.loader import automatic_workers, make_loader
 from genaffect_jax.data.sources.folder import FolderSource, open_folder
 from genaffect_jax.errors import DataError
 
@@ -136,6 +137,21 @@ def test_the_loader_serves_latents_and_workers_map_the_file_themselves(source: F
         np.testing.assert_array_equal(batch["expression"], expression := expected["expression"])
         assert expression.shape == (2, 2, 40)
     stream.close()
+
+
+def test_cached_latents_are_served_without_worker_processes_by_default(source: FolderSource, tmp_path: Path) -> None:
+    latents = CachedFeatures(source, write_features(source, tmp_path / "latents.npy", Encoder(), 9, "e"))
+    stream = make_loader(latents, ("p0", "p1", "p2"), batch_size=2, expressions_per_set=2, seed=0, workers=None)
+    batch = next(stream)
+    assert not active_children()
+    # What was read is a copy: the mapped file may go, and a batch may be written to.
+    assert all(type(array) is np.ndarray and array.base is None for array in batch.values())
+
+    def encode(images: np.ndarray) -> dict[str, np.ndarray]:
+        return {"embedding": images[:, 0, 0]}
+
+    pixels = CachedFeatures(source, write_features(source, tmp_path / "faces.npy", encode, 9, "e"))
+    assert (automatic_workers(latents), automatic_workers(pixels) >= 1) == (0, True)
 
 
 def test_embeddings_reach_the_batch_and_measured_expressions_take_the_place_of_the_labels(

@@ -20,7 +20,8 @@ from PIL import Image
 
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.data import loader as loader_module
-from genaffect_jax.data.loader import Batch, Loader, make_loader
+from genaffect_jax.data.example_table import example_table, gather
+from genaffect_jax.data.loader import Batch, Loader, automatic_workers, make_loader
 from genaffect_jax.data.sources.base import Source
 from genaffect_jax.data.sources.folder import FolderSource, open_folder
 from genaffect_jax.errors import DataError
@@ -89,6 +90,35 @@ def test_the_order_does_not_depend_on_the_number_of_workers(source: FolderSource
         stream = loader(source, workers)
         assert_same(list(islice(stream, 7)), expected)
         stream.close()
+
+
+def test_batches_by_index_are_those_that_gathering_turns_into_the_batches_and_load_nothing(
+    source: FolderSource,
+) -> None:
+    recorded, rows = Recorded(source), np.arange(30)
+    settings = {"batch_size": 4, "expressions_per_set": 3, "seed": 0, "workers": 2, "prompts": rows}
+    stream = make_loader(recorded, PEOPLE, by_index=True, **settings)
+    found = list(islice(stream, 7))
+    assert recorded.loaded == []
+    assert not active_children()
+    assert all(array.dtype == np.int32 for batch in found for array in batch.values())
+    table = example_table(source, rows)
+    plain = make_loader(source, PEOPLE, **settings | {"workers": 0})
+    assert_same([gather(table, batch) for batch in found], list(islice(plain, 7)))
+    state = json.loads(json.dumps(stream.get_state()))
+    assert state == plain.get_state()  # each continues where the other stopped
+    second = make_loader(source, PEOPLE, by_index=True, shard_index=1, num_shards=2, **settings)
+    second.set_state(state)
+    expected = next(plain)
+    assert_same([gather(table, next(second))], [{name: array[2:] for name, array in expected.items()}])
+
+
+def test_without_a_number_pixels_get_a_worker_for_each_processor_but_one(
+    source: FolderSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for processors, workers in ((1, 1), (2, 1), (8, 7), (17, 16), (192, 16)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=processors: set(range(n)), raising=False)
+        assert automatic_workers(source) == workers
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -32,6 +32,7 @@ from genaffect_jax.parallel.mesh import describe_devices, make_mesh
 from genaffect_jax.parallel.sharding import batch_shard, check_batch
 from genaffect_jax.training.autoencoder.loss import autoencoder_loss, jitter, latent_statistics
 from genaffect_jax.training.loop import fit
+from genaffect_jax.training.prefetch import Prefetched
 from genaffect_jax.training.step import Batch, LossFunction, Terms
 from genaffect_jax.training.task import Task
 from genaffect_jax.training.trainable import describe, freeze
@@ -109,7 +110,7 @@ def _held_out_images(source: Source, people: Sequence[str]) -> UInt8[np.ndarray,
     return np.stack([source.load(i) for i in places[:: max(1, len(places) // _STATISTICS_IMAGES)]])
 
 
-def _batches(config: AutoencoderRun, source: Source, people: Sequence[str], mesh: Mesh) -> EchoedBatches:
+def _batches(config: AutoencoderRun, source: Source, people: Sequence[str], mesh: Mesh) -> Prefetched:
     shard_index, num_shards = batch_shard(mesh)
     loader = make_loader(
         VariedSource(source, config.data.image_size, config.train.seed),
@@ -121,7 +122,7 @@ def _batches(config: AutoencoderRun, source: Source, people: Sequence[str], mesh
         shard_index=shard_index,
         num_shards=num_shards,
     )
-    return EchoedBatches(loader, config.repeats)
+    return Prefetched(EchoedBatches(loader, config.repeats), mesh)
 
 
 def _make_loss(config: AutoencoderRun) -> LossFunction:

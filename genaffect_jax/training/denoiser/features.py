@@ -70,6 +70,6 @@ def cache_features(
         encode,
         batch_size=_CALL_SIZE,
         fingerprint=" ".join(checksums),
-        workers=len(os.sched_getaffinity(0)) if config.data.workers else 0,
+        workers=0 if config.data.workers == 0 else len(os.sched_getaffinity(0)),
     )
     return CachedFeatures(source, path)

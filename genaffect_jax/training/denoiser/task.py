@@ -23,7 +23,7 @@ from genaffect_jax.checkpoints.components import (
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import DenoiserRun, to_json
 from genaffect_jax.data.groups import split_identities
-from genaffect_jax.data.loader import Loader, make_loader
+from genaffect_jax.data.loader import make_loader
 from genaffect_jax.data.prompts.table import PromptTable
 from genaffect_jax.data.sources.base import Source
 from genaffect_jax.data.sources.open import check_source, open_source
@@ -41,10 +41,12 @@ from genaffect_jax.parallel.mesh import describe_devices, make_mesh
 from genaffect_jax.parallel.sharding import batch_parts, batch_shard, check_batch, place, replicated
 from genaffect_jax.training.denoiser.auxiliary import TERMS, AuxiliaryLosses, load_auxiliary
 from genaffect_jax.training.denoiser.conditioning_probe import ConditioningProbe, held_out_batch
+from genaffect_jax.training.denoiser.device_cache import TABLE, cache_on_devices, gathering
 from genaffect_jax.training.denoiser.features import cache_features
 from genaffect_jax.training.denoiser.loss import make_denoiser_loss
 from genaffect_jax.training.denoiser.pretrained import initial_parameters, place_autoencoder
 from genaffect_jax.training.loop import fit
+from genaffect_jax.training.prefetch import Prefetched
 from genaffect_jax.training.task import Task
 from genaffect_jax.training.trainable import describe, freeze
 
@@ -106,11 +108,13 @@ def train_denoiser(config: DenoiserRun, workdir: Path, console: Console) -> bool
         console.print(f"{len(table.prompts)} prompts, {table.tokens.nbytes / 1e6:.0f} MB of {table.dtype}")
     data = _Data(source, features, people, held_out, table, rows)
     frozen_components = _frozen_components(config, networks, autoencoder, faces, data, mesh)
+    loss = make_denoiser_loss(config.flow, networks.autoencoder, networks.auxiliary)
+    examples = cache_on_devices(config.data, features, rows, mesh, console)
     task = Task(
         functional=networks.denoiser,
-        loss=make_denoiser_loss(config.flow, networks.autoencoder, networks.auxiliary),
-        frozen_components=frozen_components,
-        batches=_batches(config, data, mesh),
+        loss=loss if examples is None else gathering(loss),
+        frozen_components=frozen_components if examples is None else {**frozen_components, TABLE: examples},
+        batches=_batches(config, data, mesh, by_index=examples is not None),
         images_per_step=config.train.batch_size * config.data.expressions_per_set,
         preview=_preview(config, networks, faces, frozen_components, data),
         config=to_json(config),
@@ -165,9 +169,9 @@ def _frozen_components(
     return place(components, replicated(mesh))
 
 
-def _batches(config: DenoiserRun, data: _Data, mesh: Mesh) -> Loader:
+def _batches(config: DenoiserRun, data: _Data, mesh: Mesh, by_index: bool) -> Prefetched:
     shard_index, num_shards = batch_shard(mesh)
-    return make_loader(
+    loader = make_loader(
         data.features,
         data.people,
         batch_size=config.train.batch_size,
@@ -177,7 +181,9 @@ def _batches(config: DenoiserRun, data: _Data, mesh: Mesh) -> Loader:
         shard_index=shard_index,
         num_shards=num_shards,
         prompts=data.prompt_rows,
+        by_index=by_index,
     )
+    return Prefetched(loader, mesh)
 
 
 def _probe(

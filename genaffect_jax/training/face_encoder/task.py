@@ -18,7 +18,7 @@ from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import AutoencoderConfig, to_json
 from genaffect_jax.config.encoders import EncoderRun
 from genaffect_jax.data.groups import split_identities
-from genaffect_jax.data.loader import Loader, make_loader
+from genaffect_jax.data.loader import make_loader
 from genaffect_jax.data.sources.base import Source
 from genaffect_jax.data.sources.open import open_source
 from genaffect_jax.data.sources.stored import AvatarSettings, StoredSource, store_avatars
@@ -41,6 +41,7 @@ from genaffect_jax.training.face_encoder.loss import (
 )
 from genaffect_jax.training.face_encoder.report import HeldOut, expression_report, identity_report, write_report
 from genaffect_jax.training.loop import fit
+from genaffect_jax.training.prefetch import Prefetched
 from genaffect_jax.training.task import Task
 from genaffect_jax.training.trainable import describe, freeze
 
@@ -126,9 +127,9 @@ def _expression_vectors(source: Source, people: Sequence[str]) -> Float32[np.nda
     return np.stack([example.expression for example in source.examples if example.identity in known])
 
 
-def _batches(config: EncoderRun, source: Source, people: Sequence[str], mesh: Mesh) -> Loader:
+def _batches(config: EncoderRun, source: Source, people: Sequence[str], mesh: Mesh) -> Prefetched:
     shard_index, num_shards = batch_shard(mesh)
-    return make_loader(
+    loader = make_loader(
         source,
         people,
         batch_size=config.train.batch_size,
@@ -138,6 +139,7 @@ def _batches(config: EncoderRun, source: Source, people: Sequence[str], mesh: Me
         shard_index=shard_index,
         num_shards=num_shards,
     )
+    return Prefetched(loader, mesh)
 
 
 def _write_results(
