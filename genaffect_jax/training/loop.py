@@ -29,7 +29,7 @@ from genaffect_jax.training.nonfinite import SKIPPED, NonFiniteGuard
 from genaffect_jax.training.optimizer import learning_rate, make_optimizer
 from genaffect_jax.training.profiler import StepProfile
 from genaffect_jax.training.state import TrainState, abstract_state, create_state
-from genaffect_jax.training.step import device_batch, make_train_step
+from genaffect_jax.training.step import Batch, device_batch, make_train_step
 from genaffect_jax.training.task import Task
 
 # Steps that may be dispatched to the devices and not be done.
@@ -79,6 +79,7 @@ def fit(task: Task, config: TrainConfig, mesh: Mesh, run_dir: RunDir, console: C
     profile = StepProfile(run_dir.profile, config.profile_at if is_first() else 0)
     interval = _Interval(NonFiniteGuard(config.max_consecutive_skips))
     measured: dict[str, float] = {}
+    fetched: Batch | None = None
 
     def save() -> None:
         value = None if task.probe is None else measured.get(task.probe.rating)
@@ -104,7 +105,9 @@ def fit(task: Task, config: TrainConfig, mesh: Mesh, run_dir: RunDir, console: C
                     measured = {}
                     save()
                 raise
-            state, metrics = train_step(state, task.frozen_components, device_batch(batch, mesh))
+            if batch is not fetched:  # a batch that is used several times travels to the devices once
+                fetched, placed = batch, device_batch(batch, mesh)
+            state, metrics = train_step(state, task.frozen_components, placed)
             step += 1
             interval.add(metrics)
             if profile.after(step, metrics):
