@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -74,6 +74,7 @@ def write_features(
     Raises:
         DataError: an image cannot be read, has another shape than the first or is not uint8; a worker process was
             killed; or `encode` returns other fields or shapes, or numbers outside the range of float16.
+        OSError: the file cannot be written.
         ValueError: `batch_size` below 1.
     """
     if batch_size < 1:
@@ -85,7 +86,7 @@ def write_features(
         return final
     if not len(source.examples):
         raise DataError("the source has no images to encode")
-    with new_file(final) as partial, _loaders(source, batch_size, workers) as images:
+    with new_file(final, durable=True) as partial, _loaders(source, batch_size, workers) as images:
         _encode_into(partial, images, encode, prepare)
     return final
 
@@ -109,7 +110,7 @@ class _Loading:
                 )
             self.slots[slot, row + index - first] = image
 
-    def load_one(self, index: int) -> Shaped[np.ndarray, "..."]:
+    def load_one(self, index: int) -> Shaped[np.ndarray, ...]:
         """One image; an error that is no DataError, which names its file, gets a note with the image's name."""
         try:
             return self.source.load(index)
@@ -132,7 +133,7 @@ _in_worker: _Loading | None = None
 def _start_worker(source: ctypes.Array, pixels: ctypes.Array, shape: tuple[int, ...]) -> None:
     init_worker()
     global _in_worker
-    _in_worker = _Loading(pickle.loads(memoryview(source)), np.frombuffer(pixels, np.uint8).reshape(shape))
+    _in_worker = _Loading(pickle.loads(memoryview(source)), np.frombuffer(memoryview(pixels), np.uint8).reshape(shape))
 
 
 def _load_in_worker(slot: int, row: int, first: int, count: int) -> None:
@@ -204,7 +205,7 @@ def _loaders(source: Source, batch_size: int, workers: int) -> Iterator[_Loaders
         pool = ProcessPoolExecutor(
             parallel, context, initializer=_start_worker, initargs=(shared_source, pixels, shape)
         )
-        array = np.frombuffer(pixels, np.uint8).reshape(shape)
+        array = np.frombuffer(memoryview(pixels), np.uint8).reshape(shape)
         loaders = _Loaders(count, array, pool, _load_in_worker, starting_workers)
     else:
         pool = ThreadPoolExecutor(parallel)
@@ -226,9 +227,9 @@ def _encode_into(path: Path, images: _Loaders, encode: Encode, prepare: Callable
     loading = deque(images.begin(call) for call in range(len(images.slots)))
     if prepare is not None:
         prepare()
-    rows = _Rows(path, images.count)
     running: deque[tuple[Mapping[str, Any], int]] = deque()
-    with progress_bar("encoding images", images.count) as step:
+    with path.open("wb") as file, progress_bar("encoding images", images.count) as step:
+        rows = _Rows(file, images.count)
 
         def collect() -> None:
             results, kept = running.popleft()
@@ -244,27 +245,36 @@ def _encode_into(path: Path, images: _Loaders, encode: Encode, prepare: Callable
                 loading.append(images.begin(call - _CALLS_IN_FLIGHT + len(images.slots)))
         while running:
             collect()
-    rows.flush()
 
 
 class _Rows:
-    """The file, which is made when the first results tell its fields."""
+    """Rows of an `.npy` file; the first results tell its fields.
 
-    def __init__(self, path: Path, count: int) -> None:
-        self._path, self._count = path, count
-        self._rows: np.memmap | None = None
+    Rows are written, not mapped into memory: on a full disk a mapped page would end the process (SIGBUS).
+    """
+
+    def __init__(self, file: BinaryIO, count: int) -> None:
+        self._file, self._count = file, count
+        self._type: np.dtype | None = None
         self._next = 0
 
     def append(self, results: Mapping[str, Any], batch_size: int, kept: int) -> None:
         """Writes the first `kept` images of a call's results, once they are computed; raises as `write_features`."""
         batch = {name: np.asarray(array) for name, array in results.items()}
-        if self._rows is None:
-            self._rows = np.lib.format.open_memmap(self._path, "w+", _row_type(batch), (self._count,))
-        rows = self._rows
-        if batch.keys() != set(rows.dtype.names or ()):
-            raise DataError(f"encode returned {sorted(batch)}, before {sorted(rows.dtype.names or ())}")
+        if self._type is None:
+            self._type = _row_type(batch)
+            header = {
+                "descr": np.lib.format.dtype_to_descr(self._type),
+                "fortran_order": False,
+                "shape": (self._count,),
+            }
+            np.lib.format.write_array_header_1_0(self._file, header)
+        names = self._type.names or ()
+        if batch.keys() != set(names):
+            raise DataError(f"encode returned {sorted(batch)}, before {sorted(names)}")
+        rows = np.empty(kept, self._type)
         for name, array in batch.items():
-            expected = (batch_size, *rows.dtype[name].shape)
+            expected = (batch_size, *self._type[name].shape)
             if array.shape != expected:
                 raise DataError(f"encode returned {name} of shape {array.shape}, expected {expected}")
             with np.errstate(over="ignore"):
@@ -273,13 +283,9 @@ class _Rows:
                 raise DataError(
                     f"{name} of images {self._next}..: not finite in float16 (largest {np.abs(array).max()})"
                 )
-            rows[name][self._next : self._next + kept] = half[:kept]
+            rows[name] = half[:kept]
+        self._file.write(rows.view(np.uint8).data)
         self._next += kept
-
-    def flush(self) -> None:
-        """Hands the content over to the operating system."""
-        assert self._rows is not None, "a source with images makes rows"
-        self._rows.flush()
 
 
 def _row_type(batch: Mapping[str, np.ndarray]) -> np.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from multiprocessing import active_children, current_process
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -154,8 +156,8 @@ def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def shared_memory(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Prefix of the names that this process gives to semaphores; memory has its number in the name."""
-    prefix = f"writer{os.getpid()}_{time.monotonic_ns()}"
+    """Prefix of the names that a process gives to semaphores; memory has the process's number in its name."""
+    prefix = f"writer-{uuid4().hex}"
     monkeypatch.setitem(current_process()._config, "semprefix", f"/{prefix}")
     return prefix
 
@@ -216,6 +218,18 @@ def test_success_leaves_nothing_but_the_file(tmp_path: Path, shared_memory: str)
     assert named(shared_memory, os.getpid()) == []
 
 
+@LINUX
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))  # the header fits, the rows do not
+    try:
+        with pytest.raises(OSError, match=r"cache/a-[0-9a-f]{16}\.npy"):
+            write_features(FaultySource(60), tmp_path / "cache" / "a.npy", Encoder(), 4, "e")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
 PROGRAM = """
 import signal
 import sys
@@ -247,11 +261,11 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def program(tmp_path: Path, shared_memory: str) -> Iterator[subprocess.Popen[str]]:
     """A program that writes with two workers, in a process group of its own; it never gets done."""
     (tmp_path / "program.py").write_text(PROGRAM)
     process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "cache"), tmp_path.name],
+        [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "cache"), shared_memory],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -291,7 +305,9 @@ def wait_until(condition) -> None:
 
 @LINUX
 @pytest.mark.parametrize("word", ["starting", "running"])
-def test_ctrl_c_is_quiet_and_leaves_nothing(program: subprocess.Popen[str], tmp_path: Path, word: str) -> None:
+def test_ctrl_c_is_quiet_and_leaves_nothing(
+    program: subprocess.Popen[str], tmp_path: Path, shared_memory: str, word: str
+) -> None:
     workers = workers_at(word, program)
     os.killpg(program.pid, signal.SIGINT)
     out, err = program.communicate(timeout=60)
@@ -299,12 +315,16 @@ def test_ctrl_c_is_quiet_and_leaves_nothing(program: subprocess.Popen[str], tmp_
     assert "Traceback" not in err
     assert all(map(gone, workers))
     assert list((tmp_path / "cache").iterdir()) == []
-    assert named(tmp_path.name, program.pid) == []
+    assert named(shared_memory, program.pid) == []
 
 
 @LINUX
-def test_workers_and_shared_memory_end_with_the_main_process(program: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_workers_and_shared_memory_end_with_the_main_process(
+    program: subprocess.Popen[str], shared_memory: str
+) -> None:
     workers = workers_at("running", program)
+    assert named(shared_memory, program.pid)
     program.kill()
     wait_until(lambda: all(map(gone, workers)))
-    wait_until(lambda: named(tmp_path.name, program.pid) == [])  # semaphores: multiprocessing's own process removes them
+    # multiprocessing's own process removes the semaphores.
+    wait_until(lambda: named(shared_memory, program.pid) == [])

@@ -192,7 +192,8 @@ def _results(tasks: list[_Task], workers: int) -> Iterator[Iterator[tuple[int, l
         yield (done.result() for done in as_completed(rendering))
     except BrokenProcessPool as e:
         raise DataError(
-            f"rendering avatars: a worker process was killed ({e}). If the machine runs out of memory, take fewer workers"
+            f"rendering avatars: a worker process was killed ({e}). If the machine runs out of memory, render with "
+            "fewer workers"
         ) from e
     finally:
         pool.shutdown(cancel_futures=True)

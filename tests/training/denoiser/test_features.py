@@ -1,4 +1,4 @@
-"""The networks of cached features as one function of a batch: same numbers as each by itself, on one device or eight."""
+"""The networks of cached features as one function of a batch: the numbers of each by itself, on one device or eight."""
 
 from __future__ import annotations
 
