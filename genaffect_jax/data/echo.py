@@ -15,6 +15,7 @@ Batch = dict[str, np.ndarray]
 class EchoedBatches(Iterator[Batch]):
     """Every batch of a loader, `times` times in a row; the state includes the position inside a repetition.
 
+    All uses of a batch are one and the same dictionary, by which training sees that its devices hold the batch already.
     The batches are equal, so the consumer should augment them.
 
     Args:

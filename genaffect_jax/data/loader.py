@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
-from multiprocessing import parent_process, resource_tracker
 from typing import Any
 
 import grain
@@ -23,6 +19,7 @@ from genaffect_jax.data.cached_features import CachedFeatures
 from genaffect_jax.data.example_table import Column, example_table, gather
 from genaffect_jax.data.groups import GroupSampler
 from genaffect_jax.data.sources.base import Source, examples_digest
+from genaffect_jax.data.worker_processes import init_worker, starting_workers
 from genaffect_jax.errors import DataError
 
 Batch = dict[str, np.ndarray]
@@ -164,8 +161,8 @@ class Loader(Iterator[Batch]):
         workers = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_READY)
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads absl flags; this program's options are tyro's
-        self._iterator = iter(batches.to_iter_dataset(options).mp_prefetch(workers, _init_worker))
-        with _interrupts_held_back():
+        self._iterator = iter(batches.to_iter_dataset(options).mp_prefetch(workers, init_worker))
+        with starting_workers():
             return next(self._iterator)
 
     def get_state(self) -> dict[str, Any]:
@@ -235,34 +232,3 @@ class _Batches:
             "identity": np.array([s.identity for s in sets], np.int32),
         }
         return indices if self._by_index else gather(self._table, indices)
-
-
-def _init_worker(index: int, count: int) -> None:
-    """Runs first in every worker process."""
-    # Ctrl-C reaches the whole process group; the main process stops its workers itself, without their tracebacks.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None, "a worker process has a parent"
-
-    def die_with_parent() -> None:
-        parent.join()
-        os._exit(1)  # the parent was killed, so no process will read a batch or stop this one
-
-    threading.Thread(target=die_with_parent, daemon=True, name="die-with-parent").start()
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Blocks SIGINT, so that processes started in this block inherit it and print no traceback while they start.
-
-    Ctrl-C in the block takes effect after it at the latest.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # it unblocks SIGINT when it starts, so it must start before
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

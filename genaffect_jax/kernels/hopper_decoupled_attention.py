@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -159,6 +160,8 @@ def meet(barrier: Any) -> None:
     plgpu.barrier_wait(barrier)
 
 
+# Compiled by itself, so that the kernel is lowered once for all layers.
+@partial(jax.jit, static_argnums=(1, 2))
 def forward(operands: Operands, text: int, expression: int) -> tuple[Array, Array, Array]:
     """Runs the kernel.
 

@@ -9,6 +9,7 @@ equal inputs are equal to the bit.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -64,6 +65,8 @@ class Gradients(NamedTuple):
     identity_value: Float[Array, "P K C"]
 
 
+# Compiled by itself, so that the kernels are lowered once for all layers.
+@partial(jax.jit, static_argnums=4)
 def backward(operands: Operands, mixed: Pair, lse: Statistics, gradient: Pair, expression: int) -> Gradients:
     """Runs both kernels.
 

@@ -29,6 +29,8 @@ TILES_IN, TILES_OUT = 8, 2
 PROGRAMS = 1024
 
 
+# Compiled by itself, so that a kernel that a program calls many times is lowered once.
+@partial(jax.jit, static_argnums=(0, 4, 5))
 def hopper_token_reduce(
     function: TokenFunction,
     tokens: Sequence[Float[Array, "P L C"]],

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from genaffect_jax.training.step import device_batch
+from genaffect_jax.training.step import Batch, device_batch
 from genaffect_jax.training.task import Batches
 
 DeviceBatch = dict[str, jax.Array]
@@ -81,10 +81,14 @@ class _Thread(Thread):
         self.start()
 
     def run(self) -> None:
+        made: Batch | None = None
+        placed: DeviceBatch = {}
         try:
             while not self._stopping.is_set():
-                batch = device_batch(next(self._batches), self._mesh)
-                self.ready.put((batch, self._batches.get_state()))
+                batch = next(self._batches)
+                if batch is not made:  # a batch that is used several times travels to the devices once
+                    made, placed = batch, device_batch(batch, self._mesh)
+                self.ready.put((placed, self._batches.get_state()))
         except BaseException as e:  # the step that needs the batch raises it
             self.ready.put(e)
 

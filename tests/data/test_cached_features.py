@@ -1,4 +1,4 @@
-"""What is encoded once: what it holds, when it is used again, and that nothing stale or partial ever is."""
+"""Cached features as training reads them: damaged files, the loader's batches, embeddings, measured expressions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from genaffect_jax.checkpoints.run_dir import RunDir
-from genaffect_jax.data.cached_features import CachedFeatures, write_features
+from genaffect_jax.data.cached_features import CachedFeatures
+from genaffect_jax.data.feature_writer import write_features
 from genaffect_jax.data.loader import automatic_workers, make_loader
 from genaffect_jax.data.sources.folder import FolderSource, open_folder
 from genaffect_jax.errors import DataError
@@ -27,86 +28,16 @@ def source(tmp_path: Path) -> FolderSource:
     return open_folder(tmp_path / "r", 8, 0.0, RunDir(tmp_path / "w"))
 
 
-class Encoder:
-    """Means of 4 x 4 blocks, and a count of its calls."""
-
-    def __init__(self, factor: float = 1.0) -> None:
-        self.factor = factor
-        self.shapes: list[tuple[int, ...]] = []
-
-    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        self.shapes.append(images.shape)
-        return {"latents": self.factor * images.reshape(len(images), 2, 4, 2, 4, 3).mean((2, 4))}
-
-
-def test_every_image_has_its_own_latents_in_order(source: FolderSource, tmp_path: Path) -> None:
-    encoder = Encoder()
-    path = write_features(source, tmp_path / "cache" / "latents.npy", encoder, 4, "encoder 1")
-    assert encoder.shapes == [(4, 8, 8, 3)] * 3  # nine images: the last batch is filled up
-    latents = CachedFeatures(source, path)
-    for index, image in enumerate(latents.examples):
-        assert image is source.examples[index]
-        loaded = latents.load(index)
-        assert loaded.dtype == np.float16
-        np.testing.assert_array_equal(loaded, np.tile(source.load(index)[0, 0], (2, 2, 1)))
-
-
-def test_an_existing_file_is_reused_and_a_stale_one_never(source: FolderSource, tmp_path: Path) -> None:
-    target = tmp_path / "latents.npy"
-    first = write_features(source, target, Encoder(), 4, "encoder 1")
-    again = Encoder()
-    assert write_features(source, target, again, 4, "encoder 1") == first
-    assert again.shapes == []
-    other = Encoder(2.0)
-    second = write_features(source, target, other, 4, "encoder 2")
-    assert second != first
-    assert CachedFeatures(source, second).load(0)[0, 0, 2] == 200
-    assert CachedFeatures(source, first).load(0)[0, 0, 2] == 100
-    # A changed image of the same name is another source.
-    Image.new("RGB", (8, 8), (1, 2, 3)).save(source.root / source.files[0])
-    changed = open_folder(source.root, 8, 0.0, RunDir(tmp_path / "w"))
-    third = write_features(changed, target, Encoder(), 4, "encoder 1")
-    assert third not in (first, second)
-    assert CachedFeatures(changed, third).load(0)[0, 0].tolist() == [1, 2, 3]
-
-
-def test_an_interrupted_run_leaves_no_file_behind(source: FolderSource, tmp_path: Path) -> None:
-    calls: list[int] = []
-
-    def interrupted(images: np.ndarray) -> dict[str, np.ndarray]:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return Encoder()(images)
-
-    folder = tmp_path / "cache"
-    with pytest.raises(KeyboardInterrupt):
-        write_features(source, folder / "latents.npy", interrupted, 4, "e")
-    assert list(folder.iterdir()) == []
-
-
-def test_an_encoder_that_misbehaves_is_refused(source: FolderSource, tmp_path: Path) -> None:
-    def shapes(*each: tuple[int, ...], name: str = "latents", fill: float = 0.0):
-        made = iter([np.full(shape, fill) for shape in each])
-        return lambda p: {name: next(made)}
-
-    for encode, message in (
-        (shapes((4, 12)), r"latents of shape \(4, 12\)"),
-        (shapes((2, 1, 1, 1)), r"latents of shape \(2, 1, 1, 1\), expected \(4, 1, 1, 1\)"),
-        (shapes((4, 1, 1, 1), (4, 2, 1, 1)), r"latents of shape \(4, 2, 1, 1\), expected \(4, 1, 1, 1\)"),
-        (shapes((4, 1, 1, 1), fill=1e6), "latents of images 0..: not finite in float16"),
-        (shapes((4, 7), name="pose"), r"pose of shape \(4, 7\); it may return latents of 4 dimensions"),
-    ):
-        with pytest.raises(DataError, match=message):
-            write_features(source, tmp_path / "a.npy", encode, 4, "e")
-    assert not list(tmp_path.glob("*.npy"))
+def encode_blocks(images: np.ndarray) -> dict[str, np.ndarray]:
+    """Means of 4 x 4 blocks."""
+    return {"latents": images.reshape(len(images), 2, 4, 2, 4, 3).mean((2, 4))}
 
 
 def test_a_damaged_or_foreign_file_is_refused(source: FolderSource, tmp_path: Path) -> None:
-    path = write_features(source, tmp_path / "latents.npy", Encoder(), 4, "e")
+    path = write_features(source, tmp_path / "latents.npy", encode_blocks, 4, "e")
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(DataError, match="not readable as encoded images"):
-        write_features(source, tmp_path / "latents.npy", Encoder(), 4, "e")
+        write_features(source, tmp_path / "latents.npy", encode_blocks, 4, "e")
     rows = [("latents", np.float16, (2, 2, 3))]
     for name, array in (
         ("few.npy", np.zeros(3, rows)),
@@ -118,14 +49,8 @@ def test_a_damaged_or_foreign_file_is_refused(source: FolderSource, tmp_path: Pa
             CachedFeatures(source, tmp_path / name)
 
 
-def test_worker_processes_write_the_same_file(source: FolderSource, tmp_path: Path) -> None:
-    here = write_features(source, tmp_path / "here.npy", Encoder(), 4, "e")
-    there = write_features(source, tmp_path / "there.npy", Encoder(), 4, "e", workers=2)
-    assert there.read_bytes() == here.read_bytes()
-
-
 def test_the_loader_serves_latents_and_workers_map_the_file_themselves(source: FolderSource, tmp_path: Path) -> None:
-    latents = CachedFeatures(source, write_features(source, tmp_path / "latents.npy", Encoder(), 9, "e"))
+    latents = CachedFeatures(source, write_features(source, tmp_path / "latents.npy", encode_blocks, 9, "e"))
     assert len(pickle.dumps(latents)) < len(pickle.dumps(source)) + 1000  # the path travels, not the array
     settings = {"batch_size": 2, "expressions_per_set": 2, "seed": 0}
     pixels = make_loader(source, ("p0", "p1", "p2"), workers=0, **settings)
@@ -140,7 +65,7 @@ def test_the_loader_serves_latents_and_workers_map_the_file_themselves(source: F
 
 
 def test_cached_latents_are_served_without_worker_processes_by_default(source: FolderSource, tmp_path: Path) -> None:
-    latents = CachedFeatures(source, write_features(source, tmp_path / "latents.npy", Encoder(), 9, "e"))
+    latents = CachedFeatures(source, write_features(source, tmp_path / "latents.npy", encode_blocks, 9, "e"))
     stream = make_loader(latents, ("p0", "p1", "p2"), batch_size=2, expressions_per_set=2, seed=0, workers=None)
     batch = next(stream)
     assert not active_children()
@@ -173,6 +98,6 @@ def test_embeddings_reach_the_batch_and_measured_expressions_take_the_place_of_t
         for reference, targets in zip(shown[:, 1], expected * 4, strict=True):
             assert len({reference, *targets}) == 3
     assert {p.expression_key for p in encoded.examples} == {b"neutral", b"joy", b"anger"}
-    latents = CachedFeatures(source, write_features(source, tmp_path / "latents.npy", Encoder(), 4, "e"))
+    latents = CachedFeatures(source, write_features(source, tmp_path / "latents.npy", encode_blocks, 4, "e"))
     with pytest.raises(DataError, match="holds no face embeddings"):
         latents.embedding(0)

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from genaffect_jax.avatars import Identity, render, sample_identity
 from genaffect_jax.avatars.wardrobe import redress
 from genaffect_jax.data.sources.base import Example, count_text
 from genaffect_jax.data.sources.procedural import examples_of
+from genaffect_jax.data.worker_processes import init_worker, starting_workers
 from genaffect_jax.errors import DataError
 from genaffect_jax.io.atomic import new_folder
 from genaffect_jax.io.progress import progress_bar
@@ -107,6 +109,9 @@ def store_avatars(settings: AvatarSettings, path: Path, workers: int) -> Path:
 
     Returns:
         The folder, for `StoredSource`.
+
+    Raises:
+        DataError: a worker process was killed.
     """
     final = path.with_name(f"{path.name}-{_digest(settings)}")
     if final.exists():
@@ -180,8 +185,15 @@ def _results(tasks: list[_Task], workers: int) -> Iterator[Iterator[tuple[int, l
         yield map(_render_people, tasks)
         return
     # Spawned, not forked: the main process may run JAX's threads.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=init_worker)
     try:
-        yield (done.result() for done in as_completed([pool.submit(_render_people, task) for task in tasks]))
+        with starting_workers():
+            rendering = [pool.submit(_render_people, task) for task in tasks]
+        yield (done.result() for done in as_completed(rendering))
+    except BrokenProcessPool as e:
+        raise DataError(
+            f"rendering avatars: a worker process was killed ({e}). If the machine runs out of memory, render with "
+            "fewer workers"
+        ) from e
     finally:
         pool.shutdown(cancel_futures=True)

@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Array, Float32, UInt8
 
 from genaffect_jax.config import DType
 from genaffect_jax.config.encoders import FaceEncoderConfig
@@ -27,8 +27,8 @@ CALL_SIZES = (1, 8, 64)  # images per call of the compiled program; other number
 class AvatarEncoder:
     """A face encoder with its weights; it follows `IdentityEncoder` or `ExpressionEncoder`.
 
-    The call takes and returns numpy arrays. Inside a jitted function use `network.merge(parameters)(images)`, which is
-    pure and differentiable, with images in [-1, 1].
+    The call takes and returns numpy arrays. Inside a jitted function use `vectors`, or with images in [-1, 1]
+    `network.merge(parameters)(images)`, which is pure and differentiable.
 
     Attributes:
         name: name of the encoder.
@@ -51,12 +51,17 @@ class AvatarEncoder:
     ) -> None:
         self.name, self.licence, self.checksum = name, licence, checksum
         self.config, self.network, self.parameters = config, network, parameters
-        self._program = jax.jit(lambda parameters, images: network.merge(parameters)(normalise(images)))
+        self._program = jax.jit(self.vectors)
 
     @property
     def width(self) -> int:
         """Length W of a vector."""
         return self.config.width
+
+    def vectors(self, parameters: Parameters, images: UInt8[Array, "B S S 3"]) -> Float32[Array, "B W"]:
+        """The call as a pure function, for jitted programs: any number of images, with this network's parameters."""
+        vectors = self.network.merge(parameters)(normalise(images))
+        return vectors if self.config.target == "identity" else jnp.clip(vectors, LOWEST, 1.0)
 
     def __call__(self, images: UInt8[np.ndarray, "B S S 3"]) -> Float32[np.ndarray, "B W"]:
         """Vectors of square images of any size; expression vectors are clipped to their channels' ranges.
@@ -76,8 +81,7 @@ class AvatarEncoder:
             filled = np.zeros((next(n for n in CALL_SIZES if n >= len(part)), *part.shape[1:]), np.uint8)
             filled[: len(part)] = part
             parts.append(np.asarray(self._program(self.parameters, filled))[: len(part)])
-        vectors = np.concatenate(parts)
-        return vectors if self.config.target == "identity" else np.clip(vectors, LOWEST, 1.0)
+        return np.concatenate(parts)
 
 
 def build_encoder(config: FaceEncoderConfig, dtype: DType = "float32") -> Functional[FaceEncoder]:

@@ -16,7 +16,8 @@ from support.training_runs import QUIET, rows, with_train
 from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.compile_check.collectives import KINDS
 from genaffect_jax.config import DataConfig, MeshConfig
-from genaffect_jax.data.cached_features import CachedFeatures, write_features
+from genaffect_jax.data.cached_features import CachedFeatures
+from genaffect_jax.data.feature_writer import write_features
 from genaffect_jax.data.loader import make_loader
 from genaffect_jax.data.sources.base import Example
 from genaffect_jax.models.build import build_networks

@@ -1,0 +1,53 @@
+"""Worker processes of the data pipeline: how they start and when they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import parent_process, resource_tracker
+
+# Read by OpenBLAS, MKL and OpenMP when they are loaded.
+_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+
+
+def init_worker(*_: object) -> None:
+    """Runs first in every worker process; arguments, such as grain's number of the worker, are not used."""
+    # Ctrl-C reaches the whole process group; the main process stops its workers itself, without their tracebacks.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None, "a worker process has a parent"
+
+    def die_with_parent() -> None:
+        parent.join()
+        os._exit(1)  # the parent was killed, so no process will read a result or stop this one
+
+    threading.Thread(target=die_with_parent, daemon=True, name="die-with-parent").start()
+
+
+@contextmanager
+def starting_workers() -> Iterator[None]:
+    """Processes that are started in this block print no traceback at Ctrl-C and use one thread for linear algebra.
+
+    They inherit a blocked SIGINT, so that Ctrl-C while they import their modules is not theirs. In this process Ctrl-C
+    takes effect after the block at the latest. Every worker renders or decodes on one core; a pool of BLAS threads in
+    each would keep all cores busy with waiting (measured in docs/notes/training_speed.md#encoding-images). Settings of
+    the user's environment stay.
+    """
+    added = [name for name in _THREADS if name not in os.environ]
+    os.environ.update(dict.fromkeys(added, "1"))
+    try:
+        if not hasattr(signal, "pthread_sigmask"):
+            yield
+            return
+        resource_tracker.ensure_running()  # it unblocks SIGINT when it starts, so it must start before
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
