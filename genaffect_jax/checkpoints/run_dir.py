@@ -27,6 +27,7 @@ _MAY_CHANGE = (
     "train.keep_best",
     "train.max_consecutive_skips",
     "train.profile_at",
+    "train.deterministic",
     "data.workers",
     "mesh.data",
     "mesh.fsdp",
@@ -138,6 +139,11 @@ class RunDir:
     def checked(self) -> Path:
         """Image files that have been decoded once, so that a second start need not decode them again, as JSON."""
         return self.path / "checked.json"
+
+    @property
+    def environment(self) -> Path:
+        """What the bits of a deterministic run depend on, as JSON; see `checkpoints.environment`."""
+        return self.path / "environment.json"
 
     # Training of the denoiser; `checkpoints.components` writes and reads the components.
 

@@ -18,6 +18,7 @@ from genaffect_jax.data.sources.base import Source
 from genaffect_jax.io.weight_file import checksum
 from genaffect_jax.models.autoencoder.model import AutoencoderKL, normalise
 from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.parallel.xla import deterministic_options
 
 _CALL_SIZE = 64  # images in one call of the networks
 
@@ -46,7 +47,10 @@ def cache_features(
     Raises:
         DataError: see `data.cached_features.write_features`.
     """
-    latents = jax.jit(lambda parameters, images: autoencoder.merge(parameters).to_latents(normalise(images)))
+    latents = jax.jit(
+        lambda parameters, images: autoencoder.merge(parameters).to_latents(normalise(images)),
+        compiler_options=deterministic_options(),
+    )
     networks: dict[str, Callable[[np.ndarray], Any]] = {}
     checksums = []
     if config.data.cache_latents:
