@@ -76,6 +76,6 @@ def _read(run_dir: RunDir) -> tuple[int, Environment]:
         return int(record[_FROM_STEP]), dict(record[_ENVIRONMENT])
     except (ValueError, KeyError, TypeError) as e:
         raise CheckpointError(
-            f"{run_dir.environment}: no record of an environment ({type(e).__name__}: {e}); restore the file, or remove "
-            "it to record the environment from here on"
+            f"{run_dir.environment}: no record of an environment ({type(e).__name__}: {e}); restore the file, or "
+            "remove it to record the environment from here on"
         ) from e

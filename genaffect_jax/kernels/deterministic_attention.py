@@ -15,18 +15,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.interpreters import mlir
-from jaxlib.mlir import ir
 from jaxtyping import Array, Float
 
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.kernels.partition import run_partitioned
+from genaffect_jax.kernels.remat import ATTENTION
 
 # Parameters of JAX's function that describes the call (0.10.2 to 0.11.2).
-_DESCRIBED_BY = (
-    "batch num_heads seq_q seq_kv dtype fmha_scale seed dropout_rate mask_type layout sliding_window_length "
-    "max_seg_per_batch is_paged_attention is_bwd"
-).split()
+_DESCRIBED_BY = [
+    *("batch", "num_heads", "seq_q", "seq_kv", "dtype", "fmha_scale", "seed", "dropout_rate", "mask_type", "layout"),
+    *("sliding_window_length", "max_seg_per_batch", "is_paged_attention", "is_bwd"),
+]
 _TABLE, _FIELD = "cudnn_fmha_backend_config", "force_deterministic"
 _SEED, _DROPOUT = 42, 0.0  # JAX's defaults; nothing is dropped, so the seed has no effect
 
@@ -48,7 +49,6 @@ def deterministic_attention(
 
 
 def _forward(query: Array, key: Array, value: Array, seen: int) -> tuple[Array, Any]:
-    _description_function()  # before anything is computed
     from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
 
     lengths = _lengths(query, key, seen)
@@ -62,6 +62,7 @@ def _forward(query: Array, key: Array, value: Array, seen: int) -> tuple[Array, 
         mask_type=MaskType.PADDING if lengths else MaskType.NO_MASK,
         return_residual=True,
     )
+    out, statistics = (checkpoint_name(x, ATTENTION) for x in (out, statistics))
     return out, (query, key, value, statistics, out)
 
 
@@ -82,7 +83,7 @@ deterministic_attention.defvjp(_forward, _backward)
 
 def _gradient_call(*operands: Array) -> tuple[Array, Array, Array]:
     """The gradients of queries, keys and values; operands in the order of JAX's call, which is XLA's."""
-    query, key, value = operands[:3]
+    query, key, *_ = operands
     padded = len(operands) > 6
     transposed = [jax.ShapeDtypeStruct((x.shape[0], x.shape[2], x.shape[1], x.shape[3]), x.dtype) for x in operands[:3]]
     workspace = jax.ShapeDtypeStruct((0,), jnp.uint8)
@@ -120,7 +121,7 @@ def describe_gradient(shape: tuple[int, ...], keys: int, dtype: str, padded: boo
             heads,
             queries,
             keys,
-            {"bfloat16": ir.BF16Type, "float16": ir.F16Type}[dtype].get(),
+            mlir.dtype_to_ir_type(jnp.dtype(dtype)),
             1.0 / np.sqrt(size),
             _SEED,
             _DROPOUT,
@@ -133,7 +134,9 @@ def describe_gradient(shape: tuple[int, ...], keys: int, dtype: str, padded: boo
         )
     description = json.loads(text)
     if _FIELD in description.get(_TABLE, {_FIELD: None}):
-        raise _unknown(f"its description of the call has the entries {sorted(description)} and no table {_TABLE} to add to")
+        raise _unknown(
+            f"its description of the call has the entries {sorted(description)} and no table {_TABLE} to add to"
+        )
     description[_TABLE][_FIELD] = True
     return json.dumps(description)
 

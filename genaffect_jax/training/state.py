@@ -96,9 +96,7 @@ def create_state(
         return TrainState(jnp.zeros((), jnp.int32), parameters, frozen_params, ema, optimizer.init(parameters))
 
     shardings = state_shardings(functional, optimizer, mesh)
-    program = jax.jit(
-        create, out_shardings=shardings, donate_argnums=1, compiler_options=deterministic_options()
-    )
+    program = jax.jit(create, out_shardings=shardings, donate_argnums=1, compiler_options=deterministic_options())
     return program(jax.random.key(seed), given)
 
 
