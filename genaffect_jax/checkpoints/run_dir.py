@@ -15,8 +15,7 @@ from genaffect_jax.errors import ConfigError
 from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.parallel.distributed import describe_process, is_first
 
-# Fields that may differ when a run continues: nothing that is learned depends on them, except for the order of sums
-# over devices.
+# Fields that may differ when a run continues: nothing that is learned depends on them, except for the order of sums.
 _MAY_CHANGE = (
     "train.steps",
     "train.log_every",
