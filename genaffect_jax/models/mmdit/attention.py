@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
 from genaffect_jax.kernels.attention import choose_backend, prefers_max_free_attention, run_backend
+from genaffect_jax.kernels.decoupled_attention import Inputs, decoupled_attention, has_decoupled_attention
 
 
 class QKV(NamedTuple):
@@ -29,6 +30,15 @@ class KeyValue(NamedTuple):
 
     key: Float[Array, "*batch K N H"]
     value: Float[Array, "*batch K N H"]
+
+
+class BeforeNorm(NamedTuple):
+    """Queries, keys and values of one stream before QK norm, heads side by side, and the learned scales of the norm."""
+
+    query: Float[Array, "*batch S N*H"]
+    key_value: Float[Array, "*batch S 2 N*H"]
+    query_scale: Float[Array, " H"]
+    key_scale: Float[Array, " H"]
 
 
 class BranchInputs(NamedTuple):
@@ -184,3 +194,41 @@ def decoupled_cross_attention(
     mixed = mixed + branches.identity_scale.astype(mixed.dtype) * identity
     expression = attend(query, branches.expression.key, branches.expression.value)
     return mixed + branches.expression_scale.astype(mixed.dtype) * expression
+
+
+def runs_fused(tokens: Float[Array, "G E L D"], text: QKV, branches: BranchInputs) -> bool:
+    """Whether `fused_attention` runs, and is then faster: short sequences on Hopper GPUs, in half precision."""
+    size = text.query.shape[-1]
+    own = text.query.shape[-3] + branches.expression.key.shape[-3]
+    identity = branches.identity.key.shape[-3]
+    return has_decoupled_attention(tokens.dtype, size, tokens.shape[-2], own, identity)
+
+
+def fused_attention(
+    image: BeforeNorm, text: QKV, branches: BranchInputs
+) -> tuple[Float[Array, "G E L N*H"], Float[Array, "G E T N*H"]]:
+    """QK norm of the image stream, `joint_attention` and `decoupled_cross_attention` in one kernel.
+
+    Args:
+        image: the image stream before QK norm.
+        text: the text stream, normalised.
+        branches: keys and values of identity tokens, none of them padding, and expression tokens, and the scales.
+    """
+
+    def joined(x: Float[Array, "*batch S N H"]) -> Float[Array, "*batch S N*H"]:
+        return x.reshape(*x.shape[:-2], -1)
+
+    def scaled(values: Array, scale: Float[Array, ""]) -> Array:
+        return joined(values) * scale.astype(values.dtype)
+
+    expression_value = scaled(branches.expression.value, branches.expression_scale)
+    return decoupled_attention(
+        Inputs(
+            *image,
+            joined(text.query),
+            jnp.concatenate([joined(text.key), joined(branches.expression.key)], axis=-2),
+            jnp.concatenate([joined(text.value), expression_value], axis=-2),
+            joined(branches.identity.key),
+            scaled(branches.identity.value, branches.identity_scale),
+        )
+    )

@@ -11,7 +11,14 @@ from genaffect_jax.config import MMDiTConfig
 from genaffect_jax.kernels import fused_bias
 from genaffect_jax.kernels.norms import modulated_norm
 from genaffect_jax.models.layers import MLP, Linear
-from genaffect_jax.models.mmdit.attention import BranchInputs, KeyValue, decoupled_cross_attention
+from genaffect_jax.models.mmdit.attention import (
+    QKV,
+    BranchInputs,
+    KeyValue,
+    decoupled_cross_attention,
+    fused_attention,
+    runs_fused,
+)
 from genaffect_jax.models.mmdit.block_cache import Streams
 from genaffect_jax.models.mmdit.consistent_attention import Sharing, set_attention
 from genaffect_jax.models.mmdit.embeddings import Modulation
@@ -90,8 +97,7 @@ class MMDiTBlock(nnx.Module):
             The two streams after this block, and the pool of the anchors' keys and values if it is to be kept.
         """
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *dual = self.image_modulation(activated)
-        image, normed = modulated_norm(image, shift, scale)
-        image_qkv = self.image_qkv(normed)
+        image, image_normed = modulated_norm(image, shift, scale)
         if self.image_attention is not None:
             dual_shift, dual_scale, dual_gate = dual
             image, dual_normed = modulated_norm(image, dual_shift, dual_scale)
@@ -103,11 +109,7 @@ class MMDiTBlock(nnx.Module):
                 activated
             )
         text, normed = modulated_norm(text, text_shift, text_scale)
-        text_qkv = self.text_qkv(normed)
-
-        (mixed, mixed_text), pool = set_attention(image_qkv, text_qkv, sharing, self.max_free)
-        if branches is not None:
-            mixed = decoupled_cross_attention(mixed, image_qkv.query, branches, identity_mask)
+        mixed, mixed_text, pool = self._attend(image_normed, self.text_qkv(normed), branches, identity_mask, sharing)
 
         image = gated_residual(image, gate, self.image_out, mixed)
         if self.image_attention is not None:
@@ -119,6 +121,24 @@ class MMDiTBlock(nnx.Module):
             text, normed = modulated_norm(text, text_mlp_shift, text_mlp_scale)
             text = gated_residual(text, text_mlp_gate, self.text_mlp, normed)
         return (image, text), pool
+
+    def _attend(
+        self,
+        image: Float[Array, "G E L D"],
+        text: QKV,
+        branches: BranchInputs | None,
+        identity_mask: Bool[Array, "G K"] | None,
+        sharing: Sharing | None,
+    ) -> tuple[Float[Array, "G E L i"], Float[Array, "G E T i"], KeyValue | None]:
+        """Joint or consistent attention of the normed image tokens and the text, and the branches' attention added."""
+        plain = sharing is None and identity_mask is None and self.image_qkv.query_norm is not None
+        if branches is not None and plain and runs_fused(image, text, branches):
+            return *fused_attention(self.image_qkv.before_norm(image), text, branches), None
+        image_qkv = self.image_qkv(image)
+        (mixed, mixed_text), pool = set_attention(image_qkv, text, sharing, self.max_free)
+        if branches is not None:
+            mixed = decoupled_cross_attention(mixed, image_qkv.query, branches, identity_mask)
+        return mixed, mixed_text, pool
 
 
 def gated_residual(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.kernels.fused_bias import bias_and_qk_norm
 from genaffect_jax.models.layers import Bias, Linear, RMSNorm, joined_product_and_bias, with_bias, xavier_uniform
-from genaffect_jax.models.mmdit.attention import QKV, KeyValue, attend
+from genaffect_jax.models.mmdit.attention import QKV, BeforeNorm, KeyValue, attend
 
 # Initial scale of a branch's normalised keys. With 1 the first attention to a reference would be nearly uniform.
 KEY_SCALE = 3.0
@@ -38,6 +38,22 @@ class QKVProjection(nnx.Module):
             return QKV(*bias_and_qk_norm(product, bias, self.query_norm.scale[...], self.key_norm.scale[...]))
         joined = with_bias(product, bias)
         return QKV(*(y.reshape(*x.shape[:-1], self.heads, self.head_dim) for y in jnp.split(joined, 3, axis=-1)))
+
+    def before_norm(self, x: Float[Array, "*batch S D"]) -> BeforeNorm:
+        """The three products with their biases, for attention that computes QK norm itself (`fused_attention`).
+
+        Raises:
+            ValueError: there is no QK norm.
+        """
+        if self.query_norm is None or self.key_norm is None:
+            raise ValueError("before_norm: the projection has no QK norm")
+        key_value = with_bias(*joined_product_and_bias(x, (self.key, self.value)))
+        return BeforeNorm(
+            self.query(x),
+            key_value.reshape(*x.shape[:-1], 2, -1),
+            self.query_norm.scale[...],
+            self.key_norm.scale[...],
+        )
 
 
 class SelfAttention(nnx.Module):
