@@ -15,8 +15,7 @@ from genaffect_jax.errors import ConfigError
 from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.parallel.distributed import describe_process, is_first
 
-# Fields that may differ when a run continues: nothing that is learned depends on them, except for the order of sums
-# over devices.
+# Fields that may differ when a run continues: nothing that is learned depends on them, except for the order of sums.
 _MAY_CHANGE = (
     "train.steps",
     "train.log_every",
@@ -27,6 +26,7 @@ _MAY_CHANGE = (
     "train.keep_best",
     "train.max_consecutive_skips",
     "train.profile_at",
+    "train.deterministic",
     "data.workers",
     "data.device_cache_gib",
     "mesh.data",
@@ -139,6 +139,11 @@ class RunDir:
     def checked(self) -> Path:
         """Image files that have been decoded once, so that a second start need not decode them again, as JSON."""
         return self.path / "checked.json"
+
+    @property
+    def environment(self) -> Path:
+        """What the bits of a deterministic run depend on, as JSON; see `checkpoints.environment`."""
+        return self.path / "environment.json"
 
     # Training of the denoiser; `checkpoints.components` writes and reads the components.
 

@@ -9,7 +9,7 @@ from genaffect_jax.compile_check.sampler import frozen_shapes, on
 from genaffect_jax.config import DenoiserRun
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.sharding import batch_sharding, check_batch, replicated
-from genaffect_jax.parallel.xla import Platform, compiling_for
+from genaffect_jax.parallel.xla import Platform, compiling_for, deterministic
 from genaffect_jax.training.denoiser.auxiliary import load_auxiliary
 from genaffect_jax.training.denoiser.batch import batch_shapes
 from genaffect_jax.training.denoiser.loss import make_denoiser_loss
@@ -29,7 +29,8 @@ def lower_train_step(config: DenoiserRun, mesh: Mesh, target: Platform | None = 
             result cannot be compiled.
 
     Raises:
-        ConfigError: networks, `train.trainable` or batch of the configuration do not fit each other or the mesh.
+        ConfigError: networks, `train.trainable` or batch of the configuration do not fit each other or the mesh, or the
+            step cannot be deterministic (`train.deterministic`).
         ValueError: the mesh does not divide a parameter.
         WeightsError: the weight file of a configured face encoder, whose header gives its sizes, cannot be read.
     """
@@ -42,7 +43,7 @@ def lower_train_step(config: DenoiserRun, mesh: Mesh, target: Platform | None = 
     if auxiliary is not None:
         frozen_components["auxiliary"] = on(replicated(mesh), auxiliary.frozen_components())
     target = target or mesh.devices.flat[0].platform
-    with compiling_for(target):
+    with compiling_for(target), deterministic(config.train.deterministic):
         step = make_train_step(
             denoiser,
             make_denoiser_loss(config.flow, autoencoder, auxiliary),
@@ -55,7 +56,8 @@ def lower_train_step(config: DenoiserRun, mesh: Mesh, target: Platform | None = 
         traced = step.trace(  # type: ignore[attr-defined]
             abstract_state(denoiser, optimizer, mesh), frozen_components, on(batch_sharding(mesh), batch_shapes(config))
         )
-        return traced.lower(lowering_platforms=(target,))
+        # JAX resolves "gpu" only where there is one.
+        return traced.lower(lowering_platforms=("cuda" if target == "gpu" else target,))
 
 
 def trained_share(config: DenoiserRun) -> float:

@@ -193,6 +193,9 @@ class TrainConfig:
     """Type of activations. Parameters, norms, softmax statistics and the loss are float32."""
     seed: int = 0
     """Seed of initialisation, data order, noise and dropout."""
+    deterministic: bool = field(default=False, metadata=ADDED_LATER)
+    """Repeat to the bit on GPUs too, with a new compilation cache as well: slower programs, and an environment that is
+    recorded and must stay the same (docs/guide/fault_tolerance.md#exact-repetition)."""
     profile_at: int = field(default=0, metadata=ADDED_LATER)
     """First of three steps profiled into `profile/` of the run folder; 0 for none. The first step of a process
     includes compilation."""

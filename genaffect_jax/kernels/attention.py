@@ -15,9 +15,10 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Float32
 
+from genaffect_jax.kernels.deterministic_attention import deterministic_attention
 from genaffect_jax.kernels.partition import run_partitioned
 from genaffect_jax.kernels.remat import ATTENTION
-from genaffect_jax.parallel.xla import is_hopper, platform
+from genaffect_jax.parallel.xla import is_deterministic, is_hopper, platform
 
 Backend = Literal["xla", "cudnn", "splash"]
 Result = tuple[Float[Array, "B Q N H"], Float32[Array, "B Q N"] | None]
@@ -62,6 +63,8 @@ def run_backend(
 ) -> Result:
     """Softmax attention in one backend.
 
+    Inside `parallel.xla.deterministic` the gradient of cuDNN's attention is the same to the bit each time.
+
     Args:
         backend: see `choose_backend`.
         query, key, value: split into heads.
@@ -82,7 +85,7 @@ def run_backend(
         raise ValueError("cuDNN attention: takes no mask here")
     if return_lse:
         return _cudnn_with_lse(query, key, value)
-    return _cudnn(query, key, value), None
+    return _cudnn(query, key, value, is_deterministic()), None
 
 
 def xla_attention(query: Array, key: Array, value: Array, mask: Array | None, return_lse: bool) -> Result:
@@ -102,28 +105,31 @@ def xla_attention(query: Array, key: Array, value: Array, mask: Array | None, re
     return jnp.einsum("bnqk,bknh->bqnh", weights, value), jnp.swapaxes(lse, 1, 2)
 
 
-@jax.custom_vjp
-def _cudnn(query: Array, key: Array, value: Array) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _cudnn(query: Array, key: Array, value: Array, deterministic: bool) -> Array:
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
-def _cudnn_forward(query: Array, key: Array, value: Array) -> tuple[Array, Any]:
-    return jax.vjp(_cudnn_of_even_length, query, key, value)
+def _cudnn_forward(query: Array, key: Array, value: Array, deterministic: bool) -> tuple[Array, Any]:
+    return jax.vjp(partial(_cudnn_of_even_length, deterministic=deterministic), query, key, value)
 
 
-def _cudnn_of_even_length(query: Array, key: Array, value: Array) -> Array:
+def _cudnn_of_even_length(query: Array, key: Array, value: Array, deterministic: bool) -> Array:
     """cuDNN's attention with lengths padded to even ones.
 
     The backward pass refuses odd lengths. The forward pass alone takes them, and is faster without padding.
     """
     length, seen = query.shape[1], key.shape[1]
     even = [checkpoint_name(_pad_length(x, 2), ATTENTION) for x in (query, key, value)]
-    lengths = jnp.full(key.shape[0], seen, jnp.int32) if seen % 2 else None
-    out = jax.nn.dot_product_attention(*even, key_value_seq_lengths=lengths, implementation="cudnn")
+    if deterministic:
+        out = deterministic_attention(*even, seen)
+    else:
+        lengths = jnp.full(key.shape[0], seen, jnp.int32) if seen % 2 else None
+        out = jax.nn.dot_product_attention(*even, key_value_seq_lengths=lengths, implementation="cudnn")
     return out[:, :length]
 
 
-_cudnn.defvjp(_cudnn_forward, lambda backward, gradient: backward(gradient))
+_cudnn.defvjp(_cudnn_forward, lambda deterministic, backward, gradient: backward(gradient))
 
 
 def _cudnn_with_lse(query: Array, key: Array, value: Array) -> Result:

@@ -14,6 +14,8 @@ import jax
 CompilerOptions = dict[str, bool | int | str]
 Platform = Literal["cpu", "gpu", "tpu"]
 _target: ContextVar[Platform | None] = ContextVar("target", default=None)
+# A context that JAX knows of: what was traced under one value is never used under the other.
+_deterministic = jax.make_user_context(False)
 
 
 def platform() -> str:
@@ -36,17 +38,48 @@ def compiling_for(target: Platform) -> Iterator[None]:
         _target.reset(token)
 
 
+@contextmanager
+def deterministic(enabled: bool = True) -> Iterator[None]:
+    """Programs made and traced inside give the same bits each time, in one environment (`parallel.environment`).
+
+    It is a property of programs, not of networks: it reaches their compiler options (`compiler_options`,
+    `deterministic_options`), and every attention in them, of frozen networks too (`kernels.attention`). What cannot be
+    given, `training.repetition` refuses.
+    """
+    with _deterministic(enabled):
+        yield
+
+
+def is_deterministic() -> bool:
+    """Whether programs are made inside `deterministic`."""
+    return _deterministic.value
+
+
+def deterministic_options() -> CompilerOptions:
+    """Compiler options of a program whose results enter a training: none outside of `deterministic`.
+
+    On GPUs the compiler times algorithms of matrix products and convolutions and takes the fastest, which is not the
+    same one each time; their results differ in the last bits. Inside `deterministic` it times nothing and takes the
+    first of each library's own list.
+    """
+    return {"xla_gpu_autotune_level": 0} if is_deterministic() and platform() == "gpu" else {}
+
+
 def compiler_options(devices: int = 1) -> CompilerOptions:
     """Options for `jax.jit(..., compiler_options=...)` of a program for so many devices.
 
     On GPUs matrix products go straight to cuBLAS: XLA's own (Triton) products are tried first otherwise, and where they
     lose, the bias and GELU after a product stay passes of their own instead of part of it. Measured in
     docs/notes/sampling_speed.md#the-denoiser-on-one-gpu. Several of them send each other parameters and gradients while
-    they compute.
+    they compute. Inside `deterministic`, `deterministic_options` are added.
     """
     if platform() != "gpu":
         return {}
-    return {"xla_gpu_enable_triton_gemm": False, "xla_gpu_enable_latency_hiding_scheduler": devices > 1}
+    return {
+        "xla_gpu_enable_triton_gemm": False,
+        "xla_gpu_enable_latency_hiding_scheduler": devices > 1,
+        **deterministic_options(),
+    }
 
 
 def use_compilation_cache() -> Path:

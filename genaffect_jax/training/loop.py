@@ -18,16 +18,20 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from genaffect_jax.checkpoints.environment import keep_environment
 from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import DType, TrainConfig
 from genaffect_jax.errors import DataError
 from genaffect_jax.parallel.chips import peak_flops
-from genaffect_jax.parallel.distributed import is_first
+from genaffect_jax.parallel.distributed import first_process_first, is_first
+from genaffect_jax.parallel.environment import describe_environment
+from genaffect_jax.parallel.xla import deterministic
 from genaffect_jax.training.metric_log import TrainingLog, read_rows
 from genaffect_jax.training.nonfinite import SKIPPED, NonFiniteGuard
 from genaffect_jax.training.optimizer import learning_rate, make_optimizer
 from genaffect_jax.training.profiler import StepProfile
+from genaffect_jax.training.repetition import unmeasured
 from genaffect_jax.training.state import TrainState, abstract_state, create_state
 from genaffect_jax.training.step import device_batch, make_train_step
 from genaffect_jax.training.task import Task
@@ -43,14 +47,23 @@ def fit(task: Task, config: TrainConfig, mesh: Mesh, run_dir: RunDir, console: C
     input position. Several processes call this in step; process 0 alone writes logs, and a signal to any of them ends
     all after the same step.
 
+    With `config.deterministic`, all programs are made inside `parallel.xla.deterministic`, and the environment is
+    recorded when the run begins and compared when it continues (`checkpoints.environment`).
+
     Returns:
         True if the run is complete, False if a signal ended it early.
 
     Raises:
+        ConfigError: a deterministic run continues in another environment, or its step cannot be deterministic.
         TrainingError: `max_consecutive_skips` consecutive steps had a non-finite loss or gradient.
         CheckpointError: the folder's checkpoint does not fit the configuration, or a checkpoint cannot be saved.
         DataError: a batch cannot be made; the steps before it are saved.
     """
+    with deterministic(config.deterministic):
+        return _fit(task, config, mesh, run_dir, console)
+
+
+def _fit(task: Task, config: TrainConfig, mesh: Mesh, run_dir: RunDir, console: Console) -> bool:
     optimizer = make_optimizer(config)
     rate = learning_rate(config)
     checkpoints = Checkpoints(
@@ -65,6 +78,7 @@ def fit(task: Task, config: TrainConfig, mesh: Mesh, run_dir: RunDir, console: C
         task.batches.close()
         checkpoints.close()
         return True
+    _keep_environment(config, mesh, run_dir, step, console)
     checkpoints.check_space(state)
     train_step = make_train_step(
         task.functional,
@@ -167,6 +181,16 @@ def _begin_or_continue(
     step = int(state.step)
     console.print(f"{'already finished:' if step >= config.steps else 'continuing at'} step {step} of {config.steps}")
     return state
+
+
+def _keep_environment(config: TrainConfig, mesh: Mesh, run_dir: RunDir, step: int, console: Console) -> None:
+    """Records or compares the environment, and says what is promised."""
+    with first_process_first("environment"):
+        told = keep_environment(run_dir, config.deterministic, step, describe_environment(mesh))
+    if told is not None:
+        console.print(told)
+    if config.deterministic and (doubt := unmeasured(mesh)) is not None:
+        console.print(f"warning: {doubt}", style="yellow")
 
 
 class _Interval:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int32
 
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.sharding import parameter_shardings, replicated
+from genaffect_jax.parallel.xla import deterministic_options
 
 
 @jax.tree_util.register_dataclass
@@ -95,7 +96,8 @@ def create_state(
         return TrainState(jnp.zeros((), jnp.int32), parameters, frozen_params, ema, optimizer.init(parameters))
 
     shardings = state_shardings(functional, optimizer, mesh)
-    return jax.jit(create, out_shardings=shardings, donate_argnums=1)(jax.random.key(seed), given)
+    program = jax.jit(create, out_shardings=shardings, donate_argnums=1, compiler_options=deterministic_options())
+    return program(jax.random.key(seed), given)
 
 
 def abstract_state(functional: Functional, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any, TypeVar
 
 import jax
@@ -14,8 +15,9 @@ from jaxtyping import Array, Float, Key
 
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.sharding import batch_parts, batch_shard, batch_sharding, replicated
-from genaffect_jax.parallel.xla import compiler_options
+from genaffect_jax.parallel.xla import compiler_options, deterministic, is_deterministic
 from genaffect_jax.training.nonfinite import NORM, SKIPPED, all_finite, keep_if
+from genaffect_jax.training.repetition import refuse_unrepeatable
 from genaffect_jax.training.state import TrainState, state_shardings
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -42,7 +44,8 @@ def make_train_step(
 
     The state is donated. Every array of the batch is cut over all devices along its first dimension;
     `frozen_components`, a tree of arrays of other networks, lies whole on every device. Random numbers come from keys
-    folded from seed, step and set, so that a step that is run again repeats them.
+    folded from seed, step and set, so that a step that is run again repeats them. A step that is made inside
+    `parallel.xla.deterministic` is deterministic wherever it is called.
 
     Args:
         functional: the network that is trained.
@@ -57,7 +60,11 @@ def make_train_step(
     Returns:
         The step. Its metrics are the mean of every term, `gradient_norm` (before clipping), and `skipped`: 1 if the
         loss or a gradient was not finite, so that the step changed nothing but the step count.
+
+    Raises:
+        ConfigError: at the first call: the step cannot be deterministic (see `training.repetition`).
     """
+    repeats = is_deterministic()
 
     def train_step(
         state: TrainState, frozen_components: Mapping[str, Any], batch: Batch
@@ -88,9 +95,14 @@ def make_train_step(
         parameters, ema, moments = learned
         return TrainState(state.step + 1, parameters, state.frozen_params, ema, moments), metrics
 
+    @wraps(train_step)
+    def repeated(*arguments: Any) -> Any:
+        with deterministic(repeats):
+            return refuse_unrepeatable(train_step)(*arguments)
+
     shardings = state_shardings(functional, optimizer, mesh)
     return jax.jit(
-        train_step,
+        repeated,
         in_shardings=(shardings, replicated(mesh), batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,

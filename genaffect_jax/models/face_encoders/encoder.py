@@ -19,6 +19,7 @@ from genaffect_jax.models.autoencoder.model import normalise
 from genaffect_jax.models.face_encoders.networks import FaceEncoder
 from genaffect_jax.models.face_encoders.onnx_expression import ONNX_SUFFIX, OnnxExpressionEncoder
 from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.parallel.xla import deterministic_options
 
 EVALUATOR = "evaluator"  # in the names of encoders that only measure
 CALL_SIZES = (1, 8, 64)  # images per call of the compiled program; other numbers are padded to the next size
@@ -51,7 +52,7 @@ class AvatarEncoder:
     ) -> None:
         self.name, self.licence, self.checksum = name, licence, checksum
         self.config, self.network, self.parameters = config, network, parameters
-        self._program = jax.jit(self.vectors)
+        self._program = jax.jit(self.vectors, compiler_options=deterministic_options())
 
     @property
     def width(self) -> int:

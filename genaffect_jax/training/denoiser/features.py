@@ -24,6 +24,7 @@ from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.memory import device_memory
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import batch_sharding, place, replicated
+from genaffect_jax.parallel.xla import deterministic_options
 
 # Images in one call of the networks: on CPUs, and at most on each accelerator.
 _CPU_CALL_SIZE, _LARGEST_CALL_SIZE = 64, 256
@@ -142,4 +143,7 @@ def _measures_expressions(config: DenoiserRun, faces: FaceEncoders) -> bool:
 
 
 def _half(network: Network) -> Callable[[Parameters, UInt8[Array, "B S S 3"]], Float16[Array, "B ..."]]:
-    return jax.jit(lambda parameters, images: network(parameters, images).astype(jnp.float16))
+    return jax.jit(
+        lambda parameters, images: network(parameters, images).astype(jnp.float16),
+        compiler_options=deterministic_options(),
+    )

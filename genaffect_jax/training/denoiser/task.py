@@ -39,6 +39,7 @@ from genaffect_jax.models.prompts import Prompts
 from genaffect_jax.parallel.distributed import first_process_first, gathered
 from genaffect_jax.parallel.mesh import describe_devices, make_mesh
 from genaffect_jax.parallel.sharding import batch_parts, batch_shard, check_batch, place, replicated
+from genaffect_jax.parallel.xla import deterministic
 from genaffect_jax.training.denoiser.auxiliary import TERMS, AuxiliaryLosses, load_auxiliary
 from genaffect_jax.training.denoiser.conditioning_probe import ConditioningProbe, held_out_batch
 from genaffect_jax.training.denoiser.device_cache import TABLE, cache_on_devices, gathering
@@ -93,7 +94,7 @@ def train_denoiser(config: DenoiserRun, workdir: Path, console: Console) -> bool
     check_source(config.data)
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.gradient_accumulation_steps, mesh)
-    with first_process_first("run folder"):
+    with deterministic(config.train.deterministic), first_process_first("run folder"):
         run_dir = RunDir.create(workdir, config)
         console.print(f"denoiser: {describe(networks.denoiser)} on {describe_devices(mesh)}")
         autoencoder = _install_autoencoder(config, networks, run_dir)
