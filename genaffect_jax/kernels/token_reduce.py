@@ -44,9 +44,10 @@ def token_reduce(
     Returns:
         The new tokens, in the type of the tokens, and the sums.
     """
-    width = tokens[0].shape[-1]
+    _, length, width = tokens[0].shape
     half = all(x.dtype in (jnp.bfloat16, jnp.float16) for x in tokens)
-    if is_hopper() and half and group in (None, STRIP) and width % STRIP == 0:
+    # The kernel's tiles have `STRIP` tokens: of a few register tokens in each image it would mostly read padding.
+    if is_hopper() and half and group in (None, STRIP) and width % STRIP == 0 and length >= STRIP:
         from genaffect_jax.kernels.hopper_token_reduce import hopper_token_reduce
 
         return hopper_token_reduce(function, tokens, vectors, numbers, outputs, sums)
