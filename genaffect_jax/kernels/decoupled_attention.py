@@ -49,9 +49,17 @@ class Inputs(NamedTuple):
     """Their values."""
 
 
-_AXES = Inputs(
-    _TOKENS, ("batch", None, None, None, "heads"), (None,), (None,), _TOKENS, _TOKENS, _TOKENS, _SHARED, _SHARED
+# Logical axes of each of `Inputs`.
+_AXES: tuple[Axes, ...] = (
+    _TOKENS,
+    ("batch", None, None, None, "heads"),
+    (None,),
+    (None,),
+    *(_TOKENS,) * 3,
+    *(_SHARED,) * 2,
 )
+# Of sums over tokens that are finished outside.
+_PARTS: Axes = ("batch", "heads", None, None)
 
 
 def has_decoupled_attention(dtype: Any, head_size: int, image: int, own: int, identity: int) -> bool:
@@ -114,8 +122,7 @@ def _forward(inputs: Inputs) -> tuple[tuple[Array, Array], Any]:
         image, text, lse = forward(_operands(own), *_counts(own))
         return image.reshape(own.query.shape), text.reshape(own.text_query.shape), lse
 
-    statistics: Axes = ("batch", "heads", None, None)
-    image, text, lse = run_partitioned(local, tuple(inputs), axes=tuple(_AXES), out=(_TOKENS, _TOKENS, statistics))
+    image, text, lse = run_partitioned(local, tuple(inputs), axes=_AXES, out=(_TOKENS, _TOKENS, _PARTS))
     image, text, lse = (checkpoint_name(x, ATTENTION) for x in (image, text, lse))
     return (image, text), (inputs, image, text, lse)
 
@@ -138,7 +145,7 @@ def _backward(kept: Any, gradient: tuple[Array, Array]) -> tuple[Inputs]:
 
         found = backward(_operands(own), (flat(image), flat(text)), lse, tuple(map(flat, gradient)), _counts(own)[1])
         text_query = (found.text_query.astype(jnp.float32) * QUERY_FACTOR).astype(found.text_query.dtype)
-        return Inputs(
+        return [
             found.query.reshape(own.query.shape),
             found.key_value.reshape(own.key_value.shape),
             found.query_scale * QUERY_FACTOR,
@@ -148,17 +155,17 @@ def _backward(kept: Any, gradient: tuple[Array, Array]) -> tuple[Inputs]:
             found.own_value.reshape(own.own_value.shape),
             of_group(found.identity_key),
             of_group(found.identity_value),
-        )
+        ]
 
-    parts: Axes = ("batch", "heads", None, None)
     made = run_partitioned(
         local,
         (*inputs, image, text, lse, *gradient),
-        axes=(*_AXES, _TOKENS, _TOKENS, parts, _TOKENS, _TOKENS),
-        out=_AXES._replace(query_scale=parts, key_scale=parts),
+        axes=(*_AXES, _TOKENS, _TOKENS, _PARTS, _TOKENS, _TOKENS),
+        out=[*_AXES[:2], _PARTS, _PARTS, *_AXES[4:]],
     )
-    scales = (x.sum(axis=(0, 1, 2)) for x in (made.query_scale, made.key_scale))
-    return (made._replace(**dict(zip(("query_scale", "key_scale"), scales, strict=True))),)
+    query, key_value, *scales = made[:4]
+    query_scale, key_scale = (x.sum(axis=(0, 1, 2)) for x in scales)
+    return (Inputs(query, key_value, query_scale, key_scale, *made[4:]),)
 
 
 decoupled_attention.defvjp(_forward, _backward)

@@ -150,7 +150,7 @@ def rounds(count: int, work: Callable[[Any], None], first: int = 0) -> None:
         if start + WARPGROUPS <= count:
             work(item)
         else:
-            pl.when(item < count)(lambda item=item: work(item))
+            pl.when(item < count)(partial(work, item))
 
 
 def meet(barrier: Any) -> None:

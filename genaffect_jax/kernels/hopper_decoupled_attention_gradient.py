@@ -190,7 +190,8 @@ def _query_gradients(operands: Operands, mixed: Pair, lse: Statistics, gradient:
     def kernel(*refs: Any) -> None:
         given, (out, out_text, lse_of, dout, dout_text) = Operands(*refs[:8]), refs[8:13]
         made, made_text, made_scales, means = refs[13:17]
-        queries, keys, values, douts, scratches, ones, _, _, first_there, rest_there, scratch_there, normed = refs[17:]
+        queries, keys, values, douts, scratches, ones = refs[17:23]
+        first_there, rest_there, scratch_there, normed = refs[-4:]
         place, scratch = Places.of(operands), _Scratch(scratches, scratch_there, ones.at[0])
 
         @pl.when(lax.axis_index("warpgroup") == 0)
@@ -246,7 +247,7 @@ def _query_gradients(operands: Operands, mixed: Pair, lse: Statistics, gradient:
                 joint = load(statistic(lse_of, JOINT), axis=0)
 
                 @pl.loop(jnp.int32(1), jnp.int32(tiles + 1))
-                def _(tile: Any) -> None:
+                def image_keys(tile: Any) -> None:
                     scores, change = of_keys(tile)
                     add(jnp.exp2(scores - along(joint, 0)), change, along(joint_mean, 0), tile)
 
@@ -315,15 +316,15 @@ def _key_gradients(operands: Operands, lse: Statistics, means: Statistics, gradi
                             places_along(0) < text, found, along(load(ref, (EXPRESSION, rows(i)), axis=1), 1)
                         )
 
-                    lse, mean_of = statistic(lses), statistic(mean)
-                    scores, change = products(
-                        (keys.at[tile], transposed(queries.at[i])), (values.at[tile], transposed(douts.at[i]))
-                    )
+                    # One product after the other: there are no registers for both results beside two accumulators.
+                    lse = statistic(lses)
+                    (scores,) = products((keys.at[tile], transposed(queries.at[i])))
                     weights = jnp.exp2(scores - lse)
                     if own and not of_image:  # text does not see the expression
                         weights = jnp.where(places_along(0) < text, weights, 0.0)
                     add_product(dvalue, weights.astype(dtype), douts.at[i])
-                    add_product(dkey, (weights * (change - mean_of)).astype(dtype), queries.at[i])
+                    (change,) = products((values.at[tile], transposed(douts.at[i])))
+                    add_product(dkey, (weights * (change - statistic(mean))).astype(dtype), queries.at[i])
 
                 pl.loop(jnp.int32(0), jnp.int32(tiles))(lambda i: step(i, True))
                 if softmax != IDENTITY:
