@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genaffect_jax.kernels import group_norm as module
 from genaffect_jax.kernels import token_reduce
 from genaffect_jax.kernels.group_norm import group_norm
 
@@ -27,9 +28,11 @@ def arrays(channels, side=6):
     return x, 1 + 0.3 * normal(1, channels), normal(2, channels), normal(3, *x.shape)
 
 
+@pytest.mark.parametrize("hopper", [True, False])
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize(("channels", "groups"), [(32, 16), (64, 8), (48, 6), (8, 8)])
-def test_values_and_gradients_are_those_of_the_textbook(channels, groups, silu):
+def test_values_and_gradients_are_those_of_the_textbook(channels, groups, silu, hopper, monkeypatch):
+    monkeypatch.setattr(module, "is_hopper", lambda: hopper)
     *given, cotangent = arrays(channels)
     expected, backward = jax.vjp(lambda *a: textbook(*a, groups, silu), *given)
     found, written = jax.vjp(lambda *a: group_norm(*a, groups, EPSILON, silu), *given)
@@ -38,7 +41,8 @@ def test_values_and_gradients_are_those_of_the_textbook(channels, groups, silu):
         np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
 
 
-def test_half_precision_rounds_only_what_goes_in_and_out():
+def test_half_precision_rounds_only_what_goes_in_and_out(monkeypatch):
+    monkeypatch.setattr(module, "is_hopper", lambda: True)
     *given, cotangent = arrays(32)
     x, cotangent = (a.astype(jnp.bfloat16) for a in (given[0], cotangent))
     wide = [x.astype(jnp.float32), *given[1:]]
@@ -52,7 +56,8 @@ def test_half_precision_rounds_only_what_goes_in_and_out():
 
 @pytest.mark.parametrize("channels", [32, 64, 128])
 def test_sums_over_pixels_are_made_by_the_kernel_on_a_hopper_gpu(channels, monkeypatch):
-    monkeypatch.setattr(token_reduce, "is_hopper", lambda: True)
+    for each in (module, token_reduce):
+        monkeypatch.setattr(each, "is_hopper", lambda: True)
     x = jax.ShapeDtypeStruct((2, 16, 16, channels), jnp.bfloat16)
     vector = jax.ShapeDtypeStruct((channels,), jnp.float32)
 
