@@ -3,7 +3,7 @@
 For each image the kernel computes what `models.mmdit.attention` describes as three attentions: that of text and image
 tokens among themselves, and those of the image queries to identity and expression tokens, which it adds. The norms of
 the image queries and keys are part of it. With some hundred tokens the arrays between these steps, and not the
-arithmetic, take the time: docs/notes/training_speed.md#small-models.
+arithmetic, take the time.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Group normalisation of images with SiLU after it, and its gradient in as few passes over the pixels as possible.
 
 The derived gradient keeps float32 copies of the normalised pixels, and sums over pixels run at a quarter of a GPU's
-memory rate in XLA. On Hopper GPUs the backward pass therefore reads the pixels and the incoming gradient twice: once for all sums
-(`kernels.token_reduce`), once for the result. Measurements are in docs/notes/training_speed.md#the-autoencoder.
+memory rate in XLA. On Hopper GPUs the backward pass therefore reads the pixels and the incoming gradient twice: once
+for all sums (`kernels.token_reduce`), once for the result.
 """
 
 from __future__ import annotations

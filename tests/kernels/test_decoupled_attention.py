@@ -1,7 +1,6 @@
 """Joint and decoupled attention in one kernel: the network's function, the sizes that take it, its lowering for a GPU.
 
-The kernels themselves need a Hopper GPU: benchmarks/decoupled_attention.py compares them with separate attentions
-there. Here plain JAX stands in for them, so that everything around them is tested.
+The kernels themselves need a Hopper GPU. Here plain JAX stands in for them, so that everything around them is tested.
 """
 
 import dataclasses
