@@ -7,6 +7,7 @@ needs some 27 GiB (compiled for a CPU, by XLA's account). It needs the weights t
     python -m genaffect_jax.train --config configs/avatar_s.py --workdir out/avatar_s
 """
 
+import dataclasses
 from pathlib import Path
 
 from genaffect_jax.config import (
@@ -38,7 +39,8 @@ def config() -> DenoiserRun:
             cache_latents=True,
         ),
         model=ModelConfig(
-            mmdit=MMDiTConfig.avatar_s(),
+            # Unrolled: a loop over blocks copies its stacked parameters and activations, a third of a step this small.
+            mmdit=dataclasses.replace(MMDiTConfig.avatar_s(), scan_layers=False),
             autoencoder=images,
             # 64 tokens for 256 patches and one face embedding: a quarter of the keys in every block of every step.
             conditioning=ConditioningConfig(identity_layers=2, identity_tokens=64, identity_embedding=256),

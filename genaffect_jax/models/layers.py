@@ -137,27 +137,14 @@ class Conv(nnx.Conv):
     """A convolution over images [B, H, W, C] whose bias is added by `kernels.fused_bias.add_bias`.
 
     XLA sums the gradient of a bias over all pixels at a fraction of a GPU's memory rate.
-
-    Args:
-        inputs, outputs: channels.
-        size: side of the kernel, in pixels.
-        stride: step between output pixels, in input pixels.
-        edges: zeros before and after each side, of rows and of columns.
-        options: of `nnx.Conv`.
     """
-
-    def __init__(
-        self, inputs: int, outputs: int, size: int, stride: int, edges: Sequence[tuple[int, int]], **options: Any
-    ) -> None:
-        super().__init__(inputs, outputs, (size, size), stride, padding=edges, **options)
-        self.stride, self.edges = stride, tuple(edges)
 
     def __call__(self, inputs: Float[Array, "B H W i"]) -> Float[Array, "B h w o"]:  # type: ignore[override]
         product = jax.lax.conv_general_dilated(
             inputs.astype(self.dtype),
             self.kernel[...].astype(self.dtype),
-            (self.stride, self.stride),
-            self.edges,
+            self.strides,
+            self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         assert self.bias is not None
@@ -190,9 +177,9 @@ def conv(
     return Conv(
         inputs,
         outputs,
-        size,
-        stride,
-        (edges, edges),
+        (size, size),
+        (stride, stride),
+        padding=(edges, edges),
         dtype=dtype,
         rngs=rngs,
         kernel_metadata={"logical_axes": CONV_AXES if shard_outputs else (*CONV_AXES[:-1], None)},

@@ -50,7 +50,7 @@ def train_autoencoder(config: AutoencoderRun, workdir: Path, console: Console) -
     Raises:
         ConfigError, DataError, CheckpointError, TrainingError: see their classes.
     """
-    autoencoder = freeze(_build_autoencoder(config), config.train)
+    autoencoder = freeze(build_autoencoder(config), config.train)
     check_source(config.data)
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.gradient_accumulation_steps, mesh)
@@ -63,7 +63,7 @@ def train_autoencoder(config: AutoencoderRun, workdir: Path, console: Console) -
     images = _held_out_images(source, held_out or people)
     task = Task(
         functional=autoencoder,
-        loss=_make_loss(config),
+        loss=make_autoencoder_loss(config),
         frozen_components={},
         batches=_batches(config, source, people, mesh),
         images_per_step=config.train.batch_size * (1 + config.data.expressions_per_set),
@@ -99,7 +99,8 @@ def reconstruction_error(
     return float(np.abs(decoded.astype(np.int16) - images.astype(np.int16)).mean())
 
 
-def _build_autoencoder(config: AutoencoderRun) -> Functional[AutoencoderKL]:
+def build_autoencoder(config: AutoencoderRun) -> Functional[AutoencoderKL]:
+    """The network of a configuration, in its compute type."""
     return Functional(lambda rngs: AutoencoderKL(config.autoencoder, rngs=rngs, dtype=config.train.compute_dtype))
 
 
@@ -125,7 +126,7 @@ def _batches(config: AutoencoderRun, source: Source, people: Sequence[str], mesh
     return Prefetched(EchoedBatches(loader, config.repeats), mesh)
 
 
-def _make_loss(config: AutoencoderRun) -> LossFunction:
+def make_autoencoder_loss(config: AutoencoderRun) -> LossFunction:
     """The autoencoder's loss on all images of a batch, each moved, mirrored and tinted at random."""
 
     def loss(model: AutoencoderKL, _: Any, batch: Batch, keys: jax.Array) -> Terms:
