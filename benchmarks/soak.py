@@ -102,7 +102,7 @@ def main(
         status, said = start.train("whole", None, None)
         print(f"not stopped: status {status}, {time.perf_counter() - began:.0f} s", flush=True)
         wrong = [] if status == COMPLETE else [f"the training that nobody stopped ended with {status}: {said[-500:]}"]
-        wrong += stop_and_continue(start, stops, kill, random.Random(seed))
+        wrong = wrong or stop_and_continue(start, stops, kill, random.Random(seed))
         if not wrong:
             wrong = differences(config, folder / "whole", folder / "stopped", starts=stops + 1)
             found = digest(config, folder / "whole", {"stops": stops, "attention": attention})

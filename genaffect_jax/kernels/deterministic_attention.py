@@ -2,7 +2,13 @@
 
 The gradient of the queries is a sum over blocks of keys. By default cuDNN adds the blocks in the order in which they
 happen to finish. XLA's description of the call has a field, `force_deterministic`, that fixes the order, and JAX has no
-way to set it. The gradient here is JAX's own call with that one field more.
+way to set it. The gradient here is JAX's own call with that one field more, for programs that are compiled with
+`parallel.xla.deterministic_options`.
+
+Field and compiler option need each other. XLA (jaxlib 0.11.2, `cudnn_custom_call_compiler.cc`) writes the option's
+value into the field of the first of several equal calls only. Without the option the field would be taken back; with
+the option alone, a program with two equal calls does not compile (IndexError), as the second is not found under the
+description of the first.
 """
 
 from __future__ import annotations

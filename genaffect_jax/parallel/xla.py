@@ -60,9 +60,11 @@ def deterministic_options() -> CompilerOptions:
 
     On GPUs the compiler times algorithms of matrix products and convolutions and takes the fastest, which is not the
     same one each time; their results differ in the last bits. Inside `deterministic` it times nothing and takes the
-    first of each library's own list.
+    first of each library's own list, and operations that have a form with a fixed order of sums use it.
     """
-    return {"xla_gpu_autotune_level": 0} if is_deterministic() and platform() == "gpu" else {}
+    if not (is_deterministic() and platform() == "gpu"):
+        return {}
+    return {"xla_gpu_exclude_nondeterministic_ops": True, "xla_gpu_autotune_level": 0}
 
 
 def compiler_options(devices: int = 1) -> CompilerOptions:

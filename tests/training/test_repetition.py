@@ -35,6 +35,7 @@ def with_cudnn(monkeypatch):
 
 
 def test_only_deterministic_programs_for_gpus_are_compiled_without_autotuning():
+    options = {"xla_gpu_exclude_nondeterministic_ops": True, "xla_gpu_autotune_level": 0}
     with compiling_for("gpu"):
         assert "xla_gpu_autotune_level" not in compiler_options()
         assert deterministic_options() == {}
@@ -42,9 +43,9 @@ def test_only_deterministic_programs_for_gpus_are_compiled_without_autotuning():
             assert compiler_options(4) == {
                 "xla_gpu_enable_triton_gemm": False,
                 "xla_gpu_enable_latency_hiding_scheduler": True,
-                "xla_gpu_autotune_level": 0,
+                **options,
             }
-            assert deterministic_options() == {"xla_gpu_autotune_level": 0}
+            assert deterministic_options() == options
             with deterministic(False):
                 assert deterministic_options() == {}
     with deterministic():
