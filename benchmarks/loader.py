@@ -96,7 +96,7 @@ def timed(stream: Loader, workers: int, seconds: float) -> tuple[float, float]:
 
 
 def write_noise(path: Path, count: int, latents: tuple[int, int, int]) -> Path:
-    """A file of cached features in the layout of `data.cached_features.write_features`."""
+    """A file of cached features in the layout of `data.feature_writer.write_features`."""
     rows = np.zeros(count, [("latents", np.float16, latents)])
     rows["latents"] = np.random.default_rng(0).standard_normal((count, *latents), np.float32)
     np.save(path, rows)

@@ -48,7 +48,7 @@ class CachedFeatures:
         self._map()
 
     def _map(self) -> None:
-        self._rows = _open(self._path, len(self._source.examples))
+        self._rows = open_rows(self._path, len(self._source.examples))
         self._fields = self._rows.dtype.names or ()
         self._images = self._source.examples
         if "expression" in self._fields:
@@ -84,16 +84,6 @@ class CachedFeatures:
         """A copy of one image's latents (float16), or its pixels if the file holds none."""
         return np.array(self._rows[index]["latents"]) if "latents" in self._fields else self._source.load(index)
 
-    def embedding(self, index: int) -> Float16[np.ndarray, " F"]:
-        """A copy of one image's face embedding.
-
-        Raises:
-            DataError: the file holds none.
-        """
-        if "embedding" not in self._fields:
-            raise DataError(f"{self._path}: holds no face embeddings (has {', '.join(self._fields)})")
-        return np.array(self._rows[index]["embedding"])
-
     def describe(self) -> str:
         """One line for users."""
         kept = (f"{name} {' x '.join(map(str, self._rows.dtype[name].shape))}" for name in self._fields)
@@ -104,7 +94,12 @@ class CachedFeatures:
         return hashlib.sha256(f"{self._source.fingerprint()} {self._path.name}".encode()).hexdigest()
 
 
-def _open(path: Path, count: int) -> np.memmap:
+def open_rows(path: Path, count: int) -> np.memmap:
+    """Maps a file of cached features into memory: one record of some of `FIELDS` per image.
+
+    Raises:
+        DataError: the file is not readable, or does not hold `count` rows of these fields.
+    """
     try:
         rows = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as e:

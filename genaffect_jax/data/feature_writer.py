@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from genaffect_jax.data.cached_features import FIELDS, CachedFeatures
+from genaffect_jax.data.cached_features import FIELDS, open_rows
 from genaffect_jax.data.sources.base import Source
 from genaffect_jax.data.worker_processes import init_worker, starting_workers
 from genaffect_jax.errors import DataError
@@ -82,7 +82,7 @@ def write_features(
     digest = hashlib.sha256(f"{source.fingerprint()} {fingerprint}".encode()).hexdigest()[:16]
     final = path.with_name(f"{path.stem}-{digest}.npy")
     if final.exists():
-        CachedFeatures(source, final)
+        open_rows(final, len(source.examples))
         return final
     if not len(source.examples):
         raise DataError("the source has no images to encode")

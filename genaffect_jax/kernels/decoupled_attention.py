@@ -90,21 +90,23 @@ def _operands(inputs: Inputs) -> Any:
     """The kernels' operands: one axis for all images, scales with the factor of the queries."""
     from genaffect_jax.kernels.hopper_decoupled_attention import QUERY_FACTOR, Operands
 
-    def flat(x: Array) -> Array:
-        return x.reshape(-1, *x.shape[2:])
-
     text_query = (inputs.text_query.astype(jnp.float32) * QUERY_FACTOR).astype(inputs.text_query.dtype)
     scales = jnp.stack([inputs.query_scale * QUERY_FACTOR, inputs.key_scale])
     return Operands(
-        flat(inputs.query),
-        flat(inputs.key_value).reshape(-1, inputs.query.shape[2], 2 * inputs.query.shape[3]),
+        _flat(inputs.query),
+        _flat(inputs.key_value).reshape(-1, inputs.query.shape[2], 2 * inputs.query.shape[3]),
         scales.astype(jnp.float32),
-        flat(text_query),
-        flat(inputs.own_key),
-        flat(inputs.own_value),
+        _flat(text_query),
+        _flat(inputs.own_key),
+        _flat(inputs.own_value),
         inputs.identity_key,
         inputs.identity_value,
     )
+
+
+def _flat(x: Array) -> Array:
+    """One axis for groups and images."""
+    return x.reshape(-1, *x.shape[2:])
 
 
 def _counts(inputs: Inputs) -> tuple[int, int]:
@@ -136,14 +138,11 @@ def _backward(kept: Any, gradient: tuple[Array, Array]) -> tuple[Inputs]:
 
         own, (image, text, lse, *gradient) = Inputs(*arrays[: len(inputs)]), arrays[len(inputs) :]
 
-        def flat(x: Array) -> Array:
-            return x.reshape(-1, *x.shape[2:])
-
         def of_group(parts: Array) -> Array:
             each = parts.reshape(*own.query.shape[:2], *parts.shape[1:])
             return each.astype(jnp.float32).sum(axis=1).astype(parts.dtype)
 
-        found = backward(_operands(own), (flat(image), flat(text)), lse, tuple(map(flat, gradient)), _counts(own)[1])
+        found = backward(_operands(own), (_flat(image), _flat(text)), lse, tuple(map(_flat, gradient)), _counts(own)[1])
         text_query = (found.text_query.astype(jnp.float32) * QUERY_FACTOR).astype(found.text_query.dtype)
         return [
             found.query.reshape(own.query.shape),

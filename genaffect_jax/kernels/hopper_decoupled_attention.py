@@ -137,12 +137,6 @@ def inverse_rms(raw: Float32[Array, "64 64"]) -> Float32[Array, " 64"]:
     return lax.rsqrt(jnp.sum(raw * raw, axis=1) * (1.0 / TILE) + NORM_EPS)
 
 
-def normalise(tile: Any, scale: Float32[Array, " 64"], dtype: Any) -> None:
-    """Normalises the rows of a tile in place."""
-    raw = load(tile)
-    tile[...] = (raw * along(inverse_rms(raw), 0) * along(scale, 1)).astype(dtype)
-
-
 def rounds(count: int, work: Callable[[Any], None], first: int = 0) -> None:
     """`work(i)` for i from `first` to `count - 1`, divided among the warpgroups."""
     for start in range(first, count, WARPGROUPS):
@@ -158,6 +152,34 @@ def meet(barrier: Any) -> None:
     plgpu.commit_smem()
     plgpu.barrier_arrive(barrier)
     plgpu.barrier_wait(barrier)
+
+
+def copy_tiles(
+    place: Places, given: Operands, queries: Any, keys: Any, values: Any, first_there: Any, values_there: Any
+) -> None:
+    """Copies all tiles of a program: 2 * tiles + 3 of queries and keys, then tiles + 2 of values."""
+    # Rows beyond the end arrive as zeros.
+    for i in range(place.tiles):
+        plgpu.copy_gmem_to_smem(place.tokens(given.query, i), queries.at[i], first_there)
+        plgpu.copy_gmem_to_smem(place.tokens(given.key_value, i, 0, 2), keys.at[i + 1], first_there)
+    plgpu.copy_gmem_to_smem(place.tokens(given.text_query), queries.at[place.tiles], first_there)
+    plgpu.copy_gmem_to_smem(place.tokens(given.own_key), keys.at[0], first_there)
+    plgpu.copy_gmem_to_smem(place.of_group(given.identity_key), keys.at[place.tiles + 1], first_there)
+    for i in range(place.tiles):
+        plgpu.copy_gmem_to_smem(place.tokens(given.key_value, i, 1, 2), values.at[i + 1], values_there)
+    plgpu.copy_gmem_to_smem(place.tokens(given.own_value), values.at[0], values_there)
+    plgpu.copy_gmem_to_smem(place.of_group(given.identity_value), values.at[place.tiles + 1], values_there)
+
+
+def normalise_all(given: Operands, queries: Any, keys: Any, tiles: int) -> None:
+    """Normalises the image's queries and keys in place, divided among the warpgroups."""
+
+    def normalise(tile: Any, which: int) -> None:
+        raw, scale = load(tile), load(given.scales, (which,), axis=1)
+        tile[...] = (raw * along(inverse_rms(raw), 0) * along(scale, 1)).astype(tile.dtype)
+
+    rounds(tiles, lambda i: normalise(queries.at[i], 0))
+    rounds(tiles + 1, lambda i: normalise(keys.at[i], 1), first=1)
 
 
 # Compiled by itself, so that the kernel is lowered once for all layers.
@@ -183,21 +205,10 @@ def forward(operands: Operands, text: int, expression: int) -> tuple[Array, Arra
 
         @pl.when(lax.axis_index("warpgroup") == 0)
         def _() -> None:
-            # Rows beyond the end arrive as zeros.
-            for i in range(tiles):
-                plgpu.copy_gmem_to_smem(place.tokens(given.query, i), queries.at[i], first_there)
-                plgpu.copy_gmem_to_smem(place.tokens(given.key_value, i, 0, 2), keys.at[i + 1], first_there)
-            plgpu.copy_gmem_to_smem(place.tokens(given.text_query), queries.at[tiles], first_there)
-            plgpu.copy_gmem_to_smem(place.tokens(given.own_key), keys.at[0], first_there)
-            plgpu.copy_gmem_to_smem(place.of_group(given.identity_key), keys.at[tiles + 1], first_there)
-            for i in range(tiles):
-                plgpu.copy_gmem_to_smem(place.tokens(given.key_value, i, 1, 2), values.at[i + 1], values_there)
-            plgpu.copy_gmem_to_smem(place.tokens(given.own_value), values.at[0], values_there)
-            plgpu.copy_gmem_to_smem(place.of_group(given.identity_value), values.at[tiles + 1], values_there)
+            copy_tiles(place, given, queries, keys, values, first_there, values_there)
 
         plgpu.barrier_wait(first_there)
-        rounds(tiles, lambda i: normalise(queries.at[i], load(given.scales, (0,), axis=1), dtype))
-        rounds(tiles + 1, lambda i: normalise(keys.at[i], load(given.scales, (1,), axis=1), dtype), first=1)
+        normalise_all(given, queries, keys, tiles)
         meet(normed)
         plgpu.barrier_wait(values_there)
 

@@ -9,6 +9,7 @@ equal inputs are equal to the bit.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,10 +30,11 @@ from genaffect_jax.kernels.hopper_decoupled_attention import (
     Places,
     add_product,
     along,
+    copy_tiles,
     inverse_rms,
     load,
     meet,
-    normalise,
+    normalise_all,
     places_along,
     products,
     rounds,
@@ -122,39 +124,53 @@ class _Scratch:
         plgpu.commit_smem()
 
 
-def _load_all(place: Places, given: Operands, gradient: tuple[Any, Any], tiles: Any, barriers: Any) -> None:
-    """Copies all tiles of a program; the first barrier is for queries and keys, the second for the rest."""
-    (queries, keys, values, douts), (first, rest), (dout, dout_text) = tiles, barriers, gradient
-    for i in range(place.tiles):
-        plgpu.copy_gmem_to_smem(place.tokens(given.query, i), queries.at[i], first)
-        plgpu.copy_gmem_to_smem(place.tokens(given.key_value, i, 0, 2), keys.at[i + 1], first)
-    # Rows beyond the end arrive as zeros.
-    plgpu.copy_gmem_to_smem(place.tokens(given.text_query), queries.at[place.tiles], first)
-    plgpu.copy_gmem_to_smem(place.tokens(given.own_key), keys.at[0], first)
-    plgpu.copy_gmem_to_smem(place.of_group(given.identity_key), keys.at[place.tiles + 1], first)
-    for i in range(place.tiles):
-        plgpu.copy_gmem_to_smem(place.tokens(given.key_value, i, 1, 2), values.at[i + 1], rest)
-        plgpu.copy_gmem_to_smem(place.tokens(dout, i), douts.at[i], rest)
-    plgpu.copy_gmem_to_smem(place.tokens(dout_text), douts.at[place.tiles], rest)
-    plgpu.copy_gmem_to_smem(place.tokens(given.own_value), values.at[0], rest)
-    plgpu.copy_gmem_to_smem(place.of_group(given.identity_value), values.at[place.tiles + 1], rest)
+def _begin(
+    place: Places,
+    given: Operands,
+    gradient: tuple[Any, Any],
+    tiles: tuple[Any, Any, Any, Any],
+    ones: Any,
+    barriers: tuple[Any, Any, Any],
+    copy_more: Callable[[Any], None] = lambda there: None,
+) -> None:
+    """Brings all tiles of a program into shared memory, queries and keys normalised, and fills a tile with ones.
 
+    Args:
+        place, given: the program's.
+        gradient: those of the results for image and text.
+        tiles: where queries, keys, values and incoming gradients go.
+        ones: the tile for ones.
+        barriers: of queries and keys; of all else; of the warpgroups.
+        copy_more: begins further copies, which arrive at the barrier it is given.
+    """
+    (queries, keys, values, douts), (first_there, rest_there, normed) = tiles, barriers
 
-def _normalise_all(given: Operands, queries: Any, keys: Any, ones: Any, count: int) -> None:
-    dtype = queries.dtype
-    rounds(count, lambda i: normalise(queries.at[i], load(given.scales, (0,), axis=1), dtype))
-    rounds(count + 1, lambda i: normalise(keys.at[i], load(given.scales, (1,), axis=1), dtype), first=1)
+    @pl.when(lax.axis_index("warpgroup") == 0)
+    def _() -> None:
+        copy_tiles(place, given, queries, keys, values, first_there, rest_there)
+        for i in range(place.tiles):
+            plgpu.copy_gmem_to_smem(place.tokens(gradient[0], i), douts.at[i], rest_there)
+        plgpu.copy_gmem_to_smem(place.tokens(gradient[1]), douts.at[place.tiles], rest_there)
+        copy_more(rest_there)
+
+    plgpu.barrier_wait(first_there)
+    normalise_all(given, queries, keys, place.tiles)
 
     @pl.when(lax.axis_index("warpgroup") == WARPGROUPS - 1)
     def _() -> None:
-        ones[...] = plgpu.layout_cast(jnp.ones((TILE, TILE), jnp.float32), plgpu.Layout.WGMMA).astype(dtype)
+        ones[...] = plgpu.layout_cast(jnp.ones((TILE, TILE), jnp.float32), plgpu.Layout.WGMMA).astype(ones.dtype)
+
+    meet(normed)
+    plgpu.barrier_wait(rest_there)
 
 
 def _run(kernel: Any, operands: Operands, arguments: tuple[Any, ...], out_type: Any, statistics: int) -> Any:
-    """Runs a kernel `(operands, arguments, results, tiles, scratch, statistics, barriers)` for all heads and images."""
+    """Runs a kernel `(operands, arguments, results, tiles, scratch, statistics, barriers)` for all heads and images.
+
+    Each of so many `statistics` is an array [3, L + 64] in shared memory, copied there tile by tile.
+    """
     images, length, width = operands.query.shape
     dtype, tiles = operands.query.dtype, tiles_of(operands)
-    in_smem = plgpu.SMEM((3, length + TILE), jnp.float32)
     copies = statistics * 3 * (tiles + 1)
     return plgpu.kernel(
         kernel,
@@ -166,8 +182,7 @@ def _run(kernel: Any, operands: Operands, arguments: tuple[Any, ...], out_type: 
             shared(tiles + 1, dtype),
             shared(WARPGROUPS, dtype),
             shared(1, dtype),
-            in_smem,
-            in_smem,
+            *[plgpu.SMEM((3, length + TILE), jnp.float32)] * statistics,
             plgpu.Barrier(num_arrivals=2 * tiles + 3),
             plgpu.Barrier(num_arrivals=2 * tiles + 3 + copies),
             plgpu.Barrier(num_barriers=WARPGROUPS),
@@ -194,14 +209,8 @@ def _query_gradients(operands: Operands, mixed: Pair, lse: Statistics, gradient:
         first_there, rest_there, scratch_there, normed = refs[-4:]
         place, scratch = Places.of(operands), _Scratch(scratches, scratch_there, ones.at[0])
 
-        @pl.when(lax.axis_index("warpgroup") == 0)
-        def _() -> None:
-            _load_all(place, given, (dout, dout_text), (queries, keys, values, douts), (first_there, rest_there))
-
-        plgpu.barrier_wait(first_there)
-        _normalise_all(given, queries, keys, ones.at[0], tiles)
-        meet(normed)
-        plgpu.barrier_wait(rest_there)
+        tiles_there = (queries, keys, values, douts)
+        _begin(place, given, (dout, dout_text), tiles_there, ones.at[0], (first_there, rest_there, normed))
 
         def of_queries(i: Any, of_image: bool) -> None:
             def statistic(ref: Any, softmax: int) -> Any:
@@ -281,26 +290,20 @@ def _key_gradients(operands: Operands, lse: Statistics, means: Statistics, gradi
     def kernel(*refs: Any) -> None:
         given, (lse_of, means_of, dout, dout_text) = Operands(*refs[:8]), refs[8:12]
         made, made_scales, own_key, own_value, identity_key, identity_value = refs[12:18]
-        queries, keys, values, douts, scratches, ones, lses, mean, *barriers = refs[18:]
-        first_there, rest_there, scratch_there, normed = barriers
+        queries, keys, values, douts, scratches, ones, lses, mean = refs[18:26]
+        first_there, rest_there, scratch_there, normed = refs[26:]
         place, scratch = Places.of(operands), _Scratch(scratches, scratch_there, ones.at[0])
 
-        @pl.when(lax.axis_index("warpgroup") == 0)
-        def _() -> None:
-            _load_all(place, given, (dout, dout_text), (queries, keys, values, douts), (first_there, rest_there))
+        def copy_statistics(there: Any) -> None:
             for softmax in (JOINT, IDENTITY, EXPRESSION):
                 for i in range(tiles + 1):
                     for source, target in ((lse_of, lses), (means_of, mean)):
-                        plgpu.copy_gmem_to_smem(
-                            source.at[place.image, place.head, softmax, rows(i)],
-                            target.at[softmax, rows(i)],
-                            rest_there,
-                        )
+                        part = source.at[place.image, place.head, softmax, rows(i)]
+                        plgpu.copy_gmem_to_smem(part, target.at[softmax, rows(i)], there)
 
-        plgpu.barrier_wait(first_there)
-        _normalise_all(given, queries, keys, ones.at[0], tiles)
-        meet(normed)
-        plgpu.barrier_wait(rest_there)
+        tiles_there = (queries, keys, values, douts)
+        barriers = (first_there, rest_there, normed)
+        _begin(place, given, (dout, dout_text), tiles_there, ones.at[0], barriers, copy_statistics)
 
         def of_keys(tile: Any, softmax: int) -> tuple[Array, Array]:
             """Gradients of a tile of keys and its values. EXPRESSION stands for the tile of text and expression."""

@@ -98,6 +98,3 @@ def test_embeddings_reach_the_batch_and_measured_expressions_take_the_place_of_t
         for reference, targets in zip(shown[:, 1], expected * 4, strict=True):
             assert len({reference, *targets}) == 3
     assert {p.expression_key for p in encoded.examples} == {b"neutral", b"joy", b"anger"}
-    latents = CachedFeatures(source, write_features(source, tmp_path / "latents.npy", encode_blocks, 4, "e"))
-    with pytest.raises(DataError, match="holds no face embeddings"):
-        latents.embedding(0)

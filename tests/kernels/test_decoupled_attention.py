@@ -24,19 +24,8 @@ HALF = jnp.dtype("bfloat16")
 
 def small_model(**changes):
     """Two blocks of two heads; 64 image, 2 text, 12 identity and 3 expression tokens."""
-    mmdit = MMDiTConfig(
-        sample_size=16,
-        num_layers=2,
-        attention_head_dim=64,
-        num_attention_heads=2,
-        joint_attention_dim=128,
-        pooled_projection_dim=0,
-        pos_embed_max_size=8,
-        qk_norm="rms_norm",
-        register_tokens=2,
-    )
     model = ModelConfig(
-        mmdit=dataclasses.replace(mmdit, **changes),
+        mmdit=dataclasses.replace(MMDiTConfig.avatar_tiny(), num_layers=2, register_tokens=2, **changes),
         conditioning=ConditioningConfig(identity_layers=1, identity_tokens=12, expression_tokens=3),
     )
     return build_networks(model)[0]
@@ -57,10 +46,12 @@ def inputs(groups=2, expressions=3, side=16):
     return reference, latents, jax.random.uniform(jax.random.key(3), (groups, expressions, 40))
 
 
-def prediction(network, parameters, sharing=None, scale=0.7):
+def prediction(network, parameters, sharing=None, scale=0.7, pad_identity=False):
     reference, latents, expression = inputs()
     model = network.merge(parameters)
     conditions = model.encode_conditions(reference, jnp.ones(reference.shape[:2], bool), expression)
+    if pad_identity:
+        conditions = dataclasses.replace(conditions, identity_mask=jnp.ones((2, 12), bool).at[:, -1].set(False))
     sigma = jnp.linspace(0.1, 0.9, latents.shape[1]) * jnp.ones(latents.shape[:2])
     return model(latents, sigma, conditions, identity_scale=scale, expression_scale=1.3, sharing=sharing).prediction
 
@@ -119,13 +110,21 @@ def test_only_sizes_that_fit_into_shared_memory_take_the_kernel(dtype, size, ima
     assert has_decoupled_attention(*sizes) == taken
 
 
-def test_consistent_attention_and_networks_without_qk_norm_do_not_take_it(stand_in):
-    network = small_model()
+@pytest.mark.parametrize(
+    ("changes", "case", "calls"),
+    [
+        ({}, "plain", 2),  # one for each block
+        ({}, "consistent attention", 0),
+        ({}, "padded identity tokens", 0),
+        ({"qk_norm": None}, "plain", 0),
+    ],
+)
+def test_only_attention_of_all_tokens_with_qk_norm_takes_it(changes, case, calls, stand_in):
+    network = small_model(scan_layers=False, **changes)
     tokens = random_tokens(jax.random.key(0), 2, 64, 16)
-    prediction(network, random_parameters(network), Sharing(tokens, anchors=3))
-    plain = small_model(qk_norm=None)
-    prediction(plain, random_parameters(plain))
-    assert stand_in == []
+    sharing = Sharing(tokens, anchors=3) if case == "consistent attention" else None
+    prediction(network, random_parameters(network), sharing, pad_identity=case == "padded identity tokens")
+    assert len(stand_in) == calls
 
 
 @pytest.mark.parametrize("length", [64, 256])

@@ -104,7 +104,7 @@ def test_what_training_reads_is_what_the_encoders_make_of_the_images(config, wor
     identity = load_identity_encoder(str(encoders / "identity_avatar.safetensors"))(images)
     expression = load_expression_encoder(str(encoders / "expression_avatar.safetensors"))(images)
     for i in range(3):
-        np.testing.assert_allclose(encoded.embedding(i), identity[i], atol=2e-3)
+        np.testing.assert_allclose(encoded.columns["embedding"][i], identity[i], atol=2e-3)
         np.testing.assert_allclose(encoded.examples[i].expression, expression[i], atol=2e-3)
         assert encoded.load(i).shape == (8, 8, 4)
     assert np.abs(identity[0] - identity[1]).max() > 1e-3
@@ -193,7 +193,7 @@ def test_images_that_are_not_cached_are_served_with_their_embeddings(config, wor
     source = open_source(config.data, RunDir(workdir))
     encoded = cache_features(uncached, source, RunDir(workdir), faces, autoencoder, {})
     assert encoded.load(5).dtype == np.uint8
-    np.testing.assert_allclose(encoded.embedding(5), faces.identity(source.load(5)[None])[0], atol=2e-3)
+    np.testing.assert_allclose(encoded.columns["embedding"][5], faces.identity(source.load(5)[None])[0], atol=2e-3)
 
 
 @pytest.mark.parametrize("target", ["identity", "expression"])
