@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import tyro
 
 from genaffect_jax.kernels.fused_bias import gated_residual_gradient, qk_norm_gradient
-from genaffect_jax.kernels.fused_mlp import gelu_gradient
+from genaffect_jax.kernels.fused_mlp import gelu_and_gradient, gelu_gradient
 from genaffect_jax.kernels.hopper_token_reduce import hopper_token_reduce
 from genaffect_jax.kernels.norms import norm_gradient
 from genaffect_jax.kernels.token_reduce_reference import TokenFunction, token_reduce_reference
@@ -28,8 +28,9 @@ from genaffect_jax.parallel.xla import is_hopper
 WIDTH, HEAD = 1536, 64
 # name: function; images and tokens; features; tokens, vectors, numbers read; tokens written; sums; group.
 CASES: dict[str, tuple[TokenFunction, tuple[int, int], int, tuple[int, int, int], int, int, int | None]] = {
-    "gelu, image": (gelu_gradient, (1, 16384), 4 * WIDTH, (2, 0, 0), 2, 1, None),
-    "gelu, text": (gelu_gradient, (1, 5328), 4 * WIDTH, (2, 0, 0), 2, 1, None),
+    "gelu, image": (gelu_and_gradient, (1, 16384), 4 * WIDTH, (2, 0, 0), 2, 1, None),
+    "gelu kept, image": (gelu_gradient, (1, 16384), 4 * WIDTH, (2, 0, 0), 1, 1, None),
+    "gelu, text": (gelu_and_gradient, (1, 5328), 4 * WIDTH, (2, 0, 0), 2, 1, None),
     "heads, image": (qk_norm_gradient, (1, 16384), 3 * WIDTH, (2, 2, 0), 1, 2, HEAD),
     "heads, text": (qk_norm_gradient, (1, 5328), 3 * WIDTH, (2, 2, 0), 1, 2, HEAD),
     "gate, image": (gated_residual_gradient, (16, 1024), WIDTH, (2, 1, 0), 1, 2, None),

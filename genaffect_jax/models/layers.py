@@ -104,7 +104,16 @@ class RMSNorm(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """The transformer's feed-forward network: two linear layers with GELU, in its tanh form, between them."""
+    """The transformer's feed-forward network: two linear layers with GELU, in its tanh form, between them.
+
+    Args:
+        in_features, hidden_features, out_features: widths.
+        axes: logical axes of the three.
+        up_init, down_init: initial values of the two kernels.
+        keep_activation: see `kernels.fused_mlp.gelu_products`.
+        rngs: source of the initial values.
+        dtype: compute type.
+    """
 
     def __init__(
         self,
@@ -115,10 +124,12 @@ class MLP(nnx.Module):
         axes: tuple[str | None, str | None, str | None] = ("embed", "mlp", "embed"),
         up_init: Initializer = xavier_uniform,
         down_init: Initializer = xavier_uniform,
+        keep_activation: bool = False,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
     ) -> None:
         common: dict[str, Any] = {"rngs": rngs, "dtype": dtype}
+        self.keep_activation = keep_activation
         self.up = Linear(in_features, hidden_features, axes=axes[:2], kernel_init=up_init, **common)
         self.down = Linear(hidden_features, out_features, axes=axes[1:], kernel_init=down_init, **common)
 
@@ -130,7 +141,8 @@ class MLP(nnx.Module):
         up, down = self.up, self.down
         assert up.bias is not None
         assert down.bias is not None
-        return gelu_products(x, up.kernel[...], up.bias[...], down.kernel[...], up.dtype), down.bias[...]
+        product = gelu_products(x, up.kernel[...], up.bias[...], down.kernel[...], up.dtype, self.keep_activation)
+        return product, down.bias[...]
 
 
 class Conv(nnx.Conv):

@@ -11,6 +11,7 @@ from genaffect_jax.kernels.fused_mlp import gelu_products
 from genaffect_jax.kernels.matmul import matmul
 from genaffect_jax.kernels.norms import layer_norm, modulated_norm, rms_norm
 from genaffect_jax.kernels.token_reduce_reference import over_group
+from genaffect_jax.parallel.xla import compiling_for
 
 
 def normal(seed, *shape):
@@ -56,13 +57,15 @@ def test_of_a_bias_of_half_precision_are_summed_in_float32():
     np.testing.assert_allclose(dbias, weight.astype(jnp.float32).sum(axis=0), rtol=1e-4)
 
 
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("batch", [(5,), (2, 3, 5)])
-def test_of_a_feed_forward_network(batch):
+def test_of_a_feed_forward_network(batch, keep):
     def derived(x, up, bias, down):
         return jax.nn.gelu(x @ up + bias) @ down
 
     arrays = normal(0, *batch, 8), normal(1, 8, 12), normal(2, 12), normal(3, 12, 6)
-    assert_same_gradients(lambda *a: gelu_products(*a, jnp.float32), derived, *arrays)
+    with compiling_for("gpu" if keep else "cpu"):  # a CPU keeps nothing
+        assert_same_gradients(lambda *a: gelu_products(*a, jnp.float32, keep), derived, *arrays)
 
 
 def test_of_queries_keys_and_values():
@@ -92,8 +95,10 @@ def of_half_precision(length):
 
     tokens, image, vector = array(2, 1, length, 128), array(2, 1, 1, 128, dtype=jnp.float32), array(128)
     head = array(64, dtype=jnp.float32)
+    feed_forward = (tokens, array(128, 128), vector, array(128, 64))
     return {
-        "gelu": (lambda *a: gelu_products(*a, jnp.bfloat16), (tokens, array(128, 128), vector, array(128, 64))),
+        "gelu": (lambda *a: gelu_products(*a, jnp.bfloat16, False), feed_forward),
+        "gelu kept": (lambda *a: gelu_products(*a, jnp.bfloat16, True), feed_forward),
         "heads": (bias_and_qk_norm, (array(2, 1, length, 384), array(384), head, head)),
         "gate": (gated_residual, (tokens, image, tokens, vector)),
         "norm": (modulated_norm, (tokens, image, image)),
@@ -101,7 +106,7 @@ def of_half_precision(length):
 
 
 @pytest.mark.parametrize("length", [128, 77])
-@pytest.mark.parametrize("name", ["gelu", "heads", "gate", "norm"])
+@pytest.mark.parametrize("name", ["gelu", "gelu kept", "heads", "gate", "norm"])
 def test_sums_over_tokens_are_made_by_the_kernel_on_a_hopper_gpu(name, length, monkeypatch):
     function, shapes = of_half_precision(length)[name]
 
@@ -110,12 +115,22 @@ def test_sums_over_tokens_are_made_by_the_kernel_on_a_hopper_gpu(name, length, m
         return backward(results)
 
     def lowered():
-        return jax.jit(gradient).trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
+        with compiling_for("gpu"):
+            return jax.jit(gradient).trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
 
     assert "mosaic_gpu" not in lowered()
     monkeypatch.setattr(token_reduce, "is_hopper", lambda: True)
     jax.clear_caches()
     assert "mosaic_gpu" in lowered()
+
+
+@pytest.mark.parametrize(("target", "keep", "kept"), [("gpu", True, 3), ("gpu", False, 2), ("cpu", True, 2)])
+def test_the_result_of_gelu_is_kept_on_accelerators_alone(target, keep, kept):
+    arrays = normal(0, 5, 8), normal(1, 8, 12), normal(2, 12), normal(3, 12, 6)
+    with compiling_for(target):
+        _, backward = jax.vjp(lambda *a: gelu_products(*a, jnp.float32, keep), *arrays)
+    # Beside the arguments: what is as large as the hidden layer, with the tokens themselves.
+    assert sum(len(leaf) == 5 for leaf in jax.tree.leaves(backward) if leaf.ndim == 2) == kept
 
 
 def test_float32_and_odd_widths_do_without_the_kernel(monkeypatch):

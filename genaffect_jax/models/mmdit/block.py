@@ -60,7 +60,7 @@ class MMDiTBlock(nnx.Module):
             return Linear(heads * head_dim, width, axes=("heads", "embed"), **common)
 
         def feed_forward() -> MLP:
-            return MLP(width, 4 * width, width, **common)
+            return MLP(width, 4 * width, width, keep_activation=config.remat == "none", **common)
 
         self.max_free = max_free
         self.image_modulation = Modulation(width, 9 if dual else 6, **common)
