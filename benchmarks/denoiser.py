@@ -168,6 +168,8 @@ def main(
             others=(batch // 2 - 1) * shared,
         ).total
         rate = flops / spent / 1e9
+        memory = compiled.memory_analysis()
+        assert memory is not None
         row = {
             "model": model,
             "pixels": size,
@@ -179,7 +181,7 @@ def main(
             "tflops": round(rate, 1),
             "share_of_matmul_peak": round(rate / peak, 3),
             "floor_milliseconds": round(flops / peak / 1e9, 1),
-            "temporary_gib": round(compiled.memory_analysis().temp_size_in_bytes / 2**30, 2),
+            "temporary_gib": round(memory.temp_size_in_bytes / 2**30, 2),
             "compile_seconds": round(compilation, 1),
         }
         print(json.dumps(row), flush=True)

@@ -221,7 +221,7 @@ def main(
         import torch
 
         call, versions = torch_call(run, text, reference, settings, device, mode), {"torch": torch.__version__}
-    row = {"side": side, "shape": shape, "images": images, "steps": steps, "guidance": guidance}
+    row: dict[str, Any] = {"side": side, "shape": shape, "images": images, "steps": steps, "guidance": guidance}
     row |= {"consistency": consistency, **({"mode": mode} if side == "torch" else {"scan": scan}), **versions}
     print(json.dumps({**row, **measure(call, images, repeats)}), flush=True)
 

@@ -63,8 +63,7 @@ def sweep(
             expressions,
             guidance_identity=1.0,
             guidance_expression=1.0,
-            **{**dict.fromkeys(GUIDANCE_BRANCHES, 1.0), branch: scale},
-            **settings,
+            **{**dict.fromkeys(GUIDANCE_BRANCHES, 1.0), branch: scale, **settings},
         )
         for scale in SCALES
     ]

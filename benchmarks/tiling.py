@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from genaffect_jax.config import DType
-from genaffect_jax.models.autoencoder.model import AutoencoderKL, sd3
+from genaffect_jax.config import AutoencoderConfig, DType
+from genaffect_jax.models.autoencoder.model import AutoencoderKL
 from genaffect_jax.models.autoencoder.tiling import OVERLAP, TILE, decode_tiled, encode_tiled
 from genaffect_jax.models.functional import Functional
+from genaffect_jax.parallel.xla import CompilerOptions
 
 MIB = 2**20
 
@@ -37,7 +38,7 @@ class Benchmark:
 
 def main(options: Benchmark) -> None:
     """Prints arguments, result and scratch memory of every program."""
-    config = sd3()
+    config = AutoencoderConfig.sd3()
     network = Functional(lambda rngs: AutoencoderKL(config, dtype=jnp.dtype(options.dtype), rngs=rngs))
     tiles = (options.tile, options.overlap)
     programs = {
@@ -52,9 +53,12 @@ def main(options: Benchmark) -> None:
         for size in options.sizes:
             encodes = name.startswith("encode")
             side, channels = (size, 3) if encodes else (size // config.downsample, config.latent_channels)
-            lowered = jax.jit(program).lower(network.shapes, jax.ShapeDtypeStruct((1, side, side, channels), "float32"))
-            quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-            memory = lowered.compile(compiler_options=quick).memory_analysis()
+            quick: CompilerOptions = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+            lowered = jax.jit(program, compiler_options=quick).lower(
+                network.shapes, jax.ShapeDtypeStruct((1, side, side, channels), "float32")
+            )
+            memory = lowered.compile().memory_analysis()
+            assert memory is not None
             print(
                 f"{name:13} {size:5} px: scratch {memory.temp_size_in_bytes / MIB:9.1f}, "
                 f"result {memory.output_size_in_bytes / MIB:6.1f}",

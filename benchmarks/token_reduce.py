@@ -67,7 +67,7 @@ def main(calls: int = 20) -> None:
             [normal(20 + i, images, length) for i in range(numbers)],
         )
         kernel = jax.jit(lambda *a, f=function, o=outputs, s=sums: hopper_token_reduce(f, *a, o, s))
-        whole = jax.jit(lambda *a, f=function, g=group: token_reduce_reference(f, *a, g))
+        whole = jax.jit(lambda t, v, n, f=function, g=group: token_reduce_reference(f, t, v, n, g))
         errors = jax.tree.map(
             lambda a, b: float(jnp.linalg.norm((a - b).astype(jnp.float32)) / jnp.linalg.norm(b.astype(jnp.float32))),
             kernel(*arguments),

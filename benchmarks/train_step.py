@@ -5,8 +5,8 @@
     python benchmarks/train_step.py --config configs/autoencoder_s.py
 
 Only the step is measured: no images are loaded, and the batch lies on the devices. Two times are printed. `queued` is
-that of training, which does not wait for a step before it begins the next; `waited` waits for each. Compilation is timed
-by itself.
+that of training, which does not wait for a step before it begins the next; `waited` waits for each. Compilation is
+timed by itself.
 """
 
 from __future__ import annotations

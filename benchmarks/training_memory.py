@@ -53,8 +53,8 @@ def count(run: DenoiserRun) -> dict[str, int]:
     gradients, and what merging low-rank additions holds for a while (the sums and their gradients)."""
     network = freeze(build_networks(run.model)[0], run.train)
     state = abstract_state(network, make_optimizer(run.train), make_mesh(MeshConfig()))
-    factors = size({name: state.parameters[name] for name in network.added})
-    targets = network.targets if isinstance(network, LoraNetwork) else ()
+    targets, added = (network.targets, network.lora_params) if isinstance(network, LoraNetwork) else ((), ())
+    factors = size({name: state.parameters[name] for name in added})
     row = {
         "trainable": network.trainable_size,
         "base": size(state.parameters) + size(state.frozen_params) - factors,

@@ -27,6 +27,7 @@ from genaffect_jax.interop.diffusers.folders import new_component
 from genaffect_jax.interop.diffusers.rules import match
 from genaffect_jax.interop.diffusers.tensor_files import write_tensors
 from genaffect_jax.interop.diffusers.weights import TRANSFORMER, load_transformer, save_transformer
+from genaffect_jax.io.weight_file import WeightDType
 from genaffect_jax.models.functional import parameters_of
 
 SHARD_BYTES = 2 * 2**30
@@ -52,10 +53,22 @@ def write_random(folder: Path) -> None:
     config = MMDiTConfig.sd35_medium()
     shapes = {name: s.shape for name, s in TRANSFORMER.network(config).shapes.items()}
     pieces = {piece.key: piece for piece in match(TRANSFORMER.rules(config), shapes, None, str(folder))}
-    noise = np.random.default_rng(0).standard_normal(2**20, np.float32).astype(ml_dtypes.bfloat16)
     with new_component(folder, TRANSFORMER.class_name, TRANSFORMER.unparse(config)) as temporary:
-        sizes = {key: 2 * int(np.prod(piece.shape)) for key, piece in pieces.items()}
-        write_tensors(temporary, sizes, lambda key: np.resize(noise, pieces[key].shape), SHARD_BYTES)
+        write_tensors(temporary, RepeatedNoise({key: piece.shape for key, piece in pieces.items()}), SHARD_BYTES)
+
+
+class RepeatedNoise:
+    """Tensors of any size from a million normal numbers, in bfloat16 (see `tensor_files.Tensors`)."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """`shapes`: key to shape."""
+        self._noise = np.random.default_rng(0).standard_normal(2**20, np.float32).astype(ml_dtypes.bfloat16)
+        self.shapes = shapes
+        self.dtypes: dict[str, WeightDType] = dict.fromkeys(shapes, "bfloat16")
+
+    def read(self, key: str) -> np.ndarray:
+        """One tensor."""
+        return np.resize(self._noise, self.shapes[key])
 
 
 def measure(written: Path, saved: Path) -> None:

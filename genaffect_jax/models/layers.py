@@ -155,8 +155,8 @@ class Conv(nnx.Conv):
         product = jax.lax.conv_general_dilated(
             inputs.astype(self.dtype),
             self.kernel[...].astype(self.dtype),
-            self.strides,
-            self.padding,
+            self.strides,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         assert self.bias is not None
