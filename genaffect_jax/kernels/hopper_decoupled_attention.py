@@ -1,4 +1,4 @@
-"""The forward kernel of `kernels.decoupled_attention` for NVIDIA Hopper GPUs, and what its kernels share.
+"""The forward kernel of `kernels.decoupled_attention` for NVIDIA Hopper GPUs, and what the backward ones share with it.
 
 A program computes one head of one image. The image's queries, keys and values, at most a few hundred of each, lie in
 shared memory together. Every key is thus read and normalised once, and scores never leave the registers.
@@ -18,10 +18,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32
 
+from genaffect_jax.kernels.hopper_tiles import (
+    TILE,
+    along,
+    load,
+    meet,
+    places_along,
+    products,
+    rows,
+    shared,
+    transposed,
+)
 from genaffect_jax.kernels.norms import NORM_EPS
 
-# Rows and columns of every tile: wgmma's rows, and the head size.
-TILE = 64
 # Scores are in powers of two: the factor of the queries, for heads of 64.
 QUERY_FACTOR = math.log2(math.e) / math.sqrt(TILE)
 # The three softmaxes, in the order of the statistics.
@@ -80,56 +89,9 @@ class Places(NamedTuple):
         return ref.at[self.group, rows(0), pl.ds(self.head * TILE, TILE)]
 
 
-def rows(tile: Any) -> Any:
-    """The rows of a tile."""
-    return pl.ds(tile * TILE, TILE)
-
-
 def tiles_of(operands: Operands) -> int:
     """Tiles of image tokens."""
     return operands.query.shape[1] // TILE
-
-
-def shared(count: int, dtype: Any) -> Any:
-    """Tiles in shared memory, in the layout that wgmma and TMA read."""
-    transforms = (plgpu.TilingTransform((8, TILE)), plgpu.SwizzleTransform(128))
-    return plgpu.SMEM((count, TILE, TILE), dtype, transforms=transforms)
-
-
-def load(ref: Any, index: Any = (), *, axis: int | None = None) -> Array:
-    """A tile in wgmma's register layout, float32; or, with `axis`, a vector along that axis of a tile."""
-    layout = plgpu.Layout.WGMMA if axis is None else plgpu.Layout.WGMMA.reduce(1 - axis)
-    return plgpu.load(ref, index, layout=layout, optimized=axis is None).astype(jnp.float32)
-
-
-def along(vector: Float32[Array, " 64"], axis: int) -> Float32[Array, "64 64"]:
-    """A vector along `axis`, repeated along the other axis of a tile."""
-    return lax.broadcast_in_dim(vector, (TILE, TILE), (axis,))
-
-
-def places_along(axis: int) -> Array:
-    """The place of every number of a tile along `axis`."""
-    return plgpu.broadcasted_iota(jnp.int32, (TILE, TILE), axis, layout=plgpu.Layout.WGMMA)
-
-
-def products(*factors: tuple[Any, Any]) -> tuple[Float32[Array, "64 64"], ...]:
-    """Products of tiles, all at once; the second factors lie in shared memory, the first there or in registers."""
-
-    def into(*totals: Any) -> tuple[Array, ...]:
-        for total, (a, b) in zip(totals, factors, strict=True):
-            plgpu.wgmma(total, a, b)
-        return tuple(total[...] for total in totals)
-
-    return pl.run_scoped(into, *(plgpu.ACC((TILE, TILE), jnp.float32),) * len(factors))
-
-
-def add_product(total: Any, a: Any, b: Any) -> None:
-    """Adds a product to an accumulator; it may still run when this returns, until the accumulator is read."""
-    plgpu.wgmma(total, a, b)
-
-
-def transposed(tile: Any) -> Any:
-    return plgpu.transpose_ref(tile, (1, 0))
 
 
 def inverse_rms(raw: Float32[Array, "64 64"]) -> Float32[Array, " 64"]:
@@ -145,13 +107,6 @@ def rounds(count: int, work: Callable[[Any], None], first: int = 0) -> None:
             work(item)
         else:
             pl.when(item < count)(partial(work, item))
-
-
-def meet(barrier: Any) -> None:
-    """All warpgroups wait here for each other, and see what the others wrote to shared memory."""
-    plgpu.commit_smem()
-    plgpu.barrier_arrive(barrier)
-    plgpu.barrier_wait(barrier)
 
 
 def copy_tiles(

@@ -5,8 +5,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from genaffect_jax.kernels.hopper_decoupled_attention import TILE, Operands
+from genaffect_jax.kernels.hopper_decoupled_attention import Operands
 from genaffect_jax.kernels.hopper_decoupled_attention_gradient import Gradients
+from genaffect_jax.kernels.hopper_tiles import TILE
 from genaffect_jax.kernels.norms import rms_norm
 
 
