@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import tyro
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 
 from genaffect_jax.avatars import render, sample_identity
 from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
@@ -28,6 +28,7 @@ from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.io.image_grid import contact_sheet, write_png
 from genaffect_jax.metrics.factors import factor_figures
 from genaffect_jax.metrics.identity import mean_cosine
+from genaffect_jax.metrics.image_quality import background_variation
 from genaffect_jax.models.face_encoders.encoder import load_expression_encoder, load_identity_encoder
 from genaffect_jax.parallel.xla import use_compilation_cache
 from genaffect_jax.pipeline import Pipeline
@@ -83,16 +84,6 @@ class Figures:
     standard deviation of a pixel over the set, in levels of 255."""
     change: float
     """Mean absolute difference to the first setting's images, in levels of 255."""
-
-
-def still_parts(truth: UInt8[np.ndarray, "E S S 3"]) -> Bool[np.ndarray, "S S"]:
-    """Pixels that are the same, but for one level, in all true drawings of one person."""
-    return np.ptp(truth.astype(np.int16), axis=0).max(-1) <= 1
-
-
-def background_variation(images: UInt8[np.ndarray, "E S S 3"], truth: UInt8[np.ndarray, "E S S 3"]) -> float:
-    """Standard deviation over the set of the pixels in `still_parts`, their mean, in levels of 255."""
-    return float(images.astype(np.float32).std(0)[still_parts(truth)].mean())
 
 
 def true_images(seed: int, expressions: Sequence[Expression], side: int) -> UInt8[np.ndarray, "E S S 3"]:

@@ -54,6 +54,31 @@ def expression_accuracy(
     )
 
 
+def relative_gain(
+    generated: Float[np.ndarray, "*batch V W"],
+    wanted: Float[np.ndarray, "*batch V W"],
+    reference: Float[np.ndarray, "*batch W"],
+) -> Float[np.ndarray, "*batch"]:
+    """How much of the way from the reference's face to the wanted ones was gone.
+
+    `1 - mean |generated - wanted| / mean |reference - wanted|`, the means over a person's images and the channels: 0
+    for a copy of the reference, 1 for the wanted expressions, negative for what is further off than the reference. An
+    expression error alone looks good where most wanted expressions are near the reference's.
+
+    Args:
+        generated: expression vectors read in V images of each person.
+        wanted: those asked for.
+        reference: those read in the reference images.
+
+    Returns:
+        One number per person; nan where the reference shows exactly what was wanted.
+    """
+    error = np.abs(generated - wanted).mean((-2, -1))
+    start = np.abs(reference[..., None, :] - wanted).mean((-2, -1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(start > 0, 1.0 - error / start, np.nan)
+
+
 def spread_shares(values: Float[np.ndarray, "P V W"]) -> tuple[float, float]:
     """How far predictions vary over people and over expressions, for P people who each show the same V expressions.
 

@@ -1,0 +1,90 @@
+"""Bootstrap intervals over people: how far a figure would move with other people of the same kind.
+
+The percentile bootstrap of Efron and Tibshirani (An Introduction to the Bootstrap, 1993, chapter 13). People are drawn,
+not images: the images of one person are no independent observations. NumPy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+Statistic = Callable[[Int[np.ndarray, " K"]], float]
+"""The figure of people, given by their places; a place may occur several times."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its bootstrap interval."""
+
+    value: float
+    """Of all people."""
+    low: float
+    """Lower end; nan if there are fewer than two people."""
+    high: float
+    """Upper end; nan if there are fewer than two people."""
+    people: int
+    """Number of people."""
+    level: float
+    """Share of the resampled figures that lie between the ends."""
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether 0 lies outside; of a difference: whether it is beyond noise. False if the ends are nan."""
+        return self.low > 0 or self.high < 0
+
+
+def bootstrap(
+    statistic: Statistic, people: int, *, seed: int = 0, resamples: int = 2000, level: float = 0.95
+) -> Interval:
+    """The figure of all people with its interval; equal for equal seeds.
+
+    Args:
+        statistic: the figure of some people.
+        people: number of people, at least 1.
+        seed: of the resampling.
+        resamples: how often as many people are drawn with replacement.
+        level: as in `Interval`, between 0 and 1.
+
+    Raises:
+        ValueError: no people, no resamples, or a level outside of (0, 1).
+    """
+    if people < 1 or resamples < 1 or not 0 < level < 1:
+        raise ValueError(f"bootstrap: {people} people, {resamples} resamples, level {level}")
+    value = float(statistic(np.arange(people)))
+    if people < 2:
+        return Interval(value, float("nan"), float("nan"), people, level)
+    rng = np.random.default_rng(seed)
+    drawn = np.array([statistic(rng.integers(people, size=people)) for _ in range(resamples)])
+    # A resample can be without what the figure needs (a group, a word): it says nothing about the others.
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), people, level)
+
+
+def mean_of(values: Float[np.ndarray, "P ..."]) -> Statistic:
+    """The mean of the people's means; nan entries are not counted, people with nothing else are left out."""
+    counted = np.isfinite(values).reshape(len(values), -1)
+    sums = np.where(counted, values.reshape(len(values), -1), 0.0).sum(1)
+    with np.errstate(invalid="ignore"):
+        means = sums / counted.sum(1)
+
+    def statistic(places: Int[np.ndarray, " K"]) -> float:
+        chosen = means[places]
+        chosen = chosen[np.isfinite(chosen)]
+        return float(chosen.mean()) if len(chosen) else float("nan")
+
+    return statistic
+
+
+def paired_difference(first: Float[np.ndarray, " P"], second: Float[np.ndarray, " P"], seed: int = 0) -> Interval:
+    """The mean of `first - second`, figures of the same people, with its interval.
+
+    Raises:
+        ValueError: the numbers of people differ, or there are none.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"paired_difference: {len(first)} and {len(second)} people")
+    return bootstrap(mean_of(first - second), len(first), seed=seed)
