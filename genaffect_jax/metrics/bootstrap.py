@@ -23,9 +23,9 @@ class Interval:
     value: float
     """Of all people."""
     low: float
-    """Lower end; nan if there are fewer than two people."""
+    """Lower end; nan if there are fewer than two people, or no resample has the figure."""
     high: float
-    """Upper end; nan if there are fewer than two people."""
+    """Upper end; nan as `low`."""
     people: int
     """Number of people."""
     level: float
@@ -60,7 +60,10 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     drawn = np.array([statistic(rng.integers(people, size=people)) for _ in range(resamples)])
     # A resample can be without what the figure needs (a group, a word): it says nothing about the others.
-    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return Interval(value, float("nan"), float("nan"), people, level)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high), people, level)
 
 

@@ -1,0 +1,79 @@
+"""`python -m genaffect_jax.evaluate`: measure a trained model on people that it has never seen.
+
+    python -m genaffect_jax.evaluate --model out/avatar_tiny --out out/evaluation
+
+A stopped evaluation is continued by the same command.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from genaffect_jax import cli
+from genaffect_jax.checkpoints.manager import LATEST
+from genaffect_jax.config import SamplingConfig
+from genaffect_jax.evaluation.protocol import DIAL_WORDS, Protocol
+from genaffect_jax.evaluation.report import as_table, write_report
+from genaffect_jax.evaluation.run import EvaluationRun, load_evaluators, run_evaluation
+from genaffect_jax.parallel.xla import use_compilation_cache
+from genaffect_jax.pipeline import Pipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(SamplingConfig):
+    """Measure a trained model on procedural avatars that it has never seen."""
+
+    model: Path
+    """Run folder of a training."""
+    out: Path
+    """Folder for report.md, report.json and the readings of every person; that of a stopped evaluation is continued."""
+    checkpoint: str = LATEST
+    """Checkpoint to sample from: latest, best (by the loss on held-out people), or the number of a step."""
+    people: int = 64
+    """People, at least 2."""
+    expressions: int = 24
+    """Words of each person, 2 to 135; the next person gets the next words."""
+    dial_people: int = 8
+    """People for whom dials are sampled too; 0 for none."""
+    dial_words: tuple[str, ...] = DIAL_WORDS
+    """Words of the dials, each at the intensities 0, 0.25 and so on to 1.5."""
+    identity_evaluator: str = "package:identity_evaluator"
+    """Encoder that judges the person: package:NAME or a weight file. Not one that the model is conditioned on."""
+    expression_evaluator: str = "package:expression_evaluator"
+    """Encoder that judges the expression: the same."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and evaluates; returns the exit status."""
+    arguments = cli.parse(Arguments, argv)
+    return cli.run(lambda console: run(arguments, console))
+
+
+def run(arguments: Arguments, console: Console) -> bool:
+    """Evaluates and writes the report.
+
+    Raises:
+        GenAffectError: see `Pipeline.load`, `load_evaluators` and `run_evaluation`.
+    """
+    protocol = Protocol(*(getattr(arguments, f.name) for f in dataclasses.fields(Protocol)))
+    sampling = SamplingConfig(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplingConfig)})
+    use_compilation_cache()
+    pipeline = Pipeline.load(arguments.model, checkpoint=arguments.checkpoint)
+    evaluators = load_evaluators(pipeline, arguments.identity_evaluator, arguments.expression_evaluator)
+    run = EvaluationRun(pipeline, protocol, sampling, evaluators)
+    console.print(f"model {pipeline.name}", soft_wrap=True, highlight=False)
+    evaluation = run_evaluation(run, arguments.out)
+    write_report(evaluation, run.settings, arguments.out)
+    console.print(as_table(evaluation))
+    console.print(f"{arguments.out}: report.md, report.json", soft_wrap=True)
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Evaluation of a trained model on people that it has never seen: sampling, reading, figures, report."""

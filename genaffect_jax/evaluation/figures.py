@@ -1,0 +1,213 @@
+"""The figures of an evaluation, from what was read of every person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from genaffect_jax.evaluation.protocol import INTENSITIES, Protocol, word_names, word_vectors
+from genaffect_jax.evaluation.readings import Readings
+from genaffect_jax.metrics.bootstrap import Interval, bootstrap, mean_of
+from genaffect_jax.metrics.copying import copy_scores
+from genaffect_jax.metrics.dial import dial_figures, read_amounts
+from genaffect_jax.metrics.expression import relative_gain
+from genaffect_jax.metrics.identity import mean_cosine
+from genaffect_jax.metrics.image_quality import frechet_distance
+from genaffect_jax.metrics.words import Confusion, confusion_matrix, most_confused, retrieval, word_ranks
+
+# Resamples of the Frechet distance, which is computed anew from all embeddings each time.
+_FRECHET_RESAMPLES = 100
+_NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure; `catalogue.ABOUT` says what it is."""
+
+    value: Interval
+    """Of the generated images."""
+    ceiling: float
+    """Of the true images of the same people and expressions; nan where there is none."""
+    floor: float
+    """Of a model that fails in the way that the figure is about; nan where none is defined."""
+
+
+@dataclass(frozen=True)
+class Dial:
+    """The mean dial of one word; one number for each intensity."""
+
+    intensities: tuple[float, ...]
+    """What was asked for."""
+    generated: tuple[float, ...]
+    """Amounts that were read in generated images."""
+    true: tuple[float, ...]
+    """Amounts that were read in true images."""
+    cosine_to_reference: tuple[float, ...]
+    """Cosine of the identity embeddings of generated image and reference."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that was found."""
+
+    figures: dict[str, Figure]
+    """By the names of `catalogue.ABOUT`; without dials, theirs are not measured and not there."""
+    confusions: tuple[Confusion, ...]
+    """Words that are read as others, the most frequent first."""
+    true_confusions: tuple[Confusion, ...]
+    """The same in the true images: what the encoder itself confuses."""
+    dials: dict[str, Dial]
+    """By word."""
+
+
+def evaluate(people: Sequence[Readings], protocol: Protocol, seed: int = 0) -> Evaluation:
+    """The figures of all people's readings.
+
+    Args:
+        people: the readings of every person of the protocol.
+        protocol: the protocol.
+        seed: of the intervals.
+    """
+    read = _Everyone(people)
+    figures = {
+        **_identity_figures(read, seed),
+        **_expression_figures(read, seed),
+        **_image_figures(read, seed),
+    }
+    dials: dict[str, Dial] = {}
+    if protocol.dial_people:
+        more, dials = _dial_figures(people[: protocol.dial_people], protocol, seed)
+        figures |= more
+    prototypes, wanted = word_vectors(), read.words.ravel()
+    confusions, true_confusions = (
+        most_confused(confusion_matrix(_flat(vectors), prototypes, wanted), word_names())
+        for vectors in (read.expression, read.true_expression)
+    )
+    return Evaluation(figures, confusions, true_confusions, dials)
+
+
+class _Everyone:
+    """The fields of `Readings`, each with an axis for the people first."""
+
+    def __init__(self, people: Sequence[Readings]) -> None:
+        self.words: Int[np.ndarray, "P V"] = np.stack([p.words for p in people])
+        self.identity: Float[np.ndarray, "P V F"] = np.stack([p.identity for p in people])
+        self.true_identity: Float[np.ndarray, "P V F"] = np.stack([p.true_identity for p in people])
+        references = np.stack([p.reference_identity for p in people])
+        # As many as there are images: copies of the reference.
+        self.copied_identity: Float[np.ndarray, "P V F"] = np.repeat(references[:, None], self.words.shape[1], 1)
+        self.expression: Float[np.ndarray, "P V W"] = np.stack([p.expression for p in people])
+        self.true_expression: Float[np.ndarray, "P V W"] = np.stack([p.true_expression for p in people])
+        self.reference_expression: Float[np.ndarray, "P W"] = np.stack([p.reference_expression for p in people])
+        self.sharpness: Float[np.ndarray, "P V"] = np.stack([p.sharpness for p in people])
+        self.variation: Float[np.ndarray, " P"] = np.stack([p.variation for p in people])
+        self.true_variation: Float[np.ndarray, " P"] = np.stack([p.true_variation for p in people])
+
+
+def _mean(seed: int, values: np.ndarray, ceiling: np.ndarray | float, floor: np.ndarray | float) -> Figure:
+    """A figure that is the mean over people of numbers [P] or [P, V], as ceiling and floor are unless known."""
+
+    def known(x: np.ndarray | float) -> float:
+        return x if isinstance(x, float) else mean_of(x)(np.arange(len(x)))
+
+    return Figure(bootstrap(mean_of(values), len(values), seed=seed), known(ceiling), known(floor))
+
+
+def _identity_figures(read: _Everyone, seed: int) -> dict[str, Figure]:
+    made, true, copied = read.identity, read.true_identity, read.copied_identity
+    other_image, stranger = np.roll(true, -1, axis=1), np.roll(true, -1, axis=0)
+
+    def within(sets: Float[np.ndarray, "N K F"]) -> Float[np.ndarray, " N"]:
+        return np.array([mean_cosine(one[None]) for one in sets])
+
+    return {
+        "identity": _mean(seed, _cosine(made, other_image), _cosine(true, other_image), _cosine(made, stranger)),
+        "copy_score": _mean(seed, *(copy_scores(x, true, copied) for x in (made, true, copied))),
+        "set_consistency": _mean(seed, within(made), within(true), float(within(true.swapaxes(0, 1)).mean())),
+    }
+
+
+def _expression_figures(read: _Everyone, seed: int) -> dict[str, Figure]:
+    made, true, prototypes = read.expression, read.true_expression, word_vectors()
+    wanted, shuffled = read.words, np.roll(read.words, -1, axis=1)
+    copied = np.repeat(read.reference_expression[:, None], wanted.shape[1], 1)
+    vectors = prototypes[wanted]
+
+    def error(found: np.ndarray, vectors: np.ndarray) -> Float[np.ndarray, "P V"]:
+        return 100.0 * np.abs(found - vectors).mean(-1)
+
+    def gain(found: np.ndarray) -> Float[np.ndarray, " P"]:
+        return relative_gain(found, vectors, read.reference_expression)
+
+    def ranks(found: np.ndarray, words: np.ndarray) -> Int[np.ndarray, "P V"]:
+        return word_ranks(_flat(found), prototypes, words.ravel()).reshape(words.shape)
+
+    by_word = ranks(made, wanted), ranks(true, wanted), ranks(made, shuffled)
+    return {
+        "expression_error": _mean(seed, error(made, vectors), error(true, vectors), error(made, prototypes[shuffled])),
+        "expression_gain": _mean(seed, gain(made), gain(true), gain(copied)),
+        **{f"word_top{top}": _mean(seed, *(retrieval(r, top) for r in by_word)) for top in (1, 5)},
+    }
+
+
+def _image_figures(read: _Everyone, seed: int) -> dict[str, Figure]:
+    half = len(read.identity) // 2
+
+    def distance(first: np.ndarray, places: Int[np.ndarray, " P"]) -> float:
+        return frechet_distance(_flat(first[places[:half]]), _flat(read.true_identity[places[half:]]))
+
+    everyone = np.arange(len(read.identity))
+    frechet = Figure(
+        bootstrap(
+            lambda places: distance(read.identity, places), len(everyone), seed=seed, resamples=_FRECHET_RESAMPLES
+        ),
+        distance(read.true_identity, everyone),
+        distance(read.copied_identity, everyone),
+    )
+    return {
+        "identity_frechet": frechet,
+        "sharpness": _mean(seed, read.sharpness, 1.0, _NAN),
+        "background_variation": _mean(seed, read.variation, read.true_variation, _NAN),
+    }
+
+
+def _dial_figures(
+    people: Sequence[Readings], protocol: Protocol, seed: int
+) -> tuple[dict[str, Figure], dict[str, Dial]]:
+    intensities = np.array(INTENSITIES)
+    read, true = (np.stack([getattr(p, name) for p in people]) for name in ("dial_expression", "true_dial_expression"))
+    # What the encoder reads in the true images is the scale: its own bias is no fault of the model.
+    start, full = true[:, :, 0], true[:, :, INTENSITIES.index(1.0)]
+
+    def amounts(vectors: Float[np.ndarray, "P D I W"]) -> Float[np.ndarray, "P D I"]:
+        return read_amounts(vectors - start[:, :, None], full - start, np.zeros(start.shape[-1]))
+
+    made_amounts, true_amounts = amounts(read), amounts(true)
+    found, expected = dial_figures(made_amounts, intensities), dial_figures(true_amounts, intensities)
+    references = np.stack([p.reference_identity for p in people])[:, None, None]
+    cosines = _cosine(np.stack([p.dial_identity for p in people]), references)
+    figures = {
+        "dial_correlation": _mean(seed, found.correlation, expected.correlation, 0.0),
+        "dial_monotone": _mean(seed, found.monotone, expected.monotone, 0.5),
+        "dial_dead_zone": _mean(seed, found.flat, expected.flat, 1.0),
+        "dial_identity_loss": _mean(seed, cosines[..., 0] - cosines[..., -1], _NAN, _NAN),
+    }
+
+    def curve(values: Float[np.ndarray, "P D I"], word: int) -> tuple[float, ...]:
+        return tuple(values[:, word].mean(0).tolist())
+
+    return figures, {
+        word: Dial(INTENSITIES, curve(made_amounts, i), curve(true_amounts, i), curve(cosines, i))
+        for i, word in enumerate(protocol.dial_words)
+    }
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> Float[np.ndarray, "*batch"]:
+    return (a * b).sum(-1)
+
+
+def _flat(x: Float[np.ndarray, "P V W"]) -> Float[np.ndarray, "P*V W"]:
+    return x.reshape(-1, x.shape[-1])

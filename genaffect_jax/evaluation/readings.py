@@ -1,0 +1,141 @@
+"""What the evaluators read in the images of one person. Images are not kept: memory does not grow with the people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from genaffect_jax.avatars import render, sample_identity
+from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
+from genaffect_jax.errors import DataError
+from genaffect_jax.evaluation.protocol import FIRST_PERSON, INTENSITIES, Protocol, word_vectors
+from genaffect_jax.expressions.action_units import neutral
+from genaffect_jax.io.atomic import new_file
+from genaffect_jax.metrics.image_quality import background_variation, edge_sharpness
+
+
+@dataclass(frozen=True)
+class Readings:
+    """One person's V images and D dials of I intensities, as generated and as rendered (`true_`)."""
+
+    words: Int[np.ndarray, " V"]
+    """Places of the words asked for."""
+    identity: Float[np.ndarray, "V F"]
+    """Embeddings of the generated images."""
+    true_identity: Float[np.ndarray, "V F"]
+    """Embeddings of the true images."""
+    reference_identity: Float[np.ndarray, " F"]
+    """Embedding of the reference."""
+    expression: Float[np.ndarray, "V W"]
+    """Expression vectors read in the generated images."""
+    true_expression: Float[np.ndarray, "V W"]
+    """The same of the true images."""
+    reference_expression: Float[np.ndarray, " W"]
+    """The same of the reference."""
+    sharpness: Float[np.ndarray, " V"]
+    """`metrics.image_quality.edge_sharpness` of each generated image."""
+    variation: Float[np.ndarray, ""]
+    """`metrics.image_quality.background_variation` of the set."""
+    true_variation: Float[np.ndarray, ""]
+    """The same of the true images."""
+    dial_identity: Float[np.ndarray, "D I F"]
+    """Embeddings along the generated dials; D is 0 for people without dials."""
+    dial_expression: Float[np.ndarray, "D I W"]
+    """Expression vectors along the generated dials."""
+    true_dial_expression: Float[np.ndarray, "D I W"]
+    """The same along the true dials."""
+
+    def save(self, path: Path) -> None:
+        """Writes an `.npz` file, whole or not at all."""
+        with new_file(path) as partial, partial.open("wb") as file:
+            np.savez(file, **{f.name: getattr(self, f.name) for f in fields(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> Readings:
+        """Reads what `save` wrote.
+
+        Raises:
+            DataError: the file is damaged or of another version.
+        """
+        try:
+            with np.load(path) as arrays:
+                return cls(**{f.name: arrays[f.name] for f in fields(cls)})
+        except Exception as e:  # a damaged zip file raises errors of many classes
+            raise DataError(f"{path}: not readable as an evaluated person ({e}); delete it and it is made again") from e
+
+
+@dataclass(frozen=True)
+class Evaluators:
+    """The encoders that read the images; no model is trained on them."""
+
+    identity: IdentityEncoder
+    expression: ExpressionEncoder
+
+    def names(self) -> dict[str, str]:
+        """Name and checksum of each."""
+        encoders: Mapping[str, IdentityEncoder | ExpressionEncoder] = vars(self)
+        return {kind: f"{encoder.name} {encoder.checksum[:12]}" for kind, encoder in encoders.items()}
+
+
+def person_name(person: int) -> str:
+    """What the pipeline calls a person of the protocol."""
+    return f"seed:{FIRST_PERSON + person}"
+
+
+def true_images(person: int, vectors: Float[np.ndarray, "V 40"], side: int) -> UInt8[np.ndarray, "V S S 3"]:
+    """A person of the protocol with these expressions, as the renderer draws them."""
+    identity = sample_identity(FIRST_PERSON + person)
+    return np.stack([render(identity, vector, side) for vector in vectors])
+
+
+def read_person(
+    person: int,
+    protocol: Protocol,
+    evaluators: Evaluators,
+    images: UInt8[np.ndarray, "V S S 3"],
+    dials: UInt8[np.ndarray, "D*I S S 3"],
+) -> Readings:
+    """Reads a person's generated images beside the true ones.
+
+    Args:
+        person: number of the person in the protocol.
+        protocol: the protocol.
+        evaluators: the encoders.
+        images: generated for the person's words.
+        dials: generated for `protocol.dials`; empty for people without dials.
+    """
+    words, side = protocol.words(person), images.shape[1]
+    reference = true_images(person, neutral()[None], side)
+    truth = true_images(person, word_vectors(words), side)
+    true_dials = true_images(person, protocol.dial_vectors, side) if len(dials) else dials
+    count, steps = len(words), (len(dials) // len(INTENSITIES), len(INTENSITIES))
+
+    def embeddings(*parts: UInt8[np.ndarray, "B S S 3"]) -> list[Float[np.ndarray, "B F"]]:
+        return np.split(evaluators.identity(np.concatenate(parts)), np.cumsum([len(p) for p in parts])[:-1])
+
+    def vectors(*parts: UInt8[np.ndarray, "B S S 3"]) -> list[Float[np.ndarray, "B W"]]:
+        return np.split(evaluators.expression(np.concatenate(parts)), np.cumsum([len(p) for p in parts])[:-1])
+
+    identity, true_identity, reference_identity, dial_identity = embeddings(images, truth, reference, dials)
+    expression, true_expression, reference_expression, dial, true_dial = vectors(
+        images, truth, reference, dials, true_dials
+    )
+    return Readings(
+        words=words,
+        identity=identity,
+        true_identity=true_identity,
+        reference_identity=reference_identity[0],
+        expression=expression,
+        true_expression=true_expression,
+        reference_expression=reference_expression[0],
+        sharpness=np.array([edge_sharpness(images[i], truth[i]) for i in range(count)]),
+        variation=np.array(background_variation(images, truth)),
+        true_variation=np.array(background_variation(truth, truth)),
+        dial_identity=dial_identity.reshape(*steps, dial_identity.shape[-1]),
+        dial_expression=dial.reshape(*steps, dial.shape[-1]),
+        true_dial_expression=true_dial.reshape(*steps, dial.shape[-1]),
+    )

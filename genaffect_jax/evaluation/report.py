@@ -1,0 +1,114 @@
+"""The report of an evaluation: a table for the terminal, `report.json` and `report.md`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from genaffect_jax.evaluation.catalogue import ABOUT
+from genaffect_jax.evaluation.figures import Evaluation, Figure
+from genaffect_jax.io.atomic import write_atomically
+
+NOT_MEASURED = "not measured"
+_AIM = {"higher": "↑", "lower": "↓", "ceiling": "→ ceiling"}
+
+
+def write_report(evaluation: Evaluation, settings: dict[str, Any], out: Path) -> None:
+    """Writes `report.json` and `report.md` into a folder, each whole or not at all."""
+    write_atomically(out / "report.json", json.dumps(as_json(evaluation, settings), indent=2) + "\n")
+    write_atomically(out / "report.md", as_markdown(evaluation, settings))
+
+
+def as_json(evaluation: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
+    """The report as JSON; what was not measured is null, and so are ends and bounds that there are none of."""
+    figures = {
+        name: {
+            **dataclasses.asdict(about),
+            "value": None if figure is None else dataclasses.asdict(figure.value),
+            "ceiling": None if figure is None else figure.ceiling,
+            "floor_value": None if figure is None else figure.floor,
+        }
+        for name, about in ABOUT.items()
+        for figure in [evaluation.figures.get(name)]
+    }
+    report = {
+        "settings": settings,
+        "figures": figures,
+        "confusions": [dataclasses.asdict(c) for c in evaluation.confusions],
+        "confusions_in_true_images": [dataclasses.asdict(c) for c in evaluation.true_confusions],
+        "dials": {word: dataclasses.asdict(dial) for word, dial in evaluation.dials.items()},
+    }
+    return _without_nan(report)
+
+
+def as_markdown(evaluation: Evaluation, settings: dict[str, Any]) -> str:
+    """The report as a page."""
+    protocol = settings["protocol"]
+    lines = [
+        "# Evaluation",
+        "",
+        f"Model: {settings['model']}. {protocol['people']} unseen procedural people, {protocol['expressions']} words "
+        f"each; dials of {protocol['dial_people']} people. Identity is read by {settings['evaluators']['identity']}, "
+        f"expressions by {settings['evaluators']['expression']}. Intervals are 95 % bootstrap intervals over people.",
+        "",
+        "| figure | | value | interval | ceiling (true images) | floor | floor is |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [f"| {' | '.join(_cells(name, evaluation.figures.get(name)))} |" for name in ABOUT]
+    lines += ["", "## Confused words", "", "| wanted | read as | share | in true images |", "|---|---|---|---|"]
+    true = {(c.wanted, c.read): c.share for c in evaluation.true_confusions}
+    lines += [
+        f"| {c.wanted} | {c.read} | {c.share:.2f} | {true.get((c.wanted, c.read), 0.0):.2f} |"
+        for c in evaluation.confusions
+    ]
+    for word, dial in evaluation.dials.items():
+        rows = {"asked for": dial.intensities, "generated": dial.generated, "true": dial.true}
+        rows["cosine to the reference"] = dial.cosine_to_reference
+        lines += ["", f"## Dial of {word}", "", f"| {' | '.join(['', *map(str, dial.intensities)])} |"]
+        lines += ["|---" * (len(dial.intensities) + 1) + "|"]
+        lines += [f"| {name} | {' | '.join(f'{v:.2f}' for v in row)} |" for name, row in list(rows.items())[1:]]
+    lines += ["", "## How the figures are computed", "", "| figure | formula | source |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {about.formula.replace('|', chr(92) + '|')} | {about.source} |" for name, about in ABOUT.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def as_table(evaluation: Evaluation) -> Table:
+    """The figures as a table for the terminal."""
+    table = Table("figure", "value", "95 % interval", "ceiling", "floor")
+    for name, about in ABOUT.items():
+        _, _, *numbers, _ = _cells(name, evaluation.figures.get(name))
+        table.add_row(f"{name} {_AIM[about.better]}", *numbers)
+    return table
+
+
+def _cells(name: str, figure: Figure | None) -> list[str]:
+    about = ABOUT[name]
+    title = f"{about.title} {_AIM[about.better]}"
+    if figure is None:
+        return [name, title, NOT_MEASURED, "", "", "", about.floor]
+    value = figure.value
+    interval = "" if math.isnan(value.low) else f"{_number(value.low)} to {_number(value.high)}"
+    return [
+        *(name, title, _number(value.value), interval),
+        *(_number(figure.ceiling), _number(figure.floor), about.floor),
+    ]
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no nan."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

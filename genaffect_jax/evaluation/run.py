@@ -1,0 +1,137 @@
+"""Runs an evaluation in a folder: samples every person, reads the images, keeps the readings, and can be continued."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genaffect_jax.config import SamplingConfig
+from genaffect_jax.errors import ConfigError
+from genaffect_jax.evaluation.figures import Evaluation, evaluate
+from genaffect_jax.evaluation.protocol import FIRST_PERSON, INTENSITIES, Protocol, word_names
+from genaffect_jax.evaluation.readings import Evaluators, Readings, person_name, read_person
+from genaffect_jax.expressions.action_units import WIDTH
+from genaffect_jax.io.atomic import write_atomically
+from genaffect_jax.io.progress import progress_bar
+from genaffect_jax.models.face_encoders.encoder import load_expression_encoder, load_identity_encoder
+from genaffect_jax.pipeline import Pipeline
+
+_SETTINGS = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """One evaluation of one model; its settings decide every figure."""
+
+    pipeline: Pipeline
+    """The model."""
+    protocol: Protocol
+    """Who is sampled, with which expressions."""
+    sampling: SamplingConfig
+    """How."""
+    evaluators: Evaluators
+    """What reads the images."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides the figures, as JSON."""
+        return {
+            "model": self.pipeline.name,
+            "protocol": dataclasses.asdict(self.protocol) | {"dial_words": list(self.protocol.dial_words)},
+            "sampling": json.loads(json.dumps(dataclasses.asdict(self.sampling))),
+            "evaluators": self.evaluators.names(),
+        }
+
+
+def load_evaluators(pipeline: Pipeline, identity: str, expression: str) -> Evaluators:
+    """Reads the evaluators, and checks that they can judge this model.
+
+    Raises:
+        WeightsError: a file is missing or damaged, or of the other kind.
+        ConfigError: an encoder is one that the model gets its conditions from, or an expression encoder has other
+            channels than action units.
+    """
+    evaluators = Evaluators(load_identity_encoder(identity), load_expression_encoder(expression))
+    for field, encoder, source in (
+        ("identity_evaluator", evaluators.identity, identity),
+        ("expression_evaluator", evaluators.expression, expression),
+    ):
+        if encoder.checksum[:12] in pipeline.name:
+            raise ConfigError(
+                f"is the encoder that {pipeline.name} is conditioned on; a model cannot be judged by it", field=field,
+                found=source,
+            )  # fmt: skip
+    if evaluators.expression.width != WIDTH:
+        raise ConfigError(
+            f"reads {evaluators.expression.width} numbers, must read the {WIDTH} action-unit channels",
+            field="expression_evaluator",
+            found=expression,
+        )
+    return evaluators
+
+
+def run_evaluation(run: EvaluationRun, out: Path) -> Evaluation:
+    """Samples and reads whoever is not yet in the folder, and computes the figures.
+
+    Memory holds one person's images and all readings. Readings are equal for equal settings on the same devices.
+
+    Raises:
+        ConfigError: `out` holds an evaluation with other settings or other files, or the model may have seen the
+            people.
+        DataError: the readings of a person are damaged.
+        MemoryLimitError: see `Pipeline.__call__`.
+    """
+    seen = run.pipeline.config.data
+    if seen.source == "procedural" and seen.identities > FIRST_PERSON:
+        raise ConfigError(
+            f"was trained on {seen.identities} procedural avatars; the people of the evaluation are unseen up to "
+            f"{FIRST_PERSON}",
+            field="model",
+            found=run.pipeline.name,
+        )
+    _claim(out, run.settings)
+    files = [out / "people" / f"{person:04d}.npz" for person in range(run.protocol.people)]
+    missing = [person for person, file in enumerate(files) if not file.exists()]
+    with progress_bar("people", len(missing)) as step:
+        for person in missing:
+            _sampled(run, person).save(files[person])
+            step(1)
+    return evaluate([Readings.load(file) for file in files], run.protocol, run.sampling.seed)
+
+
+def _sampled(run: EvaluationRun, person: int) -> Readings:
+    names = word_names()
+
+    def sample(expressions: list[str]) -> np.ndarray:
+        return run.pipeline(person_name(person), ", ".join(expressions), settings=run.sampling).images
+
+    images = sample([names[i] for i in run.protocol.words(person)])
+    # One set for each word: shared tokens, where they are on, are those of one dial.
+    each, dials = len(INTENSITIES), run.protocol.dials if person < run.protocol.dial_people else []
+    sets = [sample(dials[i : i + each]) for i in range(0, len(dials), each)]
+    return read_person(person, run.protocol, run.evaluators, images, np.concatenate(sets) if sets else images[:0])
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Makes the folder that of these settings, or finds that it is."""
+    record = out / _SETTINGS
+    if record.exists():
+        try:
+            before = json.loads(record.read_text())
+        except ValueError as e:
+            raise ConfigError(f"its {_SETTINGS} is damaged ({e}); choose another folder", field="out", found=out) from e
+        other = [key for key, value in settings.items() if before.get(key) != value]
+        if other:
+            raise ConfigError(
+                f"holds an evaluation with another {' and '.join(other)}; choose another folder", field="out", found=out
+            )
+        return
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError("holds files that are no evaluation; choose another folder", field="out", found=out)
+    (out / "people").mkdir(parents=True, exist_ok=True)
+    write_atomically(record, json.dumps(settings, indent=2) + "\n")
