@@ -4,7 +4,7 @@ import pytest
 
 import genaffect_jax.export.__main__ as export
 import genaffect_jax.prepare.__main__ as prepare
-from genaffect_jax import sample, train
+from genaffect_jax import evaluate, sample, train
 
 
 def outcome(main, argv, capsys):
@@ -52,6 +52,10 @@ def test_a_refused_setting_is_one_line(preset, tmp_path, capsys):
     [
         (prepare.main, ["photos", "--root", "no", "--out", "x", "--models", "no"], "error: face models no: no such"),
         (prepare.main, ["photos", "--root", "no"], "--models"),
+        (evaluate.main, ["--model", "no", "--out", "x"], "error: --model no: no run folder"),
+        (evaluate.main, ["--model", "no", "--out", "x", "--people", "1"], "error: --people 1: must be at least 2"),
+        (evaluate.main, ["--model", "no", "--out", "x", "--steps", "0"], "error: --steps 0: must be at least 1"),
+        (evaluate.main, ["--model", "no"], "--out"),
         (export.main, ["merge", "--model", "no", "--out", "x"], "error: --model no: no run folder"),
         (export.main, ["lora", "--model", "no", "--out", "x.safetensors"], "error: --model no: no run folder"),
         (export.main, ["single-file", "--model", "no", "--out", "x"], "error: --out x: must end in .safetensors"),
