@@ -18,8 +18,9 @@ from rich.console import Console
 from genaffect_jax import cli
 from genaffect_jax.checkpoints.manager import LATEST
 from genaffect_jax.config import SamplingConfig
+from genaffect_jax.evaluation.comparison import compare, read_report
 from genaffect_jax.evaluation.protocol import DIAL_WORDS, Protocol
-from genaffect_jax.evaluation.report import as_table, write_report
+from genaffect_jax.evaluation.report import as_json, as_table, comparison_as_table, write_report
 from genaffect_jax.evaluation.run import EvaluationRun, load_evaluators, run_evaluation
 from genaffect_jax.parallel.xla import use_compilation_cache
 from genaffect_jax.pipeline import Pipeline
@@ -43,6 +44,8 @@ class Arguments(SamplingConfig):
     """People for whom dials are sampled too; 0 for none."""
     dial_words: tuple[str, ...] = DIAL_WORDS
     """Words of the dials, each at the intensities 0, 0.25 and so on to 1.5."""
+    against: Path | None = None
+    """Another evaluation's folder or report.json: differences with intervals, and which are beyond noise."""
     identity_evaluator: str = "package:identity_evaluator"
     """Encoder that judges the person: package:NAME or a weight file. Not one that the model is conditioned on."""
     expression_evaluator: str = "package:expression_evaluator"
@@ -63,14 +66,18 @@ def run(arguments: Arguments, console: Console) -> bool:
     """
     protocol = Protocol(*(getattr(arguments, f.name) for f in dataclasses.fields(Protocol)))
     sampling = SamplingConfig(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplingConfig)})
+    other = None if arguments.against is None else read_report(arguments.against)
     use_compilation_cache()
     pipeline = Pipeline.load(arguments.model, checkpoint=arguments.checkpoint)
     evaluators = load_evaluators(pipeline, arguments.identity_evaluator, arguments.expression_evaluator)
     run = EvaluationRun(pipeline, protocol, sampling, evaluators)
     console.print(f"model {pipeline.name}", soft_wrap=True, highlight=False)
     evaluation = run_evaluation(run, arguments.out)
-    write_report(evaluation, run.settings, arguments.out)
+    against = None if other is None else compare(as_json(evaluation, run.settings), other, sampling.seed)
+    write_report(evaluation, run.settings, arguments.out, against)
     console.print(as_table(evaluation))
+    if against is not None:
+        console.print(comparison_as_table(against))
     console.print(f"{arguments.out}: report.md, report.json", soft_wrap=True)
     return True
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from genaffect_jax.evaluation.catalogue import ABOUT
+from genaffect_jax.evaluation.groups import WorstGroup, worst_group
 from genaffect_jax.evaluation.protocol import INTENSITIES, Protocol, word_names, word_vectors
 from genaffect_jax.evaluation.readings import Readings
-from genaffect_jax.metrics.bootstrap import Interval, bootstrap, mean_of
+from genaffect_jax.metrics.bootstrap import Interval, bootstrap, mean_of, person_means
 from genaffect_jax.metrics.copying import copy_scores
 from genaffect_jax.metrics.dial import dial_figures, read_amounts
 from genaffect_jax.metrics.expression import relative_gain
@@ -21,6 +23,8 @@ from genaffect_jax.metrics.words import Confusion, confusion_matrix, most_confus
 # Resamples of the Frechet distance, which is computed anew from all embeddings each time.
 _FRECHET_RESAMPLES = 100
 _NAN = float("nan")
+# Figures whose worst group of people is looked for.
+_BY_GROUP = ("identity", "expression_error", "expression_gain", "sharpness")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Figure:
     """Of the true images of the same people and expressions; nan where there is none."""
     floor: float
     """Of a model that fails in the way that the figure is about; nan where none is defined."""
+    by_person: tuple[float, ...] = ()
+    """Of each person; nan for people without it. Empty for a figure that no person has alone."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class Evaluation:
     """The same in the true images: what the encoder itself confuses."""
     dials: dict[str, Dial]
     """By word."""
+    worst_groups: dict[str, WorstGroup]
+    """By the names of the figures that are compared over groups of people."""
 
 
 def evaluate(people: Sequence[Readings], protocol: Protocol, seed: int = 0) -> Evaluation:
@@ -86,7 +94,11 @@ def evaluate(people: Sequence[Readings], protocol: Protocol, seed: int = 0) -> E
         most_confused(confusion_matrix(_flat(vectors), prototypes, wanted), word_names())
         for vectors in (read.expression, read.true_expression)
     )
-    return Evaluation(figures, confusions, true_confusions, dials)
+    groups = {
+        name: worst_group(np.array(figures[name].by_person), ABOUT[name].better == "higher", seed) for name in _BY_GROUP
+    }
+    found = {name: group for name, group in groups.items() if group is not None}
+    return Evaluation(figures, confusions, true_confusions, dials, found)
 
 
 class _Everyone:
@@ -113,7 +125,8 @@ def _mean(seed: int, values: np.ndarray, ceiling: np.ndarray | float, floor: np.
     def known(x: np.ndarray | float) -> float:
         return x if isinstance(x, float) else mean_of(x)(np.arange(len(x)))
 
-    return Figure(bootstrap(mean_of(values), len(values), seed=seed), known(ceiling), known(floor))
+    value = bootstrap(mean_of(values), len(values), seed=seed)
+    return Figure(value, known(ceiling), known(floor), tuple(person_means(values).tolist()))
 
 
 def _identity_figures(read: _Everyone, seed: int) -> dict[str, Figure]:

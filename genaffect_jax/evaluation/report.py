@@ -5,23 +5,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from genaffect_jax.evaluation.catalogue import ABOUT
+from genaffect_jax.evaluation.comparison import Difference
 from genaffect_jax.evaluation.figures import Evaluation, Figure
 from genaffect_jax.io.atomic import write_atomically
+from genaffect_jax.metrics.bootstrap import Interval
 
 NOT_MEASURED = "not measured"
 _AIM = {"higher": "↑", "lower": "↓", "ceiling": "→ ceiling"}
 
 
-def write_report(evaluation: Evaluation, settings: dict[str, Any], out: Path) -> None:
-    """Writes `report.json` and `report.md` into a folder, each whole or not at all."""
+def write_report(
+    evaluation: Evaluation, settings: dict[str, Any], out: Path, against: Mapping[str, Difference] | None = None
+) -> None:
+    """Writes `report.json` and `report.md` into a folder, each whole or not at all; `against` goes to the page only."""
     write_atomically(out / "report.json", json.dumps(as_json(evaluation, settings), indent=2) + "\n")
-    write_atomically(out / "report.md", as_markdown(evaluation, settings))
+    compared = "" if against is None else "\n" + comparison_as_markdown(against)
+    write_atomically(out / "report.md", as_markdown(evaluation, settings) + compared)
 
 
 def as_json(evaluation: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
@@ -32,6 +38,7 @@ def as_json(evaluation: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
             "value": None if figure is None else dataclasses.asdict(figure.value),
             "ceiling": None if figure is None else figure.ceiling,
             "floor_value": None if figure is None else figure.floor,
+            "by_person": None if figure is None else figure.by_person,
         }
         for name, about in ABOUT.items()
         for figure in [evaluation.figures.get(name)]
@@ -41,6 +48,7 @@ def as_json(evaluation: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
         "figures": figures,
         "confusions": [dataclasses.asdict(c) for c in evaluation.confusions],
         "confusions_in_true_images": [dataclasses.asdict(c) for c in evaluation.true_confusions],
+        "worst_groups": {name: dataclasses.asdict(group) for name, group in evaluation.worst_groups.items()},
         "dials": {word: dataclasses.asdict(dial) for word, dial in evaluation.dials.items()},
     }
     return _without_nan(report)
@@ -60,6 +68,13 @@ def as_markdown(evaluation: Evaluation, settings: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     lines += [f"| {' | '.join(_cells(name, evaluation.figures.get(name)))} |" for name in ABOUT]
+    lines += ["", "## Worst groups", "", "| figure | group | people | value | less the others | interval |"]
+    lines += ["|---|---|---|---|---|---|"]
+    lines += [
+        f"| {name} | {group.group} | {group.people} | {_number(group.value)} | {_number(group.difference.value)} | "
+        f"{_interval(group.difference)} |"
+        for name, group in evaluation.worst_groups.items()
+    ]
     lines += ["", "## Confused words", "", "| wanted | read as | share | in true images |", "|---|---|---|---|"]
     true = {(c.wanted, c.read): c.share for c in evaluation.true_confusions}
     lines += [
@@ -79,6 +94,32 @@ def as_markdown(evaluation: Evaluation, settings: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def comparison_as_markdown(against: Mapping[str, Difference]) -> str:
+    """Differences to another report as a section of the page."""
+    lines = ["## Against the other report", "", "| figure | here | there | difference | interval | beyond noise |"]
+    lines += ["|---|---|---|---|---|---|"]
+    lines += [f"| {' | '.join(cells)} |" for cells in _differences(against)]
+    return "\n".join(lines) + "\n"
+
+
+def comparison_as_table(against: Mapping[str, Difference]) -> Table:
+    """Differences to another report as a table for the terminal."""
+    table = Table("figure", "here", "there", "difference", "95 % interval", "beyond noise")
+    for cells in _differences(against):
+        table.add_row(*cells)
+    return table
+
+
+def _differences(against: Mapping[str, Difference]) -> list[list[str]]:
+    return [
+        [
+            *(f"{name} {_AIM[ABOUT[name].better]}", _number(found.here), _number(found.there)),
+            *(f"{found.difference.value:+.3f}", _interval(found.difference), "yes" if found.beyond_noise else "no"),
+        ]
+        for name, found in against.items()
+    ]
+
+
 def as_table(evaluation: Evaluation) -> Table:
     """The figures as a table for the terminal."""
     table = Table("figure", "value", "95 % interval", "ceiling", "floor")
@@ -93,12 +134,14 @@ def _cells(name: str, figure: Figure | None) -> list[str]:
     title = f"{about.title} {_AIM[about.better]}"
     if figure is None:
         return [name, title, NOT_MEASURED, "", "", "", about.floor]
-    value = figure.value
-    interval = "" if math.isnan(value.low) else f"{_number(value.low)} to {_number(value.high)}"
     return [
-        *(name, title, _number(value.value), interval),
+        *(name, title, _number(figure.value.value), _interval(figure.value)),
         *(_number(figure.ceiling), _number(figure.floor), about.floor),
     ]
+
+
+def _interval(interval: Interval) -> str:
+    return "" if math.isnan(interval.low) else f"{_number(interval.low)} to {_number(interval.high)}"
 
 
 def _number(value: float) -> str:

@@ -67,12 +67,17 @@ def bootstrap(
     return Interval(value, float(low), float(high), people, level)
 
 
-def mean_of(values: Float[np.ndarray, "P ..."]) -> Statistic:
-    """The mean of the people's means; nan entries are not counted, people with nothing else are left out."""
+def person_means(values: Float[np.ndarray, "P ..."]) -> Float[np.ndarray, " P"]:
+    """Each person's mean; nan entries are not counted, and a person with nothing else has nan."""
     counted = np.isfinite(values).reshape(len(values), -1)
     sums = np.where(counted, values.reshape(len(values), -1), 0.0).sum(1)
     with np.errstate(invalid="ignore"):
-        means = sums / counted.sum(1)
+        return sums / counted.sum(1)
+
+
+def mean_of(values: Float[np.ndarray, "P ..."]) -> Statistic:
+    """The mean of `person_means`; people who have none are left out."""
+    means = person_means(values)
 
     def statistic(places: Int[np.ndarray, " K"]) -> float:
         chosen = means[places]
@@ -80,6 +85,23 @@ def mean_of(values: Float[np.ndarray, "P ..."]) -> Statistic:
         return float(chosen.mean()) if len(chosen) else float("nan")
 
     return statistic
+
+
+def unpaired_difference(
+    first: Float[np.ndarray, " P"], second: Float[np.ndarray, " Q"], seed: int = 0, resamples: int = 2000
+) -> Interval:
+    """The mean of `first` less that of `second`, figures of different people, with its interval at 95 %."""
+    means = mean_of(first), mean_of(second)
+    sizes = len(first), len(second)
+    value = means[0](np.arange(sizes[0])) - means[1](np.arange(sizes[1]))
+    rng = np.random.default_rng(seed)
+    drawn = np.array([
+        means[0](rng.integers(sizes[0], size=sizes[0])) - means[1](rng.integers(sizes[1], size=sizes[1]))
+        for _ in range(resamples)
+    ])  # fmt: skip
+    drawn = drawn[np.isfinite(drawn)]
+    low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) and min(sizes) > 1 else (np.nan, np.nan)
+    return Interval(float(value), float(low), float(high), min(sizes), 0.95)
 
 
 def paired_difference(first: Float[np.ndarray, " P"], second: Float[np.ndarray, " P"], seed: int = 0) -> Interval:
