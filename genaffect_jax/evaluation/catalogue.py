@@ -84,8 +84,7 @@ ABOUT: dict[str, About] = {
     "identity_frechet": About(
         "distance of the distributions of faces",
         "lower",
-        "Frechet distance of the identity embeddings of the first half of the people, generated, and of the second "
-        "half, true",
+        "Frechet distance of the identity embeddings of all generated and all true images, of the same people",
         _COPIES,
         "Heusel et al. 2017, arXiv 1706.08500, with other features",
     ),

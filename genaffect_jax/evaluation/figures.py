@@ -167,19 +167,12 @@ def _expression_figures(read: _Everyone, seed: int) -> dict[str, Figure]:
 
 
 def _image_figures(read: _Everyone, seed: int) -> dict[str, Figure]:
-    half = len(read.identity) // 2
+    def distance(faces: np.ndarray, places: Int[np.ndarray, " P"]) -> float:
+        return frechet_distance(_flat(faces[places]), _flat(read.true_identity[places]))
 
-    def distance(first: np.ndarray, places: Int[np.ndarray, " P"]) -> float:
-        return frechet_distance(_flat(first[places[:half]]), _flat(read.true_identity[places[half:]]))
-
-    everyone = np.arange(len(read.identity))
-    frechet = Figure(
-        bootstrap(
-            lambda places: distance(read.identity, places), len(everyone), seed=seed, resamples=_FRECHET_RESAMPLES
-        ),
-        distance(read.true_identity, everyone),
-        distance(read.copied_identity, everyone),
-    )
+    count = len(read.identity)
+    value = bootstrap(lambda places: distance(read.identity, places), count, seed=seed, resamples=_FRECHET_RESAMPLES)
+    frechet = Figure(value, 0.0, distance(read.copied_identity, np.arange(count)))
     return {
         "identity_frechet": frechet,
         "sharpness": _mean(seed, read.sharpness, 1.0, _NAN),
