@@ -15,7 +15,8 @@ from genaffect_jax.errors import ConfigError
 from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.parallel.distributed import describe_process, is_first
 
-# Fields that may differ when a run continues: nothing that is learned depends on them, except for the order of sums.
+# Fields that may differ when a run continues. What is learned depends on them in the order of sums alone; on
+# `train.steps` also through the learning rate's schedule, which a longer training has to follow.
 _MAY_CHANGE = (
     "train.steps",
     "train.log_every",

@@ -27,7 +27,7 @@ from genaffect_jax.data.cached_features import FIELDS, open_rows
 from genaffect_jax.data.sources.base import Source
 from genaffect_jax.data.worker_processes import init_worker, starting_workers
 from genaffect_jax.errors import DataError
-from genaffect_jax.io.atomic import new_file
+from genaffect_jax.io.atomic import new_file, remove_partial
 from genaffect_jax.io.progress import progress_bar
 
 Encode = Callable[[UInt8[np.ndarray, "B S S 3"]], Mapping[str, Any]]
@@ -55,7 +55,7 @@ def write_features(
 
     The file's name holds a digest of `source.fingerprint()` and `fingerprint`, and the file appears only when it is
     complete. A file of this name therefore belongs to these images and networks. Files of other images or networks are
-    not touched.
+    not touched. What a killed process left of this file is removed, so one process at a time may write it.
 
     Args:
         source: images with pixels.
@@ -86,6 +86,7 @@ def write_features(
         return final
     if not len(source.examples):
         raise DataError("the source has no images to encode")
+    remove_partial(final)  # it may take as much room as the whole file
     with new_file(final, durable=True) as partial, _loaders(source, batch_size, workers) as images:
         _encode_into(partial, images, encode, prepare)
     return final

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -21,6 +20,7 @@ from genaffect_jax.data.groups import GroupSampler
 from genaffect_jax.data.sources.base import Source, examples_digest
 from genaffect_jax.data.worker_processes import init_worker, starting_workers
 from genaffect_jax.errors import DataError
+from genaffect_jax.parallel.processors import usable_processors
 
 Batch = dict[str, np.ndarray]
 # Batches that each worker process keeps ready; training reads one at a time, so more would only need memory.
@@ -103,8 +103,7 @@ def automatic_workers(source: Source) -> int:
     processor of this process but one, at least 1 and at most `_MOST_WORKERS`."""
     if isinstance(source, CachedFeatures) and "latents" in source.columns:
         return 0
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(processors - 1, 1), _MOST_WORKERS)
+    return min(max(usable_processors() - 1, 1), _MOST_WORKERS)
 
 
 class Loader(Iterator[Batch]):

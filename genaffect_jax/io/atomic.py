@@ -2,8 +2,9 @@
 
 Everything is written beside its target, under a hidden name of its own, and renamed when it is complete. Readers see
 the old content or the new one, also when several processes write. After an error, Ctrl-C included, the target is as it
-was and nothing else is left. New files and folders have the permissions that the umask gives them, also when a library
-wrote them with others (`safetensors.numpy.save_file` makes its files readable for their owner alone).
+was and nothing else is left; a process that is killed leaves the hidden file (`remove_partial`). New files and folders
+have the permissions that the umask gives them, also when a library wrote them with others
+(`safetensors.numpy.save_file` makes its files readable for their owner alone).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from uuid import uuid4
 
@@ -43,12 +45,19 @@ def new_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
             _flush_to_disk(temporary)
         os.replace(temporary, path)
     except OSError as e:
-        # A failed write names no file, and the temporary names say nothing to a user.
-        if e.errno is not None and (e.filename is None or str(e.filename) in (str(temporary), f"{temporary}{_PROBE}")):
+        # A failed write names no file, a failed copy its source first, and the temporary names say nothing to a user.
+        ours = (str(temporary), f"{temporary}{_PROBE}")
+        if e.errno is not None and (e.filename is None or str(e.filename) in ours or str(e.filename2) in ours):
             e.filename, e.filename2 = str(path), None
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_partial(path: Path) -> None:
+    """Removes what killed processes left of a file that `new_file` was to write; no other process may be writing it."""
+    for partial in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        partial.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: str | bytes, *, durable: bool = False) -> None:

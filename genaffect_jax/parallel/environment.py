@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from genaffect_jax.parallel.processors import usable_processors
 from genaffect_jax.version import __version__
 
 Environment = dict[str, str | int]
@@ -19,6 +20,8 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow", "grain")
 # Compilers and libraries of a device; their packages' names begin so.
 _OF_DEVICES = ("jax-cuda", "nvidia-", "jax-rocm", "libtpu")
 _SETTINGS = ("jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable", "jax_enable_x64")
+# Read by XLA on CPUs: the number of threads, in place of the number of processors.
+_THREADS = ("PJRT_NPROC", "NPROC")
 _VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG")
 
 
@@ -43,14 +46,15 @@ def describe_environment(mesh: Mesh) -> Environment:
         "processor": _processor(),
     }
     if device.platform == "cpu":
-        found["processor.threads"] = len(os.sched_getaffinity(0))
+        found["processor.threads"] = usable_processors()
     found["version.genaffect_jax"] = __version__
     installed = {str(d.metadata["Name"]).lower(): d.version for d in distributions()}
     for name in sorted(installed):
         if name in _LIBRARIES or name.startswith(_OF_DEVICES):
             found[f"version.{name}"] = installed[name]
     found |= {f"setting.{name}": str(getattr(jax.config, name)) for name in _SETTINGS}
-    return found | {f"variable.{name}": os.environ[name] for name in _VARIABLES if name in os.environ}
+    variables = _VARIABLES + (_THREADS if device.platform == "cpu" else ())
+    return found | {f"variable.{name}": os.environ[name] for name in variables if name in os.environ}
 
 
 def _processor() -> str:

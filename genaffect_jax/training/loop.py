@@ -161,7 +161,8 @@ def _fit(task: Task, config: TrainConfig, mesh: Mesh, run_dir: RunDir, console: 
         if complete and step > first:
             log.sheet(step, task.preview(state.averaged))
     again = "" if complete else "; stopped, the same command continues"
-    console.print(f"step {step} of {config.steps}: checkpoint written to {checkpoints.folder.name}/{step}{again}")
+    written = f"checkpoint written to {checkpoints.folder.name}/{step}"
+    console.print(f"step {step} of {config.steps}: {written}{again}", soft_wrap=True)
     return complete
 
 
@@ -188,9 +189,9 @@ def _keep_environment(config: TrainConfig, mesh: Mesh, run_dir: RunDir, step: in
     with first_process_first("environment"):
         told = keep_environment(run_dir, config.deterministic, step, describe_environment(mesh))
     if told is not None:
-        console.print(told)
+        console.print(told, soft_wrap=True)
     if config.deterministic and (doubt := unmeasured(mesh)) is not None:
-        console.print(f"warning: {doubt}", style="yellow")
+        console.print(f"warning: {doubt}", style="yellow", soft_wrap=True)
 
 
 class _Interval:

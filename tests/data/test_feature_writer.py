@@ -114,6 +114,24 @@ def test_an_interrupted_run_leaves_no_file_behind(source: FolderSource, tmp_path
     assert list(folder.iterdir()) == []
 
 
+def test_what_a_killed_process_left_is_removed_by_the_next(source: FolderSource, tmp_path: Path) -> None:
+    target = tmp_path / "cache" / "latents.npy"
+    left: list[Path] = []
+
+    def killed(images: np.ndarray) -> dict[str, np.ndarray]:
+        left.extend(target.parent.iterdir())  # the file as it stands while it is written
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_features(source, target, killed, 4, "e")
+    assert len(left) == 1
+    left[0].write_bytes(b"half")
+    of_others = target.with_name(".latents-0123456789abcdef.npy.0123abcd.tmp")
+    of_others.write_bytes(b"half")
+    written = write_features(source, target, Encoder(), 4, "e")
+    assert set(target.parent.iterdir()) == {written, of_others}
+
+
 def test_an_encoder_that_misbehaves_is_refused(source: FolderSource, tmp_path: Path) -> None:
     def shapes(*each: tuple[int, ...], name: str = "latents", fill: float = 0.0):
         made = iter([np.full(shape, fill) for shape in (*each, *each[-1:] * 3)])

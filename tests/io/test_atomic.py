@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from genaffect_jax.io import atomic
-from genaffect_jax.io.atomic import copy_atomically, new_file, new_folder, write_atomically
+from genaffect_jax.io.atomic import copy_atomically, new_file, new_folder, remove_partial, write_atomically
 
 
 def names(folder):
@@ -35,6 +35,27 @@ def test_after_an_error_the_old_file_stands_and_nothing_else_is_left(tmp_path, e
         fail()
     assert target.read_text() == "old"
     assert names(tmp_path) == ["report.json"]
+
+
+def test_a_failed_copy_names_the_target_and_not_its_source(tmp_path, monkeypatch):
+    def fail(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))  # as shutil does
+
+    monkeypatch.setattr(atomic.shutil, "copyfile", fail)
+    with pytest.raises(OSError, match="No space left") as raised:
+        copy_atomically(tmp_path / "weights", tmp_path / "copy")
+    assert (raised.value.filename, raised.value.filename2) == (str(tmp_path / "copy"), None)
+
+
+def test_partial_files_of_a_target_are_removed_and_no_others(tmp_path):
+    target = tmp_path / "a[1].npy"
+    with new_file(target) as temporary:
+        temporary.write_text("complete")
+        partial = temporary.name
+    for name in (partial, "a[1].npy.tmp", ".a1.npy.0123abcd.tmp", ".b.npy.0123abcd.tmp"):
+        (tmp_path / name).write_text("half")
+    remove_partial(target)
+    assert names(tmp_path) == [".a1.npy.0123abcd.tmp", ".b.npy.0123abcd.tmp", "a[1].npy", "a[1].npy.tmp"]
 
 
 def test_a_failed_write_names_the_target_and_not_the_temporary_file(tmp_path, monkeypatch):

@@ -38,6 +38,12 @@ def test_a_setting_of_jax_that_changes_bits_changes_the_environment():
     assert describe_environment(mesh) == before
 
 
+@pytest.mark.parametrize("name", ["PJRT_NPROC", "NPROC"])
+def test_on_cpus_the_variables_that_set_the_number_of_threads_count(monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    assert describe_environment(make_mesh(MeshConfig()))[f"variable.{name}"] == "1"
+
+
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_on_accelerators_their_libraries_count_and_the_number_of_threads_does_not(monkeypatch, platform):
     client = SimpleNamespace(platform_version="PJRT C API\ncuda 13000")
@@ -52,9 +58,10 @@ def test_on_accelerators_their_libraries_count_and_the_number_of_threads_does_no
     }
     installed = [SimpleNamespace(metadata={"Name": name}, version=version) for name, version in packages.items()]
     monkeypatch.setattr(environment, "distributions", lambda: installed)
+    monkeypatch.setenv("NPROC", "1")
     found = describe_environment(mesh)
     assert found["platform_version"] == client.platform_version
-    assert "processor.threads" not in found
+    assert not {"processor.threads", "variable.NPROC"} & found.keys()
     del packages["rich"]
     versions = {name: value for name, value in found.items() if name.startswith("version.")}
     assert versions == {"version.genaffect_jax": __version__, **{f"version.{n}": v for n, v in packages.items()}}

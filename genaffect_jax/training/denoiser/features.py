@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from genaffect_jax.models.face_encoders.encoder import AvatarEncoder
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.memory import device_memory
 from genaffect_jax.parallel.mesh import make_mesh
+from genaffect_jax.parallel.processors import usable_processors
 from genaffect_jax.parallel.sharding import batch_sharding, place, replicated
 from genaffect_jax.parallel.xla import deterministic_options
 
@@ -81,7 +81,7 @@ def cache_features(
         encode,
         batch_size=batch_size,
         fingerprint=" ".join(checksums),
-        workers=0 if config.data.workers == 0 else len(os.sched_getaffinity(0)),
+        workers=0 if config.data.workers == 0 else usable_processors(),
         prepare=lambda: encode(np.zeros((batch_size, side, side, 3), np.uint8)),
     )
     return CachedFeatures(source, path)

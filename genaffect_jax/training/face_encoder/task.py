@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from genaffect_jax.models.face_encoders.encoder import AvatarEncoder, build_enco
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.distributed import first_process_first, gathered, is_first
 from genaffect_jax.parallel.mesh import describe_devices, make_mesh
+from genaffect_jax.parallel.processors import usable_processors
 from genaffect_jax.parallel.sharding import batch_shard, check_batch, place, replicated
 from genaffect_jax.training.autoencoder.task import reconstruct
 from genaffect_jax.training.face_encoder.degrade import make_degrade
@@ -111,7 +111,7 @@ def open_encoder_source(config: EncoderRun, run_dir: RunDir) -> Source:
         return open_source(config.data, run_dir)
     data = config.data
     settings = AvatarSettings(data.image_size, data.identities, data.expressions_per_identity, data.pose_scale)
-    workers = 0 if data.workers == 0 else len(os.sched_getaffinity(0))
+    workers = 0 if data.workers == 0 else usable_processors()
     folder = run_dir if config.stored is None else RunDir(config.stored)
     return StoredSource(store_avatars(settings, folder.avatars, workers))
 
