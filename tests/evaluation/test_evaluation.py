@@ -9,7 +9,6 @@ import pytest
 
 from genaffect_jax.config import DataConfig, SamplingConfig
 from genaffect_jax.errors import ConfigError, DataError, WeightsError
-from genaffect_jax.evaluation import figures
 from genaffect_jax.evaluation.catalogue import ABOUT
 from genaffect_jax.evaluation.figures import evaluate
 from genaffect_jax.evaluation.protocol import FIRST_PERSON, INTENSITIES, Protocol, word_names, word_vectors
@@ -22,13 +21,6 @@ from genaffect_jax.models.face_encoders.encoder import load_expression_encoder, 
 SIDE = 64
 # Few images: an encoder pads what it is given to 8 or to 64.
 PROTOCOL = Protocol(people=4, expressions=3, dial_people=1, dial_words=("joy",))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def few_resamples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "_FRECHET_RESAMPLES", 3)
-        yield
 
 
 @pytest.fixture(scope="module")
