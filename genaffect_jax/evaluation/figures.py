@@ -59,10 +59,9 @@ class Evaluation:
 
     figures: dict[str, Figure]
     """By the names of `catalogue.ABOUT`; without dials, theirs are not measured and not there."""
-    confusions: tuple[Confusion, ...]
-    """Words that are read as others, the most frequent first."""
-    true_confusions: tuple[Confusion, ...]
-    """The same in the true images: what the encoder itself confuses."""
+    confusions: tuple[tuple[Confusion, float], ...]
+    """Words that are read as others, the most frequent first, each with the share of the true images that are read so:
+    what the encoder itself confuses."""
     dials: dict[str, Dial]
     """By word."""
     worst_groups: dict[str, WorstGroup]
@@ -88,15 +87,19 @@ def evaluate(people: Sequence[Readings], protocol: Protocol, seed: int = 0) -> E
         more, dials = _dial_figures(people[: protocol.dial_people], protocol, seed)
         figures |= more
     prototypes, wanted = word_vectors(), read.words.ravel()
-    confusions, true_confusions = (
-        most_confused(confusion_matrix(_flat(vectors), prototypes, wanted), word_names())
-        for vectors in (read.expression, read.true_expression)
+    matrix, true_matrix = (
+        confusion_matrix(_flat(vectors), prototypes, wanted) for vectors in (read.expression, read.true_expression)
+    )
+    names = word_names()
+    confusions = tuple(
+        (pair, float(true_matrix[names.index(pair.wanted), names.index(pair.read)]))
+        for pair in most_confused(matrix, names)
     )
     groups = {
         name: worst_group(np.array(figures[name].by_person), ABOUT[name].better == "higher", seed) for name in _BY_GROUP
     }
     found = {name: group for name, group in groups.items() if group is not None}
-    return Evaluation(figures, confusions, true_confusions, dials, found)
+    return Evaluation(figures, confusions, dials, found)
 
 
 class _Everyone:

@@ -46,8 +46,9 @@ def as_json(evaluation: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
     report = {
         "settings": settings,
         "figures": figures,
-        "confusions": [dataclasses.asdict(c) for c in evaluation.confusions],
-        "confusions_in_true_images": [dataclasses.asdict(c) for c in evaluation.true_confusions],
+        "confusions": [
+            {**dataclasses.asdict(pair), "share_in_true_images": true} for pair, true in evaluation.confusions
+        ],
         "worst_groups": {name: dataclasses.asdict(group) for name, group in evaluation.worst_groups.items()},
         "dials": {word: dataclasses.asdict(dial) for word, dial in evaluation.dials.items()},
     }
@@ -76,11 +77,7 @@ def as_markdown(evaluation: Evaluation, settings: dict[str, Any]) -> str:
         for name, group in evaluation.worst_groups.items()
     ]
     lines += ["", "## Confused words", "", "| wanted | read as | share | in true images |", "|---|---|---|---|"]
-    true = {(c.wanted, c.read): c.share for c in evaluation.true_confusions}
-    lines += [
-        f"| {c.wanted} | {c.read} | {c.share:.2f} | {true.get((c.wanted, c.read), 0.0):.2f} |"
-        for c in evaluation.confusions
-    ]
+    lines += [f"| {c.wanted} | {c.read} | {c.share:.2f} | {true:.2f} |" for c, true in evaluation.confusions]
     for word, dial in evaluation.dials.items():
         rows = {"asked for": dial.intensities, "generated": dial.generated, "true": dial.true}
         rows["cosine to the reference"] = dial.cosine_to_reference
