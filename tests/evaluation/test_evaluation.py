@@ -89,7 +89,8 @@ def test_shuffled_expressions_fall_to_the_floor_of_expression_and_keep_the_perso
     assert figure.value.value == pytest.approx(perfect.figures["expression_error"].floor, rel=0.3)
     assert figure.value.value > 2 * figure.ceiling
     assert found.figures["word_top1"].value.value < 0.2
-    assert all(true < pair.share for pair, true in found.confusions)  # the encoder reads true images otherwise
+    assert found.confusions
+    assert np.mean([true for _, true in found.confusions]) < np.mean([pair.share for pair, _ in found.confusions]) / 2
     assert found.figures["identity"].value.value == pytest.approx(perfect.figures["identity"].value.value, abs=0.05)
 
 
