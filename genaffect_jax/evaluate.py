@@ -39,7 +39,7 @@ class Arguments(SamplingConfig):
     people: int = 64
     """People, at least 2."""
     expressions: int = 24
-    """Words of each person, 2 to 135; the next person gets the next words."""
+    """Words of each person, 2 to 135, spread over the 135; each person's begin one word later."""
     dial_people: int = 8
     """People for whom dials are sampled too; 0 for none."""
     dial_words: tuple[str, ...] = DIAL_WORDS

@@ -25,7 +25,7 @@ class Protocol:
     people: int = 64
     """Procedural avatars, at least 2."""
     expressions: int = 24
-    """Words of each person, 2 to 135. Person i gets the next so many of the 135 words, so that all are asked for."""
+    """Words of each person, 2 to 135, spread over the 135 words; each person's begin one word later."""
     dial_people: int = 8
     """People for whom dials are sampled too, from the first on; 0 for none."""
     dial_words: tuple[str, ...] = DIAL_WORDS
@@ -40,8 +40,9 @@ class Protocol:
             require(word in words, "dial_words", word, "must be one of the 135 words")
 
     def words(self, person: int) -> Int[np.ndarray, " V"]:
-        """Places of a person's words in the vocabulary."""
-        return (person * self.expressions + np.arange(self.expressions)) % len(vocabulary())
+        """Places of a person's words in the vocabulary, evenly spread: neighbours there are alike."""
+        count = len(vocabulary())
+        return (person + np.arange(self.expressions) * (count // self.expressions)) % count
 
     @property
     def dials(self) -> list[str]:

@@ -14,10 +14,13 @@ from rich.table import Table
 from genaffect_jax.evaluation.catalogue import ABOUT
 from genaffect_jax.evaluation.comparison import Difference
 from genaffect_jax.evaluation.figures import Evaluation, Figure
+from genaffect_jax.evaluation.readings import person_name
 from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.metrics.bootstrap import Interval
 
 NOT_MEASURED = "not measured"
+# Figures whose worst people are shown, and how many.
+_WITH_WORST_PEOPLE, _WORST_PEOPLE = ("identity", "expression_error"), 4
 _AIM = {"higher": "↑", "lower": "↓", "ceiling": "→ ceiling"}
 
 
@@ -76,6 +79,8 @@ def as_markdown(evaluation: Evaluation, settings: dict[str, Any]) -> str:
         f"{_interval(group.difference)} |"
         for name, group in evaluation.worst_groups.items()
     ]
+    lines += ["", "## Worst people", "", "| figure | people, the worst first |", "|---|---|"]
+    lines += [f"| {name} | {_worst_people(name, evaluation.figures[name])} |" for name in _WITH_WORST_PEOPLE]
     lines += ["", "## Confused words", "", "| wanted | read as | share | in true images |", "|---|---|---|---|"]
     lines += [f"| {c.wanted} | {c.read} | {c.share:.2f} | {true:.2f} |" for c, true in evaluation.confusions]
     for word, dial in evaluation.dials.items():
@@ -135,6 +140,14 @@ def _cells(name: str, figure: Figure | None) -> list[str]:
         *(name, title, _number(figure.value.value), _interval(figure.value)),
         *(_number(figure.ceiling), _number(figure.floor), about.floor),
     ]
+
+
+def _worst_people(name: str, figure: Figure) -> str:
+    """The people with the worst values, with links to their sheets."""
+    sign = -1 if ABOUT[name].better == "higher" else 1
+    known = [(sign * value, value, person) for person, value in enumerate(figure.by_person) if not math.isnan(value)]
+    worst = sorted(known, reverse=True)[:_WORST_PEOPLE]
+    return ", ".join(f"[{person_name(person)}](people/{person:04d}.png) {value:.3f}" for _, value, person in worst)
 
 
 def _interval(interval: Interval) -> str:

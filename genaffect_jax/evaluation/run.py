@@ -9,19 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from genaffect_jax.config import SamplingConfig
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.evaluation.figures import Evaluation, evaluate
-from genaffect_jax.evaluation.protocol import FIRST_PERSON, INTENSITIES, Protocol, word_names
-from genaffect_jax.evaluation.readings import Evaluators, Readings, person_name, read_person
+from genaffect_jax.evaluation.protocol import FIRST_PERSON, INTENSITIES, Protocol, word_names, word_vectors
+from genaffect_jax.evaluation.readings import Evaluators, Readings, person_name, read_person, true_images
 from genaffect_jax.expressions.action_units import WIDTH
 from genaffect_jax.io.atomic import write_atomically
+from genaffect_jax.io.image_grid import contact_sheet, write_png
 from genaffect_jax.io.progress import progress_bar
 from genaffect_jax.models.face_encoders.encoder import load_expression_encoder, load_identity_encoder
 from genaffect_jax.pipeline import Pipeline
 
 _SETTINGS = "evaluation.json"
+# Images side by side in a person's sheet.
+_COLUMNS = 12
 
 
 @dataclass(frozen=True)
@@ -99,12 +103,16 @@ def run_evaluation(run: EvaluationRun, out: Path) -> Evaluation:
     missing = [person for person, file in enumerate(files) if not file.exists()]
     with progress_bar("people", len(missing)) as step:
         for person in missing:
-            _sampled(run, person).save(files[person])
+            images, dials = _sample(run, person)
+            write_png(_sheet(person, run.protocol, images), files[person].with_suffix(".png"))
+            # Written last: a person with readings is done.
+            read_person(person, run.protocol, run.evaluators, images, dials).save(files[person])
             step(1)
     return evaluate([Readings.load(file) for file in files], run.protocol, run.sampling.seed)
 
 
-def _sampled(run: EvaluationRun, person: int) -> Readings:
+def _sample(run: EvaluationRun, person: int) -> tuple[UInt8[np.ndarray, "V S S 3"], UInt8[np.ndarray, "D*I S S 3"]]:
+    """The images of a person's words and dials."""
     names = word_names()
 
     def sample(expressions: list[str]) -> np.ndarray:
@@ -114,7 +122,22 @@ def _sampled(run: EvaluationRun, person: int) -> Readings:
     # One set for each word: shared tokens, where they are on, are those of one dial.
     each, dials = len(INTENSITIES), run.protocol.dials if person < run.protocol.dial_people else []
     sets = [sample(dials[i : i + each]) for i in range(0, len(dials), each)]
-    return read_person(person, run.protocol, run.evaluators, images, np.concatenate(sets) if sets else images[:0])
+    return images, np.concatenate(sets) if sets else images[:0]
+
+
+def _sheet(person: int, protocol: Protocol, images: UInt8[np.ndarray, "V S S 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Generated images, the true image of each below it."""
+    words = protocol.words(person)
+    true = true_images(person, word_vectors(words), images.shape[1])
+    names = [word_names()[i] for i in words]
+    tiles, labels = [], []
+    for first in range(0, len(words), _COLUMNS):
+        row = slice(first, first + _COLUMNS)
+        missing = [np.full_like(images[0], 255)] * max(0, first + _COLUMNS - len(words)) if first else []
+        for part, kind in ((images, ""), (true, "true")):
+            tiles += [*part[row], *missing]
+            labels += [*(kind or name for name in names[row]), *("" for _ in missing)]
+    return contact_sheet(tiles, labels, columns=min(_COLUMNS, len(words)))
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:

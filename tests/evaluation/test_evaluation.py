@@ -177,6 +177,10 @@ def test_a_stopped_evaluation_is_continued_and_ends_as_one_that_was_not(evaluato
     write_report(found, run.settings, tmp_path / "stopped")
     report = json.loads((tmp_path / "stopped" / "report.json").read_text())
     assert report["settings"] == run.settings
+    page = (tmp_path / "stopped" / "report.md").read_text()
+    assert f"[seed:{FIRST_PERSON + 2}](people/0002.png)" in page
+    sheets = sorted(p.name for p in (tmp_path / "stopped" / "people").glob("*.png"))
+    assert sheets == ["0000.png", "0001.png", "0002.png"]
     assert report["figures"]["identity"]["value"]["value"] == whole.figures["identity"].value.value
 
 
