@@ -18,6 +18,7 @@ from rich.console import Console
 from genaffect_jax import cli
 from genaffect_jax.checkpoints.manager import LATEST
 from genaffect_jax.config import SamplingConfig
+from genaffect_jax.errors import INTERRUPTED
 from genaffect_jax.evaluation.comparison import compare, read_report
 from genaffect_jax.evaluation.protocol import DIAL_WORDS, Protocol
 from genaffect_jax.evaluation.report import as_json, as_table, comparison_as_table, write_report
@@ -55,7 +56,10 @@ class Arguments(SamplingConfig):
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and evaluates; returns the exit status."""
     arguments = cli.parse(Arguments, argv)
-    return cli.run(lambda console: run(arguments, console))
+    status = cli.run(lambda console: run(arguments, console))
+    if status == INTERRUPTED:
+        print("stopped; the same command continues", file=sys.stderr)
+    return status
 
 
 def run(arguments: Arguments, console: Console) -> bool:

@@ -154,7 +154,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
                 f"holds an evaluation with another {' and '.join(other)}; choose another folder", field="out", found=out
             )
         return
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError("holds files that are no evaluation; choose another folder", field="out", found=out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError("is or holds files that are no evaluation; choose another folder", field="out", found=out)
     (out / "people").mkdir(parents=True, exist_ok=True)
     write_atomically(record, json.dumps(settings, indent=2) + "\n")

@@ -12,7 +12,10 @@ from rich.text import Text
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.completed / task.elapsed:.0f}/s" if task.elapsed else "-/s")
+        if not task.elapsed or not task.completed:
+            return Text("-/s")
+        rate = task.completed / task.elapsed
+        return Text(f"{rate:.0f}/s" if rate >= 1 else f"{1 / rate:.1f} s each")
 
 
 @contextmanager

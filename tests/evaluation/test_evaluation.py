@@ -192,8 +192,9 @@ def test_a_folder_of_other_settings_or_other_files_is_left_alone(evaluators, tmp
         run_evaluation(run_of(Model(name="other"), evaluators, expressions=5), tmp_path / "out")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("keep")
-    with pytest.raises(ConfigError, match="holds files that are no evaluation"):
-        run_evaluation(run_of(Model(), evaluators), tmp_path / "notes")
+    for path in (tmp_path / "notes", tmp_path / "notes" / "mine.txt"):
+        with pytest.raises(ConfigError, match="is or holds files that are no evaluation"):
+            run_evaluation(run_of(Model(), evaluators), path)
     assert [p.name for p in (tmp_path / "notes").iterdir()] == ["mine.txt"]
 
 
