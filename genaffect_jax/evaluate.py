@@ -18,11 +18,12 @@ from rich.console import Console
 from genaffect_jax import cli
 from genaffect_jax.checkpoints.manager import LATEST
 from genaffect_jax.config import SamplingConfig
-from genaffect_jax.errors import INTERRUPTED
+from genaffect_jax.errors import INTERRUPTED, ConfigError
+from genaffect_jax.evaluation.ablations import ablations_as_table, run_ablations
 from genaffect_jax.evaluation.comparison import compare, read_report
 from genaffect_jax.evaluation.protocol import DIAL_WORDS, Protocol
 from genaffect_jax.evaluation.report import as_json, as_table, comparison_as_table, write_report
-from genaffect_jax.evaluation.run import EvaluationRun, load_evaluators, run_evaluation
+from genaffect_jax.evaluation.run import Cost, EvaluationRun, load_evaluators, run_evaluation
 from genaffect_jax.parallel.xla import use_compilation_cache
 from genaffect_jax.pipeline import Pipeline
 
@@ -45,6 +46,9 @@ class Arguments(SamplingConfig):
     """People for whom dials are sampled too; 0 for none."""
     dial_words: tuple[str, ...] = DIAL_WORDS
     """Words of the dials, each at the intensities 0, 0.25 and so on to 1.5."""
+    ablations: bool = False
+    """Evaluate thirteen settings of sampling (consistent attention, shared noise, guidance), each in a folder of its
+    own below `out`, and compare them in ablations.md."""
     against: Path | None = None
     """Another evaluation's folder or report.json: differences with intervals, and which are beyond noise."""
     identity_evaluator: str = "package:identity_evaluator"
@@ -70,18 +74,25 @@ def run(arguments: Arguments, console: Console) -> bool:
     """
     protocol = Protocol(*(getattr(arguments, f.name) for f in dataclasses.fields(Protocol)))
     sampling = SamplingConfig(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplingConfig)})
+    if arguments.ablations and arguments.against is not None:
+        raise ConfigError("compares one evaluation; leave it out, or ablations", field="against")
     other = None if arguments.against is None else read_report(arguments.against)
     use_compilation_cache()
     pipeline = Pipeline.load(arguments.model, checkpoint=arguments.checkpoint)
     evaluators = load_evaluators(pipeline, arguments.identity_evaluator, arguments.expression_evaluator)
     run = EvaluationRun(pipeline, protocol, sampling, evaluators)
     console.print(f"model {pipeline.name}", soft_wrap=True, highlight=False)
+    if arguments.ablations:
+        console.print(ablations_as_table(run_ablations(run, arguments.out)))
+        console.print(f"{arguments.out}: ablations.md, and a report for each setting", soft_wrap=True)
+        return True
     evaluation = run_evaluation(run, arguments.out)
     against = None if other is None else compare(as_json(evaluation, run.settings), other, sampling.seed)
     write_report(evaluation, run.settings, arguments.out, against)
     console.print(as_table(evaluation))
     if against is not None:
         console.print(comparison_as_table(against))
+    console.print(Cost.read(arguments.out).describe(), highlight=False)
     console.print(f"{arguments.out}: report.md, report.json", soft_wrap=True)
     return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from genaffect_jax.io.progress import progress_bar
 from genaffect_jax.models.face_encoders.encoder import load_expression_encoder, load_identity_encoder
 from genaffect_jax.pipeline import Pipeline
 
-_SETTINGS = "evaluation.json"
+SETTINGS, _COST = "evaluation.json", "cost.json"
 # Images side by side in a person's sheet.
 _COLUMNS = 12
 
@@ -50,6 +51,42 @@ class EvaluationRun:
             "sampling": json.loads(json.dumps(dataclasses.asdict(self.sampling))),
             "evaluators": self.evaluators.names(),
         }
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Time of an evaluation over all its starts, without the first person of each. No figure depends on it."""
+
+    people: int = 0
+    """People that were timed."""
+    sampling_seconds: float = 0.0
+    """Time of their images."""
+    reading_seconds: float = 0.0
+    """Time of rendering true images, reading all images, and writing."""
+
+    def plus(self, sampling: float, reading: float) -> Cost:
+        """With one person more."""
+        return Cost(self.people + 1, self.sampling_seconds + sampling, self.reading_seconds + reading)
+
+    def write(self, out: Path) -> None:
+        """Writes `cost.json`."""
+        write_atomically(out / _COST, json.dumps(dataclasses.asdict(self)) + "\n")
+
+    @classmethod
+    def read(cls, out: Path) -> Cost:
+        """What `cost.json` holds; nothing if it is not there or damaged."""
+        try:
+            return cls(**json.loads((out / _COST).read_text()))
+        except (OSError, ValueError, TypeError):
+            return cls()
+
+    def describe(self) -> str:
+        """One line for users."""
+        if not self.people:
+            return "time: not measured"
+        sampling, reading = (s / self.people for s in (self.sampling_seconds, self.reading_seconds))
+        share = reading / (sampling + reading)
+        return f"time of a person: sampling {sampling:.2f} s, figures {reading:.2f} s ({share:.0%} of both)"
 
 
 def load_evaluators(pipeline: Pipeline, identity: str, expression: str) -> Evaluators:
@@ -102,11 +139,15 @@ def run_evaluation(run: EvaluationRun, out: Path) -> Evaluation:
     files = [out / "people" / f"{person:04d}.npz" for person in range(run.protocol.people)]
     missing = [person for person, file in enumerate(files) if not file.exists()]
     with progress_bar("people", len(missing)) as step:
-        for person in missing:
+        for i, person in enumerate(missing):
+            begun = time.perf_counter()
             images, dials = _sample(run, person)
+            sampled = time.perf_counter()
             write_png(_sheet(person, run.protocol, images), files[person].with_suffix(".png"))
             # Written last: a person with readings is done.
             read_person(person, run.protocol, run.evaluators, images, dials).save(files[person])
+            if i:  # the first person of a process waits for compilation
+                Cost.read(out).plus(sampled - begun, time.perf_counter() - sampled).write(out)
             step(1)
     return evaluate([Readings.load(file) for file in files], run.protocol, run.sampling.seed)
 
@@ -116,7 +157,9 @@ def _sample(run: EvaluationRun, person: int) -> tuple[UInt8[np.ndarray, "V S S 3
     names = word_names()
 
     def sample(expressions: list[str]) -> np.ndarray:
-        return run.pipeline(person_name(person), ", ".join(expressions), settings=run.sampling).images
+        anchors = None if run.sampling.anchors is None else min(run.sampling.anchors, len(expressions))
+        settings = dataclasses.replace(run.sampling, anchors=anchors)
+        return run.pipeline(person_name(person), ", ".join(expressions), settings=settings).images
 
     images = sample([names[i] for i in run.protocol.words(person)])
     # One set for each word: shared tokens, where they are on, are those of one dial.
@@ -142,12 +185,12 @@ def _sheet(person: int, protocol: Protocol, images: UInt8[np.ndarray, "V S S 3"]
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Makes the folder that of these settings, or finds that it is."""
-    record = out / _SETTINGS
+    record = out / SETTINGS
     if record.exists():
         try:
             before = json.loads(record.read_text())
         except ValueError as e:
-            raise ConfigError(f"its {_SETTINGS} is damaged ({e}); choose another folder", field="out", found=out) from e
+            raise ConfigError(f"its {SETTINGS} is damaged ({e}); choose another folder", field="out", found=out) from e
         other = [key for key, value in settings.items() if before.get(key) != value]
         if other:
             raise ConfigError(

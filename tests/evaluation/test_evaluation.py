@@ -14,7 +14,7 @@ from genaffect_jax.evaluation.figures import evaluate
 from genaffect_jax.evaluation.protocol import FIRST_PERSON, INTENSITIES, Protocol, word_names, word_vectors
 from genaffect_jax.evaluation.readings import Evaluators, read_person, true_images
 from genaffect_jax.evaluation.report import as_json, as_markdown, as_table, write_report
-from genaffect_jax.evaluation.run import EvaluationRun, load_evaluators, run_evaluation
+from genaffect_jax.evaluation.run import Cost, EvaluationRun, load_evaluators, run_evaluation
 from genaffect_jax.expressions.action_units import neutral
 from genaffect_jax.models.face_encoders.encoder import load_expression_encoder, load_identity_encoder
 
@@ -170,6 +170,10 @@ def test_a_stopped_evaluation_is_continued_and_ends_as_one_that_was_not(evaluato
     rest = Model()
     assert run_evaluation(run_of(rest, evaluators), tmp_path / "stopped") == whole
     assert rest.calls == [f"seed:{FIRST_PERSON + p}" for p in (1, 2)]
+    cost = Cost.read(tmp_path / "stopped")
+    assert (cost.people, Cost.read(tmp_path / "whole").people) == (1, 2)  # without the first person of each start
+    assert 0 < cost.sampling_seconds < 60
+    assert "figures" in cost.describe()
     again = Model()
     run = run_of(again, evaluators)
     found = run_evaluation(run, tmp_path / "stopped")
