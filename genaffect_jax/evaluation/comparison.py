@@ -14,6 +14,10 @@ from genaffect_jax.evaluation.catalogue import ABOUT
 from genaffect_jax.metrics.bootstrap import Interval, paired_difference, unpaired_difference
 
 
+# The report in the folder of an evaluation.
+REPORT = "report.json"
+
+
 @dataclass(frozen=True)
 class Difference:
     """A figure of this report less that of the other."""
@@ -39,7 +43,7 @@ def read_report(path: Path) -> dict[str, Any]:
     Raises:
         DataError: there is none, or it is damaged.
     """
-    file = path / "report.json" if path.is_dir() else path
+    file = path / REPORT if path.is_dir() else path
     try:
         report = json.loads(file.read_text())
         report["settings"]["protocol"], report["settings"]["evaluators"], report["figures"]

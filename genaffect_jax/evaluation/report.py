@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from genaffect_jax.evaluation.catalogue import ABOUT
-from genaffect_jax.evaluation.comparison import Difference
+from genaffect_jax.evaluation.comparison import REPORT, Difference
 from genaffect_jax.evaluation.figures import Evaluation, Figure
 from genaffect_jax.evaluation.readings import person_name
 from genaffect_jax.io.atomic import write_atomically
@@ -28,7 +28,7 @@ def write_report(
     evaluation: Evaluation, settings: dict[str, Any], out: Path, against: Mapping[str, Difference] | None = None
 ) -> None:
     """Writes `report.json` and `report.md` into a folder, each whole or not at all; `against` goes to the page only."""
-    write_atomically(out / "report.json", json.dumps(as_json(evaluation, settings), indent=2) + "\n")
+    write_atomically(out / REPORT, json.dumps(as_json(evaluation, settings), indent=2) + "\n")
     compared = "" if against is None else "\n" + comparison_as_markdown(against)
     write_atomically(out / "report.md", as_markdown(evaluation, settings) + compared)
 

@@ -20,6 +20,7 @@ ELSEWHERE = {
         "interop/onnx/sampler.py",  # runs beside exported graphs, without this package
     },
     "rejected.jsonl": {"data/photos/align_folder.py"},
+    "report.json": {"evaluation/comparison.py"},  # in the folder of an evaluation
 }
 
 
