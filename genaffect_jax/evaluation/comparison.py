@@ -13,7 +13,6 @@ from genaffect_jax.errors import DataError
 from genaffect_jax.evaluation.catalogue import ABOUT
 from genaffect_jax.metrics.bootstrap import Interval, paired_difference, unpaired_difference
 
-
 # The report in the folder of an evaluation.
 REPORT = "report.json"
 
