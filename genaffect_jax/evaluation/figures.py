@@ -22,7 +22,7 @@ from genaffect_jax.metrics.words import Confusion, confusion_matrix, most_confus
 
 _NAN = float("nan")
 # Figures whose worst group of people is looked for.
-_BY_GROUP = ("identity", "expression_error", "expression_gain", "sharpness")
+_BY_GROUP = ("identity", "expression_error", "expression_gain")
 
 
 @dataclass(frozen=True)
