@@ -1,7 +1,8 @@
 """`avatar_s`: 256-px procedural avatars, planned for some tens of minutes on one GPU.
 
-Not trained yet: the loss is `avatar_tiny`'s, and rate, batch and steps are a first guess. A step of 128 images
-needs some 27 GiB (compiled for a CPU, by XLA's account). It needs the weights that `configs/autoencoder_s.py` makes:
+Not trained yet: the loss is `avatar_tiny`'s, and rate, batch and steps are a first guess. With 4 heads, 64 sets of 4
+images took 4.8 GiB on one H200 (docs/notes/small_models.md). It needs the weights that `configs/autoencoder_s.py`
+makes:
 
     python -m genaffect_jax.train --config configs/autoencoder_s.py --workdir out/autoencoder_s
     python -m genaffect_jax.train --config configs/avatar_s.py --workdir out/avatar_s
