@@ -14,7 +14,7 @@ from genaffect_jax.config import SamplingConfig
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.evaluation.catalogue import ABOUT
 from genaffect_jax.evaluation.comparison import Difference, compare
-from genaffect_jax.evaluation.report import as_json, write_report
+from genaffect_jax.evaluation.report import AIM, as_json, write_report
 from genaffect_jax.evaluation.run import SETTINGS, Cost, EvaluationRun, run_evaluation
 from genaffect_jax.io.atomic import write_atomically
 
@@ -113,8 +113,7 @@ def _explanation() -> list[str]:
 
 
 def _cells(ablations: Mapping[str, Ablation]) -> list[list[str]]:
-    arrows = {"higher": "↑", "lower": "↓", "ceiling": "→"}
-    rows = [["setting", *(f"{name} {arrows[ABOUT[name].better]}" for name in COLUMNS), "sampling, s a person"]]
+    rows = [["setting", *(f"{name} {AIM[ABOUT[name].better]}" for name in COLUMNS), "sampling, s a person"]]
     for name, ablation in ablations.items():
         values = [
             f"{found.here:.3f}{' *' if found.beyond_noise else ''}"

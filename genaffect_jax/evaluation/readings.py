@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from genaffect_jax.avatars import render, sample_identity
 from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
 from genaffect_jax.errors import DataError
-from genaffect_jax.evaluation.protocol import FIRST_PERSON, INTENSITIES, Protocol, word_vectors
+from genaffect_jax.evaluation.protocol import FIRST_PERSON, INTENSITIES, Protocol
 from genaffect_jax.expressions.action_units import neutral
 from genaffect_jax.io.atomic import new_file
 from genaffect_jax.metrics.image_quality import background_variation, edge_sharpness
@@ -97,6 +97,7 @@ def read_person(
     protocol: Protocol,
     evaluators: Evaluators,
     images: UInt8[np.ndarray, "V S S 3"],
+    truth: UInt8[np.ndarray, "V S S 3"],
     dials: UInt8[np.ndarray, "D*I S S 3"],
 ) -> Readings:
     """Reads a person's generated images beside the true ones.
@@ -106,11 +107,11 @@ def read_person(
         protocol: the protocol.
         evaluators: the encoders.
         images: generated for the person's words.
+        truth: the true images of the same words.
         dials: generated for `protocol.dials`; empty for people without dials.
     """
     words, side = protocol.words(person), images.shape[1]
     reference = true_images(person, neutral()[None], side)
-    truth = true_images(person, word_vectors(words), side)
     true_dials = true_images(person, protocol.dial_vectors, side) if len(dials) else dials
     count, steps = len(words), (len(dials) // len(INTENSITIES), len(INTENSITIES))
 

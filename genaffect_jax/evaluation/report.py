@@ -21,7 +21,8 @@ from genaffect_jax.metrics.bootstrap import Interval
 NOT_MEASURED = "not measured"
 # Figures whose worst people are shown, and how many.
 _WITH_WORST_PEOPLE, _WORST_PEOPLE = ("identity", "expression_error"), 4
-_AIM = {"higher": "↑", "lower": "↓", "ceiling": "→ ceiling"}
+# Which way a figure is better.
+AIM = {"higher": "↑", "lower": "↓", "ceiling": "→ ceiling"}
 
 
 def write_report(
@@ -115,7 +116,7 @@ def comparison_as_table(against: Mapping[str, Difference]) -> Table:
 def _differences(against: Mapping[str, Difference]) -> list[list[str]]:
     return [
         [
-            *(f"{name} {_AIM[ABOUT[name].better]}", _number(found.here), _number(found.there)),
+            *(f"{name} {AIM[ABOUT[name].better]}", _number(found.here), _number(found.there)),
             *(f"{found.difference.value:+.3f}", _interval(found.difference), "yes" if found.beyond_noise else "no"),
         ]
         for name, found in against.items()
@@ -127,13 +128,13 @@ def as_table(evaluation: Evaluation) -> Table:
     table = Table("figure", "value", "95 % interval", "ceiling", "floor")
     for name, about in ABOUT.items():
         _, _, *numbers, _ = _cells(name, evaluation.figures.get(name))
-        table.add_row(f"{name} {_AIM[about.better]}", *numbers)
+        table.add_row(f"{name} {AIM[about.better]}", *numbers)
     return table
 
 
 def _cells(name: str, figure: Figure | None) -> list[str]:
     about = ABOUT[name]
-    title = f"{about.title} {_AIM[about.better]}"
+    title = f"{about.title} {AIM[about.better]}"
     if figure is None:
         return [name, title, NOT_MEASURED, "", "", "", about.floor]
     return [

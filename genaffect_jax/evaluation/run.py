@@ -143,9 +143,12 @@ def run_evaluation(run: EvaluationRun, out: Path) -> Evaluation:
             begun = time.perf_counter()
             images, dials = _sample(run, person)
             sampled = time.perf_counter()
-            write_png(_sheet(person, run.protocol, images), files[person].with_suffix(".png"))
+            words = run.protocol.words(person)
+            truth = true_images(person, word_vectors(words), images.shape[1])
+            sheet = _sheet([word_names()[i] for i in words], images, truth)
+            write_png(sheet, files[person].with_suffix(".png"))
             # Written last: a person with readings is done.
-            read_person(person, run.protocol, run.evaluators, images, dials).save(files[person])
+            read_person(person, run.protocol, run.evaluators, images, truth, dials).save(files[person])
             if i:  # the first person of a process waits for compilation
                 Cost.read(out).plus(sampled - begun, time.perf_counter() - sampled).write(out)
             step(1)
@@ -168,19 +171,18 @@ def _sample(run: EvaluationRun, person: int) -> tuple[UInt8[np.ndarray, "V S S 3
     return images, np.concatenate(sets) if sets else images[:0]
 
 
-def _sheet(person: int, protocol: Protocol, images: UInt8[np.ndarray, "V S S 3"]) -> UInt8[np.ndarray, "H W 3"]:
+def _sheet(
+    names: list[str], images: UInt8[np.ndarray, "V S S 3"], truth: UInt8[np.ndarray, "V S S 3"]
+) -> UInt8[np.ndarray, "H W 3"]:
     """Generated images, the true image of each below it."""
-    words = protocol.words(person)
-    true = true_images(person, word_vectors(words), images.shape[1])
-    names = [word_names()[i] for i in words]
     tiles, labels = [], []
-    for first in range(0, len(words), _COLUMNS):
+    for first in range(0, len(names), _COLUMNS):
         row = slice(first, first + _COLUMNS)
-        missing = [np.full_like(images[0], 255)] * max(0, first + _COLUMNS - len(words)) if first else []
-        for part, kind in ((images, ""), (true, "true")):
+        missing = [np.full_like(images[0], 255)] * max(0, first + _COLUMNS - len(names)) if first else []
+        for part, kind in ((images, ""), (truth, "true")):
             tiles += [*part[row], *missing]
             labels += [*(kind or name for name in names[row]), *("" for _ in missing)]
-    return contact_sheet(tiles, labels, columns=min(_COLUMNS, len(words)))
+    return contact_sheet(tiles, labels, columns=min(_COLUMNS, len(names)))
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:

@@ -35,10 +35,10 @@ def figures_of(evaluators, images_of, dials_of=None):
     none = np.zeros((0, SIDE, SIDE, 3), np.uint8)
 
     def read(person):
-        images = images_of(person, word_vectors(PROTOCOL.words(person)))
+        vectors = word_vectors(PROTOCOL.words(person))
         with_dials = person < PROTOCOL.dial_people
         dials = (dials_of or images_of)(person, PROTOCOL.dial_vectors) if with_dials else none
-        return read_person(person, PROTOCOL, evaluators, images, dials)
+        return read_person(person, PROTOCOL, evaluators, images_of(person, vectors), truth(person, vectors), dials)
 
     return evaluate([read(person) for person in range(PROTOCOL.people)], PROTOCOL)
 
@@ -109,7 +109,8 @@ def test_a_planted_dead_zone_is_found_and_shown(evaluators, perfect):
 def test_without_dials_their_figures_are_reported_as_not_measured(evaluators):
     protocol = dataclasses.replace(PROTOCOL, dial_people=0)
     none = np.zeros((0, SIDE, SIDE, 3), np.uint8)
-    people = [read_person(p, protocol, evaluators, truth(p, word_vectors(protocol.words(p))), none) for p in range(4)]
+    true = [truth(p, word_vectors(protocol.words(p))) for p in range(4)]
+    people = [read_person(p, protocol, evaluators, images, images, none) for p, images in enumerate(true)]
     found = evaluate(people, protocol)
     settings = {"model": "m", "protocol": dataclasses.asdict(protocol), "evaluators": evaluators.names()}
     assert as_json(found, settings)["figures"]["dial_correlation"]["value"] is None
