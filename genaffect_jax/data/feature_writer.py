@@ -25,7 +25,7 @@ from jaxtyping import Shaped, UInt8
 
 from genaffect_jax.data.cached_features import FIELDS, open_rows
 from genaffect_jax.data.sources.base import Source
-from genaffect_jax.data.worker_processes import init_worker, starting_workers
+from genaffect_jax.data.worker_processes import init_worker, starting_workers, submit
 from genaffect_jax.errors import DataError
 from genaffect_jax.io.atomic import new_file, remove_partial
 from genaffect_jax.io.progress import progress_bar
@@ -168,7 +168,7 @@ class _Loaders:
         last = min(first + self.batch_size, self.count)
         with self.starting():
             return [
-                self.pool.submit(self.work, slot, i - first, i, min(_IMAGES_PER_TASK, last - i))
+                submit(self.pool, self.work, slot, i - first, i, min(_IMAGES_PER_TASK, last - i))
                 for i in range(first, last, _IMAGES_PER_TASK)
             ]
 

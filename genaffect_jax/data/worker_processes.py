@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from multiprocessing import parent_process, resource_tracker
+from typing import ParamSpec, TypeVar
 
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 # Read by OpenBLAS, MKL and OpenMP when they are loaded.
 _THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
@@ -51,3 +55,21 @@ def starting_workers() -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+def submit(
+    pool: Executor, work: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
+) -> Future[_Result]:
+    """`pool.submit`, with the pool's own error when a worker is killed while `submit` starts another one.
+
+    Before Python 3.12 the pool closes its pipes at once, and whoever is starting a process with them gets an OSError.
+    `work` may run twice if the system refuses a process the first time.
+
+    Raises:
+        BrokenProcessPool: a worker was killed.
+        OSError: the system starts no process.
+    """
+    try:
+        return pool.submit(work, *args, **kwargs)
+    except OSError:
+        return pool.submit(work, *args, **kwargs)  # a broken pool says so

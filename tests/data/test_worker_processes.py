@@ -1,15 +1,19 @@
-"""How worker processes start: with one thread for linear algebra, and without a Ctrl-C of their own."""
+"""How worker processes start, with one thread for linear algebra and no Ctrl-C of their own; one error if killed."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from genaffect_jax.data.worker_processes import starting_workers
+from genaffect_jax.data.worker_processes import starting_workers, submit
 
 REPORT = """
 import os, signal
@@ -31,3 +35,26 @@ def test_processes_inherit_one_thread_and_a_blocked_ctrl_c_and_this_process_stay
     assert "OPENBLAS_NUM_THREADS" not in os.environ
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kills a process by its number")
+def test_a_worker_killed_while_another_one_starts_is_the_pools_own_error() -> None:
+    class Context(type(multiprocessing.get_context("spawn"))):  # type: ignore[misc]
+        """Whose second process starts after the first was killed and the pool has noticed it."""
+
+        started: list[multiprocessing.Process] = []
+
+        def Process(self, *args: object, **kwargs: object) -> multiprocessing.Process:  # noqa: N802
+            process = super().Process(*args, **kwargs)
+            if self.started:
+                os.kill(self.started[0].pid, signal.SIGKILL)
+                time.sleep(1.0)  # pools of Python 3.12 and later wait for `submit`
+            self.started.append(process)
+            return process
+
+    pool = ProcessPoolExecutor(2, Context())
+    with pytest.raises(BrokenProcessPool):
+        # One of them starts the second process while the pool closes, or finds it closed.
+        [task.result() for task in [submit(pool, time.sleep, 60) for _ in range(3)]]
+    pool.shutdown(cancel_futures=True)
+    assert len(Context.started) == 2

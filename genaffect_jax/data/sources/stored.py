@@ -23,7 +23,7 @@ from genaffect_jax.avatars import Identity, render, sample_identity
 from genaffect_jax.avatars.wardrobe import redress
 from genaffect_jax.data.sources.base import Example, count_text
 from genaffect_jax.data.sources.procedural import examples_of
-from genaffect_jax.data.worker_processes import init_worker, starting_workers
+from genaffect_jax.data.worker_processes import init_worker, starting_workers, submit
 from genaffect_jax.errors import DataError
 from genaffect_jax.io.atomic import new_folder
 from genaffect_jax.io.progress import progress_bar
@@ -188,7 +188,7 @@ def _results(tasks: list[_Task], workers: int) -> Iterator[Iterator[tuple[int, l
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=init_worker)
     try:
         with starting_workers():
-            rendering = [pool.submit(_render_people, task) for task in tasks]
+            rendering = [submit(pool, _render_people, task) for task in tasks]
         yield (done.result() for done in as_completed(rendering))
     except BrokenProcessPool as e:
         raise DataError(
