@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from genaffect_jax.config import MMDiTConfig
+from genaffect_jax.config import ConditionAttention, MMDiTConfig
 from genaffect_jax.models.flops import forward_flops
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.mmdit.consistent_attention import Sharing, random_tokens
@@ -115,7 +115,7 @@ def main(
     if layers:
         dual = tuple(i for i in config.dual_attention_layers if i < layers)
         config = dataclasses.replace(config, num_layers=layers, dual_attention_layers=dual)
-    branches = branch_tokens > 0
+    branches: ConditionAttention | None = "decoupled" if branch_tokens else None
 
     def make(max_free: bool) -> Functional[MMDiT]:
         return Functional(

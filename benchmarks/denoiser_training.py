@@ -84,7 +84,7 @@ def main(
     if layers:
         dual = tuple(i for i in config.dual_attention_layers if i < layers)
         config = dataclasses.replace(config, num_layers=layers, dual_attention_layers=dual)
-    network = Functional(lambda rngs: MMDiT(config, branches=False, rngs=rngs, dtype=jnp.bfloat16))
+    network = Functional(lambda rngs: MMDiT(config, branches=None, rngs=rngs, dtype=jnp.bfloat16))
     mesh, optimizer = make_mesh(MeshConfig(fsdp=fsdp)), make_optimizer(TrainConfig(learning_rate=1e-5, steps=1000))
     shardings = parameter_shardings(network.logical_axes, network.shapes, mesh)
     given = {n: jax.device_put(x.astype(jnp.float32), shardings[n]) for n, x in random_parameters(network).items()}

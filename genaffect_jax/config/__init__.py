@@ -6,7 +6,14 @@ Fields are numbers, words and nested configurations, so one JSON file describes 
 from genaffect_jax.config.as_json import from_json, to_json
 from genaffect_jax.config.distributed import DistributedConfig
 from genaffect_jax.config.encoders import EncoderRun, FaceEncoderConfig
-from genaffect_jax.config.networks import AutoencoderConfig, ConditioningConfig, LoraConfig, MMDiTConfig, ModelConfig
+from genaffect_jax.config.networks import (
+    AutoencoderConfig,
+    ConditionAttention,
+    ConditioningConfig,
+    LoraConfig,
+    MMDiTConfig,
+    ModelConfig,
+)
 from genaffect_jax.config.runs import (
     AutoencoderRun,
     AuxiliaryConfig,
@@ -24,6 +31,7 @@ __all__ = [
     "AutoencoderConfig",
     "AutoencoderRun",
     "AuxiliaryConfig",
+    "ConditionAttention",
     "ConditioningConfig",
     "DType",
     "DataConfig",

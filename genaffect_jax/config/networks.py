@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from genaffect_jax.config.as_json import ADDED_LATER
 from genaffect_jax.errors import require
+
+ConditionAttention = Literal["decoupled", "concatenated", "text"]
 
 
 @dataclass(frozen=True)
@@ -267,8 +270,12 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class ConditioningConfig:
-    """Inputs and sizes of the two condition projectors."""
+    """Inputs and sizes of the two condition projectors, and how image tokens attend to what they make."""
 
+    attention: ConditionAttention = field(default="decoupled", metadata=ADDED_LATER)
+    """`decoupled`: a cross-attention to the identity tokens and one to the expression tokens, each with projections of
+    its own; `concatenated`: one cross-attention to both; `text`: a cross-attention to the identity tokens, and
+    expression tokens join the text tokens. The last two are for comparison; such models are not exported."""
     expression_space: Literal["units", "encoder"] = "units"
     """Space of expression vectors: `units`, the channels of `expressions.action_units`; `encoder`, the output of
     `model.expression_encoder`, where the vector of a word is a mean over training images."""
@@ -367,6 +374,12 @@ class ModelConfig:
             "prediction",
             self.prediction,
             "must be velocity, the output that transformer_weights were trained for",
+        )
+        require(
+            not self.transformer_weights or conditioning.attention == "decoupled",
+            "conditioning.attention",
+            conditioning.attention,
+            "must be decoupled with transformer_weights: another one changes what the released model computes",
         )
 
     @property

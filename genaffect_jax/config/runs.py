@@ -37,6 +37,9 @@ class DataConfig:
     """Random movement of gaze and head in procedural images, 0 (none) to 1; the pose of a word stays."""
     expressions_per_set: int = 3
     """Targets E of one training set, beside its reference; all show different expressions of one person."""
+    pairs: Literal["cross", "self"] = field(default="cross", metadata=ADDED_LATER)
+    """`cross`: the reference shows another expression than the targets; `self`: it is the target itself, so that a set
+    has one target. Self-reconstruction is for comparison: it rewards copying the reference's expression."""
     holdout: float = 0.05
     """Share of the people held out of training, for evaluation and preview sheets."""
     max_rejected: float = 0.2
@@ -64,6 +67,12 @@ class DataConfig:
             "data.expressions_per_identity",
             self.expressions_per_identity,
             "must be at least 2: reference and target differ",
+        )
+        require(
+            self.pairs == "cross" or self.expressions_per_set == 1,
+            "data.expressions_per_set",
+            self.expressions_per_set,
+            "must be 1 with pairs 'self', where every target is its own reference",
         )
         require(0.0 <= self.pose_scale <= 1.0, "data.pose_scale", self.pose_scale, "must lie in [0, 1]")
         require(0.0 <= self.holdout < 1.0, "data.holdout", self.holdout, "must lie in [0, 1)")
@@ -119,6 +128,11 @@ class FlowConfig:
     """Probability of replacing the prompt of a training example by `text.negative`, independent of the other two."""
     drop_all: float = 0.05
     """Probability of dropping identity, expression and text together, for all examples of a person."""
+    consistency: float = field(default=0.0, metadata=ADDED_LATER)
+    """Share of each target's image tokens that all targets of its set attend to, as in sampling (consistent attention
+    with every image an anchor); the targets of a set then have one noise level. 0: targets do not see each other."""
+    drop_consistency: float = field(default=0.5, metadata=ADDED_LATER)
+    """Probability of a step without consistent attention, so that the model also learns to sample without."""
 
     def __post_init__(self) -> None:
         require(
@@ -130,7 +144,8 @@ class FlowConfig:
         require(self.logit_std > 0, "flow.logit_std", self.logit_std, "must be positive")
         require(self.shift > 0, "flow.shift", self.shift, "must be positive")
         require(self.change_weight >= 0, "flow.change_weight", self.change_weight, "must be at least 0")
-        for name in ("drop_identity", "drop_expression", "drop_text", "drop_all"):
+        require(0.0 <= self.consistency <= 1.0, "flow.consistency", self.consistency, "must lie in [0, 1]")
+        for name in ("drop_identity", "drop_expression", "drop_text", "drop_all", "drop_consistency"):
             require(0.0 <= getattr(self, name) < 1.0, f"flow.{name}", getattr(self, name), "must lie in [0, 1)")
 
 
@@ -293,6 +308,12 @@ class DenoiserRun:
             "train.gradient_accumulation_steps",
             self.train.gradient_accumulation_steps,
             "must be 1 with auxiliary losses, which are means over the examples at low noise",
+        )
+        require(
+            not self.flow.consistency or self.data.expressions_per_set >= 2,
+            "flow.consistency",
+            self.flow.consistency,
+            f"must be 0 with data.expressions_per_set = {self.data.expressions_per_set}: one image has nobody to see",
         )
         require(
             heads % self.mesh.tensor == 0,

@@ -10,12 +10,14 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from genaffect_jax.data.sources.base import Example, Source
 from genaffect_jax.errors import DataError
 
+Pairs = Literal["cross", "self"]
 # References of one training group.
 REFERENCES_PER_GROUP = 1
 # Folded into the seed, so that the order of people and the composition of sets have independent random numbers.
@@ -73,23 +75,31 @@ class GroupSampler:
         identities: the people to choose from; their order is the numbering of `SetIndices.identity`.
         expressions_per_set: targets E of a set.
         seed: at least 0.
+        pairs: `self` makes the target its own reference; E is 1 then.
 
     Raises:
         DataError: no people, a name twice, a name without images, or a person with only one expression.
-        ValueError: `expressions_per_set` below 1 or a negative seed.
+        ValueError: `expressions_per_set` below 1, or not 1 with `pairs` self, or a negative seed.
     """
 
     def __init__(
-        self, images: Sequence[Example], identities: Sequence[str], expressions_per_set: int, seed: int
+        self,
+        images: Sequence[Example],
+        identities: Sequence[str],
+        expressions_per_set: int,
+        seed: int,
+        pairs: Pairs = "cross",
     ) -> None:
-        if expressions_per_set < 1:
-            raise ValueError(f"expressions_per_set={expressions_per_set}: must be at least 1")
+        if expressions_per_set < 1 or (pairs == "self" and expressions_per_set > 1):
+            allowed = "at least 1" if pairs == "cross" else "1 with pairs self"
+            raise ValueError(f"expressions_per_set={expressions_per_set}: must be {allowed}")
         if seed < 0:
             raise ValueError(f"seed={seed}: must be at least 0")
         if not identities or len(set(identities)) != len(identities):
             raise DataError(f"{len(identities)} people, {len(set(identities))} different: need at least one, each once")
         self._expressions_per_set = expressions_per_set
         self._seed = seed
+        self._pairs = pairs
         wanted = set(identities)
         grouped: dict[str, dict[bytes, list[int]]] = defaultdict(lambda: defaultdict(list))
         for index, image in enumerate(images):
@@ -114,7 +124,7 @@ class GroupSampler:
         # np.resize repeats the other expressions in turn if there are fewer than E of them.
         chosen = [groups[i] for i in (order[0], *np.resize(order[1:], self._expressions_per_set))]
         reference, *targets = (group[rng.integers(len(group))] for group in chosen)
-        return SetIndices(person, reference, tuple(targets))
+        return SetIndices(person, targets[0] if self._pairs == "self" else reference, tuple(targets))
 
     def _order(self, epoch: int) -> np.ndarray:
         # The last order is kept: sets are read in sequence, and a permutation of a large source takes milliseconds.

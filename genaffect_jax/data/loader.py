@@ -16,7 +16,7 @@ from rich.console import Console
 
 from genaffect_jax.data.cached_features import CachedFeatures
 from genaffect_jax.data.example_table import Column, example_table, gather
-from genaffect_jax.data.groups import GroupSampler
+from genaffect_jax.data.groups import GroupSampler, Pairs
 from genaffect_jax.data.sources.base import Source, examples_digest
 from genaffect_jax.data.worker_processes import init_worker, starting_workers
 from genaffect_jax.errors import DataError
@@ -45,13 +45,14 @@ def make_loader(
     num_shards: int = 1,
     prompts: Int[np.ndarray, " images"] | None = None,
     by_index: bool = False,
+    pairs: Pairs = "cross",
 ) -> Loader:
     """The stream of training batches of one process.
 
     Batch k of the whole run holds the sets `k * batch_size` to `(k + 1) * batch_size - 1` of
     `data.groups.GroupSampler`. This process loads one of `num_shards` equal slices of it. The stream is a function of
-    the source, `identities`, `batch_size`, `expressions_per_set` and `seed`; `workers` and the number of processes do
-    not change it.
+    the source, `identities`, `batch_size`, `expressions_per_set`, `seed` and `pairs`; `workers` and the number of
+    processes do not change it.
 
     Args:
         source: images, or their cached features; with face embeddings, batches hold `embedding`.
@@ -66,6 +67,7 @@ def make_loader(
         prompts: row of the prompt table for each image of the source; with it, batches hold `prompt`.
         by_index: batches are the second argument of `data.example_table.gather` instead of its result, and no image is
             loaded and no worker started.
+        pairs: whether the reference shows another expression than the targets, or is the target.
 
     Returns:
         An iterator of batches with `get_state`, `set_state` and `close`.
@@ -85,7 +87,7 @@ def make_loader(
         raise ValueError(f"workers={workers}: must be at least 0")
     if prompts is not None and len(prompts) != len(source.examples):
         raise ValueError(f"prompts: {len(prompts)} rows for {len(source.examples)} images")
-    sampler = GroupSampler(source.examples, identities, expressions_per_set, seed)
+    sampler = GroupSampler(source.examples, identities, expressions_per_set, seed, pairs)
     stream = {
         "seed": seed,
         "batch_size": batch_size,
@@ -93,6 +95,8 @@ def make_loader(
         "identities": sha256("\0".join(identities).encode()).hexdigest(),
         "images": examples_digest(source.examples),
     }
+    if pairs != "cross":  # positions that were saved before there was a choice have no entry
+        stream["pairs"] = pairs
     rows = batch_size // num_shards
     batches = _Batches(source, sampler, batch_size, shard_index * rows, rows, prompts, by_index)
     return Loader(batches, 0 if by_index else workers, stream)

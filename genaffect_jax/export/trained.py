@@ -55,7 +55,8 @@ class TrainedDenoiser:
             checkpoint: `latest`, `best` (by the loss on held-out people), or the number of a step.
 
         Raises:
-            ConfigError: `model` is no run folder, or that of an autoencoder or a face encoder.
+            ConfigError: `model` is no run folder, or that of an autoencoder or a face encoder, or of a model without
+                decoupled attention.
             CheckpointError: there is no complete checkpoint, or not the one asked for.
         """
         self.run_dir = RunDir.open(model)
@@ -65,6 +66,13 @@ class TrainedDenoiser:
             self.config = from_json(DenoiserRun, self._checkpoints.config(self._asked))
         except ConfigError as e:
             raise ConfigError(f"no run of a denoiser, which alone is exported ({e})", field="model", found=model) from e
+        attention = self.config.model.conditioning.attention
+        if attention != "decoupled":
+            raise ConfigError(
+                f"its conditions enter by attention {attention!r}; only models with 'decoupled' are exported",
+                field="model",
+                found=model,
+            )
         self.network: Functional[GenAffect] = build_networks(self.config.model)[0]
 
     @cached_property

@@ -29,11 +29,13 @@ def resolve_settings(
         settings: the settings.
 
     Raises:
-        ConfigError: scales or layers that the model does not have, sharing that starts after the last step, a mask
-            without bright parts, or a block cache that the model or the guidance does not allow.
+        ConfigError: scales, layers or a branch that the model does not have, sharing that starts after the last step, a
+            mask without bright parts, or a block cache that the model or the guidance does not allow.
     """
     network = model.mmdit
     _check(network.num_layers, settings)
+    alone = model.conditioning.attention != "text" or set(settings.expression_scale) == {1.0}
+    require(alone, "expression_scale", settings.expression_scale, "must be 1: this model has no expression branch")
     scales = BranchScales.of(
         network.num_layers,
         settings.identity_scale,

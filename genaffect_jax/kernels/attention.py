@@ -76,6 +76,7 @@ def run_backend(
 
     Raises:
         ValueError: a mask for cuDNN.
+        NotImplementedError: a gradient of cuDNN's or splash attention with log-sum-exp.
     """
     if backend == "splash":
         return _splash_partitioned(query, key, value, mask, return_lse)
@@ -132,12 +133,21 @@ def _cudnn_of_even_length(query: Array, key: Array, value: Array, deterministic:
 _cudnn.defvjp(_cudnn_forward, lambda deterministic, backward, gradient: backward(gradient))
 
 
+@jax.custom_vjp
 def _cudnn_with_lse(query: Array, key: Array, value: Array) -> Result:
     # The function behind `jax.nn.dot_product_attention`, which itself would round the log-sum-exp to half precision.
     from jax._src.cudnn.fused_attention_stablehlo import dot_product_attention
 
     out, lse = dot_product_attention(query, key, value, scale=1.0 / np.sqrt(query.shape[-1]), return_residual=True)
     return out, jnp.swapaxes(lse.astype(jnp.float32), 1, 2)  # cuDNN gives [B, N, Q]
+
+
+def _no_gradient_with_lse(*_: Any) -> Any:
+    # JAX's own gradient (0.10.2 to 0.11.2) drops that of the log-sum-exp without a word.
+    raise NotImplementedError("cuDNN attention: the log-sum-exp has no gradient; differentiate attention without it")
+
+
+_cudnn_with_lse.defvjp(_no_gradient_with_lse, _no_gradient_with_lse)
 
 
 def _splash_partitioned(query: Array, key: Array, value: Array, mask: Array | None, return_lse: bool) -> Result:

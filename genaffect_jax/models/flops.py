@@ -40,7 +40,7 @@ def forward_flops(
     *,
     identity_tokens: int = 0,
     expression_tokens: int = 0,
-    others: int = 0,
+    others: float = 0.0,
 ) -> Flops:
     """The blocks of one forward pass of the transformer.
 
@@ -93,7 +93,8 @@ def condition_flops(model: ModelConfig, sets: int, expressions: int, references:
         attention += layers * 4 * sets * context**2 * width
     tokens = conditioning.expression_tokens
     products += 2 * images * (conditioning.expression_width * width + width * tokens * width)
-    products += network.num_layers * 2 * 2 * (sets * (made or context) + images * tokens) * width**2
+    projected = sets * (made or context) + (0 if conditioning.attention == "text" else images * tokens)
+    products += network.num_layers * 2 * 2 * projected * width**2
     if network.reads_prompts:
         products += 2 * images * text * network.joint_attention_dim * width
     if network.pooled_projection_dim:
@@ -102,7 +103,7 @@ def condition_flops(model: ModelConfig, sets: int, expressions: int, references:
 
 
 def denoiser_flops(
-    model: ModelConfig, sets: int, expressions: int, references: int = 1, text: int | None = None
+    model: ModelConfig, sets: int, expressions: int, references: int = 1, text: int | None = None, others: float = 0.0
 ) -> Flops:
     """One forward pass of the whole denoiser (`models.genaffect.GenAffect`) on latents, conditions included.
 
@@ -112,6 +113,7 @@ def denoiser_flops(
         expressions: images per person.
         references: references per person.
         text: text tokens per prompt; None for a model with register tokens.
+        others: image tokens of other images that each image attends to.
 
     Raises:
         ValueError: `text` is missing, or given for a model with register tokens.
@@ -122,16 +124,17 @@ def denoiser_flops(
             f"text={text} for a model with {network.register_tokens} register tokens: "
             "text tokens are counted where there are no registers"
         )
-    seen = network.register_tokens if text is None else text
+    seen, joined = network.register_tokens if text is None else text, conditioning.attention == "text"
     images, width, image = sets * expressions, network.width, network.image_tokens
     context = references * (image + bool(conditioning.identity_embedding))
     blocks = forward_flops(
         network,
         images,
         network.sample_size,
-        seen,
+        seen + (conditioning.expression_tokens if joined else 0),
         identity_tokens=conditioning.identity_tokens or context,
-        expression_tokens=conditioning.expression_tokens,
+        expression_tokens=0 if joined else conditioning.expression_tokens,
+        others=others,
     )
     patch = network.patch_size**2 * (network.in_channels + network.out_channels)
     # Patches in and out, the timestep's embedding, the last modulation.
@@ -165,7 +168,10 @@ def step_flops(config: DenoiserRun, trained: float, remat: bool) -> float:
         trained: share of the weights that are trained.
         remat: whether to count what the backward pass computes again (`mmdit.remat`).
     """
+    expressions, flow = config.data.expressions_per_set, config.flow
+    shared = round(flow.consistency * config.model.mmdit.image_tokens) * (1.0 - flow.drop_consistency)
     forward = denoiser_flops(
-        config.model, config.train.batch_size, config.data.expressions_per_set, REFERENCES_PER_GROUP, config.text_tokens
+        *(config.model, config.train.batch_size, expressions, REFERENCES_PER_GROUP, config.text_tokens),
+        others=(expressions - 1) * shared,
     )
     return training_flops(forward, trained, config.model.mmdit.remat if remat else "none")

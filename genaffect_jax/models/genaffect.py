@@ -107,7 +107,8 @@ class GenAffect(nnx.Module):
         max_free: bool = False,
     ) -> None:
         self.prediction = config.prediction
-        self.mmdit = MMDiT(config.mmdit, branches=True, rngs=rngs, dtype=dtype, max_free=max_free)
+        branches = config.conditioning.attention
+        self.mmdit = MMDiT(config.mmdit, branches=branches, rngs=rngs, dtype=dtype, max_free=max_free)
         self.identity_projector = IdentityProjector(config.mmdit, config.conditioning, rngs=rngs, dtype=dtype)
         self.expression_projector = ExpressionProjector(config.mmdit.width, config.conditioning, rngs=rngs, dtype=dtype)
 

@@ -9,6 +9,7 @@ import pytest
 from genaffect_jax.config import (
     AutoencoderConfig,
     AutoencoderRun,
+    ConditioningConfig,
     DataConfig,
     DenoiserRun,
     FlowConfig,
@@ -39,6 +40,17 @@ from genaffect_jax.errors import ConfigError
         (lambda: FlowConfig(drop_text=1.0), "flow.drop_text=1.0"),
         (lambda: FlowConfig(mode_scale=1.8), "flow.mode_scale=1.8"),
         (lambda: FlowConfig(drop_all=1.0), "flow.drop_all=1.0"),
+        (lambda: FlowConfig(consistency=1.5), "flow.consistency=1.5"),
+        (lambda: FlowConfig(drop_consistency=1.0), "flow.drop_consistency=1.0"),
+        (
+            lambda: DenoiserRun(data=DataConfig(expressions_per_set=1), flow=FlowConfig(consistency=0.5)),
+            "flow.consistency=0.5: must be 0 with data.expressions_per_set = 1",
+        ),
+        (lambda: DataConfig(pairs="self"), "data.expressions_per_set=3: must be 1 with pairs 'self'"),
+        (
+            lambda: ModelConfig(transformer_weights="sd3", conditioning=ConditioningConfig(attention="text")),
+            "conditioning.attention=text: must be decoupled with transformer_weights",
+        ),
         (lambda: TrainConfig(trainable=()), "train.trainable=()"),
         (lambda: LoraConfig(rank=-1), "lora.rank=-1"),
         (lambda: LoraConfig(alpha=0.0), "lora.alpha=0.0"),

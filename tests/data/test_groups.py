@@ -136,3 +136,15 @@ def test_people_who_cannot_make_a_set_are_refused_by_name() -> None:
         GroupSampler(source.examples, ["ann", "ann"], 1, 0)
     with pytest.raises(ValueError, match="expressions_per_set=0"):
         sampler(source, 0, names=["ann"])
+
+
+def test_in_self_pairs_every_target_is_its_own_reference_and_the_targets_are_those_of_cross_pairs() -> None:
+    source = people(5)
+    names = sorted({p.identity for p in source.examples})
+    cross, same = (GroupSampler(source.examples, names, 1, 0, pairs) for pairs in ("cross", "self"))
+    for number in range(20):
+        assert same[number].reference == same[number].targets[0]
+        assert cross[number].reference != cross[number].targets[0]
+        assert same[number].targets == cross[number].targets
+    with pytest.raises(ValueError, match="expressions_per_set=2: must be 1 with pairs self"):
+        GroupSampler(source.examples, names, 2, 0, "self")

@@ -153,6 +153,9 @@ def test_the_state_of_other_images_or_people_is_refused(source: FolderSource) ->
     people = make_loader(source, PEOPLE[1:], batch_size=4, expressions_per_set=3, seed=0, workers=0)
     with pytest.raises(DataError, match="identities"):
         people.set_state(state)
+    one = {"batch_size": 4, "expressions_per_set": 1, "seed": 0, "workers": 0}
+    with pytest.raises(DataError, match="pairs was None and is self"):
+        make_loader(source, PEOPLE, **one, pairs="self").set_state(make_loader(source, PEOPLE, **one).get_state())
     with pytest.raises(DataError, match="next_batch"):
         loader(source).set_state({"batch": 3})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -134,6 +135,18 @@ def test_only_runs_of_denoisers_are_exported(tmp_path, capsys) -> None:
         out = tmp_path / "out.safetensors"
         assert command(name, "--model", tmp_path / "autoencoder", "--out", out) == WRONG_ARGUMENT
         assert "no run of a denoiser" in capsys.readouterr().err
+        assert not out.exists()
+
+
+def test_a_model_whose_conditions_enter_in_another_way_is_not_exported(tmp_path, capsys) -> None:
+    config = run_config(register_tokens=2, pooled_projection_dim=0)
+    conditioning = dataclasses.replace(config.model.conditioning, attention="concatenated")
+    model = dataclasses.replace(config.model, conditioning=conditioning)
+    save_run(tmp_path / "run", dataclasses.replace(config, model=model))
+    for name in ("diffusers", "single-file", "merge", "onnx"):
+        out = tmp_path / "out.safetensors"
+        assert command(name, "--model", tmp_path / "run", "--out", out) == WRONG_ARGUMENT
+        assert "only models with 'decoupled' are exported" in capsys.readouterr().err
         assert not out.exists()
 
 

@@ -117,3 +117,9 @@ def test_a_jax_that_describes_the_call_in_another_way_is_refused(monkeypatch):
     monkeypatch.delattr(cudnn, "create_dot_product_attention_backend_config")
     with pytest.raises(ConfigError, match="cannot import name"):
         lowered(16, 16, True, batch=7)
+
+
+def test_a_gradient_that_would_lack_that_of_the_log_sum_exp_is_refused():
+    x = jnp.ones((1, 4, 2, 64), jnp.bfloat16)
+    with pytest.raises(NotImplementedError, match="the log-sum-exp has no gradient"):
+        jax.grad(lambda x: run_backend("cudnn", x, x, x, None, True)[0].astype(jnp.float32).sum())(x)

@@ -79,7 +79,7 @@ def test_only_long_plain_attention_of_full_tiles_takes_the_kernel(without_gpu) -
 @pytest.mark.parametrize("dual", [(), (0, 1)])
 def test_no_score_of_a_network_is_above_its_bound(tiny_model, monkeypatch, dual: tuple[int, ...]) -> None:
     config = dataclasses.replace(tiny_model.mmdit, dual_attention_layers=dual, scan_layers=False)
-    network = Functional(lambda rngs: MMDiT(config, branches=False, rngs=rngs))
+    network = Functional(lambda rngs: MMDiT(config, branches=None, rngs=rngs))
     rng = np.random.default_rng(0)
     parameters = {
         name: jnp.asarray(rng.standard_normal(value.shape), value.dtype) if "norm" in name else value

@@ -1,4 +1,4 @@
-"""The two readings of the denoiser's prediction, and the scales of its condition branches."""
+"""The two readings of the denoiser's prediction, the scales of its condition branches, and the forms of these."""
 
 import dataclasses
 
@@ -95,3 +95,52 @@ def test_encoders_and_widths_come_together(tiny_model, conditioning, encoders, m
         dataclasses.replace(tiny_model, conditioning=ConditioningConfig(**conditioning), **encoders)
     with pytest.raises(ConfigError, match="at least 1 with identity_tokens"):
         ConditioningConfig(identity_tokens=4, identity_layers=0)
+
+
+def of_form(tiny_model, attention):
+    """A denoiser whose conditions enter by `attention`, no parameter of it zero."""
+    conditioning = dataclasses.replace(tiny_model.conditioning, attention=attention)
+    config = dataclasses.replace(tiny_model, conditioning=conditioning)
+    network = Functional(lambda rngs: GenAffect(config, rngs=rngs))
+    parameters = network.init(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), len(parameters))
+    shaken = {
+        name: array + 0.2 * jax.random.normal(key, array.shape)
+        for key, (name, array) in zip(keys, sorted(parameters.items()), strict=True)
+    }
+    return network.merge(shaken), parameters
+
+
+@pytest.mark.parametrize("attention", ["decoupled", "concatenated", "text"])
+def test_in_every_form_each_image_follows_its_own_expression_and_the_person(tiny_model, attention):
+    model, parameters = of_form(tiny_model, attention)
+    own = [name for name in parameters if ".expression." in name]
+    assert bool(own) == (attention == "decoupled")  # the other forms have no projections for expressions alone
+    reference, latents, expression = inputs()
+    sigma = jnp.full(latents.shape[:2], 0.5)
+
+    def predict(reference, expression, **scales):
+        conditions = model.encode_conditions(reference, jnp.ones((2, 1), bool), expression)
+        return model(latents, sigma, conditions, **scales).prediction
+
+    plain = predict(reference, expression)
+    other_face = predict(reference, expression.at[0, 1].set(1.0 - expression[0, 1]))
+    changed = np.abs(other_face - plain).max((2, 3, 4)) > 1e-4
+    np.testing.assert_array_equal(changed, [[False, True, False], [False, False, False]])
+    assert np.abs(predict(reference.at[1].mul(-1.0), expression) - plain)[1].min((1, 2, 3)).max() > 0
+
+
+def test_a_new_model_of_any_form_adds_nothing_to_the_attention_of_its_base(tiny_model):
+    for attention in ("decoupled", "concatenated"):
+        conditioning = dataclasses.replace(tiny_model.conditioning, attention=attention)
+        config = dataclasses.replace(tiny_model, conditioning=conditioning)
+        network = Functional(lambda rngs, config=config: GenAffect(config, rngs=rngs))
+        parameters = network.init(jax.random.key(0))
+        parameters["mmdit.out.kernel"] = jax.random.normal(jax.random.key(1), parameters["mmdit.out.kernel"].shape)
+        reference, latents, expression = inputs()
+        found = []
+        for given in (expression, 1.0 - expression):
+            model = network.merge(parameters)
+            conditions = model.encode_conditions(reference, jnp.ones((2, 1), bool), given)
+            found.append(model(latents, jnp.full(latents.shape[:2], 0.5), conditions).prediction)
+        np.testing.assert_array_equal(*found)

@@ -37,7 +37,7 @@ def in_blocks(network) -> list[tuple[int, str]]:
 
 def test_adapters_are_all_that_the_base_model_lacks(network, tiny_model) -> None:
     sizes = dataclasses.replace(tiny_model.mmdit, num_layers=3, dual_attention_layers=(0,))
-    base = Functional(lambda rngs: MMDiT(sizes, branches=False, rngs=rngs))
+    base = Functional(lambda rngs: MMDiT(sizes, branches=None, rngs=rngs))
     matching = {name for name in network.shapes if any(fnmatchcase(name, pattern) for pattern in ADAPTERS)}
     assert matching == network.shapes.keys() - {f"{MMDIT}{name}" for name in base.shapes}
     for pattern in ADAPTERS:

@@ -95,7 +95,7 @@ TRANSFORMER = Component(
     component_configs.transformer_config,
     component_configs.transformer_values,
     key_tables.transformer_rules,
-    lambda config, dtype, rngs: MMDiT(config, branches=False, rngs=rngs, dtype=jnp.dtype(dtype)),
+    lambda config, dtype, rngs: MMDiT(config, branches=None, rngs=rngs, dtype=jnp.dtype(dtype)),
     TRANSFORMER_LAYOUT,
     infer_transformer,
 )

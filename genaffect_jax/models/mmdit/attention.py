@@ -49,8 +49,8 @@ class BranchInputs(NamedTuple):
 
     identity: KeyValue
     """Identity tokens [G, K, N, H], shared by the images of a group."""
-    expression: KeyValue
-    """Expression tokens of each image, [G, E, K, N, H]."""
+    expression: KeyValue | None
+    """Expression tokens of each image, [G, E, K, N, H]; None where they are among the text tokens."""
     identity_scale: Float[Array, ""]
     """Weight of the identity branch, float32."""
     expression_scale: Float[Array, ""]
@@ -184,7 +184,8 @@ def decoupled_cross_attention(
     Args:
         mixed: Attn(Q, K, V), the image part of joint or consistent attention.
         query: Q, the image queries of the same attention.
-        branches: keys and values of identity and expression tokens, and the scales s_id and s_ex.
+        branches: keys and values of identity and expression tokens, and the scales s_id and s_ex. Without expression
+            tokens the last term is left out.
         identity_mask: False where an identity token is padding; None: no token is.
 
     Returns:
@@ -192,12 +193,48 @@ def decoupled_cross_attention(
     """
     identity = attend_shared(query, branches.identity, identity_mask)
     mixed = mixed + branches.identity_scale.astype(mixed.dtype) * identity
+    if branches.expression is None:
+        return mixed
     expression = attend(query, branches.expression.key, branches.expression.value)
     return mixed + branches.expression_scale.astype(mixed.dtype) * expression
 
 
+def concatenated_cross_attention(
+    mixed: Float[Array, "G E L N*H"],
+    query: Float[Array, "G E L N H"],
+    branches: BranchInputs,
+    identity_mask: Bool[Array, "G K"] | None = None,
+) -> Float[Array, "G E L N*H"]:
+    """As `decoupled_cross_attention`, with identity and expression tokens in one softmax.
+
+        Z = Attn(Q, K, V) + Attn(Q, [K_id, K_ex], [s_id V_id, s_ex V_ex])
+
+    What decoupling is compared with. Each image gets a copy of its group's identity tokens, as a merge of two
+    attentions has no gradient in every backend (`kernels.attention.run_backend`).
+
+    Raises:
+        ValueError: there are no expression tokens.
+    """
+    if branches.expression is None:
+        raise ValueError("concatenated_cross_attention: there are no expression tokens")
+    images = query.shape[:2]
+
+    def each(x: Array) -> Array:
+        return jnp.broadcast_to(x[:, None], (*images, *x.shape[1:]))
+
+    values = branches.identity_scale * branches.identity.value, branches.expression_scale * branches.expression.value
+    key = jnp.concatenate([each(branches.identity.key), branches.expression.key], axis=2)
+    value = jnp.concatenate([each(values[0]), values[1]], axis=2).astype(key.dtype)
+    mask = None
+    if identity_mask is not None:
+        mask = jnp.concatenate([each(identity_mask), jnp.ones((*images, branches.expression.key.shape[2]), bool)], 2)
+    return mixed + attend(query, key, value, mask)
+
+
 def runs_fused(tokens: Float[Array, "G E L D"], text: QKV, branches: BranchInputs) -> bool:
     """Whether `fused_attention` runs, and is then faster: short sequences on Hopper GPUs, in half precision."""
+    if branches.expression is None:
+        return False
     size = text.query.shape[-1]
     own = text.query.shape[-3] + branches.expression.key.shape[-3]
     identity = branches.identity.key.shape[-3]
@@ -213,7 +250,12 @@ def fused_attention(
         image: the image stream before QK norm.
         text: the text stream, normalised.
         branches: keys and values of identity tokens, none of them padding, and expression tokens, and the scales.
+
+    Raises:
+        ValueError: there are no expression tokens.
     """
+    if branches.expression is None:
+        raise ValueError("fused_attention: there are no expression tokens")
 
     def joined(x: Float[Array, "*batch S N H"]) -> Float[Array, "*batch S N*H"]:
         return x.reshape(*x.shape[:-2], -1)

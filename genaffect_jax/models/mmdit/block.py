@@ -7,7 +7,7 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from genaffect_jax.config import MMDiTConfig
+from genaffect_jax.config import ConditionAttention, MMDiTConfig
 from genaffect_jax.kernels import fused_bias
 from genaffect_jax.kernels.norms import modulated_norm
 from genaffect_jax.models.layers import MLP, Linear
@@ -15,6 +15,7 @@ from genaffect_jax.models.mmdit.attention import (
     QKV,
     BranchInputs,
     KeyValue,
+    concatenated_cross_attention,
     decoupled_cross_attention,
     fused_attention,
     runs_fused,
@@ -35,7 +36,7 @@ class MMDiTBlock(nnx.Module):
         dual: adds a second attention among the image tokens alone (SD3.5-medium).
         last: the text stream ends here: its queries, keys and values still enter the attention, its tokens are not
             updated.
-        branches: adds the identity and expression branches.
+        branches: adds the identity and expression branches; None adds none (`ConditioningConfig.attention`).
         max_free: see `MMDiT`.
         rngs: source of the initial values.
         dtype: compute type.
@@ -47,7 +48,7 @@ class MMDiTBlock(nnx.Module):
         *,
         dual: bool,
         last: bool,
-        branches: bool,
+        branches: ConditionAttention | None,
         max_free: bool,
         rngs: nnx.Rngs,
         dtype: Any,
@@ -72,8 +73,9 @@ class MMDiTBlock(nnx.Module):
         self.image_attention = SelfAttention(width, heads, head_dim, max_free=max_free, **attention) if dual else None
         self.image_mlp = feed_forward()
         self.text_mlp = None if last else feed_forward()
+        self.condition_attention = branches
         self.identity = ConditionBranch(self.image_qkv, width, **common) if branches else None
-        self.expression = ConditionBranch(self.image_qkv, width, **common) if branches else None
+        self.expression = ConditionBranch(self.image_qkv, width, **common) if branches == "decoupled" else None
 
     def __call__(
         self,
@@ -122,6 +124,15 @@ class MMDiTBlock(nnx.Module):
             text = gated_residual(text, text_mlp_gate, self.text_mlp, normed)
         return (image, text), pool
 
+    def project_conditions(
+        self, identity_tokens: Float[Array, "G K D"], expression_tokens: Float[Array, "G E J D"]
+    ) -> tuple[KeyValue, KeyValue | None]:
+        """Keys and values of identity tokens, and of expression tokens unless they are among the text tokens."""
+        assert self.identity is not None, "a block without condition branches"
+        if self.condition_attention == "text":
+            return self.identity(identity_tokens), None
+        return self.identity(identity_tokens), (self.expression or self.identity)(expression_tokens)
+
     def _attend(
         self,
         image: Float[Array, "G E L D"],
@@ -131,13 +142,15 @@ class MMDiTBlock(nnx.Module):
         sharing: Sharing | None,
     ) -> tuple[Float[Array, "G E L i"], Float[Array, "G E T i"], KeyValue | None]:
         """Joint or consistent attention of the normed image tokens and the text, and the branches' attention added."""
+        decoupled = self.condition_attention != "concatenated"
         plain = sharing is None and identity_mask is None and self.image_qkv.query_norm is not None
-        if branches is not None and plain and runs_fused(image, text, branches):
+        if branches is not None and decoupled and plain and runs_fused(image, text, branches):
             return *fused_attention(self.image_qkv.before_norm(image), text, branches), None
         image_qkv = self.image_qkv(image)
         (mixed, mixed_text), pool = set_attention(image_qkv, text, sharing, self.max_free)
         if branches is not None:
-            mixed = decoupled_cross_attention(mixed, image_qkv.query, branches, identity_mask)
+            cross_attention = decoupled_cross_attention if decoupled else concatenated_cross_attention
+            mixed = cross_attention(mixed, image_qkv.query, branches, identity_mask)
         return mixed, mixed_text, pool
 
 

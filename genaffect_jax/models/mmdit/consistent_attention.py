@@ -56,6 +56,8 @@ class Sharing:
     """Images, the first of each group, whose tokens form the pool; 0 with a pool from an earlier call."""
     keep_pool: bool = field(default=False, metadata={"static": True})
     """Whether the network returns the pool of every layer, for images that are sampled later."""
+    copied: bool = field(default=False, metadata={"static": True})
+    """For training: every image is an anchor and gets a copy of what it attends to (`copied_attention`)."""
 
 
 def set_attention(
@@ -74,10 +76,12 @@ def set_attention(
     if sharing is None:
         return joint_attention(image, text, max_free=max_free), None
     pool = sharing.pool
-    if pool is None:
+    if pool is None and not sharing.copied:
         pool = anchor_pool(image, sharing.tokens, sharing.anchors)
 
     def consistent() -> Mixed:
+        if pool is None:
+            return copied_attention(image, text, sharing.tokens)
         return consistent_attention(image, text, sharing.tokens, pool, anchors=sharing.anchors, max_free=max_free)
 
     def joint() -> Mixed:
@@ -137,6 +141,26 @@ def consistent_attention(
     out, lse = attend(fold(query), pool.key, pool.value, return_lse=True)
     pool_part = (out.reshape(own_part[0].shape), lse.reshape(own_part[1].shape))
     return split(merge(own_part, pool_part), image)
+
+
+def copied_attention(image: QKV, text: QKV, tokens: Tokens) -> Mixed:
+    """`consistent_attention` of a group of anchors, in which each image has a copy of the others' shared tokens.
+
+    The same function with as many scores in one attention. It needs E copies of the pool, little for the small sets of
+    training, and no merge: on GPUs the log-sum-exp, which a merge needs, has no gradient.
+
+    Args:
+        image, text: the two streams, [G, E, L or T, N, H].
+        tokens: which image tokens are shared.
+    """
+
+    def seen(own: Float[Array, "G E L N H"], words: Float[Array, "G E T N H"]) -> Float[Array, "G E K N H"]:
+        shared = jnp.take(own, tokens.shared, axis=2)
+        others = (jnp.roll(shared, shift, axis=1) for shift in range(1, own.shape[1]))
+        return jnp.concatenate([own, words, *others], axis=2)
+
+    mixed = attend(join(image.query, text.query), seen(image.key, text.key), seen(image.value, text.value))
+    return split(mixed, image)
 
 
 def merge(

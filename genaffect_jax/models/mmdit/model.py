@@ -18,7 +18,7 @@ from flax import nnx
 from jax.nn.initializers import normal, zeros
 from jaxtyping import Array, Bool, Float
 
-from genaffect_jax.config import MMDiTConfig
+from genaffect_jax.config import ConditionAttention, MMDiTConfig
 from genaffect_jax.kernels.norms import modulated_norm
 from genaffect_jax.models.layer_stack import LayerStack, join_layers
 from genaffect_jax.models.layers import Linear
@@ -55,7 +55,7 @@ class Conditions:
     """
 
     text: Float[Array, "G E T D"] | None = None
-    """Text tokens in the model's width."""
+    """Text tokens in the model's width, and expression tokens that join them."""
     pooled: Float[Array, "G E D"] | None = None
     """Projected pooled text embedding, which is added to the timestep embedding."""
     identity: KeyValue | None = None
@@ -63,7 +63,7 @@ class Conditions:
     identity_mask: Bool[Array, "G K"] | None = None
     """False where an identity token is padding; None: no token is."""
     expression: KeyValue | None = None
-    """Keys and values of the expression tokens, [layers, G, E, K, N, H]."""
+    """Keys and values of the expression tokens, [layers, G, E, K, N, H]; None where they are among the text tokens."""
 
     def of_groups(self, first: int, stride: int) -> Conditions:
         """The conditions of the groups `first`, `first + stride` and so on."""
@@ -90,7 +90,8 @@ class MMDiT(nnx.Module):
 
     Args:
         config: sizes; `register_tokens > 0` replaces the text stream's input by learned tokens.
-        branches: whether every block has the identity and expression branches.
+        branches: the identity and expression branches of every block (`ConditioningConfig.attention`); None for the
+            base model, which has none.
         rngs: source of the initial values.
         dtype: compute type (float32 or bfloat16); parameters are float32.
         max_free: whether attention may use the kernel without a running maximum (`kernels.hopper_attention`). It has no
@@ -101,7 +102,7 @@ class MMDiT(nnx.Module):
         self,
         config: MMDiTConfig,
         *,
-        branches: bool,
+        branches: ConditionAttention | None,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
         max_free: bool = False,
@@ -184,20 +185,21 @@ class MMDiT(nnx.Module):
         expected = {
             "text": (text, self.text_embed is not None),
             "pooled": (pooled, self.pooled_embedder is not None),
-            "identity_tokens": (identity_tokens, self.branches),
-            "expression_tokens": (expression_tokens, self.branches),
+            "identity_tokens": (identity_tokens, self.branches is not None),
+            "expression_tokens": (expression_tokens, self.branches is not None),
         }
         for name, (value, needed) in expected.items():
             if (value is not None) != needed:
                 raise ValueError(f"conditions: {name} is {'missing' if needed else 'given, but the model takes none'}")
         identity = expression = None
         if identity_tokens is not None:
-            layers = [
-                s.map(lambda b: (b.identity(identity_tokens), b.expression(expression_tokens))) for s in self.segments
-            ]
+            layers = [s.map(lambda b: b.project_conditions(identity_tokens, expression_tokens)) for s in self.segments]
             identity, expression = join_layers(*layers)
+        text_tokens = None if text is None or self.text_embed is None else self.text_embed(text)
+        if self.branches == "text" and expression_tokens is not None:
+            text_tokens = expression_tokens if text_tokens is None else _append(text_tokens, expression_tokens)
         return Conditions(
-            text=None if text is None or self.text_embed is None else self.text_embed(text),
+            text=text_tokens,
             pooled=None if pooled is None or self.pooled_embedder is None else self.pooled_embedder(pooled),
             identity=identity,
             identity_mask=identity_mask,
@@ -271,7 +273,8 @@ class MMDiT(nnx.Module):
             assert conditions.text is not None
             return image, conditions.text
         tokens = self.register_tokens[...].astype(self.dtype)
-        return image, jnp.broadcast_to(tokens, (*latents.shape[:2], *tokens.shape))
+        text = jnp.broadcast_to(tokens, (*latents.shape[:2], *tokens.shape))
+        return image, text if conditions.text is None else _append(text, conditions.text)
 
     def _embed_timestep(self, timestep: Float[Array, "G E"], conditions: Conditions) -> Float[Array, "G E D"]:
         """The embedding of the timestep, with the pooled text if the model takes it, after SiLU; float32."""
@@ -284,7 +287,7 @@ class MMDiT(nnx.Module):
         self, conditions: Conditions, identity_scale: Scale, expression_scale: Scale
     ) -> BranchInputs | None:
         """What the condition branches of all layers see; None for a model without branches."""
-        if conditions.identity is None or conditions.expression is None:
+        if conditions.identity is None:
             return None
         per_layer = (self.config.num_layers,)
         scales = [jnp.broadcast_to(jnp.asarray(s, jnp.float32), per_layer) for s in (identity_scale, expression_scale)]
@@ -325,3 +328,7 @@ class MMDiT(nnx.Module):
         """The last modulated norm and the projection to patches, float32."""
         scale, shift = self.out_modulation(activated)
         return self.out(modulated_norm(image, shift, scale)[1]).astype(jnp.float32)
+
+
+def _append(text: Float[Array, "G E T D"], more: Float[Array, "G E J D"]) -> Float[Array, "G E T+J D"]:
+    return jnp.concatenate([text, more.astype(text.dtype)], axis=2)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from genaffect_jax.config import FlowConfig
@@ -13,9 +14,13 @@ from genaffect_jax.diffusion import flow
 from genaffect_jax.models.autoencoder.model import AutoencoderKL
 from genaffect_jax.models.functional import Functional
 from genaffect_jax.models.genaffect import GenAffect
+from genaffect_jax.models.mmdit.consistent_attention import Sharing, random_tokens
 from genaffect_jax.training.denoiser.auxiliary import AuxiliaryLosses
 from genaffect_jax.training.denoiser.batch import batch_conditions, to_latents
 from genaffect_jax.training.step import Batch, LossFunction, Terms
+
+# Folded into the key of the first set, so that what a step shares has no key in common with a set's own draws.
+_SHARING = 0x73686172
 
 Draws = tuple[Float[Array, "G E"], Float[Array, "G E h w c"], list[Bool[Array, "..."]]]
 
@@ -26,7 +31,8 @@ def make_denoiser_loss(
     """Builds the loss `(model, frozen_components, batch, keys) -> Terms` of a `GenAffect` model.
 
     The terms are `loss`, with `config.change_weight` and the auxiliary losses, `flow_loss` without both, and the
-    distances of the auxiliary losses. The random numbers of a set depend on its own key alone.
+    distances of the auxiliary losses. The random numbers of a set depend on its own key alone; which tokens the images
+    of every set share (`config.consistency`) depends on the key of the first set.
 
     Args:
         config: noise levels, dropout of the conditions, weights.
@@ -46,7 +52,7 @@ def make_denoiser_loss(
             model, frozen_components, batch, reference, drop_identity, drop_expression, drop_text
         )
         noisy = flow.interpolate(target, noise, sigma)
-        velocity = model(noisy, sigma, conditions).prediction
+        velocity = model(noisy, sigma, conditions, sharing=_sharing(config, model, keys, target)).prediction
         weight = flow.change_weight(target, reference[:, 0], config.change_weight)
         true_velocity = flow.velocity_target(target, noise)
         terms = {
@@ -76,10 +82,25 @@ def _draws(config: FlowConfig, target: Float[Array, "G E h w c"], keys: Key[Arra
     def of_set(key: Key[Array, ""]) -> Any:
         sigma_key, noise_key, drop_key = jax.random.split(key, 3)
         expressions, *latents = target.shape[1:]
+        levels = 1 if config.consistency else expressions  # images that share are sampled at one noise level
         return (
-            flow.sample_sigma(sigma_key, (expressions,), config),
+            jnp.broadcast_to(flow.sample_sigma(sigma_key, (levels,), config), (expressions,)),
             jax.random.normal(noise_key, (expressions, *latents)),
             [x[0] for x in flow.sample_drops(drop_key, 1, expressions, config)],
         )
 
     return jax.vmap(of_set)(keys)
+
+
+def _sharing(
+    config: FlowConfig, model: GenAffect, keys: Key[Array, " G"], target: Float[Array, "G E h w c"]
+) -> Sharing | None:
+    """What the targets of every set share in this step: None without consistent attention."""
+    if not config.consistency:
+        return None
+    network = model.mmdit.config
+    tokens_key, drop_key = jax.random.split(jax.random.fold_in(keys[0], _SHARING))
+    shared = round(config.consistency * network.image_tokens)
+    tokens = random_tokens(tokens_key, network.num_layers, network.image_tokens, shared)
+    active = jax.random.bernoulli(drop_key, 1.0 - config.drop_consistency)
+    return Sharing(tokens, jnp.broadcast_to(active, network.num_layers), anchors=target.shape[1], copied=True)

@@ -183,6 +183,7 @@ def _batches(config: DenoiserRun, data: _Data, mesh: Mesh, by_index: bool) -> Pr
         num_shards=num_shards,
         prompts=data.prompt_rows,
         by_index=by_index,
+        pairs=config.data.pairs,
     )
     return Prefetched(loader, mesh)
 

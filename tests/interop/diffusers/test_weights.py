@@ -295,7 +295,7 @@ def test_the_folder_of_another_class_is_not_written_over(saved, tmp_path: Path) 
 def test_what_diffusers_cannot_hold_is_named_and_not_written(parameters: Parameters, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="register_tokens=3"):
         write_transformer(MMDiTConfig(register_tokens=3), parameters, tmp_path / "a")
-    branched = Functional(lambda rngs: MMDiT(CONFIG, branches=True, rngs=rngs))
+    branched = Functional(lambda rngs: MMDiT(CONFIG, branches="decoupled", rngs=rngs))
     with pytest.raises(WeightsError) as error:
         save_transformer(branched.merge(random_parameters(branched)), tmp_path / "a")
     added = branched.shapes.keys() - parameters.keys()

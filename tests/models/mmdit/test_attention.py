@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from genaffect_jax.models.mmdit.attention import QKV, KeyValue, attend, attend_shared, joint_attention
+from genaffect_jax.models.mmdit.attention import (
+    QKV,
+    BranchInputs,
+    KeyValue,
+    attend,
+    attend_shared,
+    concatenated_cross_attention,
+    joint_attention,
+)
 from genaffect_jax.models.mmdit.projections import KEY_SCALE, ConditionBranch, QKVProjection
 
 N, H = 2, 8
@@ -55,6 +63,22 @@ def test_joint_attention_returns_each_stream_its_own_rows() -> None:
     key, value = (np.concatenate([a[0], b[0]]) for a, b in zip(image[1:], text[1:], strict=True))
     np.testing.assert_allclose(mixed_image[0], plain_attention(image.query[0], key, value), atol=1e-5)
     np.testing.assert_allclose(mixed_text[0], plain_attention(text.query[0], key, value), atol=1e-5)
+
+
+def test_the_concatenated_branch_is_one_softmax_over_both_kinds_of_tokens() -> None:
+    query, mixed = normal(0, 2, 3, 5, N, H), normal(5, 2, 3, 5, N * H)
+    identity = KeyValue(normal(1, 2, 4, N, H), normal(2, 2, 4, N, H))
+    expression = KeyValue(normal(3, 2, 3, 6, N, H), normal(4, 2, 3, 6, N, H))
+    branches = BranchInputs(identity, expression, jnp.float32(0.5), jnp.float32(2.0))
+    mask = jnp.arange(4) < jnp.array([[3], [4]])
+    for given, seen in ((None, (4, 4)), (mask, (3, 4))):
+        found = concatenated_cross_attention(mixed, query, branches, given)
+        for g in range(2):
+            for e in range(3):
+                key = np.concatenate([identity.key[g, : seen[g]], expression.key[g, e]])
+                value = np.concatenate([0.5 * identity.value[g, : seen[g]], 2.0 * expression.value[g, e]])
+                expected = mixed[g, e] + plain_attention(query[g, e], key, value)
+                np.testing.assert_allclose(found[g, e], expected, atol=1e-5)
 
 
 def test_branch_keys_start_as_the_scaled_queries_of_their_tokens_and_values_at_zero() -> None:

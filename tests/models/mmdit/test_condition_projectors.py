@@ -184,7 +184,7 @@ def test_expression_tokens_follow_intensity_and_dropped_images_get_null_tokens()
 
 
 def test_conditions_are_each_blocks_own_projection_of_the_tokens() -> None:
-    model = shaken(MMDiT(CONFIG, branches=True, rngs=nnx.Rngs(0)))
+    model = shaken(MMDiT(CONFIG, branches="decoupled", rngs=nnx.Rngs(0)))
     identity, _ = identity_tokens()(references(0), jnp.ones((2, 2), bool), positions())
     expression = expression_tokens()(jnp.ones((2, 3, 6)))
     conditions = model.project_conditions(identity_tokens=identity, expression_tokens=expression)
@@ -202,7 +202,7 @@ def test_conditions_are_each_blocks_own_projection_of_the_tokens() -> None:
 
 
 def test_the_denoising_call_projects_no_condition_again() -> None:
-    model = MMDiT(CONFIG, branches=True, rngs=nnx.Rngs(0))
+    model = MMDiT(CONFIG, branches="decoupled", rngs=nnx.Rngs(0))
     identity, mask = identity_tokens()(references(0), jnp.ones((2, 2), bool), positions())
     conditions = model.project_conditions(
         identity_tokens=identity, identity_mask=mask, expression_tokens=expression_tokens()(jnp.ones((2, 3, 6)))

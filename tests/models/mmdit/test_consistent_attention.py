@@ -13,7 +13,13 @@ from support.dense_attention import H, N, brute_force, error, random_tokens, str
 
 from genaffect_jax.kernels.attention import splash_attention, xla_attention
 from genaffect_jax.models.mmdit.attention import QKV, KeyValue, attend, joint_attention
-from genaffect_jax.models.mmdit.consistent_attention import Tokens, anchor_pool, consistent_attention, merge
+from genaffect_jax.models.mmdit.consistent_attention import (
+    Tokens,
+    anchor_pool,
+    consistent_attention,
+    copied_attention,
+    merge,
+)
 
 
 @partial(jax.jit, static_argnums=3)
@@ -35,6 +41,29 @@ def test_it_equals_a_dense_mask_in_float64(images: int, fraction: float) -> None
         tokens = random_tokens(length, length, fraction)
         found = shared(image, words, tokens, anchors)
         assert error(found, brute_force(image, words, tokens, anchors)) < 1e-5
+
+
+@pytest.mark.parametrize("images", [2, 3, 5])
+def test_with_copied_tokens_it_is_the_same_function_and_has_the_same_gradient(images: int) -> None:
+    image, words = streams(images, 2, images, 9, 3)
+    tokens = random_tokens(0, 9, 0.5)
+    weights = np.random.default_rng(0).normal(size=(2, images, 12, N * H)).astype(np.float32)
+
+    def merged(image: QKV, words: QKV) -> tuple[jax.Array, jax.Array]:
+        return consistent_attention(image, words, tokens, anchor_pool(image, tokens, images), anchors=images)
+
+    def copied(image: QKV, words: QKV) -> tuple[jax.Array, jax.Array]:
+        return copied_attention(image, words, tokens)
+
+    results = []
+    for function in (merged, copied):
+
+        def total(image: QKV, words: QKV, function=function) -> jax.Array:  # type: ignore[no-untyped-def]
+            return (jnp.concatenate(function(image, words), axis=2) * weights).sum()
+
+        results.append((function(image, words), jax.grad(total, argnums=(0, 1))(image, words)))
+    for expected, found in zip(*(jax.tree.leaves(r) for r in results), strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_large_scores_do_not_overflow_the_merge() -> None:

@@ -87,7 +87,7 @@ def forward(model: GenAffect, values: dict[str, jax.Array], scales: tuple[Any, A
 
 def backbone_alone(model: GenAffect, values: dict[str, jax.Array]) -> jax.Array:
     """The same weights in a denoiser built without branches."""
-    plain = nnx.eval_shape(lambda: MMDiT(model.mmdit.config, branches=False, rngs=nnx.Rngs(1)))
+    plain = nnx.eval_shape(lambda: MMDiT(model.mmdit.config, branches=None, rngs=nnx.Rngs(1)))
     source = dict(nnx.to_flat_state(nnx.state(model.mmdit)))
     nnx.update(plain, nnx.from_flat_state([(p, source[p]) for p, _ in nnx.to_flat_state(nnx.state(plain))]))
     graph, state = nnx.split(plain)
@@ -165,10 +165,10 @@ def test_one_number_scales_every_layer_and_changing_it_does_not_retrace() -> Non
 def test_scanned_unrolled_and_rematerialised_runs_agree_in_values_and_gradients() -> None:
     config = dataclasses.replace(SMALL, dual_attention_layers=(0, 1), num_layers=3)
     values, results = inputs(), []
-    _, params, rest = nnx.split(perturbed(MMDiT(config, branches=False, rngs=nnx.Rngs(0))), nnx.Param, ...)
+    _, params, rest = nnx.split(perturbed(MMDiT(config, branches=None, rngs=nnx.Rngs(0))), nnx.Param, ...)
     for scan, kind in ((True, "none"), (False, "none"), (True, "full"), (True, "dots"), (True, "named")):
         choice = dataclasses.replace(config, scan_layers=scan, remat=kind)
-        graph = nnx.split(nnx.eval_shape(lambda c=choice: MMDiT(c, branches=False, rngs=nnx.Rngs(0))))[0]
+        graph = nnx.split(nnx.eval_shape(lambda c=choice: MMDiT(c, branches=None, rngs=nnx.Rngs(0))))[0]
 
         def loss(params: Any, graph: Any = graph) -> jax.Array:
             model = nnx.merge(graph, params, rest)
@@ -186,7 +186,7 @@ def test_what_is_rematerialised_is_what_the_configuration_says() -> None:
     products = {}
     for kind in ("none", "named", "dots", "full"):
         config = dataclasses.replace(SMALL, num_layers=3, scan_layers=False, remat=kind)
-        abstract = nnx.eval_shape(lambda c=config: MMDiT(c, branches=False, rngs=nnx.Rngs(0)))
+        abstract = nnx.eval_shape(lambda c=config: MMDiT(c, branches=None, rngs=nnx.Rngs(0)))
         graph, params, rest = nnx.split(abstract, nnx.Param, ...)
         values = inputs()
 
@@ -277,13 +277,13 @@ def test_every_variable_names_its_axes(config: MMDiTConfig, scan: bool) -> None:
     [(MMDiTConfig.sd3_medium(), 2.03e9), (MMDiTConfig.sd35_medium(), 2.24e9), (MMDiTConfig.sd35_large(), 8.06e9)],
 )
 def test_named_sizes_have_the_published_parameter_counts(config: MMDiTConfig, parameters: float) -> None:
-    model = nnx.eval_shape(lambda: MMDiT(config, branches=False, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: MMDiT(config, branches=None, rngs=nnx.Rngs(0)))
     count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
     assert abs(count / parameters - 1.0) < 0.02, count
 
 
 def test_positions_are_the_centre_of_the_table_and_too_large_grids_are_refused() -> None:
-    model = MMDiT(SMALL, branches=False, rngs=nnx.Rngs(0))
+    model = MMDiT(SMALL, branches=None, rngs=nnx.Rngs(0))
     table = model.position_table[...]
     np.testing.assert_array_equal(model.positions(3, 2), table[1:4, 1:3].reshape(6, -1))
     with pytest.raises(ValueError, match="6x2 tokens: the position table holds 5x5"):
@@ -298,11 +298,11 @@ def test_unpatchify_inverts_patchify_row_by_row() -> None:
 
 
 def test_missing_and_needless_conditions_are_named() -> None:
-    plain = MMDiT(SMALL, branches=False, rngs=nnx.Rngs(0))
+    plain = MMDiT(SMALL, branches=None, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="text is given, but the model takes none"):
         plain.project_conditions(text=jnp.zeros((1, 1, 2, 12)))
     given = MMDiT(
-        dataclasses.replace(SMALL, register_tokens=0, pooled_projection_dim=8), branches=False, rngs=nnx.Rngs(0)
+        dataclasses.replace(SMALL, register_tokens=0, pooled_projection_dim=8), branches=None, rngs=nnx.Rngs(0)
     )
     with pytest.raises(ValueError, match="pooled is missing"):
         given.project_conditions(text=jnp.zeros((1, 1, 2, 12)))
