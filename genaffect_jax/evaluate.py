@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -19,11 +20,12 @@ from genaffect_jax import cli
 from genaffect_jax.checkpoints.manager import LATEST
 from genaffect_jax.config import SamplingConfig
 from genaffect_jax.errors import INTERRUPTED, ConfigError
-from genaffect_jax.evaluation.ablations import ablations_as_table, run_ablations
+from genaffect_jax.evaluation.ablations import PLAIN, Prepare, ablations_as_table, run_ablations, sampling_ablations
 from genaffect_jax.evaluation.comparison import compare, read_report
 from genaffect_jax.evaluation.protocol import DIAL_WORDS, Protocol
 from genaffect_jax.evaluation.report import as_json, as_table, comparison_as_table, write_report
 from genaffect_jax.evaluation.run import Cost, EvaluationRun, load_evaluators, run_evaluation
+from genaffect_jax.evaluation.training_ablations import training_ablations
 from genaffect_jax.parallel.xla import use_compilation_cache
 from genaffect_jax.pipeline import Pipeline
 
@@ -46,9 +48,10 @@ class Arguments(SamplingConfig):
     """People for whom dials are sampled too; 0 for none."""
     dial_words: tuple[str, ...] = DIAL_WORDS
     """Words of the dials, each at the intensities 0, 0.25 and so on to 1.5."""
-    ablations: bool = False
-    """Evaluate thirteen settings of sampling (consistent attention, shared noise, guidance), each in a folder of its
-    own below `out`, and compare them in ablations.md."""
+    ablations: Literal["none", "sampling", "training", "all"] = "none"
+    """Evaluate other settings too, each in a folder of its own below `out`, and compare them in ablations.md:
+    `sampling`, thirteen settings of consistent attention, shared noise and guidance; `training`, five more models, each
+    trained as this one with one thing changed, which takes as long as five trainings; `all`, both."""
     against: Path | None = None
     """Another evaluation's folder or report.json: differences with intervals, and which are beyond noise."""
     identity_evaluator: str = "package:identity_evaluator"
@@ -74,7 +77,7 @@ def run(arguments: Arguments, console: Console) -> bool:
     """
     protocol = Protocol(*(getattr(arguments, f.name) for f in dataclasses.fields(Protocol)))
     sampling = SamplingConfig(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplingConfig)})
-    if arguments.ablations and arguments.against is not None:
+    if arguments.ablations != "none" and arguments.against is not None:
         raise ConfigError("compares one evaluation; leave it out, or ablations", field="against")
     other = None if arguments.against is None else read_report(arguments.against)
     use_compilation_cache()
@@ -82,8 +85,8 @@ def run(arguments: Arguments, console: Console) -> bool:
     evaluators = load_evaluators(pipeline, arguments.identity_evaluator, arguments.expression_evaluator)
     run = EvaluationRun(pipeline, protocol, sampling, evaluators)
     console.print(f"model {pipeline.name}", soft_wrap=True, highlight=False)
-    if arguments.ablations:
-        console.print(ablations_as_table(run_ablations(run, arguments.out)))
+    if arguments.ablations != "none":
+        console.print(ablations_as_table(run_ablations(_ablations(arguments, run, console), arguments.out)))
         console.print(f"{arguments.out}: ablations.md, and a report for each setting", soft_wrap=True)
         return True
     evaluation = run_evaluation(run, arguments.out)
@@ -95,6 +98,12 @@ def run(arguments: Arguments, console: Console) -> bool:
     console.print(Cost.read(arguments.out).describe(), highlight=False)
     console.print(f"{arguments.out}: report.md, report.json", soft_wrap=True)
     return True
+
+
+def _ablations(arguments: Arguments, run: EvaluationRun, console: Console) -> dict[str, Prepare]:
+    sampling, chosen = sampling_ablations(run), arguments.ablations
+    runs = sampling if chosen != "training" else {PLAIN: sampling[PLAIN]}
+    return runs if chosen == "sampling" else runs | training_ablations(run, arguments.model, arguments.out, console)
 
 
 if __name__ == "__main__":

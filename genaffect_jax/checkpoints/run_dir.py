@@ -6,6 +6,8 @@ docs/guide/run_folder.md describes the same files for users.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,6 +201,17 @@ class RunDir:
         """Cached features of the training images. The file that is written has a digest of images and networks in its
         name, `features-<digest>.npy`; see `data.cached_features`."""
         return self.path / "features.npy"
+
+    def share_features(self, source: RunDir) -> None:
+        """Links the cached features of another run into this folder, so that they are not computed again.
+
+        A file's name tells which images and networks it belongs to, so one that does not belong to this run is not
+        used. Nothing is linked where the file system cannot.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        for file in source.path.glob(source.features.with_stem(f"{source.features.stem}-*").name):
+            with contextlib.suppress(OSError):
+                os.link(file, self.path / file.name)
 
     @property
     def probe_plot(self) -> Path:

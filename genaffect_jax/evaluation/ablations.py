@@ -1,10 +1,11 @@
-"""Ablations of sampling: the same model, people, expressions and seeds under other settings."""
+"""Ablations: the same people, expressions and seeds under other settings, or with other models."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from genaffect_jax.evaluation.run import SETTINGS, Cost, EvaluationRun, run_eval
 from genaffect_jax.io.atomic import write_atomically
 
 PLAIN = "plain"
+Prepare = Callable[[], EvaluationRun]
+"""Makes an evaluation ready; what takes time, such as a training, happens when it is called."""
 # Figures of the table; all are in the report of each setting.
 COLUMNS = (
     "identity",
@@ -62,11 +65,19 @@ def ablated_settings(plain: SamplingConfig) -> dict[str, SamplingConfig]:
     return {name: dataclasses.replace(plain, **change) for name, change in changes.items()}
 
 
-def run_ablations(run: EvaluationRun, out: Path) -> dict[str, Ablation]:
+def sampling_ablations(run: EvaluationRun) -> dict[str, Prepare]:
+    """The evaluations of one model under `ablated_settings`; the settings of `run` are what all have in common."""
+    return {
+        name: partial(dataclasses.replace, run, sampling=sampling)
+        for name, sampling in ablated_settings(run.sampling).items()
+    }
+
+
+def run_ablations(runs: Mapping[str, Prepare], out: Path) -> dict[str, Ablation]:
     """Evaluates every setting in a folder of its own below `out`; continues where it was stopped.
 
     Args:
-        run: the evaluation; its sampling settings are those that all have in common.
+        runs: what prepares the evaluation of each setting, by its name; the first is the plain one.
         out: folder for the settings' folders and `ablations.md`.
 
     Raises:
@@ -76,13 +87,13 @@ def run_ablations(run: EvaluationRun, out: Path) -> dict[str, Ablation]:
         raise ConfigError("holds an evaluation without ablations; choose another folder", field="out", found=out)
     found: dict[str, Ablation] = {}
     plain: dict[str, Any] = {}
-    for name, sampling in ablated_settings(run.sampling).items():
-        one = dataclasses.replace(run, sampling=sampling)
+    for name, prepare in runs.items():
+        one = prepare()
         evaluation = run_evaluation(one, out / name)
         report = as_json(evaluation, one.settings)
         plain = plain or report
-        differences = compare(report, plain, sampling.seed)
-        write_report(evaluation, one.settings, out / name, None if name == PLAIN else differences)
+        differences = compare(report, plain, one.sampling.seed)
+        write_report(evaluation, one.settings, out / name, differences if len(found) else None)
         cost = Cost.read(out / name)
         found[name] = Ablation(differences, cost.sampling_seconds / cost.people if cost.people else None)
     write_atomically(out / "ablations.md", ablations_as_markdown(found))
@@ -107,7 +118,7 @@ def ablations_as_table(ablations: Mapping[str, Ablation]) -> Table:
 
 def _explanation() -> list[str]:
     return [
-        "Same model, people, expressions and seeds. A star marks a difference from the plain setting whose 95 %",
+        "Same people, expressions and seeds. A star marks a difference from the plain setting whose 95 %",
         "interval, over the same people, excludes 0. One in twenty comparisons without a difference does so by chance.",
     ]
 

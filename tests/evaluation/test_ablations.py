@@ -9,7 +9,13 @@ import pytest
 from genaffect_jax.config import DataConfig, SamplingConfig
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.evaluation import ablations
-from genaffect_jax.evaluation.ablations import PLAIN, ablated_settings, ablations_as_table, run_ablations
+from genaffect_jax.evaluation.ablations import (
+    PLAIN,
+    ablated_settings,
+    ablations_as_table,
+    run_ablations,
+    sampling_ablations,
+)
 from genaffect_jax.evaluation.protocol import FIRST_PERSON, Protocol, word_names, word_vectors
 from genaffect_jax.evaluation.readings import Evaluators, true_images
 from genaffect_jax.evaluation.run import EvaluationRun
@@ -43,7 +49,7 @@ def test_a_planted_difference_is_marked_and_equal_settings_are_not(tmp_path, mon
         load_identity_encoder("package:identity_evaluator"), load_expression_encoder("package:expression_evaluator")
     )
     run = EvaluationRun(Model(), Protocol(people=3, expressions=3, dial_people=0), SamplingConfig(), evaluators)
-    found = run_ablations(run, tmp_path / "out")
+    found = run_ablations(sampling_ablations(run), tmp_path / "out")
     assert tuple(found) == kept
     assert not any(d.beyond_noise for name in kept[:2] for d in found[name].differences.values())
     assert found["shared-noise"].differences["identity"].beyond_noise
@@ -56,7 +62,10 @@ def test_a_planted_difference_is_marked_and_equal_settings_are_not(tmp_path, mon
     assert (tmp_path / "out" / "shared-noise" / "report.md").read_text().count("## Against the other report") == 1
     # A second start samples nothing.
     again = dataclasses.replace(run, pipeline=Model())
-    assert run_ablations(again, tmp_path / "out")["shared-noise"].differences == found["shared-noise"].differences
+    assert (
+        run_ablations(sampling_ablations(again), tmp_path / "out")["shared-noise"].differences
+        == found["shared-noise"].differences
+    )
     assert again.pipeline.settings == []
 
 
@@ -75,4 +84,4 @@ def test_the_folder_of_an_evaluation_is_not_one_of_ablations(tmp_path):
     (tmp_path / "evaluation.json").write_text("{}")
     run = EvaluationRun(Model(), Protocol(people=3, expressions=3, dial_people=0), SamplingConfig(), None)
     with pytest.raises(ConfigError, match="holds an evaluation without ablations"):
-        run_ablations(run, tmp_path)
+        run_ablations(sampling_ablations(run), tmp_path)
