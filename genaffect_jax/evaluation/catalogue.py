@@ -84,8 +84,8 @@ ABOUT: dict[str, About] = {
     "identity_frechet": About(
         "distance of the distributions of faces",
         "lower",
-        "Frechet distance of the identity embeddings of all generated and all true images, of the same people; no "
-        "interval",
+        "Frechet distance of the identity embeddings of all generated and all true images, of the same people; the "
+        "interval is the jackknife's, as a bootstrap has fewer different people and a larger distance",
         _COPIES,
         "Heusel et al. 2017, arXiv 1706.08500, with other features",
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from genaffect_jax.evaluation.catalogue import ABOUT
 from genaffect_jax.evaluation.groups import WorstGroup, worst_group
 from genaffect_jax.evaluation.protocol import INTENSITIES, Protocol, word_names, word_vectors
 from genaffect_jax.evaluation.readings import Readings
-from genaffect_jax.metrics.bootstrap import Interval, bootstrap, mean_of, person_means
+from genaffect_jax.metrics.bootstrap import Interval, bootstrap, jackknife, mean_of, person_means
 from genaffect_jax.metrics.copying import copy_scores
 from genaffect_jax.metrics.dial import dial_figures, read_amounts
 from genaffect_jax.metrics.expression import relative_gain
@@ -168,12 +168,14 @@ def _expression_figures(read: _Everyone, seed: int) -> dict[str, Figure]:
 
 
 def _image_figures(read: _Everyone, seed: int) -> dict[str, Figure]:
-    true = _flat(read.true_identity)
-    found, copied = (frechet_distance(_flat(faces), true) for faces in (read.identity, read.copied_identity))
-    # No interval: drawn with replacement, people are fewer, and their distance is larger than that of all.
-    frechet = Figure(Interval(found, _NAN, _NAN, len(read.identity), 0.95), 0.0, copied)
+    def distance(people: Int[np.ndarray, " K"]) -> float:
+        return frechet_distance(_flat(read.identity[people]), _flat(read.true_identity[people]))
+
+    found = jackknife(distance, len(read.identity))
+    found = replace(found, low=float(np.maximum(found.low, 0.0)))  # nan stays nan
+    copied = frechet_distance(_flat(read.copied_identity), _flat(read.true_identity))
     return {
-        "identity_frechet": frechet,
+        "identity_frechet": Figure(found, 0.0, copied),
         "sharpness": _mean(seed, read.sharpness, 1.0, _NAN),
         "background_variation": _mean(seed, read.variation, read.true_variation, _NAN),
     }

@@ -1,13 +1,15 @@
 """Bootstrap intervals over people: how far a figure would move with other people of the same kind.
 
 The percentile bootstrap of Efron and Tibshirani (An Introduction to the Bootstrap, 1993, chapter 13). People are drawn,
-not images: the images of one person are no independent observations. NumPy only.
+not images: the images of one person are no independent observations. A figure that depends on how many different
+people there are gets the interval of the jackknife (chapter 11). NumPy only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -18,7 +20,7 @@ Statistic = Callable[[Int[np.ndarray, " K"]], float]
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its bootstrap interval."""
+    """A figure and its interval."""
 
     value: float
     """Of all people."""
@@ -29,7 +31,7 @@ class Interval:
     people: int
     """Number of people."""
     level: float
-    """Share of the resampled figures that lie between the ends."""
+    """Probability that the ends are meant to hold."""
 
     @property
     def excludes_zero(self) -> bool:
@@ -65,6 +67,31 @@ def bootstrap(
         return Interval(value, float("nan"), float("nan"), people, level)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high), people, level)
+
+
+def jackknife(statistic: Statistic, people: int, *, level: float = 0.95) -> Interval:
+    """The figure of all people with a normal interval, from its values without one person each.
+
+    For figures that a bootstrap biases. A distance of distributions is larger the fewer people it is of, and people
+    who are drawn with replacement are fewer; all but one are nearly as many as all.
+
+    Args:
+        statistic: the figure of some people.
+        people: number of people, at least 1.
+        level: between 0 and 1.
+
+    Raises:
+        ValueError: no people, or a level outside of (0, 1).
+    """
+    if people < 1 or not 0 < level < 1:
+        raise ValueError(f"jackknife: {people} people, level {level}")
+    value = float(statistic(np.arange(people)))
+    if people < 3:
+        return Interval(value, float("nan"), float("nan"), people, level)
+    without = np.array([statistic(np.delete(np.arange(people), person)) for person in range(people)])
+    error = np.sqrt((people - 1) / people * np.square(without - without.mean()).sum())
+    reach = NormalDist().inv_cdf((1 + level) / 2) * float(error)
+    return Interval(value, value - reach, value + reach, people, level)
 
 
 def person_means(values: Float[np.ndarray, "P ..."]) -> Float[np.ndarray, " P"]:

@@ -5,7 +5,7 @@ import pytest
 
 from genaffect_jax.avatars import render, sample_identity
 from genaffect_jax.expressions.grammar import parse_expressions
-from genaffect_jax.metrics.bootstrap import bootstrap, mean_of, paired_difference
+from genaffect_jax.metrics.bootstrap import bootstrap, jackknife, mean_of, paired_difference
 from genaffect_jax.metrics.copying import angle, copy_scores
 from genaffect_jax.metrics.dial import dial_figures, read_amounts
 from genaffect_jax.metrics.expression import relative_gain
@@ -232,3 +232,22 @@ def test_a_difference_is_beyond_noise_if_people_agree_on_it():
     assert not paired_difference(first, first[::-1]).excludes_zero
     with pytest.raises(ValueError, match="64 and 63 people"):
         paired_difference(first, first[1:])
+
+
+def test_the_jackknife_gives_the_spread_of_a_mean_and_of_a_frechet_distance():
+    values = np.random.default_rng(0).normal(2.0, 3.0, 50)
+    found = jackknife(mean_of(values), 50)
+    reach = 1.96 * values.std(ddof=1) / np.sqrt(50)
+    assert (found.low, found.high) == pytest.approx((values.mean() - reach, values.mean() + reach), abs=1e-3)
+
+    def of_people(seed):
+        rng = np.random.default_rng(seed)
+        here = rng.normal(size=(40, 4, 3)) + rng.normal(size=(40, 1, 3))
+        there = here + rng.normal(1.0, 0.5, size=(40, 1, 3))
+        return lambda people: frechet_distance(here[people].reshape(-1, 3), there[people].reshape(-1, 3))
+
+    # The spread over many draws of the people, against what one draw says of it.
+    spread = np.std([of_people(seed)(np.arange(40)) for seed in range(300)])
+    reaches = [(one.high - one.value) / 1.96 for one in (jackknife(of_people(seed), 40) for seed in range(10))]
+    assert np.mean(reaches) == pytest.approx(spread, rel=0.25)
+    assert np.isnan(jackknife(mean_of(values), 2).low)
