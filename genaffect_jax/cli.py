@@ -26,6 +26,7 @@ from rich.console import Console
 from genaffect_jax.checkpoints.background_errors import told_once
 from genaffect_jax.config import DistributedConfig
 from genaffect_jax.errors import COMPLETE, EXIT_STATUS, FAILED, INTERRUPTED, ConfigError, GenAffectError
+from genaffect_jax.io.output import expendable_output
 from genaffect_jax.parallel.distributed import are_several, describe_process, is_first, join, lost_processes_named
 from genaffect_jax.parallel.supervisor import supervise
 
@@ -122,16 +123,17 @@ def run(work: Callable[[Console], bool], distributed: DistributedConfig | None =
     """Runs `work(console)` and returns the exit status.
 
     An error of this package, and a full or read-only disk, is one message on stderr; anything else is a defect and
-    keeps its traceback.
+    keeps its traceback. Output that cannot be written is dropped (`io.output`).
 
     Args:
         work: the command; it returns True if it is complete and may print to the console, which is stderr.
         distributed: the processes that run the command together, if there are several; each calls this function. Only
             process 0 gets a console that prints; every process reports its own errors, with its number.
     """
-    if distributed is None or not are_several(distributed):
-        return _status(lambda: work(Console(stderr=True)))
-    return supervise(distributed, lambda joined: _run_with_others(work, distributed, joined))
+    with expendable_output():
+        if distributed is None or not are_several(distributed):
+            return _status(lambda: work(Console(stderr=True)))
+        return supervise(distributed, lambda joined: _run_with_others(work, distributed, joined))
 
 
 def run_subcommand(commands: Mapping[str, Any], argv: Sequence[str] | None) -> int:

@@ -13,14 +13,16 @@ from typing import ParamSpec, TypeVar
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
+_FOR_THE_MAIN_PROCESS = {signal.SIGINT} | ({signal.SIGHUP} if hasattr(signal, "SIGHUP") else set())
 # Read by OpenBLAS, MKL and OpenMP when they are loaded.
 _THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 def init_worker(*_: object) -> None:
     """Runs first in every worker process; arguments, such as grain's number of the worker, are not used."""
-    # Ctrl-C reaches the whole process group; the main process stops its workers itself, without their tracebacks.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and the end of a terminal reach the whole process group; the main process stops its workers itself.
+    for number in _FOR_THE_MAIN_PROCESS:
+        signal.signal(number, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None, "a worker process has a parent"
 
@@ -35,10 +37,10 @@ def init_worker(*_: object) -> None:
 def starting_workers() -> Iterator[None]:
     """Processes that are started in this block print no traceback at Ctrl-C and use one thread for linear algebra.
 
-    They inherit a blocked SIGINT, so that Ctrl-C while they import their modules is not theirs. In this process Ctrl-C
-    takes effect after the block at the latest. Every worker renders or decodes on one core; a pool of BLAS threads in
-    each would keep all cores busy with waiting (measured in docs/notes/training_speed.md#encoding-images). Settings of
-    the user's environment stay.
+    They inherit a blocked SIGINT and SIGHUP, which are not theirs even while they import their modules. In this process
+    Ctrl-C takes effect after the block at the latest. Every worker renders or decodes on one core; a pool of BLAS
+    threads in each would keep all cores busy with waiting (measured in
+    docs/notes/training_speed.md#encoding-images). Settings of the user's environment stay.
     """
     added = [name for name in _THREADS if name not in os.environ]
     os.environ.update(dict.fromkeys(added, "1"))
@@ -46,8 +48,10 @@ def starting_workers() -> Iterator[None]:
         if not hasattr(signal, "pthread_sigmask"):
             yield
             return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_MAIN_PROCESS - {signal.SIGINT})
         resource_tracker.ensure_running()  # it unblocks SIGINT when it starts, so it must start before
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_MAIN_PROCESS)
         try:
             yield
         finally:

@@ -21,7 +21,8 @@ from genaffect_jax.parallel.distributed import CONTINUE
 def supervise(config: DistributedConfig, work: Callable[[Callable[[str], None]], int]) -> int:
     """Runs `work` in a child process and waits for it; returns the exit status.
 
-    SIGINT and SIGTERM are passed on. The child does not outlive this process. Call it before JAX is used: it forks.
+    SIGINT, SIGTERM and, unless it is ignored, SIGHUP are passed on. The child does not outlive this process. Call it
+    before JAX is used: it forks.
 
     Args:
         config: for the timeouts and the messages.
@@ -54,7 +55,10 @@ def supervise(config: DistributedConfig, work: Callable[[Callable[[str], None]],
         # A child that waits for others inside JAX hears nothing, and has nothing to finish.
         os.kill(child, number if name else signal.SIGKILL)
 
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         name = _name_when_joined(news, config.join_timeout)
         if name is None:

@@ -41,7 +41,7 @@ IN_FLIGHT = 4
 
 
 def fit(task: Task, config: TrainConfig, mesh: Mesh, run_dir: RunDir, console: Console) -> bool:
-    """Trains until `config.steps`, or until SIGINT or SIGTERM, and saves a checkpoint.
+    """Trains until `config.steps`, or until SIGINT, SIGTERM or SIGHUP, and saves a checkpoint.
 
     A run folder that holds checkpoints is continued from the newest: step count, parameters, average, optimizer and
     input position. Several processes call this in step; process 0 alone writes logs, and a signal to any of them ends
@@ -297,10 +297,11 @@ def _progress(console: Console, first: int, total: int) -> Iterator[Callable[[in
 
 @contextmanager
 def _stop_signal() -> Iterator[Callable[[int], bool]]:
-    """Turns the first SIGINT or SIGTERM into a flag for the steps to come; a second SIGINT interrupts at once.
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a flag for the steps to come; a second SIGINT interrupts at once.
 
-    Several processes agree on the step, so each must ask after every step. They agree through JAX's preemption service,
-    which listens to SIGTERM from the moment that they join; a SIGINT is therefore passed on as a SIGTERM.
+    SIGHUP, the end of the terminal, stays ignored where it is (`nohup`). Several processes agree on the step, so each
+    must ask after every step. They agree through JAX's preemption service, which listens to SIGTERM from the moment
+    that they join; another signal is therefore passed on as a SIGTERM.
     """
     together = jax.process_count() > 1
     received: list[int] = []
@@ -315,7 +316,9 @@ def _stop_signal() -> Iterator[Callable[[int], bool]]:
         if together:
             os.kill(main_process, signal.SIGTERM)
 
-    caught = (signal.SIGINT,) if together else (signal.SIGINT, signal.SIGTERM)
+    caught = [signal.SIGINT] if together else [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        caught.append(signal.SIGHUP)
     previous = {number: signal.signal(number, handle) for number in caught}
     try:
         yield multihost_utils.reached_preemption_sync_point if together else lambda _: bool(received)

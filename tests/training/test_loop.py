@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import jax
@@ -232,6 +233,27 @@ def test_ctrl_c_on_the_command_ends_with_status_130_and_the_same_command_continu
     assert finished.returncode == 0, finished.stderr
     assert f"continuing at step {step} of {step + 2}" in finished.stderr
     assert Checkpoints(workdir).latest_step() == step + 2
+
+
+@pytest.mark.slow
+def test_a_terminal_that_closes_with_nobody_left_to_read_costs_no_step(preset, tmp_path):
+    config, workdir = preset(train={"steps": 100_000, "checkpoint_every": 100_000}), tmp_path / "run"
+    command = [sys.executable, "-m", "genaffect_jax.train", "--config", str(config), "--workdir", str(workdir)]
+    command += ["--data.workers", "1"]
+    options = {"env": {**os.environ, "XLA_FLAGS": xla_flags(devices=1)}, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **options, start_new_session=True) as process:
+        try:
+            assert any("step 3/" in line for line in process.stderr)
+            process.stderr.close()  # as `| head` does; a row is printed at every step
+            deadline = time.monotonic() + 60
+            while len((workdir / "metrics.jsonl").read_text().splitlines()) < 8 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert process.poll() is None  # it goes on unheard
+            os.killpg(process.pid, signal.SIGHUP)
+            assert process.wait(timeout=120) == 130
+        finally:
+            process.kill()
+    assert Checkpoints(workdir).latest_step() >= 7
 
 
 def test_a_finished_run_says_so_and_does_nothing(tiny_config, tmp_path):
