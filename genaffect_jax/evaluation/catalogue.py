@@ -18,8 +18,8 @@ class About:
     title: str
     """What it says, for people."""
     better: Better
-    """Which way is better; `ceiling`: the nearer to the ceiling, from either side; `neither`: it describes a model and is
-    no fault on either side."""
+    """Which way is better; `ceiling`: the nearer to the ceiling, from either side; `neither`: both sides
+    are without fault."""
     formula: str
     """How it is computed and aggregated."""
     floor: str

@@ -17,6 +17,7 @@ from genaffect_jax.metrics.identity import mean_cosine
 
 # Words of a person that are sampled under every seed.
 _WORDS = 4
+_AT_ONCE = 8
 _NAN = float("nan")
 
 
@@ -48,12 +49,18 @@ def with_seeds(readings: Readings, evaluators: Evaluators, images: UInt8[np.ndar
         evaluators: the encoders.
         images: of the words at `Diversity.places`, each under N seeds.
     """
-    # Word by word: other numbers of images than before do not change how the encoder batches the person's own images.
+    flat = images.reshape(-1, *images.shape[2:])
+    # In eights, which an encoder does not pad; apart from the person's own images, which are read as without these.
+    parts = [flat[first : first + _AT_ONCE] for first in range(0, len(flat), _AT_ONCE)]
+    identity, expression = (
+        np.concatenate([encoder(part) for part in parts]).reshape(*images.shape[:2], -1)
+        for encoder in (evaluators.identity, evaluators.expression)
+    )
     return dataclasses.replace(
         readings,
         seed_places=Diversity.places(len(readings.words)),
-        seed_identity=np.stack([evaluators.identity(of_word) for of_word in images]),
-        seed_expression=np.stack([evaluators.expression(of_word) for of_word in images]),
+        seed_identity=identity,
+        seed_expression=expression,
         seed_deviation=np.array([pixel_deviation(of_word) for of_word in images]),
     )
 

@@ -142,7 +142,9 @@ def _expression_figures(read: _Everyone, seed: int) -> dict[str, Figure]:
 
     by_word = ranks(made, wanted), ranks(true, wanted), ranks(made, shuffled)
     return {
-        "expression_error": mean_figure(seed, error(made, vectors), error(true, vectors), error(made, prototypes[shuffled])),
+        "expression_error": mean_figure(
+            seed, error(made, vectors), error(true, vectors), error(made, prototypes[shuffled])
+        ),
         "expression_gain": mean_figure(seed, gain(made), gain(true), gain(copied)),
         **{f"word_top{top}": mean_figure(seed, *(retrieval(r, top) for r in by_word)) for top in (1, 5)},
     }

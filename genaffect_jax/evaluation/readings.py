@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -17,11 +16,6 @@ from genaffect_jax.evaluation.protocol import FIRST_PERSON, INTENSITIES, Protoco
 from genaffect_jax.expressions.action_units import neutral
 from genaffect_jax.io.atomic import new_file
 from genaffect_jax.metrics.image_quality import background_variation, edge_sharpness
-
-
-def _no_array(*shape: int, dtype: type = np.float32) -> Any:
-    """The default of what an evaluation measures only if it is asked to."""
-    return field(default_factory=lambda: np.zeros(shape, dtype))
 
 
 @dataclass(frozen=True)
@@ -54,21 +48,21 @@ class Readings:
     """Expression vectors along the generated dials."""
     true_dial_expression: Float[np.ndarray, "D I W"]
     """The same along the true dials."""
-    seed_places: Int[np.ndarray, " S"] = _no_array(0, dtype=np.int64)
+    seed_places: Int[np.ndarray, " S"] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Places in `words` of the S words that were sampled under N seeds; S is 0 for people without them."""
-    seed_identity: Float[np.ndarray, "S N F"] = _no_array(0, 0, 0)
+    seed_identity: Float[np.ndarray, "S N F"] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
     """Embeddings of a word's images under all seeds."""
-    seed_expression: Float[np.ndarray, "S N W"] = _no_array(0, 0, 0)
+    seed_expression: Float[np.ndarray, "S N W"] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
     """Expression vectors read in the same images."""
-    seed_deviation: Float[np.ndarray, " S"] = _no_array(0)
+    seed_deviation: Float[np.ndarray, " S"] = field(default_factory=lambda: np.zeros(0, np.float32))
     """`metrics.diversity.pixel_deviation` of the same images."""
-    text_cosine: Float[np.ndarray, "V V"] = _no_array(0, 0)
+    text_cosine: Float[np.ndarray, "V V"] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """CLIP's cosines of each generated image (row) and the prompt of each word; V is 0 without CLIP."""
-    true_text_cosine: Float[np.ndarray, "V V"] = _no_array(0, 0)
+    true_text_cosine: Float[np.ndarray, "V V"] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """The same of the true images."""
-    dino: Float[np.ndarray, "V E"] = _no_array(0, 0)
+    dino: Float[np.ndarray, "V E"] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """DINO's embeddings of the generated images; V is 0 without DINO."""
-    true_dino: Float[np.ndarray, "V E"] = _no_array(0, 0)
+    true_dino: Float[np.ndarray, "V E"] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """The same of the true images."""
 
     def save(self, path: Path) -> None:

@@ -107,7 +107,9 @@ def _measured_if_asked_for(settings: dict[str, Any]) -> list[str]:
     ]
     if diversity := settings.get("diversity"):
         people = min(diversity["people"], settings["protocol"]["people"])
-        lines.append(f"Figures of seeds are of {people} people, each with the same words under {diversity['seeds']} seeds.")
+        lines.append(
+            f"Figures of seeds are of {people} people, each with the same words under {diversity['seeds']} seeds."
+        )
     return [line for text in lines for line in ("", text)]
 
 

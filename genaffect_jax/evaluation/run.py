@@ -43,7 +43,7 @@ class EvaluationRun:
     """How."""
     evaluators: Evaluators
     """What reads the images."""
-    similarity: SimilarityEncoders = SimilarityEncoders()
+    similarity: SimilarityEncoders = dataclasses.field(default_factory=SimilarityEncoders)
     """CLIP and DINO, where they are given."""
     diversity: Diversity | None = None
     """Who is sampled under several seeds; None: nobody."""

@@ -100,13 +100,14 @@ def similarity_figures(people: Sequence[Readings], seed: int = 0) -> dict[str, F
     """
     figures = {}
     if len(people[0].text_cosine):
-        made, true = (clip_score(np.stack([getattr(p, name) for p in people])) for name in ("text_cosine", "true_text_cosine"))
+        made, true = (
+            clip_score(np.stack([getattr(p, name) for p in people])) for name in ("text_cosine", "true_text_cosine")
+        )
         own = np.arange(made.shape[-1])
         shuffled = np.roll(own, -1)
         figures["clip_score"] = mean_figure(seed, made[:, own, own], true[:, own, own], made[:, own, shuffled])
     if len(people[0].dino):
         made, true = (np.stack([getattr(p, name) for p in people]) for name in ("dino", "true_dino"))
-        within = [np.array([mean_cosine(one[None]) for one in sets]) for sets in (made, true)]
-        figures["dino_consistency"] = mean_figure(seed, *within, mean_cosine(true.swapaxes(0, 1)))
+        value, ceiling = (np.array([mean_cosine(one[None]) for one in sets]) for sets in (made, true))
+        figures["dino_consistency"] = mean_figure(seed, value, ceiling, mean_cosine(true.swapaxes(0, 1)))
     return figures
-

@@ -187,7 +187,7 @@ def _preprocessing(processor: Any) -> str:
     """The steps that are on, with their numbers."""
     settings = processor.to_dict()
     steps = [
-        f"{step.removeprefix('do_')} {' '.join(_written(settings.get(name)) for name in names)}"
+        f"{step.removeprefix('do_')} {' '.join(_written(name, settings[name]) for name in names)}"
         for step, names in _STEPS.items()
         if settings.get(step)
     ]
@@ -195,12 +195,12 @@ def _preprocessing(processor: Any) -> str:
     return f"{name}: {', '.join(steps)}"
 
 
-def _written(value: Any) -> str:
+def _written(name: str, value: Any) -> str:
     if isinstance(value, dict):
         return "/".join(f"{key}={number}" for key, number in sorted(value.items()) if number is not None)
     if isinstance(value, (list, tuple)):
         return "/".join(f"{number:g}" for number in value)
-    return f"{value:g}" if isinstance(value, float) else str(getattr(value, "name", value)).lower()
+    return Image.Resampling(value).name.lower() if name == "resample" else f"{value:g}"
 
 
 @torch.inference_mode()
