@@ -137,9 +137,9 @@ def _image_processor(folder: Path) -> Any:
     choice: dict[str, Any] = {"use_fast": False} if old else {"backend": "pil"}
     try:
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **choice)
-    except ImportError as e:
-        raise WeightsError(f"{folder}: its image processor needs another package: {_first_line(e)}") from e
-    except (OSError, ValueError, TypeError, KeyError) as e:
+    except (ImportError, OSError, ValueError, TypeError, KeyError) as e:
+        if "torchvision" in str(e).lower():  # DINOv3's has no other way
+            raise WeightsError(f"{folder}: its image processor needs torchvision: pip install torchvision") from e
         raise WeightsError(f"{folder}: its image processor is not readable ({_first_line(e)})") from e
 
 

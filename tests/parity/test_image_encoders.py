@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -248,6 +249,13 @@ def test_missing_files_are_named(clip_copy):
         (clip_copy / file).unlink(missing_ok=True)
     with pytest.raises(WeightsError, match=r"no tokenizer; put tokenizer\.json, or vocab\.json and merges\.txt"):
         ClipEncoder(clip_copy)
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_a_processor_that_needs_torchvision_says_so(dino_copy):
+    save_processor(dino_copy, "DINOv3ViTImageProcessorFast")
+    with pytest.raises(WeightsError, match="its image processor needs torchvision: pip install torchvision$"):
+        DinoEncoder(dino_copy)
 
 
 def test_pickled_weights_are_not_read(dino, dino_copy):
