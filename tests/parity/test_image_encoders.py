@@ -254,7 +254,7 @@ def test_missing_files_are_named(clip_copy):
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
 def test_a_processor_that_needs_torchvision_says_so(dino_copy):
     save_processor(dino_copy, "DINOv3ViTImageProcessorFast")
-    with pytest.raises(WeightsError, match="its image processor needs torchvision: pip install torchvision$"):
+    with pytest.raises(WeightsError, match=r"its image processor needs torchvision: pip install torchvision$"):
         DinoEncoder(dino_copy)
 
 
