@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from genaffect_jax import evaluate as command
 from genaffect_jax.config import DataConfig, SamplingConfig
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.evaluation.catalogue import ABOUT, MEASURED_WITH
@@ -143,3 +144,11 @@ def test_a_persons_words_are_spread_over_the_list():
 def test_numbers_that_measure_nothing_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         Diversity(**changes)
+
+
+def test_the_command_refuses_one_seed_before_it_loads_the_model(tmp_path, capsys):
+    argv = ["--model", str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--diversity_seeds", "1"]
+    assert command.main(argv) == 2
+    assert "--diversity_seeds 1: must be at least 2, or 0 to leave it out" in capsys.readouterr().err
+    assert command.main([*argv[:-1], "0"]) == 2
+    assert "--model" in capsys.readouterr().err  # none is no error
