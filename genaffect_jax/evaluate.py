@@ -22,9 +22,11 @@ from genaffect_jax.config import SamplingConfig
 from genaffect_jax.errors import INTERRUPTED, ConfigError
 from genaffect_jax.evaluation.ablations import PLAIN, Prepare, ablations_as_table, run_ablations, sampling_ablations
 from genaffect_jax.evaluation.comparison import compare, read_report
+from genaffect_jax.evaluation.diversity import Diversity
 from genaffect_jax.evaluation.protocol import DIAL_WORDS, Protocol
 from genaffect_jax.evaluation.report import as_json, as_table, comparison_as_table, write_report
 from genaffect_jax.evaluation.run import Cost, EvaluationRun, load_evaluators, run_evaluation
+from genaffect_jax.evaluation.similarity import load_similarity_encoders
 from genaffect_jax.evaluation.training_ablations import training_ablations
 from genaffect_jax.parallel.xla import use_compilation_cache
 from genaffect_jax.pipeline import Pipeline
@@ -58,6 +60,15 @@ class Arguments(SamplingConfig):
     """Encoder that judges the person: package:NAME or a weight file. Not one that the model is conditioned on."""
     expression_evaluator: str = "package:expression_evaluator"
     """Encoder that judges the expression: the same."""
+    clip: Path | None = None
+    """Folder of a CLIP model in the layout of transformers (config.json, safetensors, tokenizer, image processor):
+    adds `clip_score`. Needs the extra `torch`."""
+    dino: Path | None = None
+    """Folder of a DINO, DINOv2 or DINOv3 vision transformer in the same layout: adds `dino_consistency`."""
+    diversity_seeds: int = 4
+    """Seeds under which some people are sampled, from `seed` on, at least 2; 0 for no figures of seeds."""
+    diversity_people: int = 8
+    """People that are sampled under these seeds, at most all; 0 for none."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,17 +84,20 @@ def run(arguments: Arguments, console: Console) -> bool:
     """Evaluates and writes the report.
 
     Raises:
-        GenAffectError: see `Pipeline.load`, `load_evaluators` and `run_evaluation`.
+        GenAffectError: see `Pipeline.load`, `load_evaluators`, `load_similarity_encoders` and `run_evaluation`.
     """
     protocol = Protocol(*(getattr(arguments, f.name) for f in dataclasses.fields(Protocol)))
     sampling = SamplingConfig(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplingConfig)})
     if arguments.ablations != "none" and arguments.against is not None:
         raise ConfigError("compares one evaluation; leave it out, or ablations", field="against")
     other = None if arguments.against is None else read_report(arguments.against)
+    wanted = arguments.diversity_people, arguments.diversity_seeds
+    diversity = Diversity(*wanted) if all(wanted) else None
+    similarity = load_similarity_encoders(arguments.clip, arguments.dino)
     use_compilation_cache()
     pipeline = Pipeline.load(arguments.model, checkpoint=arguments.checkpoint)
     evaluators = load_evaluators(pipeline, arguments.identity_evaluator, arguments.expression_evaluator)
-    run = EvaluationRun(pipeline, protocol, sampling, evaluators)
+    run = EvaluationRun(pipeline, protocol, sampling, evaluators, similarity, diversity)
     console.print(f"model {pipeline.name}", soft_wrap=True, highlight=False)
     if arguments.ablations != "none":
         console.print(ablations_as_table(run_ablations(_ablations(arguments, run, console), arguments.out)))

@@ -9,10 +9,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from genaffect_jax.evaluation.catalogue import ABOUT
+from genaffect_jax.evaluation.diversity import diversity_figures
+from genaffect_jax.evaluation.figure import Figure, mean_figure
 from genaffect_jax.evaluation.groups import WorstGroup, worst_group
 from genaffect_jax.evaluation.protocol import INTENSITIES, Protocol, word_names, word_vectors
 from genaffect_jax.evaluation.readings import Readings
-from genaffect_jax.metrics.bootstrap import Interval, bootstrap, jackknife, mean_of, person_means
+from genaffect_jax.evaluation.similarity import similarity_figures
+from genaffect_jax.metrics.bootstrap import jackknife
 from genaffect_jax.metrics.copying import copy_scores
 from genaffect_jax.metrics.dial import dial_figures, read_amounts
 from genaffect_jax.metrics.expression import relative_gain
@@ -23,20 +26,6 @@ from genaffect_jax.metrics.words import Confusion, confusion_matrix, most_confus
 _NAN = float("nan")
 # Figures whose worst group of people is looked for.
 _BY_GROUP = ("identity", "expression_error", "expression_gain")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure; `catalogue.ABOUT` says what it is."""
-
-    value: Interval
-    """Of the generated images."""
-    ceiling: float
-    """Of the true images of the same people and expressions; nan where there is none."""
-    floor: float
-    """Of a model that fails in the way that the figure is about; nan where none is defined."""
-    by_person: tuple[float, ...] = ()
-    """Of each person; nan for people without it. Empty for a figure that no person has alone."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +70,8 @@ def evaluate(people: Sequence[Readings], protocol: Protocol, seed: int = 0) -> E
         **_identity_figures(read, seed),
         **_expression_figures(read, seed),
         **_image_figures(read, seed),
+        **similarity_figures(people, seed),
+        **diversity_figures(people, seed),
     }
     dials: dict[str, Dial] = {}
     if protocol.dial_people:
@@ -120,16 +111,6 @@ class _Everyone:
         self.true_variation: Float[np.ndarray, " P"] = np.stack([p.true_variation for p in people])
 
 
-def _mean(seed: int, values: np.ndarray, ceiling: np.ndarray | float, floor: np.ndarray | float) -> Figure:
-    """A figure that is the mean over people of numbers [P] or [P, V], as ceiling and floor are unless known."""
-
-    def known(x: np.ndarray | float) -> float:
-        return x if isinstance(x, float) else mean_of(x)(np.arange(len(x)))
-
-    value = bootstrap(mean_of(values), len(values), seed=seed)
-    return Figure(value, known(ceiling), known(floor), tuple(person_means(values).tolist()))
-
-
 def _identity_figures(read: _Everyone, seed: int) -> dict[str, Figure]:
     made, true, copied = read.identity, read.true_identity, read.copied_identity
     other_image, stranger = np.roll(true, -1, axis=1), np.roll(true, -1, axis=0)
@@ -138,9 +119,9 @@ def _identity_figures(read: _Everyone, seed: int) -> dict[str, Figure]:
         return np.array([mean_cosine(one[None]) for one in sets])
 
     return {
-        "identity": _mean(seed, _cosine(made, other_image), _cosine(true, other_image), _cosine(made, stranger)),
-        "copy_score": _mean(seed, *(copy_scores(x, true, copied) for x in (made, true, copied))),
-        "set_consistency": _mean(seed, within(made), within(true), float(within(true.swapaxes(0, 1)).mean())),
+        "identity": mean_figure(seed, _cosine(made, other_image), _cosine(true, other_image), _cosine(made, stranger)),
+        "copy_score": mean_figure(seed, *(copy_scores(x, true, copied) for x in (made, true, copied))),
+        "set_consistency": mean_figure(seed, within(made), within(true), float(within(true.swapaxes(0, 1)).mean())),
     }
 
 
@@ -161,9 +142,11 @@ def _expression_figures(read: _Everyone, seed: int) -> dict[str, Figure]:
 
     by_word = ranks(made, wanted), ranks(true, wanted), ranks(made, shuffled)
     return {
-        "expression_error": _mean(seed, error(made, vectors), error(true, vectors), error(made, prototypes[shuffled])),
-        "expression_gain": _mean(seed, gain(made), gain(true), gain(copied)),
-        **{f"word_top{top}": _mean(seed, *(retrieval(r, top) for r in by_word)) for top in (1, 5)},
+        "expression_error": mean_figure(
+            seed, error(made, vectors), error(true, vectors), error(made, prototypes[shuffled])
+        ),
+        "expression_gain": mean_figure(seed, gain(made), gain(true), gain(copied)),
+        **{f"word_top{top}": mean_figure(seed, *(retrieval(r, top) for r in by_word)) for top in (1, 5)},
     }
 
 
@@ -176,8 +159,8 @@ def _image_figures(read: _Everyone, seed: int) -> dict[str, Figure]:
     copied = frechet_distance(_flat(read.copied_identity), _flat(read.true_identity))
     return {
         "identity_frechet": Figure(found, 0.0, copied),
-        "sharpness": _mean(seed, read.sharpness, 1.0, _NAN),
-        "background_variation": _mean(seed, read.variation, read.true_variation, _NAN),
+        "sharpness": mean_figure(seed, read.sharpness, 1.0, _NAN),
+        "background_variation": mean_figure(seed, read.variation, read.true_variation, _NAN),
     }
 
 
@@ -197,10 +180,10 @@ def _dial_figures(
     references = np.stack([p.reference_identity for p in people])[:, None, None]
     cosines = _cosine(np.stack([p.dial_identity for p in people]), references)
     figures = {
-        "dial_correlation": _mean(seed, found.correlation, expected.correlation, 0.0),
-        "dial_monotone": _mean(seed, found.monotone, expected.monotone, 0.5),
-        "dial_dead_zone": _mean(seed, found.flat, expected.flat, 1.0),
-        "dial_identity_loss": _mean(seed, cosines[..., 0] - cosines[..., -1], _NAN, _NAN),
+        "dial_correlation": mean_figure(seed, found.correlation, expected.correlation, 0.0),
+        "dial_monotone": mean_figure(seed, found.monotone, expected.monotone, 0.5),
+        "dial_dead_zone": mean_figure(seed, found.flat, expected.flat, 1.0),
+        "dial_identity_loss": mean_figure(seed, cosines[..., 0] - cosines[..., -1], _NAN, _NAN),
     }
 
     def curve(values: Float[np.ndarray, "P D I"], word: int) -> tuple[float, ...]:

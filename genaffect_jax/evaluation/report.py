@@ -22,7 +22,7 @@ NOT_MEASURED = "not measured"
 # Figures whose worst people are shown, and how many.
 _WITH_WORST_PEOPLE, _WORST_PEOPLE = ("identity", "expression_error"), 4
 # Which way a figure is better.
-AIM = {"higher": "↑", "lower": "↓", "ceiling": "→ ceiling"}
+AIM = {"higher": "↑", "lower": "↓", "ceiling": "→ ceiling", "neither": "(no aim)"}
 
 
 def write_report(
@@ -68,6 +68,7 @@ def as_markdown(evaluation: Evaluation, settings: dict[str, Any]) -> str:
         f"Model: {settings['model']}. {protocol['people']} unseen procedural people, {protocol['expressions']} words "
         f"each; dials of {protocol['dial_people']} people. Identity is read by {settings['evaluators']['identity']}, "
         f"expressions by {settings['evaluators']['expression']}. Intervals are 95 % bootstrap intervals over people.",
+        *_measured_if_asked_for(settings),
         "",
         "| figure | | value | interval | ceiling (true images) | floor | floor is |",
         "|---|---|---|---|---|---|---|",
@@ -95,6 +96,21 @@ def as_markdown(evaluation: Evaluation, settings: dict[str, Any]) -> str:
         f"| {name} | {about.formula.replace('|', chr(92) + '|')} | {about.source} |" for name, about in ABOUT.items()
     ]
     return "\n".join(lines) + "\n"
+
+
+def _measured_if_asked_for(settings: dict[str, Any]) -> list[str]:
+    """A line for each setting of `catalogue.MEASURED_WITH` that is on."""
+    lines = [
+        f"{name} is computed by {settings[setting]}."
+        for name, setting in (("clip_score", "clip"), ("dino_consistency", "dino"))
+        if settings.get(setting)
+    ]
+    if diversity := settings.get("diversity"):
+        people = min(diversity["people"], settings["protocol"]["people"])
+        lines.append(
+            f"Figures of seeds are of {people} people, each with the same words under {diversity['seeds']} seeds."
+        )
+    return [line for text in lines for line in ("", text)]
 
 
 def comparison_as_markdown(against: Mapping[str, Difference]) -> str:

@@ -14,9 +14,11 @@ from jaxtyping import UInt8
 
 from genaffect_jax.config import SamplingConfig
 from genaffect_jax.errors import ConfigError
+from genaffect_jax.evaluation.diversity import Diversity, with_seeds
 from genaffect_jax.evaluation.figures import Evaluation, evaluate
 from genaffect_jax.evaluation.protocol import FIRST_PERSON, INTENSITIES, Protocol, word_names, word_vectors
 from genaffect_jax.evaluation.readings import Evaluators, Readings, person_name, read_person, true_images
+from genaffect_jax.evaluation.similarity import SimilarityEncoders, with_similarity
 from genaffect_jax.expressions.action_units import WIDTH
 from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.io.image_grid import contact_sheet, write_png
@@ -41,6 +43,10 @@ class EvaluationRun:
     """How."""
     evaluators: Evaluators
     """What reads the images."""
+    similarity: SimilarityEncoders = dataclasses.field(default_factory=SimilarityEncoders)
+    """CLIP and DINO, where they are given."""
+    diversity: Diversity | None = None
+    """Who is sampled under several seeds; None: nobody."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -50,6 +56,8 @@ class EvaluationRun:
             "protocol": dataclasses.asdict(self.protocol) | {"dial_words": list(self.protocol.dial_words)},
             "sampling": json.loads(json.dumps(dataclasses.asdict(self.sampling))),
             "evaluators": self.evaluators.names(),
+            **self.similarity.descriptions(),
+            "diversity": None if self.diversity is None else dataclasses.asdict(self.diversity),
         }
 
 
@@ -142,13 +150,17 @@ def run_evaluation(run: EvaluationRun, out: Path) -> Evaluation:
         for i, person in enumerate(missing):
             begun = time.perf_counter()
             images, dials = _sample(run, person)
+            seeds = _sample_seeds(run, person)
             sampled = time.perf_counter()
             words = run.protocol.words(person)
             truth = true_images(person, word_vectors(words), images.shape[1])
             sheet = _sheet([word_names()[i] for i in words], images, truth)
-            write_png(sheet, files[person].with_suffix(".png"))
-            # Written last: a person with readings is done.
-            read_person(person, run.protocol, run.evaluators, images, truth, dials).save(files[person])
+            write_png(sheet, files[person].with_suffix(".png"), fast=True)
+            readings = read_person(person, run.protocol, run.evaluators, images, truth, dials)
+            readings = with_similarity(readings, run.similarity, images, truth)
+            if len(seeds):
+                readings = with_seeds(readings, run.evaluators, seeds)
+            readings.save(files[person])  # written last: a person with readings is done
             if i:  # the first person of a process waits for compilation
                 Cost.read(out).plus(sampled - begun, time.perf_counter() - sampled).write(out)
             step(1)
@@ -158,17 +170,29 @@ def run_evaluation(run: EvaluationRun, out: Path) -> Evaluation:
 def _sample(run: EvaluationRun, person: int) -> tuple[UInt8[np.ndarray, "V S S 3"], UInt8[np.ndarray, "D*I S S 3"]]:
     """The images of a person's words and dials."""
     names = word_names()
-
-    def sample(expressions: list[str]) -> np.ndarray:
-        anchors = None if run.sampling.anchors is None else min(run.sampling.anchors, len(expressions))
-        settings = dataclasses.replace(run.sampling, anchors=anchors)
-        return run.pipeline(person_name(person), ", ".join(expressions), settings=settings).images
-
-    images = sample([names[i] for i in run.protocol.words(person)])
+    images = _sample_set(run, person, [names[i] for i in run.protocol.words(person)])
     # One set for each word: shared tokens, where they are on, are those of one dial.
     each, dials = len(INTENSITIES), run.protocol.dials if person < run.protocol.dial_people else []
-    sets = [sample(dials[i : i + each]) for i in range(0, len(dials), each)]
+    sets = [_sample_set(run, person, dials[i : i + each]) for i in range(0, len(dials), each)]
     return images, np.concatenate(sets) if sets else images[:0]
+
+
+def _sample_seeds(run: EvaluationRun, person: int) -> UInt8[np.ndarray, "K N S S 3"]:
+    """Some of a person's words under several seeds, one set for each seed; none for people without diversity."""
+    if run.diversity is None or person >= run.diversity.people:
+        return np.zeros((0, 0, 0, 0, 3), np.uint8)
+    words = run.protocol.words(person)
+    names = [word_names()[i] for i in words[run.diversity.places(len(words))]]
+    seeds = range(run.sampling.seed, run.sampling.seed + run.diversity.seeds)
+    runs = [dataclasses.replace(run, sampling=dataclasses.replace(run.sampling, seed=seed)) for seed in seeds]
+    return np.stack([_sample_set(one, person, names) for one in runs], axis=1)
+
+
+def _sample_set(run: EvaluationRun, person: int, expressions: list[str]) -> UInt8[np.ndarray, "E S S 3"]:
+    """The images of one set of a person."""
+    anchors = None if run.sampling.anchors is None else min(run.sampling.anchors, len(expressions))
+    settings = dataclasses.replace(run.sampling, anchors=anchors)
+    return run.pipeline(person_name(person), ", ".join(expressions), settings=settings).images
 
 
 def _sheet(
