@@ -35,7 +35,7 @@ class Arguments(SamplingConfig):
     model: Path
     """Run folder of a training."""
     out: Path
-    """Folder for report.md, report.json and the readings of every person; that of a stopped evaluation is continued."""
+    """Folder for report.html, report.md, report.json and all readings; that of a stopped evaluation is continued."""
     checkpoint: str = LATEST
     """Checkpoint to sample from: latest, best (by the loss on held-out people), or the number of a step."""
     people: int = 64
@@ -48,7 +48,7 @@ class Arguments(SamplingConfig):
     """Words of the dials, each at the intensities 0, 0.25 and so on to 1.5."""
     ablations: bool = False
     """Evaluate thirteen settings of sampling (consistent attention, shared noise, guidance), each in a folder of its
-    own below `out`, and compare them in ablations.md."""
+    own below `out`, and compare them in ablations.html and ablations.md."""
     against: Path | None = None
     """Another evaluation's folder or report.json: differences with intervals, and which are beyond noise."""
     identity_evaluator: str = "package:identity_evaluator"
@@ -84,7 +84,7 @@ def run(arguments: Arguments, console: Console) -> bool:
     console.print(f"model {pipeline.name}", soft_wrap=True, highlight=False)
     if arguments.ablations:
         console.print(ablations_as_table(run_ablations(run, arguments.out)))
-        console.print(f"{arguments.out}: ablations.md, and a report for each setting", soft_wrap=True)
+        console.print(f"{arguments.out}: ablations.html, ablations.md, and a report for each setting", soft_wrap=True)
         return True
     evaluation = run_evaluation(run, arguments.out)
     against = None if other is None else compare(as_json(evaluation, run.settings), other, sampling.seed)
@@ -93,7 +93,7 @@ def run(arguments: Arguments, console: Console) -> bool:
     if against is not None:
         console.print(comparison_as_table(against))
     console.print(Cost.read(arguments.out).describe(), highlight=False)
-    console.print(f"{arguments.out}: report.md, report.json", soft_wrap=True)
+    console.print(f"{arguments.out}: report.html, report.md, report.json", soft_wrap=True)
     return True
 
 

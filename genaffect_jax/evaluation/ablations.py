@@ -13,8 +13,9 @@ from rich.table import Table
 from genaffect_jax.config import SamplingConfig
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.evaluation.catalogue import ABOUT
+from genaffect_jax.evaluation.cells import AIM
 from genaffect_jax.evaluation.comparison import Difference, compare
-from genaffect_jax.evaluation.report import AIM, as_json, write_report
+from genaffect_jax.evaluation.report import as_json, write_report
 from genaffect_jax.evaluation.run import SETTINGS, Cost, EvaluationRun, run_evaluation
 from genaffect_jax.io.atomic import write_atomically
 
