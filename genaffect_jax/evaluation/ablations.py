@@ -12,8 +12,9 @@ from rich.table import Table
 
 from genaffect_jax.config import SamplingConfig
 from genaffect_jax.errors import ConfigError
+from genaffect_jax.evaluation.ablations_page import ablations_as_html
 from genaffect_jax.evaluation.catalogue import ABOUT
-from genaffect_jax.evaluation.cells import AIM
+from genaffect_jax.evaluation.cells import AIM, NOT_MEASURED
 from genaffect_jax.evaluation.comparison import Difference, compare
 from genaffect_jax.evaluation.report import as_json, write_report
 from genaffect_jax.evaluation.run import SETTINGS, Cost, EvaluationRun, run_evaluation
@@ -68,7 +69,7 @@ def run_ablations(run: EvaluationRun, out: Path) -> dict[str, Ablation]:
 
     Args:
         run: the evaluation; its sampling settings are those that all have in common.
-        out: folder for the settings' folders and `ablations.md`.
+        out: folder for the settings' folders, `ablations.md` and `ablations.html`.
 
     Raises:
         ConfigError, DataError, MemoryLimitError: see `run_evaluation`.
@@ -87,6 +88,7 @@ def run_ablations(run: EvaluationRun, out: Path) -> dict[str, Ablation]:
         cost = Cost.read(out / name)
         found[name] = Ablation(differences, cost.sampling_seconds / cost.people if cost.people else None)
     write_atomically(out / "ablations.md", ablations_as_markdown(found))
+    write_atomically(out / "ablations.html", ablations_as_html(found, COLUMNS, plain["settings"]))
     return found
 
 
@@ -117,8 +119,8 @@ def _cells(ablations: Mapping[str, Ablation]) -> list[list[str]]:
     rows = [["setting", *(f"{name} {AIM[ABOUT[name].better]}" for name in COLUMNS), "sampling, s a person"]]
     for name, ablation in ablations.items():
         values = [
-            f"{found.here:.3f}{' *' if found.beyond_noise else ''}"
-            for found in (ablation.differences[column] for column in COLUMNS)
+            NOT_MEASURED if found is None else f"{found.here:.3f}{' *' if found.beyond_noise else ''}"
+            for found in (ablation.differences.get(column) for column in COLUMNS)
         ]
-        rows.append([name, *values, "not measured" if ablation.seconds is None else f"{ablation.seconds:.2f}"])
+        rows.append([name, *values, NOT_MEASURED if ablation.seconds is None else f"{ablation.seconds:.2f}"])
     return rows

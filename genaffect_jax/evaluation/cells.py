@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from genaffect_jax.evaluation.catalogue import ABOUT
 from genaffect_jax.evaluation.comparison import Difference
-from genaffect_jax.evaluation.figures import Figure
+from genaffect_jax.evaluation.figures import Evaluation, Figure
 from genaffect_jax.evaluation.readings import person_name
 from genaffect_jax.metrics.bootstrap import Interval
 
@@ -16,7 +16,7 @@ NOT_MEASURED = "not measured"
 # Figures whose worst people are shown, and how many.
 WITH_WORST_PEOPLE, _WORST_PEOPLE = ("identity", "expression_error"), 4
 # Which way a figure is better.
-AIM = {"higher": "↑", "lower": "↓", "ceiling": "→ ceiling"}
+AIM = {"higher": "↑", "lower": "↓", "ceiling": "→\N{NO-BREAK SPACE}ceiling"}
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,12 @@ class WorstPerson:
         return f"people/{self.person:04d}.png"
 
 
-def worst_people(name: str, figure: Figure) -> list[WorstPerson]:
-    """The people with the worst values of a figure, the worst first; people without a value are left out."""
+def worst_people(evaluation: Evaluation, name: str) -> list[WorstPerson]:
+    """The people with the worst values of a figure, the worst first; none if it was not measured."""
+    figure = evaluation.figures.get(name)
+    by_person = () if figure is None else figure.by_person
     sign = -1 if ABOUT[name].better == "higher" else 1
-    known = [(sign * value, person) for person, value in enumerate(figure.by_person) if not math.isnan(value)]
+    known = [(sign * value, person) for person, value in enumerate(by_person) if not math.isnan(value)]
     worst = sorted(known, reverse=True)[:_WORST_PEOPLE]
     return [WorstPerson(person, person_name(person), sign * value) for value, person in worst]
 

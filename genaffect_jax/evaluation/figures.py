@@ -69,7 +69,8 @@ class Evaluation:
     attributes: tuple[Mapping[str, str], ...]
     """Of each person, what groups are made by."""
     word_shares: Float[np.ndarray, "K K"] = field(compare=False)
-    """`metrics.words.confusion_matrix` of the generated images, in the vocabulary's order."""
+    """`metrics.words.confusion_matrix` of the generated images, in the vocabulary's order; nan for words that nobody
+    was asked for."""
     true_word_shares: Float[np.ndarray, "K K"] = field(compare=False)
     """The same of the true images."""
 

@@ -49,20 +49,22 @@ class Place:
 
 
 def place_labels(
-    points: Sequence[tuple[float, ...]], names: Sequence[str], size: float, frame: Box
+    points: Sequence[tuple[float, ...]], names: Sequence[str], size: float, frame: Box, lines: Sequence[Box] = ()
 ) -> list[Place | None]:
-    """Places labels one after the other, each where it covers the least of points, earlier labels and the outside.
+    """Places labels one after the other, each where it covers the least of what is there already and of the outside.
 
     Args:
         points: x and y of each, in pixels; points that are not finite get no label.
         names: of the points; an empty one gets no label.
         size: of the letters, in pixels.
         frame: where the labels should be.
+        lines: what else they should not cover.
 
     Returns:
         A place for each point; None without a label.
     """
     taken = [Box(x - _POINT, y - _POINT, x + _POINT, y + _POINT) for x, y in points if math.isfinite(x + y)]
+    taken += lines
     places: list[Place | None] = []
     for (x, y), name in zip(points, names, strict=True):
         if not name or not math.isfinite(x + y):

@@ -38,8 +38,8 @@ thead th { border-bottom: 1px solid var(--ink); }
 tbody th { color: inherit; font-weight: 500; vertical-align: top; }
 .number { text-align: right; white-space: nowrap; }
 td small, th small { display: block; font-weight: 400; font-size: .8rem; }
-.number small { white-space: normal; }
-.narrow { width: auto; } .narrow th, .narrow td { padding-right: 2.5rem; }
+thead .number, .number .wrap { white-space: normal; }
+.narrow { width: auto; } .narrow :is(th, td):not(:last-child) { padding-right: 2.5rem; }
 figure { margin: 1rem 0; }
 figcaption { font-size: .85rem; max-width: 44rem; margin-top: .35rem; }
 svg, img { max-width: 100%; height: auto; }
@@ -56,7 +56,7 @@ svg text { font-family: inherit !important; }
 """
 _BAR = (180, 16)
 # Where floor and ceiling stand in a bar, as shares of its width; the rest is for values beyond them.
-_FLOOR, _CEILING = 0.12, 0.88
+_FLOOR, _CEILING = 0.09, 0.91
 
 
 class Html(str):

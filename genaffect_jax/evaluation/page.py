@@ -19,7 +19,6 @@ from genaffect_jax.evaluation.cells import (
     AIM,
     NOT_MEASURED,
     WITH_WORST_PEOPLE,
-    WorstPerson,
     difference_cells,
     interval,
     number,
@@ -58,7 +57,7 @@ def as_html(
         out: the folder of the evaluation; the sheets of the worst people are read there.
         against: differences to another report.
     """
-    body = [element("h1", "Evaluation"), _head(settings), *_figures(evaluation)]
+    body = [element("h1", "Evaluation"), head(settings), *_figures(evaluation)]
     body += [*_people(evaluation), *_dials(evaluation), *_words(evaluation), *_groups(evaluation)]
     body += _worst(evaluation, out)
     if against is not None:
@@ -66,7 +65,8 @@ def as_html(
     return document(f"Evaluation of {settings['model']}", *body, *_formulas())
 
 
-def _head(settings: Mapping[str, Any]) -> Html:
+def head(settings: Mapping[str, Any]) -> Html:
+    """Model, protocol, sampling and evaluators of a report's settings."""
     evaluators = [f"{kind}: {name}" for kind, name in settings["evaluators"].items()]
     entries = {
         "model": [settings["model"]],
@@ -117,7 +117,7 @@ def _figures(evaluation: Evaluation) -> list[Html]:
             continue
         value = joined([number(found.value.value), element("small", interval(found.value))])
         bar = range_bar(found.value, found.floor, found.ceiling)
-        floor = joined([number(found.floor), element("small", about.floor)])
+        floor = joined([number(found.floor), element("small", about.floor, class_="wrap")])
         rows.append([title, AIM[about.better], value, floor, bar, number(found.ceiling)])
     header = ["figure", "better", "value, 95 % interval", "floor", "floor to ceiling", "ceiling"]
     return [
@@ -134,7 +134,8 @@ def _figures(evaluation: Evaluation) -> list[Html]:
     ]
 
 
-def _axis_label(name: str) -> str:
+def axis_label(name: str) -> str:
+    """A figure's name and which way is better, in words."""
     aim = {"higher": "higher is better", "lower": "lower is better", "ceiling": "nearer to the ceiling is better"}
     return f"{name.replace('_', ' ')} ({aim[ABOUT[name].better]})"
 
@@ -145,12 +146,12 @@ def _people(evaluation: Evaluation) -> list[Html]:
     if missing:
         return [title, element("p", f"{', '.join(missing)}: {NOT_MEASURED}.")]
     x, y = (evaluation.figures[name] for name in _PEOPLE)
-    worst = {one.person: one.name for name in WITH_WORST_PEOPLE for one in _worst_of(evaluation, name)}
+    worst = {one.person: one.name for name in WITH_WORST_PEOPLE for one in worst_people(evaluation, name)}
     names = tuple(worst.get(person, "") for person in range(len(x.by_person)))
     marks = [_mark("mean", x, y)]
     if np.isfinite([x.ceiling, y.ceiling]).all():
         marks.append(plots.Mark("mean of the true images", x.ceiling, y.ceiling, shape="D"))
-    first, second = (plots.Axis(_axis_label(name), evaluation.figures[name].by_person, names) for name in _PEOPLE)
+    first, second = (plots.Axis(axis_label(name), evaluation.figures[name].by_person, names) for name in _PEOPLE)
     svg = plots.scatter("people", "Identity against expression error of every person", first, second, marks)
     caption = "One dot is one person; the worst people of each figure have their names. Top left is better."
     return [title, figure(svg, caption)]
@@ -173,6 +174,9 @@ def _dials(evaluation: Evaluation) -> list[Html]:
 
 
 def _words(evaluation: Evaluation) -> list[Html]:
+    title = element("h2", "Confused words")
+    if np.isnan(evaluation.word_shares).all():
+        return [title, element("p", "Words were not measured.")]
     svg = confusion_maps(evaluation.word_shares, evaluation.true_word_shares, word_names(), clusters())
     rows = [[c.wanted, c.read, f"{c.share:.2f}", f"{true:.2f}"] for c, true in evaluation.confusions]
     header = ["wanted", "read as", "share", "in true images"]
@@ -186,12 +190,12 @@ def _words(evaluation: Evaluation) -> list[Html]:
         "vocabulary's order. The pointer over a cell shows its words. Confusions in true images are the encoder's own. "
         "Grey rows were not asked for."
     )
-    return [element("h2", "Confused words"), figure(svg, caption), pairs]
+    return [title, figure(svg, caption), pairs]
 
 
 def _groups(evaluation: Evaluation) -> list[Html]:
     panels = {
-        _axis_label(name): evaluation.figures[name].by_person
+        axis_label(name): evaluation.figures[name].by_person
         for name in reversed(_PEOPLE)
         if name in evaluation.figures and np.isfinite(evaluation.figures[name].by_person).any()
     }
@@ -221,13 +225,8 @@ def _difference(value: float) -> list[str]:
     return [number(value) if np.isnan(value) else f"{value:+.3f}"]
 
 
-def _worst_of(evaluation: Evaluation, name: str) -> list[WorstPerson]:
-    found = evaluation.figures.get(name)
-    return [] if found is None else worst_people(name, found)
-
-
 def _worst(evaluation: Evaluation, out: Path) -> list[Html]:
-    lists = {name: _worst_of(evaluation, name) for name in WITH_WORST_PEOPLE}
+    lists = {name: worst_people(evaluation, name) for name in WITH_WORST_PEOPLE}
     people = {one.person: one for worst in lists.values() for one in worst}
     rows = [
         [
@@ -274,8 +273,9 @@ def sheet_data(path: Path, most: int) -> str | None:
         size = (width, max(1, round(image.height * width / image.width)))
         small = image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
         content = io.BytesIO()
-        # Full colour resolution: the avatars' flat colours would bleed.
-        small.save(content, format="JPEG", quality=85, subsampling=0, optimize=True)
+        # Full colour resolution: the avatars' flat colours would bleed. Without `optimize`, with which Pillow sets
+        # aside one byte per pixel and fails for images that need more.
+        small.save(content, format="JPEG", quality=85, subsampling=0)
         if content.tell() <= most or width < 64:
             return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
         width = int(width * 0.85)

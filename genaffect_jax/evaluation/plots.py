@@ -29,6 +29,8 @@ _INK, _MUTED, _LINE, _PAPER = "#1b1b1a", "#62605b", "#d8d6d0", "#fffffe"
 BLUE, ORANGE = "#0067a5", "#b84e00"
 _VARIABLES = {_INK: "ink", _MUTED: "muted", _LINE: "line", _PAPER: "paper", BLUE: "blue", ORANGE: "orange"}
 _TEXT, _SMALL = 12, 11
+# Pixels at the right of a scatter that its names may reach into.
+_SPILL = 70
 _SETTINGS = {
     "svg.fonttype": "none",
     # Names of people and groups may hold any character.
@@ -100,8 +102,8 @@ def scatter(
         height: in pixels.
     """
     with _drawing(name, title, WIDTH, height) as drawing:
-        axes = drawing.figure.add_axes((62 / WIDTH, 50 / height, (WIDTH - 82) / WIDTH, (height - 66) / height))
-        axes.scatter(x.values, y.values, s=26, color=BLUE, alpha=0.5, linewidth=0, clip_on=False)
+        axes = drawing.figure.add_axes((62 / WIDTH, 50 / height, (WIDTH - 62 - _SPILL) / WIDTH, (height - 66) / height))
+        axes.scatter(x.values, y.values, s=26, color=BLUE, alpha=0.55, linewidth=0, clip_on=False)
         for mark in marks:
             axes.plot([mark.x_ends[0], mark.x_ends[1]], [mark.y] * 2, color=_MUTED, linewidth=1)
             axes.plot([mark.x] * 2, [mark.y_ends[0], mark.y_ends[1]], color=_MUTED, linewidth=1)
@@ -115,7 +117,11 @@ def scatter(
         axes.margins(0.06)
         names = [*(x.names or [""] * len(x.values)), *(mark.name for mark in marks)]
         at = [*zip(x.values, y.values, strict=True), *((mark.x, mark.y) for mark in marks)]
-        _annotate(axes, at, names, WIDTH, height)
+        ends = [
+            *(((m.x_ends[0], m.y), (m.x_ends[1], m.y)) for m in marks),
+            *(((m.x, m.y_ends[0]), (m.x, m.y_ends[1])) for m in marks),
+        ]
+        _annotate(axes, at, names, ends)
     return drawing.svg
 
 
@@ -140,7 +146,8 @@ def dial_curves(dials: Mapping[str, Dial]) -> str:
             upper = drawing.figure.add_axes((left, top - 180 / height, wide, 180 / height))
             lower = drawing.figure.add_axes((left, top - 280 / height, wide, 78 / height))
             upper.plot(dial.intensities, dial.intensities, color=_MUTED, linewidth=1, linestyle=(0, (3, 3)))
-            upper.plot(dial.intensities, dial.true, color=BLUE, marker="s", markersize=3.5)
+            if dial.true:
+                upper.plot(dial.intensities, dial.true, color=BLUE, marker="s", markersize=3.5)
             upper.plot(dial.intensities, dial.generated, color=ORANGE, marker="o", markersize=4.5)
             lower.plot(dial.intensities, dial.cosine_to_reference, color=ORANGE, marker="o", markersize=4.5)
             upper.set_title(word, loc="left", fontsize=13, color=_INK)
@@ -156,7 +163,9 @@ def dial_curves(dials: Mapping[str, Dial]) -> str:
             else:
                 upper.set_ylabel("amount read")
                 lower.set_ylabel("cosine to\nthe reference")
-        key = [("generated", ORANGE, "-", "o"), ("true images", BLUE, "-", "s"), ("as asked for", _MUTED, ":", "")]
+        key = [("generated", ORANGE, "-", "o"), ("as asked for", _MUTED, ":", "")]
+        if any(dial.true for dial in dials.values()):
+            key.insert(1, ("true images", BLUE, "-", "s"))
         _key(drawing.figure, key, height)
     return drawing.svg
 
@@ -200,7 +209,7 @@ def group_strips(
             for (_, _, people), y in zip(rows, heights, strict=True):
                 inside = found[people]
                 inside = inside[np.isfinite(inside)]
-                axes.plot(inside, [y] * len(inside), "o", color=BLUE, alpha=0.4, markersize=6, markeredgewidth=0)
+                axes.plot(inside, [y] * len(inside), "o", color=BLUE, alpha=0.45, markersize=6, markeredgewidth=0)
                 if len(inside) >= smallest:
                     axes.plot([inside.mean()] * 2, [y - 7, y + 7], color=ORANGE, linewidth=3, solid_capstyle="butt")
             axes.set_yticks([])
@@ -277,14 +286,27 @@ def _key(figure: Any, entries: Sequence[tuple[str, str, str, str]], height: int)
     figure.legend(handles, labels, handlelength=2.2, columnspacing=2, **place)
 
 
-def _annotate(axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str], width: int, height: int) -> None:
-    """Writes the names beside their points, where they cover the least."""
+_Point = tuple[float, float]
+
+
+def _annotate(
+    axes: Axes, points: Sequence[_Point], names: Sequence[str], lines: Sequence[tuple[_Point, _Point]]
+) -> None:
+    """Writes the names beside their points, where they cover the least of what is drawn."""
     # Limits are final from here on.
     axes.set_xlim(axes.get_xlim())
     axes.set_ylim(axes.get_ylim())
-    pixels = [tuple(map(float, axes.transData.transform(point))) for point in points]
+
+    def pixels(point: _Point) -> _Point:
+        x, y = axes.transData.transform(point)
+        return float(x), float(y)
+
+    known = [(pixels(low), pixels(high)) for low, high in lines if np.isfinite([*low, *high]).all()]
+    # Three pixels on each side of a line, so that no name touches it.
+    boxes = [Box(min(a, c) - 3, min(b, d) - 3, max(a, c) + 3, max(b, d) + 3) for (a, b), (c, d) in known]
     frame = axes.get_window_extent()
-    places = place_labels(pixels, names, _SMALL, Box(frame.x0, frame.y0, frame.x1, frame.y1))
+    inside = Box(frame.x0, frame.y0, frame.x1 + _SPILL, frame.y1)
+    places = place_labels([pixels(point) for point in points], names, _SMALL, inside, boxes)
     for point, name, place in zip(points, names, places, strict=True):
         if place is None:
             continue

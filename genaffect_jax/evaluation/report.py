@@ -14,6 +14,7 @@ from rich.table import Table
 from genaffect_jax.evaluation.catalogue import ABOUT
 from genaffect_jax.evaluation.cells import (
     AIM,
+    NOT_MEASURED,
     WITH_WORST_PEOPLE,
     difference_cells,
     figure_cells,
@@ -91,11 +92,9 @@ def as_markdown(evaluation: Evaluation, settings: dict[str, Any]) -> str:
         for name, group in evaluation.worst_groups.items()
     ]
     lines += ["", "## Worst people", "", "| figure | people, the worst first |", "|---|---|"]
-    lines += [
-        f"| {name} | {', '.join(f'[{w.name}]({w.sheet}) {w.value:.3f}' for w in worst_people(name, figure))} |"
-        for name in WITH_WORST_PEOPLE
-        if (figure := evaluation.figures.get(name)) is not None
-    ]
+    for name in WITH_WORST_PEOPLE:
+        people = [f"[{one.name}]({one.sheet}) {one.value:.3f}" for one in worst_people(evaluation, name)]
+        lines.append(f"| {name} | {', '.join(people) or NOT_MEASURED} |")
     lines += ["", "## Confused words", "", "| wanted | read as | share | in true images |", "|---|---|---|---|"]
     lines += [f"| {c.wanted} | {c.read} | {c.share:.2f} | {true:.2f} |" for c, true in evaluation.confusions]
     for word, dial in evaluation.dials.items():
