@@ -95,9 +95,11 @@ def _scatter(ablations: Mapping[str, Ablation], title: str, along: str, upwards:
         )
         for name, (x, y) in both.items()
     ]
-    nothing = (plots.Axis(axis_label(name), ()) for name in (along, upwards))
+    x_axis, y_axis = (plots.Axis(axis_label(name), ()) for name in (along, upwards))
     cross = (both[plain][0].here, both[plain][1].here) if plain in both else None
-    svg = plots.scatter(f"{along}-{upwards}", f"{title} of every setting", *nothing, marks, cross=cross, height=520)
+    svg = plots.scatter(
+        f"{along}-{upwards}", f"{title} of every setting", x_axis, y_axis, marks, cross=cross, height=520
+    )
     caption = (
         f"The diamond and the dashed lines are the setting {plain}. A line through a mark is the 95 % interval of "
         "its difference from there, over the same people. A hollow mark differs in neither figure by more than noise."

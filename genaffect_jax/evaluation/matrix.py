@@ -67,7 +67,7 @@ def _map(
             note = element("title", f"{names[i]}: not asked for")
             cells.append(element("path", note, d=f"M0 {i}h{count}v1h-{count}z", fill="var(--band)"))
             continue
-        for j in np.flatnonzero(row > 0):
+        for j in np.flatnonzero(row > 0).tolist():
             note = element("title", f"{names[i]} read as {names[j]}: {row[j]:.2f}")
             colour = "var(--blue)" if i == j else "var(--orange)"
             settings = {"fill": colour, "fill-opacity": f"{_opacity(row[j]):.2f}"}

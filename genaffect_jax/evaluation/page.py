@@ -142,7 +142,7 @@ def axis_label(name: str) -> str:
 
 def _people(evaluation: Evaluation) -> list[Html]:
     title = element("h2", "Identity against expression")
-    missing = [name for name in _PEOPLE if name not in evaluation.figures]
+    missing = [name for name in _PEOPLE if not _of_people(evaluation, name)]
     if missing:
         return [title, element("p", f"{', '.join(missing)}: {NOT_MEASURED}.")]
     x, y = (evaluation.figures[name] for name in _PEOPLE)
@@ -151,10 +151,18 @@ def _people(evaluation: Evaluation) -> list[Html]:
     marks = [_mark("mean", x, y)]
     if np.isfinite([x.ceiling, y.ceiling]).all():
         marks.append(plots.Mark("mean of the true images", x.ceiling, y.ceiling, shape="D"))
-    first, second = (plots.Axis(axis_label(name), evaluation.figures[name].by_person, names) for name in _PEOPLE)
-    svg = plots.scatter("people", "Identity against expression error of every person", first, second, marks)
+    first, second = (plots.Axis(axis_label(name), evaluation.figures[name].by_person) for name in _PEOPLE)
+    svg = plots.scatter(
+        "people", "Identity against expression error of every person", first, second, marks, names=names
+    )
     caption = "One dot is one person; the worst people of each figure have their names. Top left is better."
     return [title, figure(svg, caption)]
+
+
+def _of_people(evaluation: Evaluation, name: str) -> bool:
+    """Whether a figure is known of single people."""
+    found = evaluation.figures.get(name)
+    return found is not None and bool(np.isfinite(found.by_person).any())
 
 
 def _mark(name: str, x: Figure, y: Figure) -> plots.Mark:
@@ -197,7 +205,7 @@ def _groups(evaluation: Evaluation) -> list[Html]:
     panels = {
         axis_label(name): evaluation.figures[name].by_person
         for name in reversed(_PEOPLE)
-        if name in evaluation.figures and np.isfinite(evaluation.figures[name].by_person).any()
+        if _of_people(evaluation, name)
     }
     svg = plots.group_strips(evaluation.attributes, panels, SMALLEST_GROUP)
     title = element("h2", "Groups of people")
@@ -209,9 +217,8 @@ def _groups(evaluation: Evaluation) -> list[Html]:
     )
     parts = [title, figure(svg, caption)]
     rows = [
-        [name, group.group, str(group.people), number(group.value), *_difference(group.difference.value), bar]
-        for name, group in evaluation.worst_groups.items()
-        for bar in [joined([interval(group.difference)])]
+        [name, one.group, str(one.people), number(one.value), f"{one.difference.value:+.3f}", interval(one.difference)]
+        for name, one in evaluation.worst_groups.items()
     ]
     if rows:
         header = ["figure", "worst group", "people", "mean", "less all others", "95 % interval"]
@@ -219,10 +226,6 @@ def _groups(evaluation: Evaluation) -> list[Html]:
         note = "With many groups one of them is apart by chance: an interval that just excludes 0 says little."
         parts.append(element("p", note, class_="muted"))
     return parts
-
-
-def _difference(value: float) -> list[str]:
-    return [number(value) if np.isnan(value) else f"{value:+.3f}"]
 
 
 def _worst(evaluation: Evaluation, out: Path) -> list[Html]:

@@ -29,9 +29,10 @@ _INK, _MUTED, _LINE, _PAPER = "#1b1b1a", "#62605b", "#d8d6d0", "#fffffe"
 BLUE, ORANGE = "#0067a5", "#b84e00"
 _VARIABLES = {_INK: "ink", _MUTED: "muted", _LINE: "line", _PAPER: "paper", BLUE: "blue", ORANGE: "orange"}
 _TEXT, _SMALL = 12, 11
+_DASHED: Any = (0, (3, 3))
 # Pixels at the right of a scatter that its names may reach into.
 _SPILL = 70
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     # Names of people and groups may hold any character.
     "text.parse_math": False,
@@ -62,8 +63,6 @@ class Axis:
     """Title, with the direction that is better."""
     values: tuple[float, ...]
     """Of each point."""
-    names: tuple[str, ...] = ()
-    """Of each point; an empty name is not shown."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,7 @@ def scatter(
     y: Axis,
     marks: Sequence[Mark] = (),
     *,
+    names: Sequence[str] = (),
     cross: tuple[float, float] | None = None,
     height: int = 460,
 ) -> str:
@@ -96,8 +96,9 @@ def scatter(
     Args:
         name: of the plot; no other plot of the page has it.
         title: what it shows, for readers who do not see it.
-        x, y: the axes with the points; a point without both values is left out.
-        marks: drawn over the points, with labels.
+        x, y: the axes with as many points each; a point without both values is left out.
+        marks: drawn over the points, with their names.
+        names: of all points; an empty one is not shown.
         cross: a place whose two coordinates are drawn as thin lines.
         height: in pixels.
     """
@@ -110,18 +111,18 @@ def scatter(
             face = ORANGE if mark.strong else _PAPER
             axes.scatter([mark.x], [mark.y], s=46, marker=mark.shape, color=face, edgecolor=ORANGE, zorder=3)
         if cross is not None:
-            axes.axvline(cross[0], color=_MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=0)
-            axes.axhline(cross[1], color=_MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=0)
+            axes.axvline(cross[0], color=_MUTED, linewidth=0.8, linestyle=_DASHED, zorder=0)
+            axes.axhline(cross[1], color=_MUTED, linewidth=0.8, linestyle=_DASHED, zorder=0)
         axes.set_xlabel(x.label)
         axes.set_ylabel(y.label)
         axes.margins(0.06)
-        names = [*(x.names or [""] * len(x.values)), *(mark.name for mark in marks)]
+        shown = [*(names or [""] * len(x.values)), *(mark.name for mark in marks)]
         at = [*zip(x.values, y.values, strict=True), *((mark.x, mark.y) for mark in marks)]
         ends = [
             *(((m.x_ends[0], m.y), (m.x_ends[1], m.y)) for m in marks),
             *(((m.x, m.y_ends[0]), (m.x, m.y_ends[1])) for m in marks),
         ]
-        _annotate(axes, at, names, ends)
+        _annotate(axes, at, shown, ends)
     return drawing.svg
 
 
@@ -145,7 +146,7 @@ def dial_curves(dials: Mapping[str, Dial]) -> str:
             top = 1 - (54 + 350 * band) / height
             upper = drawing.figure.add_axes((left, top - 180 / height, wide, 180 / height))
             lower = drawing.figure.add_axes((left, top - 280 / height, wide, 78 / height))
-            upper.plot(dial.intensities, dial.intensities, color=_MUTED, linewidth=1, linestyle=(0, (3, 3)))
+            upper.plot(dial.intensities, dial.intensities, color=_MUTED, linewidth=1, linestyle=_DASHED)
             if dial.true:
                 upper.plot(dial.intensities, dial.true, color=BLUE, marker="s", markersize=3.5)
             upper.plot(dial.intensities, dial.generated, color=ORANGE, marker="o", markersize=4.5)
@@ -163,9 +164,9 @@ def dial_curves(dials: Mapping[str, Dial]) -> str:
             else:
                 upper.set_ylabel("amount read")
                 lower.set_ylabel("cosine to\nthe reference")
-        key = [("generated", ORANGE, "-", "o"), ("as asked for", _MUTED, ":", "")]
+        key = [("generated", ORANGE, False, "o"), ("as asked for", _MUTED, True, "")]
         if any(dial.true for dial in dials.values()):
-            key.insert(1, ("true images", BLUE, "-", "s"))
+            key.insert(1, ("true images", BLUE, False, "s"))
         _key(drawing.figure, key, height)
     return drawing.svg
 
@@ -205,7 +206,7 @@ def group_strips(
             found = np.asarray(values, np.float64)
             axes.set_ylim(tall, 0)
             axes.spines["left"].set_visible(False)
-            axes.axvline(float(np.nanmean(found)), color=_MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=0)
+            axes.axvline(float(np.nanmean(found)), color=_MUTED, linewidth=0.8, linestyle=_DASHED, zorder=0)
             for (_, _, people), y in zip(rows, heights, strict=True):
                 inside = found[people]
                 inside = inside[np.isfinite(inside)]
@@ -273,13 +274,13 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return min(finite) - margin, max(finite) + margin
 
 
-def _key(figure: Any, entries: Sequence[tuple[str, str, str, str]], height: int) -> None:
+def _key(figure: Any, entries: Sequence[tuple[str, str, bool, str]], height: int) -> None:
     """A line of what the curves are, at the top left."""
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=colour, linestyle=(0, (3, 3)) if style == ":" else style, marker=marker, markersize=4.5)
-        for _, colour, style, marker in entries
+        Line2D([], [], color=colour, linestyle=_DASHED if dashed else "-", marker=marker, markersize=4.5)
+        for _, colour, dashed, marker in entries
     ]
     labels = [name for name, *_ in entries]
     place = {"loc": "upper left", "bbox_to_anchor": (46 / WIDTH, 1 + 4 / height), "ncols": len(entries)}

@@ -20,10 +20,10 @@ PEOPLE = [{"hair": "long $a$ <b>" if i < 5 else "short"} for i in range(8)]
 
 
 def drawn():
-    axes = plots.Axis("error", (0.1, 0.2, NAN), ("a", "", "")), plots.Axis("identity", (0.5, 0.6, 0.7))
+    axes = plots.Axis("error", (0.1, 0.2, NAN)), plots.Axis("identity", (0.5, 0.6, 0.7))
     marks = [plots.Mark("mean & more", 0.15, 0.55, (0.1, 0.2), (0.5, 0.6)), plots.Mark("far", 0.3, 0.9, strong=False)]
     return {
-        "scatter": plots.scatter("one", "Title <&>", *axes, marks, cross=(0.15, 0.55)),
+        "scatter": plots.scatter("one", "Title <&>", *axes, marks, names=("a", "", ""), cross=(0.15, 0.55)),
         "dials": plots.dial_curves({f"word {i}": DIAL for i in range(6)}),
         "groups": plots.group_strips(PEOPLE, {"identity": np.linspace(0, 1, 8)}, 4),
     }
