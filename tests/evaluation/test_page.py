@@ -201,7 +201,7 @@ def test_the_same_evaluation_gives_the_same_bytes_whatever_the_users_plots_look_
     import matplotlib
 
     first = as_html(an_evaluation(), SETTINGS, folder)
-    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"font.size": 30, "xtick.major.size": 20, "svg.fonttype": "path", "axes.grid": True}):
         before = dict(matplotlib.rcParams)
         assert as_html(an_evaluation(), SETTINGS, folder) == first
         assert dict(matplotlib.rcParams) == before
