@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from genaffect_jax.evaluation.catalogue import ABOUT
 from genaffect_jax.evaluation.comparison import Difference
-from genaffect_jax.evaluation.figures import Evaluation, Figure
+from genaffect_jax.evaluation.figures import Evaluation
 from genaffect_jax.evaluation.readings import person_name
 from genaffect_jax.metrics.bootstrap import Interval
 
@@ -56,9 +56,9 @@ def interval(found: Interval) -> str:
     return "" if math.isnan(found.low) else f"{number(found.low)} to {number(found.high)}"
 
 
-def figure_cells(name: str, figure: Figure | None) -> list[str]:
+def figure_cells(evaluation: Evaluation, name: str) -> list[str]:
     """Name, title, value, interval, ceiling, floor, and what the floor is."""
-    about = ABOUT[name]
+    figure, about = evaluation.figures.get(name), ABOUT[name]
     title = f"{about.title} {AIM[about.better]}"
     if figure is None:
         return [name, title, NOT_MEASURED, "", "", "", about.floor]

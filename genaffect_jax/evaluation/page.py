@@ -66,38 +66,35 @@ def as_html(
 
 
 def head(settings: Mapping[str, Any]) -> Html:
-    """Model, protocol, sampling and evaluators of a report's settings."""
-    evaluators = [f"{kind}: {name}" for kind, name in settings["evaluators"].items()]
+    """All settings of a report, such as model, protocol and evaluators; of sampling, what is not usual."""
     entries = {
-        "model": [settings["model"]],
-        "protocol": _listed(settings["protocol"]),
-        "sampling": _sampling(settings.get("sampling")),
-        "evaluators": evaluators,
+        name: _sampling(value) if name == "sampling" else _listed(value) if isinstance(value, Mapping) else [str(value)]
+        for name, value in settings.items()
+        if value is not None
     }
     return element(
         "dl",
         *(
             element("div", element("dt", name), *(element("dd", line) for line in lines))
             for name, lines in entries.items()
-            if lines
         ),
         class_="head",
     )
 
 
 def _listed(values: Mapping[str, Any]) -> list[str]:
-    """One line for each value."""
+    """One line for each value; of a table inside, the number of its entries."""
 
     def shown(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return str(len(value))
         return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
     return [f"{key.replace('_', ' ')}: {shown(value)}" for key, value in values.items()]
 
 
-def _sampling(sampling: Mapping[str, Any] | None) -> list[str]:
+def _sampling(sampling: Mapping[str, Any]) -> list[str]:
     """Steps, solver and seed, and what is not at its default."""
-    if sampling is None:
-        return []
     usual = dataclasses.asdict(SamplingConfig())
     shown = {"steps", "solver", "seed"} | {
         key

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from genaffect_jax.evaluation.cells import NOT_MEASURED
 from genaffect_jax.evaluation.labels import Box, place_labels
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ def scatter(
 def dial_curves(dials: Mapping[str, Dial]) -> str:
     """Of each word, the amounts that were asked for, generated and true, and below them the cosine to the reference.
 
+    A dial without generated amounts says that they were not measured; one without true amounts has no curve of them.
+
     Raises:
         ValueError: no dials.
     """
@@ -149,7 +152,10 @@ def dial_curves(dials: Mapping[str, Dial]) -> str:
             upper.plot(dial.intensities, dial.intensities, color=_MUTED, linewidth=1, linestyle=_DASHED)
             if dial.true:
                 upper.plot(dial.intensities, dial.true, color=BLUE, marker="s", markersize=3.5)
-            upper.plot(dial.intensities, dial.generated, color=ORANGE, marker="o", markersize=4.5)
+            if dial.generated:
+                upper.plot(dial.intensities, dial.generated, color=ORANGE, marker="o", markersize=4.5)
+            else:
+                upper.text(0.04, 0.92, NOT_MEASURED, transform=upper.transAxes, color=_MUTED)
             lower.plot(dial.intensities, dial.cosine_to_reference, color=ORANGE, marker="o", markersize=4.5)
             upper.set_title(word, loc="left", fontsize=13, color=_INK)
             for axes, values in ((upper, amounts), (lower, cosines)):

@@ -83,7 +83,7 @@ def as_markdown(evaluation: Evaluation, settings: dict[str, Any]) -> str:
         "| figure | | value | interval | ceiling (true images) | floor | floor is |",
         "|---|---|---|---|---|---|---|",
     ]
-    lines += [f"| {' | '.join(figure_cells(name, evaluation.figures.get(name)))} |" for name in ABOUT]
+    lines += [f"| {' | '.join(figure_cells(evaluation, name))} |" for name in ABOUT]
     lines += ["", "## Worst groups", "", "| figure | group | people | value | less the others | interval |"]
     lines += ["|---|---|---|---|---|---|"]
     lines += [
@@ -130,7 +130,7 @@ def as_table(evaluation: Evaluation) -> Table:
     """The figures as a table for the terminal."""
     table = Table("figure", "value", "95 % interval", "ceiling", "floor")
     for name, about in ABOUT.items():
-        _, _, *numbers, _ = figure_cells(name, evaluation.figures.get(name))
+        _, _, *numbers, _ = figure_cells(evaluation, name)
         table.add_row(f"{name} {AIM[about.better]}", *numbers)
     return table
 

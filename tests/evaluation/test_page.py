@@ -120,6 +120,10 @@ def test_the_head_names_model_protocol_evaluators_and_the_settings_that_are_not_
     text = Page(as_html(an_evaluation(), SETTINGS, folder)).text
     for line in ("model, step 1", "people: 8", "reader 0123", "reader 4567", "seed: 3", "guidance expression: 2.5"):
         assert line in text
+    more = SETTINGS | {"clip": None, "data": {"source": "folder", "left_out": {"anna": "one image", "ben": "none"}}}
+    text = Page(as_html(an_evaluation(), more, folder)).text
+    assert "clip" not in text
+    assert "left out: 2" in text
     usual = SETTINGS | {"sampling": {"steps": 24, "guidance_expression": 1.5}}
     assert "guidance expression" not in Page(as_html(an_evaluation(), usual, folder)).text
 

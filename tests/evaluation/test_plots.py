@@ -62,6 +62,9 @@ def test_dials_without_true_images_have_no_curve_of_them():
     svg = plots.dial_curves({"joy": Dial(INTENSITIES, INTENSITIES, (), (0.9,) * len(INTENSITIES))})
     assert "generated" in svg
     assert "true images" not in svg
+    without_amounts = plots.dial_curves({"joy": Dial(INTENSITIES, (), (), (0.9,) * len(INTENSITIES))})
+    assert "not measured" in without_amounts
+    assert "not measured" not in svg
     with pytest.raises(ValueError, match="no dials"):
         plots.dial_curves({})
 
