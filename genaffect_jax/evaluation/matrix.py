@@ -52,7 +52,7 @@ def _map(
     count = len(names)
     parts = [_text(left, 14, f"{title}: read as", "ink")]
     bounds = np.cumsum([0, *(len(words) for words in clusters.values())]) * _SIDE / count
-    frame = {"fill": "none", "stroke": "var(--line)"}
+    frame, lines = {"fill": "none", "stroke": "var(--line)"}, []
     for name, low, high in zip(clusters, bounds[:-1], bounds[1:], strict=True):
         x, y = left + (low + high) / 2, _TOP + (low + high) / 2
         turned = f"translate({x + 3:.1f} {_TOP - 5}) rotate(-40)"
@@ -60,7 +60,7 @@ def _map(
         if rows:
             parts.append(_text(left - 6, y + 4, name, "muted", "end"))
         for path in (f"M{left} {_TOP + high:.1f}h{_SIDE}", f"M{left + high:.1f} {_TOP}v{_SIDE}"):
-            parts.append(element("path", d=path, **frame))
+            lines.append(element("path", d=path, **frame))
     cells = []
     for i, row in enumerate(matrix):
         if np.isnan(row).all():
@@ -73,7 +73,7 @@ def _map(
             settings = {"fill": colour, "fill-opacity": f"{_opacity(row[j]):.2f}"}
             cells.append(element("path", note, d=f"M{j} {i}h1v1h-1z", **settings))
     scale = f"translate({left} {_TOP}) scale({_SIDE / count:.4f})"
-    parts.append(element("g", *cells, transform=scale))
+    parts += [element("g", *cells, transform=scale), *lines]
     parts.append(element("rect", x=left, y=_TOP, width=_SIDE, height=_SIDE, fill="none", stroke="var(--muted)"))
     return element("g", *parts)
 
