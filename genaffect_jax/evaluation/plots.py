@@ -98,7 +98,7 @@ def scatter(
         name: of the plot; no other plot of the page has it.
         title: what it shows, for readers who do not see it.
         x, y: the axes with as many points each; a point without both values is left out.
-        marks: drawn over the points, with their names.
+        marks: drawn over the points, the first one on top, with their names.
         names: of all points; an empty one is not shown.
         cross: a place whose two coordinates are drawn as thin lines.
         height: in pixels.
@@ -106,7 +106,7 @@ def scatter(
     with _drawing(name, title, WIDTH, height) as drawing:
         axes = drawing.figure.add_axes((62 / WIDTH, 50 / height, (WIDTH - 62 - _SPILL) / WIDTH, (height - 66) / height))
         axes.scatter(x.values, y.values, s=26, color=BLUE, alpha=0.55, linewidth=0, clip_on=False)
-        for mark in marks:
+        for mark in reversed(marks):
             axes.plot([mark.x_ends[0], mark.x_ends[1]], [mark.y] * 2, color=_MUTED, linewidth=1)
             axes.plot([mark.x] * 2, [mark.y_ends[0], mark.y_ends[1]], color=_MUTED, linewidth=1)
             face = ORANGE if mark.strong else _PAPER
