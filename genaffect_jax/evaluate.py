@@ -39,7 +39,7 @@ class Arguments(SamplingConfig):
     model: Path
     """Run folder of a training."""
     out: Path
-    """Folder for report.md, report.json and the readings of every person; that of a stopped evaluation is continued."""
+    """Folder for report.html, report.md, report.json and all readings; that of a stopped evaluation is continued."""
     checkpoint: str = LATEST
     """Checkpoint to sample from: latest, best (by the loss on held-out people), or the number of a step."""
     people: int = 64
@@ -51,9 +51,9 @@ class Arguments(SamplingConfig):
     dial_words: tuple[str, ...] = DIAL_WORDS
     """Words of the dials, each at the intensities 0, 0.25 and so on to 1.5."""
     ablations: Literal["none", "sampling", "training", "all"] = "none"
-    """Evaluate other settings too, each in a folder of its own below `out`, and compare them in ablations.md:
-    `sampling`, thirteen settings of consistent attention, shared noise and guidance; `training`, five more models, each
-    trained as this one with one thing changed, which takes as long as five trainings; `all`, both."""
+    """Evaluate other settings too, each in a folder of its own below `out`, and compare them in ablations.html and
+    ablations.md: `sampling`, thirteen settings of consistent attention, shared noise and guidance; `training`, five
+    more models, each trained as this one with one thing changed, which takes as long as five trainings; `all`, both."""
     against: Path | None = None
     """Another evaluation's folder or report.json: differences with intervals, and which are beyond noise."""
     identity_evaluator: str = "package:identity_evaluator"
@@ -101,7 +101,7 @@ def run(arguments: Arguments, console: Console) -> bool:
     console.print(f"model {pipeline.name}", soft_wrap=True, highlight=False)
     if arguments.ablations != "none":
         console.print(ablations_as_table(run_ablations(_ablations(arguments, run, console), arguments.out)))
-        console.print(f"{arguments.out}: ablations.md, and a report for each setting", soft_wrap=True)
+        console.print(f"{arguments.out}: ablations.html, ablations.md, and a report for each setting", soft_wrap=True)
         return True
     evaluation = run_evaluation(run, arguments.out)
     against = None if other is None else compare(as_json(evaluation, run.settings), other, sampling.seed)
@@ -110,7 +110,7 @@ def run(arguments: Arguments, console: Console) -> bool:
     if against is not None:
         console.print(comparison_as_table(against))
     console.print(Cost.read(arguments.out).describe(), highlight=False)
-    console.print(f"{arguments.out}: report.md, report.json", soft_wrap=True)
+    console.print(f"{arguments.out}: report.html, report.md, report.json", soft_wrap=True)
     return True
 
 

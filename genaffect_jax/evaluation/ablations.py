@@ -13,9 +13,11 @@ from rich.table import Table
 
 from genaffect_jax.config import SamplingConfig
 from genaffect_jax.errors import ConfigError
+from genaffect_jax.evaluation.ablations_page import ablations_as_html
 from genaffect_jax.evaluation.catalogue import ABOUT
+from genaffect_jax.evaluation.cells import AIM, NOT_MEASURED
 from genaffect_jax.evaluation.comparison import Difference, compare
-from genaffect_jax.evaluation.report import AIM, as_json, write_report
+from genaffect_jax.evaluation.report import as_json, write_report
 from genaffect_jax.evaluation.run import SETTINGS, Cost, EvaluationRun, run_evaluation
 from genaffect_jax.io.atomic import write_atomically
 
@@ -57,7 +59,8 @@ def ablated_settings(plain: SamplingConfig) -> dict[str, SamplingConfig]:
         "no-guidance": {"guidance": 1.0},
         "joint-guidance-1.5": {"guidance": 1.5},
         "identity-guidance-1.5": {"guidance_identity": 1.5, "guidance_expression": 1.0},
-        "both-guidances-1.5": {"guidance_identity": 1.5, "guidance_expression": 1.5},
+        # Two equal guidances are the joint one.
+        "identity-guidance-1.5-expression-2": {"guidance_identity": 1.5, "guidance_expression": 2.0},
     }
     if plain.steps > 1:
         changes["consistency-0.5-early"] = {"consistency": 0.5, "consistency_end": half}
@@ -78,7 +81,7 @@ def run_ablations(runs: Mapping[str, Prepare], out: Path) -> dict[str, Ablation]
 
     Args:
         runs: what prepares the evaluation of each setting, by its name; the first is the plain one.
-        out: folder for the settings' folders and `ablations.md`.
+        out: folder for the settings' folders, `ablations.md` and `ablations.html`.
 
     Raises:
         ConfigError, DataError, MemoryLimitError: see `run_evaluation`.
@@ -97,6 +100,7 @@ def run_ablations(runs: Mapping[str, Prepare], out: Path) -> dict[str, Ablation]
         cost = Cost.read(out / name)
         found[name] = Ablation(differences, cost.sampling_seconds / cost.people if cost.people else None)
     write_atomically(out / "ablations.md", ablations_as_markdown(found))
+    write_atomically(out / "ablations.html", ablations_as_html(found, COLUMNS, plain["settings"]))
     return found
 
 
@@ -127,8 +131,8 @@ def _cells(ablations: Mapping[str, Ablation]) -> list[list[str]]:
     rows = [["setting", *(f"{name} {AIM[ABOUT[name].better]}" for name in COLUMNS), "sampling, s a person"]]
     for name, ablation in ablations.items():
         values = [
-            f"{found.here:.3f}{' *' if found.beyond_noise else ''}"
-            for found in (ablation.differences[column] for column in COLUMNS)
+            NOT_MEASURED if found is None else f"{found.here:.3f}{' *' if found.beyond_noise else ''}"
+            for found in (ablation.differences.get(column) for column in COLUMNS)
         ]
-        rows.append([name, *values, "not measured" if ablation.seconds is None else f"{ablation.seconds:.2f}"])
+        rows.append([name, *values, NOT_MEASURED if ablation.seconds is None else f"{ablation.seconds:.2f}"])
     return rows

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from genaffect_jax.evaluation.catalogue import ABOUT
 from genaffect_jax.evaluation.diversity import diversity_figures
 from genaffect_jax.evaluation.figure import Figure, mean_figure
-from genaffect_jax.evaluation.groups import WorstGroup, worst_group
+from genaffect_jax.evaluation.groups import WorstGroup, attributes, worst_group
 from genaffect_jax.evaluation.protocol import INTENSITIES, Protocol, word_names, word_vectors
 from genaffect_jax.evaluation.readings import Readings
 from genaffect_jax.evaluation.similarity import similarity_figures
@@ -55,6 +55,13 @@ class Evaluation:
     """By word."""
     worst_groups: dict[str, WorstGroup]
     """By the names of the figures that are compared over groups of people."""
+    attributes: tuple[Mapping[str, str], ...]
+    """Of each person, what groups are made by."""
+    word_shares: Float[np.ndarray, "K K"] = field(compare=False)
+    """`metrics.words.confusion_matrix` of the generated images, in the vocabulary's order; nan for words that nobody
+    was asked for."""
+    true_word_shares: Float[np.ndarray, "K K"] = field(compare=False)
+    """The same of the true images."""
 
 
 def evaluate(people: Sequence[Readings], protocol: Protocol, seed: int = 0) -> Evaluation:
@@ -90,7 +97,8 @@ def evaluate(people: Sequence[Readings], protocol: Protocol, seed: int = 0) -> E
         name: worst_group(np.array(figures[name].by_person), ABOUT[name].better == "higher", seed) for name in _BY_GROUP
     }
     found = {name: group for name, group in groups.items() if group is not None}
-    return Evaluation(figures, confusions, dials, found)
+    known = tuple(attributes(person) for person in range(len(people)))
+    return Evaluation(figures, confusions, dials, found, known, matrix, true_matrix)
 
 
 class _Everyone:

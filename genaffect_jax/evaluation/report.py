@@ -1,4 +1,4 @@
-"""The report of an evaluation: a table for the terminal, `report.json` and `report.md`."""
+"""The report of an evaluation: a table for the terminal, `report.json`, `report.md` and `report.html`."""
 
 from __future__ import annotations
 
@@ -12,26 +12,37 @@ from typing import Any
 from rich.table import Table
 
 from genaffect_jax.evaluation.catalogue import ABOUT
+from genaffect_jax.evaluation.cells import (
+    AIM,
+    NOT_MEASURED,
+    WITH_WORST_PEOPLE,
+    difference_cells,
+    figure_cells,
+    interval,
+    number,
+    worst_people,
+)
 from genaffect_jax.evaluation.comparison import REPORT, Difference
-from genaffect_jax.evaluation.figures import Evaluation, Figure
-from genaffect_jax.evaluation.readings import person_name
+from genaffect_jax.evaluation.figures import Evaluation
+from genaffect_jax.evaluation.page import as_html
 from genaffect_jax.io.atomic import write_atomically
-from genaffect_jax.metrics.bootstrap import Interval
-
-NOT_MEASURED = "not measured"
-# Figures whose worst people are shown, and how many.
-_WITH_WORST_PEOPLE, _WORST_PEOPLE = ("identity", "expression_error"), 4
-# Which way a figure is better.
-AIM = {"higher": "↑", "lower": "↓", "ceiling": "→ ceiling", "neither": "(no aim)"}
 
 
 def write_report(
     evaluation: Evaluation, settings: dict[str, Any], out: Path, against: Mapping[str, Difference] | None = None
 ) -> None:
-    """Writes `report.json` and `report.md` into a folder, each whole or not at all; `against` goes to the page only."""
+    """Writes `report.json`, `report.md` and `report.html` into a folder, each whole or not at all.
+
+    Args:
+        evaluation: what was found.
+        settings: all that decides the figures, as in `report.json`.
+        out: the folder of the evaluation, with the sheets of its people.
+        against: differences to another report; they go to the pages only.
+    """
     write_atomically(out / REPORT, json.dumps(as_json(evaluation, settings), indent=2) + "\n")
     compared = "" if against is None else "\n" + comparison_as_markdown(against)
     write_atomically(out / "report.md", as_markdown(evaluation, settings) + compared)
+    write_atomically(out / "report.html", as_html(evaluation, settings, out, against))
 
 
 def as_json(evaluation: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
@@ -73,16 +84,18 @@ def as_markdown(evaluation: Evaluation, settings: dict[str, Any]) -> str:
         "| figure | | value | interval | ceiling (true images) | floor | floor is |",
         "|---|---|---|---|---|---|---|",
     ]
-    lines += [f"| {' | '.join(_cells(name, evaluation.figures.get(name)))} |" for name in ABOUT]
+    lines += [f"| {' | '.join(figure_cells(evaluation, name))} |" for name in ABOUT]
     lines += ["", "## Worst groups", "", "| figure | group | people | value | less the others | interval |"]
     lines += ["|---|---|---|---|---|---|"]
     lines += [
-        f"| {name} | {group.group} | {group.people} | {_number(group.value)} | {_number(group.difference.value)} | "
-        f"{_interval(group.difference)} |"
+        f"| {name} | {group.group} | {group.people} | {number(group.value)} | {number(group.difference.value)} | "
+        f"{interval(group.difference)} |"
         for name, group in evaluation.worst_groups.items()
     ]
     lines += ["", "## Worst people", "", "| figure | people, the worst first |", "|---|---|"]
-    lines += [f"| {name} | {_worst_people(name, evaluation.figures[name])} |" for name in _WITH_WORST_PEOPLE]
+    for name in WITH_WORST_PEOPLE:
+        people = [f"[{one.name}]({one.sheet}) {one.value:.3f}" for one in worst_people(evaluation, name)]
+        lines.append(f"| {name} | {', '.join(people) or NOT_MEASURED} |")
     lines += ["", "## Confused words", "", "| wanted | read as | share | in true images |", "|---|---|---|---|"]
     lines += [f"| {c.wanted} | {c.read} | {c.share:.2f} | {true:.2f} |" for c, true in evaluation.confusions]
     for word, dial in evaluation.dials.items():
@@ -117,62 +130,25 @@ def comparison_as_markdown(against: Mapping[str, Difference]) -> str:
     """Differences to another report as a section of the page."""
     lines = ["## Against the other report", "", "| figure | here | there | difference | interval | beyond noise |"]
     lines += ["|---|---|---|---|---|---|"]
-    lines += [f"| {' | '.join(cells)} |" for cells in _differences(against)]
+    lines += [f"| {' | '.join(cells)} |" for cells in difference_cells(against)]
     return "\n".join(lines) + "\n"
 
 
 def comparison_as_table(against: Mapping[str, Difference]) -> Table:
     """Differences to another report as a table for the terminal."""
     table = Table("figure", "here", "there", "difference", "95 % interval", "beyond noise")
-    for cells in _differences(against):
+    for cells in difference_cells(against):
         table.add_row(*cells)
     return table
-
-
-def _differences(against: Mapping[str, Difference]) -> list[list[str]]:
-    return [
-        [
-            *(f"{name} {AIM[ABOUT[name].better]}", _number(found.here), _number(found.there)),
-            *(f"{found.difference.value:+.3f}", _interval(found.difference), "yes" if found.beyond_noise else "no"),
-        ]
-        for name, found in against.items()
-    ]
 
 
 def as_table(evaluation: Evaluation) -> Table:
     """The figures as a table for the terminal."""
     table = Table("figure", "value", "95 % interval", "ceiling", "floor")
     for name, about in ABOUT.items():
-        _, _, *numbers, _ = _cells(name, evaluation.figures.get(name))
+        _, _, *numbers, _ = figure_cells(evaluation, name)
         table.add_row(f"{name} {AIM[about.better]}", *numbers)
     return table
-
-
-def _cells(name: str, figure: Figure | None) -> list[str]:
-    about = ABOUT[name]
-    title = f"{about.title} {AIM[about.better]}"
-    if figure is None:
-        return [name, title, NOT_MEASURED, "", "", "", about.floor]
-    return [
-        *(name, title, _number(figure.value.value), _interval(figure.value)),
-        *(_number(figure.ceiling), _number(figure.floor), about.floor),
-    ]
-
-
-def _worst_people(name: str, figure: Figure) -> str:
-    """The people with the worst values, with links to their sheets."""
-    sign = -1 if ABOUT[name].better == "higher" else 1
-    known = [(sign * value, value, person) for person, value in enumerate(figure.by_person) if not math.isnan(value)]
-    worst = sorted(known, reverse=True)[:_WORST_PEOPLE]
-    return ", ".join(f"[{person_name(person)}](people/{person:04d}.png) {value:.3f}" for _, value, person in worst)
-
-
-def _interval(interval: Interval) -> str:
-    return "" if math.isnan(interval.low) else f"{_number(interval.low)} to {_number(interval.high)}"
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def _without_nan(value: Any) -> Any:

@@ -58,6 +58,8 @@ def test_a_planted_difference_is_marked_and_equal_settings_are_not(tmp_path, mon
     plain, consistent, shared = (line for line in page.splitlines() if line.split(" | ")[0][2:] in kept)
     assert "*" not in plain + consistent
     assert "*" in shared
+    html = (tmp_path / "out" / "ablations.html").read_text()
+    assert [html.count(f'scope="row">{name}</th>') for name in kept] == [2, 2, 2]  # figures, cost
     assert ablations_as_table(found).row_count == 3
     assert (tmp_path / "out" / "shared-noise" / "report.md").read_text().count("## Against the other report") == 1
     # A second start samples nothing.
