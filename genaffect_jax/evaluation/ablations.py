@@ -14,7 +14,7 @@ from genaffect_jax.config import SamplingConfig
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.evaluation.catalogue import ABOUT
 from genaffect_jax.evaluation.comparison import Difference, compare
-from genaffect_jax.evaluation.report import AIM, as_json, write_report
+from genaffect_jax.evaluation.report import AIM, NOT_MEASURED, as_json, write_report
 from genaffect_jax.evaluation.run import SETTINGS, Cost, EvaluationRun, run_evaluation
 from genaffect_jax.io.atomic import write_atomically
 
@@ -116,8 +116,8 @@ def _cells(ablations: Mapping[str, Ablation]) -> list[list[str]]:
     rows = [["setting", *(f"{name} {AIM[ABOUT[name].better]}" for name in COLUMNS), "sampling, s a person"]]
     for name, ablation in ablations.items():
         values = [
-            f"{found.here:.3f}{' *' if found.beyond_noise else ''}"
-            for found in (ablation.differences[column] for column in COLUMNS)
+            NOT_MEASURED if found is None else f"{found.here:.3f}{' *' if found.beyond_noise else ''}"
+            for found in (ablation.differences.get(column) for column in COLUMNS)
         ]
-        rows.append([name, *values, "not measured" if ablation.seconds is None else f"{ablation.seconds:.2f}"])
+        rows.append([name, *values, NOT_MEASURED if ablation.seconds is None else f"{ablation.seconds:.2f}"])
     return rows

@@ -13,8 +13,7 @@ from rich.table import Table
 
 from genaffect_jax.evaluation.catalogue import ABOUT
 from genaffect_jax.evaluation.comparison import REPORT, Difference
-from genaffect_jax.evaluation.figures import Evaluation, Figure
-from genaffect_jax.evaluation.readings import person_name
+from genaffect_jax.evaluation.figures import Evaluation
 from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.metrics.bootstrap import Interval
 
@@ -38,13 +37,13 @@ def as_json(evaluation: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
     """The report as JSON; what was not measured is null, and so are ends and bounds that there are none of."""
     figures = {
         name: {
-            **dataclasses.asdict(about),
+            **dataclasses.asdict(evaluation.about(name)),
             "value": None if figure is None else dataclasses.asdict(figure.value),
             "ceiling": None if figure is None else figure.ceiling,
             "floor_value": None if figure is None else figure.floor,
             "by_person": None if figure is None else figure.by_person,
         }
-        for name, about in ABOUT.items()
+        for name in ABOUT
         for figure in [evaluation.figures.get(name)]
     }
     report = {
@@ -61,18 +60,17 @@ def as_json(evaluation: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
 
 def as_markdown(evaluation: Evaluation, settings: dict[str, Any]) -> str:
     """The report as a page."""
-    protocol = settings["protocol"]
     lines = [
         "# Evaluation",
         "",
-        f"Model: {settings['model']}. {protocol['people']} unseen procedural people, {protocol['expressions']} words "
-        f"each; dials of {protocol['dial_people']} people. Identity is read by {settings['evaluators']['identity']}, "
-        f"expressions by {settings['evaluators']['expression']}. Intervals are 95 % bootstrap intervals over people.",
+        f"Model: {settings['model']}. {settings['people']} Identity is read by "
+        f"{settings['evaluators']['identity']}, expressions by {settings['evaluators']['expression']}. Intervals are "
+        "95 % bootstrap intervals over people.",
         "",
         "| figure | | value | interval | ceiling (true images) | floor | floor is |",
         "|---|---|---|---|---|---|---|",
     ]
-    lines += [f"| {' | '.join(_cells(name, evaluation.figures.get(name)))} |" for name in ABOUT]
+    lines += [f"| {' | '.join(_cells(name, evaluation))} |" for name in ABOUT]
     lines += ["", "## Worst groups", "", "| figure | group | people | value | less the others | interval |"]
     lines += ["|---|---|---|---|---|---|"]
     lines += [
@@ -81,18 +79,18 @@ def as_markdown(evaluation: Evaluation, settings: dict[str, Any]) -> str:
         for name, group in evaluation.worst_groups.items()
     ]
     lines += ["", "## Worst people", "", "| figure | people, the worst first |", "|---|---|"]
-    lines += [f"| {name} | {_worst_people(name, evaluation.figures[name])} |" for name in _WITH_WORST_PEOPLE]
+    lines += [f"| {name} | {_worst_people(name, evaluation)} |" for name in _WITH_WORST_PEOPLE]
     lines += ["", "## Confused words", "", "| wanted | read as | share | in true images |", "|---|---|---|---|"]
     lines += [f"| {c.wanted} | {c.read} | {c.share:.2f} | {true:.2f} |" for c, true in evaluation.confusions]
     for word, dial in evaluation.dials.items():
-        rows = {"asked for": dial.intensities, "generated": dial.generated, "true": dial.true}
-        rows["cosine to the reference"] = dial.cosine_to_reference
+        rows = {"generated": dial.generated, "true": dial.true, "cosine to the reference": dial.cosine_to_reference}
         lines += ["", f"## Dial of {word}", "", f"| {' | '.join(['', *map(str, dial.intensities)])} |"]
         lines += ["|---" * (len(dial.intensities) + 1) + "|"]
-        lines += [f"| {name} | {' | '.join(f'{v:.2f}' for v in row)} |" for name, row in list(rows.items())[1:]]
+        lines += [f"| {name} | {' | '.join(f'{v:.2f}' for v in row)} |" for name, row in rows.items() if row]
     lines += ["", "## How the figures are computed", "", "| figure | formula | source |", "|---|---|---|"]
     lines += [
-        f"| {name} | {about.formula.replace('|', chr(92) + '|')} | {about.source} |" for name, about in ABOUT.items()
+        f"| {name} | {about.formula.replace('|', chr(92) + '|')} | {about.source} |"
+        for name, about in ((name, evaluation.about(name)) for name in ABOUT)
     ]
     return "\n".join(lines) + "\n"
 
@@ -127,13 +125,13 @@ def as_table(evaluation: Evaluation) -> Table:
     """The figures as a table for the terminal."""
     table = Table("figure", "value", "95 % interval", "ceiling", "floor")
     for name, about in ABOUT.items():
-        _, _, *numbers, _ = _cells(name, evaluation.figures.get(name))
+        _, _, *numbers, _ = _cells(name, evaluation)
         table.add_row(f"{name} {AIM[about.better]}", *numbers)
     return table
 
 
-def _cells(name: str, figure: Figure | None) -> list[str]:
-    about = ABOUT[name]
+def _cells(name: str, evaluation: Evaluation) -> list[str]:
+    figure, about = evaluation.figures.get(name), evaluation.about(name)
     title = f"{about.title} {AIM[about.better]}"
     if figure is None:
         return [name, title, NOT_MEASURED, "", "", "", about.floor]
@@ -143,12 +141,13 @@ def _cells(name: str, figure: Figure | None) -> list[str]:
     ]
 
 
-def _worst_people(name: str, figure: Figure) -> str:
+def _worst_people(name: str, evaluation: Evaluation) -> str:
     """The people with the worst values, with links to their sheets."""
-    sign = -1 if ABOUT[name].better == "higher" else 1
-    known = [(sign * value, value, person) for person, value in enumerate(figure.by_person) if not math.isnan(value)]
+    sign, values = -1 if ABOUT[name].better == "higher" else 1, evaluation.figures[name].by_person
+    known = [(sign * value, value, person) for person, value in enumerate(values) if not math.isnan(value)]
     worst = sorted(known, reverse=True)[:_WORST_PEOPLE]
-    return ", ".join(f"[{person_name(person)}](people/{person:04d}.png) {value:.3f}" for _, value, person in worst)
+    names = evaluation.names
+    return ", ".join(f"[{names[person]}](people/{person:04d}.png) {value:.3f}" for _, value, person in worst)
 
 
 def _interval(interval: Interval) -> str:

@@ -7,9 +7,11 @@ import pytest
 
 from genaffect_jax.errors import DataError
 from genaffect_jax.evaluation.comparison import compare, read_report
-from genaffect_jax.evaluation.groups import SMALLEST_GROUP, attributes, worst_group
+from genaffect_jax.evaluation.groups import SMALLEST_GROUP, worst_group
+from genaffect_jax.evaluation.procedural_people import attributes
 
 PEOPLE = 32
+KNOWN = [attributes(person) for person in range(64)]
 
 
 def report(values, people=PEOPLE, evaluators="a"):
@@ -65,17 +67,18 @@ def test_reports_of_other_evaluators_or_damaged_ones_are_refused(tmp_path):
 
 @pytest.mark.parametrize("higher_is_better", [True, False])
 def test_a_planted_bad_group_is_the_worst_group(higher_is_better):
-    worse = np.array([attributes(p)["glasses"] == "yes" for p in range(64)])
+    worse = np.array([known["glasses"] == "yes" for known in KNOWN])
     assert SMALLEST_GROUP <= worse.sum() <= 60
     values = 0.02 * normal(0, 64) + np.where(worse, 0.3, 0.0) * (-1 if higher_is_better else 1)
-    found = worst_group(values, higher_is_better)
+    found = worst_group(values, KNOWN, higher_is_better)
     assert (found.group, found.people) == ("glasses: yes", int(worse.sum()))
     assert found.difference.excludes_zero
     assert (found.difference.value < 0) == higher_is_better
 
 
 def test_without_groups_of_some_people_there_is_no_worst_group():
-    assert worst_group(normal(0, 5), True) is None
+    assert worst_group(normal(0, 5), KNOWN[:5], True) is None
     missing = normal(0, 64)
     missing[:60] = np.nan
-    assert worst_group(missing, True) is None
+    assert worst_group(missing, KNOWN, True) is None
+    assert worst_group(normal(0, 64), [{}] * 64, True) is None

@@ -1,0 +1,105 @@
+"""The people of an evaluation: what the pipeline gets of each, and the true images. Who they are is for others to say.
+
+`procedural_people` renders them; `folder_people` reads their images from a folder.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from genaffect_jax.evaluation.protocol import Protocol
+from genaffect_jax.pipeline import Identity, Pipeline
+
+NO_WORD = -1
+_NAMED = 5  # people and files that a sentence names before "and n more"
+
+
+@dataclass(frozen=True, eq=False)
+class Person(ABC):
+    """One person and the V expressions asked for; no image is held."""
+
+    name: str
+    """What reports call the person."""
+    expressions: str
+    """What is asked for, as one text of the expression grammar."""
+    labels: tuple[str, ...]
+    """Each expression as a short text."""
+    words: Int[np.ndarray, " V"]
+    """Places of the expressions in the vocabulary; `NO_WORD` for those that are not one of the 135 words."""
+    vectors: Float[np.ndarray, "V 40"]
+    """Their action units."""
+    attributes: Mapping[str, str]
+    """What groups of people are made by; the same names for all people."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> Identity:
+        """What the pipeline gets.
+
+        Raises:
+            DataError: the reference can no longer be read.
+        """
+
+    @abstractmethod
+    def reference(self, side: int) -> UInt8[np.ndarray, "S S 3"]:
+        """The reference as an image; raises as `identity`."""
+
+    @abstractmethod
+    def true_images(self, side: int) -> UInt8[np.ndarray, "V S S 3"]:
+        """The person with each expression, in their order.
+
+        Raises:
+            DataError: an image can no longer be read.
+        """
+
+    @abstractmethod
+    def true_dials(self, side: int) -> UInt8[np.ndarray, "D*I S S 3"]:
+        """The person along the protocol's dials; no images where no true ones exist."""
+
+
+class People(ABC):
+    """The people of one evaluation."""
+
+    protocol: Protocol
+    """Numbers of people, expressions and dials; of the people that there are."""
+
+    rendered: bool
+    """Whether true images differ from each other in the face alone and exist for every expression: only then can
+    generated images be compared with them pixel by pixel, and are there true dials."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """All that decides, beside the protocol, who the people are and what is asked for, as JSON: at least `source`."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Who the people are, in a few sentences for reports."""
+
+    @abstractmethod
+    def __getitem__(self, place: int) -> Person:
+        """The person at a place from 0 on."""
+
+    def __len__(self) -> int:
+        """Number of people."""
+        return self.protocol.people
+
+    @abstractmethod
+    def refuse_model(self, pipeline: Pipeline) -> None:
+        """Refuses a model that may have been trained on one of the people.
+
+        Raises:
+            ConfigError: it may have been.
+        """
+
+
+def named(reasons: Mapping[str, str]) -> str:
+    """`anna: 1 image; ben: ... and 3 more`."""
+    more = f" and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
+    return "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:_NAMED]) + more
