@@ -149,7 +149,7 @@ READ_IN_TRUTH: dict[str, About] = {
     ),
     "expression_gain": replace(ABOUT["expression_gain"], formula=f"{ABOUT['expression_gain'].formula}; {_READ}"),
 }
-_ALONG = "the amount of the change from intensity 0, along the action units of the word"
+_ALONG = "the amount of the change from intensity 0 along the action units of the word"
 ALONG_WORDS: dict[str, About] = {
     name: replace(ABOUT[name], formula=ABOUT[name].formula.replace(_AMOUNT, _ALONG))
     for name in ("dial_correlation", "dial_monotone", "dial_dead_zone")

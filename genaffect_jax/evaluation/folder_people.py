@@ -36,6 +36,8 @@ class FolderPerson(Person):
     """The folder."""
     reference_file: str
     """The reference, below the folder."""
+    neutral_reference: bool
+    """Whether it shows the neutral face."""
     files: tuple[str, ...]
     """The true image of each expression."""
     image_size: int
@@ -102,18 +104,21 @@ class FolderPeople(People):
         }
 
     def describe(self) -> str:
-        source, people = self._source, self._people
-        everyone = len({example.identity for example in source.examples})
-        labels = dict(zip(source.files, source.examples, strict=True))
-        neutral_ones = sum(not labels[person.reference_file].expression.any() for person in people)
-        images = [len(person.files) for person in people]
-        numbers = f"{min(images)} to {max(images)}" if min(images) < max(images) else str(images[0])
-        left_out = f" Left out: {len(self._left_out)} ({named(self._left_out)})." if self._left_out else ""
+        people, folder = self._people, self._source.root
+        everyone = len({example.identity for example in self._source.examples})
+        counts = [len(person.files) for person in people]
+        numbers = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(counts[0])
+        words = sum(int((person.words != NO_WORD).sum()) for person in people)
+        resting = sum(person.neutral_reference for person in people)
+        if resting == len(people):
+            reference = "each person's neutral image"
+        else:
+            reference = f"the neutral image of {resting} people, and the first image by name of the others"
         return (
-            f"{len(people)} of the {everyone} people in the folder {source.root}, {sum(images)} held-out images "
-            f"({numbers} of each person). The reference is the neutral image of {neutral_ones} people, and the first "
-            f"by name of {len(people) - neutral_ones} who have none; the expressions asked for are the labels of the "
-            f"others. Dials of {self.protocol.dial_people} people, without true images.{left_out}"
+            f"{len(people)} of {everyone} people in the folder {folder}, {sum(counts)} held-out images ({numbers} of "
+            f"each person) whose labels are asked for; {words} are single words. The reference is {reference}. Dials "
+            f"of {self.protocol.dial_people} people, without true images."
+            + (f" Left out: {len(self._left_out)} ({named(self._left_out)})." if self._left_out else "")
         )
 
     def __getitem__(self, place: int) -> FolderPerson:
@@ -222,6 +227,7 @@ def _person(
         attributes={},
         root=source.root,
         reference_file=source.files[reference],
+        neutral_reference=_is_neutral(source, reference),
         files=tuple(source.files[p] for p in asked),
         image_size=size,
         read=pipeline.photos,

@@ -76,7 +76,7 @@ class People(ABC):
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """All that decides, beside the protocol, who the people are and what is asked for, as JSON: at least `source`."""
+        """All that decides who the people are and what is asked for, beside the protocol, as JSON; with `source`."""
 
     @abstractmethod
     def describe(self) -> str:

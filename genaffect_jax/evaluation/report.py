@@ -14,6 +14,7 @@ from rich.table import Table
 from genaffect_jax.evaluation.catalogue import ABOUT
 from genaffect_jax.evaluation.comparison import REPORT, Difference
 from genaffect_jax.evaluation.figures import Evaluation
+from genaffect_jax.evaluation.groups import SMALLEST_GROUP
 from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.metrics.bootstrap import Interval
 
@@ -71,8 +72,11 @@ def as_markdown(evaluation: Evaluation, settings: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     lines += [f"| {' | '.join(_cells(name, evaluation))} |" for name in ABOUT]
-    lines += ["", "## Worst groups", "", "| figure | group | people | value | less the others | interval |"]
-    lines += ["|---|---|---|---|---|---|"]
+    lines += ["", "## Worst groups", ""]
+    if evaluation.worst_groups:
+        lines += ["| figure | group | people | value | less the others | interval |", "|---|---|---|---|---|---|"]
+    else:
+        lines += [f"None: nothing divides these people into groups of at least {SMALLEST_GROUP}."]
     lines += [
         f"| {name} | {group.group} | {group.people} | {_number(group.value)} | {_number(group.difference.value)} | "
         f"{_interval(group.difference)} |"
