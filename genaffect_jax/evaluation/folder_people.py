@@ -22,7 +22,7 @@ from genaffect_jax.expressions.action_units import neutral
 from genaffect_jax.pipeline import Pipeline
 
 SOURCE = "folder"
-_TRAINED = "the model was trained on this person"
+_TRAINED = "the model was trained on them"
 
 # The image of a file at a side.
 Read = Callable[[Path, int], UInt8[np.ndarray, "S S 3"]]
@@ -118,7 +118,7 @@ class FolderPeople(People):
             f"{len(people)} of {everyone} people in the folder {folder}, {sum(counts)} held-out images ({numbers} of "
             f"each person) whose labels are asked for; {words} are single words. The reference is {reference}. Dials "
             f"of {self.protocol.dial_people} people, without true images."
-            + (f" Left out: {len(self._left_out)} ({named(self._left_out)})." if self._left_out else "")
+            + (f" Left out: {named(self._left_out)}." if self._left_out else "")
         )
 
     def __getitem__(self, place: int) -> FolderPerson:

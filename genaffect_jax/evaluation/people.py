@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from genaffect_jax.evaluation.protocol import Protocol
 from genaffect_jax.pipeline import Identity, Pipeline
 
 NO_WORD = -1
-_NAMED = 5  # people and files that a sentence names before "and n more"
+_NAMED = 5  # names and reasons in a sentence before "and n more"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +100,13 @@ class People(ABC):
 
 
 def named(reasons: Mapping[str, str]) -> str:
-    """`anna: 1 image; ben: ... and 3 more`."""
-    more = f" and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
-    return "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:_NAMED]) + more
+    """Names by their reason: `fewer than 2 images (anna, ben); corrupt (carl/joy.png) and 2 more reasons`."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    parts = [f"{reason} ({', '.join(names[:_NAMED])}{_more(names)})" for reason, names in by_reason.items()]
+    return "; ".join(parts[:_NAMED]) + _more(parts, " reasons")
+
+
+def _more(items: Sequence[str], what: str = "") -> str:
+    return f" and {len(items) - _NAMED} more{what}" if len(items) > _NAMED else ""
