@@ -25,7 +25,7 @@ from genaffect_jax.errors import INTERRUPTED, ConfigError, require
 from genaffect_jax.evaluation import folder_people, procedural_people
 from genaffect_jax.evaluation.ablations import ablations_as_table, run_ablations
 from genaffect_jax.evaluation.comparison import compare, read_report
-from genaffect_jax.evaluation.folder_people import open_folder_people
+from genaffect_jax.evaluation.folder_people import align_for, open_folder_people
 from genaffect_jax.evaluation.people import People
 from genaffect_jax.evaluation.procedural_people import ProceduralPeople
 from genaffect_jax.evaluation.protocol import DIAL_WORDS, Protocol
@@ -51,7 +51,8 @@ class Arguments(SamplingConfig):
     on are left out."""
     align: Literal["none", "face"] | None = None
     """Treatment of a folder's images: none takes the centre square; face detects the face and moves it to the place it
-    has in aligned training images. Default: as the model's training images were treated."""
+    has in aligned training images. Default: none for a folder that `prepare photos` wrote, else as the model's training
+    images were treated."""
     face_models: Path | None = None
     """Folder of an insightface model pack (.onnx files), or an insightface root with one pack; needed to align."""
     people: int = 64
@@ -97,7 +98,7 @@ def run(arguments: Arguments, console: Console) -> bool:
     folder = folder_of(arguments.data, arguments.out)
     if folder is None and arguments.align is not None:
         raise ConfigError("is for images in a folder; leave it out", field="align", found=arguments.align)
-    align = arguments.align if folder is not None else "none"  # rendered faces are in place
+    align = "none" if folder is None else align_for(folder, arguments.align)  # rendered faces are in place
     use_compilation_cache()
     pipeline = Pipeline.load(
         arguments.model, align=align, face_models=arguments.face_models, checkpoint=arguments.checkpoint

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from genaffect_jax.checkpoints.run_dir import RunDir
-from genaffect_jax.data.photos.reader import PhotoReader
+from genaffect_jax.data.photos.align_folder import ALIGNED
+from genaffect_jax.data.photos.reader import Align, PhotoReader
 from genaffect_jax.data.prompts.table import prompt_for
 from genaffect_jax.data.sources.folder import FolderSource, open_folder
 from genaffect_jax.errors import ConfigError, DataError, ExpressionError
@@ -187,6 +188,11 @@ def open_folder_people(root: Path, protocol: Protocol, pipeline: Pipeline, run_d
             found=f"{SOURCE}:{root}",
         )
     return FolderPeople(source, protocol, chosen, people_left_out | files_left_out, pipeline.photos)
+
+
+def align_for(root: Path, given: Align | None) -> Align | None:
+    """The `align` of a pipeline that reads a folder: what is given, else `none` for one that `prepare photos` wrote."""
+    return "none" if given is None and (root / ALIGNED).is_file() else given
 
 
 def _choose(

@@ -47,6 +47,18 @@ def test_equal_reports_and_noise_are_not_beyond_noise():
     assert sum(beyond) <= 6
 
 
+def test_people_of_different_folders_are_not_paired():
+    first, second, rendered = (report(normal(i)) for i in range(3))
+    for one, fingerprint in ((first, "a"), (second, "b")):
+        one["settings"]["data"] = {"source": "folder", "fingerprint": fingerprint, "left_out": {}}
+    assert compare(first, first)["identity"].paired
+    assert not compare(first, second)["identity"].paired
+    assert not compare(first, rendered)["identity"].paired
+    left_out = json.loads(json.dumps(first))
+    left_out["settings"]["data"]["left_out"] = {"anna": "the model was trained on them"}
+    assert not compare(first, left_out)["identity"].paired
+
+
 def test_people_without_a_figure_are_left_out():
     values = normal(0)
     values[3] = np.nan

@@ -1,40 +1,43 @@
-"""People of an image folder: models whose right figures are known, who is evaluated, and what is refused."""
+"""The evaluation of people in an image folder, with models whose right figures are known."""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.evaluated_folders import (
+    NOTHING,
+    PROTOCOL,
+    QUICK,
+    SIDE,
+    Colours,
+    Directions,
+    GreyReader,
+    Model,
+    figures_of,
+    opened,
+    render,
+)
 
 from genaffect_jax.checkpoints.components import FaceEncoders
-from genaffect_jax.checkpoints.run_dir import RunDir
-from genaffect_jax.config import AuxiliaryConfig, DataConfig, SamplingConfig
-from genaffect_jax.data.groups import split_identities
-from genaffect_jax.data.photos.reader import PhotoReader
+from genaffect_jax.config import SamplingConfig
 from genaffect_jax.data.sources.folder import open_folder
-from genaffect_jax.errors import ConfigError, DataError, ExpressionError
+from genaffect_jax.errors import ConfigError, DataError
 from genaffect_jax.evaluation.catalogue import ABOUT, READ_IN_TRUTH
 from genaffect_jax.evaluation.figures import evaluate
-from genaffect_jax.evaluation.folder_people import open_folder_people
 from genaffect_jax.evaluation.people import NO_WORD
 from genaffect_jax.evaluation.procedural_people import ProceduralPeople, true_images
 from genaffect_jax.evaluation.protocol import INTENSITIES, Protocol, word_names
 from genaffect_jax.evaluation.readings import Evaluators, read_person
 from genaffect_jax.evaluation.report import as_json, as_markdown
 from genaffect_jax.evaluation.run import EvaluationRun, load_evaluators, run_evaluation
-from genaffect_jax.evaluation.trained_people import trained_people
-from genaffect_jax.expressions.action_units import WIDTH, neutral
-from genaffect_jax.expressions.grammar import parse_expression, parse_expressions
+from genaffect_jax.expressions.action_units import neutral
+from genaffect_jax.expressions.grammar import parse_expression
 from genaffect_jax.io.image_grid import write_png
 from genaffect_jax.models.face_encoders.encoder import load_expression_encoder, load_identity_encoder
 
-SIDE = 64
-PROTOCOL = Protocol(people=4, expressions=3, dial_people=0, dial_words=("joy",))
-NOTHING = np.zeros((0, SIDE, SIDE, 3), np.uint8)
 NOT_FOR_PHOTOS = {"sharpness", "background_variation"}
 
 
@@ -43,84 +46,6 @@ def evaluators():
     return Evaluators(
         load_identity_encoder("package:identity_evaluator"), load_expression_encoder("package:expression_evaluator")
     )
-
-
-class Model:
-    """Stands for a pipeline: knows people by their references, and answers with `answer(person, vectors)`."""
-
-    def __init__(self, answer=None, photos=None, data=None, refuses=()):
-        self.name, self.calls, self.refuses = "model, step 1", [], refuses
-        self.answer = answer or (lambda person, vectors: true_images(person, vectors, SIDE))
-        self.config = SimpleNamespace(
-            model=SimpleNamespace(image_size=SIDE),
-            data=data or DataConfig(),
-            train=SimpleNamespace(seed=0),
-            auxiliary=AuxiliaryConfig(),
-        )
-        self.faces, self.photos, self.prompts = FaceEncoders(None, None), photos or PhotoReader("none"), None
-
-    def parse(self, text):
-        if text in self.refuses:
-            raise ExpressionError(f"expression '{text}': not known to this model")
-        return parse_expressions(text)
-
-    def __call__(self, identity, expressions, settings):
-        vectors = np.stack([e.vector for e in self.parse(expressions)])
-        (person,) = (p for p in range(8) if (true_images(p, neutral()[None], SIDE)[0] == identity).all())
-        self.calls.append(person)
-        return SimpleNamespace(images=self.answer(person, vectors))
-
-
-class Colours:
-    """Stands for an expression encoder without action units: three numbers for each image."""
-
-    name, width, licence, checksum = "colours", 3, "Apache-2.0", "c" * 64
-
-    def __call__(self, images):
-        return (images.astype(np.float32) / 255).mean((1, 2))
-
-
-class Directions(Colours):
-    """Stands for an identity encoder."""
-
-    def __call__(self, images):
-        colours = super().__call__(images) + 1e-6
-        return colours / np.linalg.norm(colours, axis=-1, keepdims=True)
-
-
-class GreyReader(Colours):
-    """Stands for an encoder of action units: reads joy, as much as the image is bright."""
-
-    width = WIDTH
-
-    def __call__(self, images):
-        return images.mean((1, 2, 3))[:, None] / 100 * parse_expression("joy").vector
-
-
-QUICK = Evaluators(Directions(), Colours())
-
-
-def render(root, person, *labels):
-    """Writes images of a person of the protocol, `<label>.png` in a folder of the person."""
-    for label in labels:
-        vector = parse_expression(label.split("_")[0]).vector
-        write_png(true_images(person, vector[None], SIDE)[0], root / f"p{person}" / f"{label}.png")
-
-
-def opened(root, model=None, protocol=PROTOCOL):
-    return open_folder_people(root, protocol, model or Model(), RunDir(root.parent / "run"))
-
-
-def figures_of(people, model, evaluators):
-    def read(place):
-        person = people[place]
-        images = model(person.identity, person.expressions, SamplingConfig()).images
-        dials = NOTHING
-        if place < people.protocol.dial_people:
-            dials = model(person.identity, ", ".join(people.protocol.dials), SamplingConfig()).images
-        return read_person(place, people, evaluators, images, person.true_images(SIDE), dials)
-
-    return evaluate([read(place) for place in range(len(people))], people)
 
 
 @pytest.fixture(scope="module")
@@ -291,134 +216,6 @@ def test_encoders_without_action_units_judge_folders_only(tmp_path):
     own.faces = FaceEncoders(None, found.expression)
     with pytest.raises(ConfigError, match=r"expression_evaluator=.*is conditioned on"):
         load_evaluators(own, "package:identity_evaluator", source, any_vectors=True)
-
-
-# Who is evaluated
-
-
-def test_the_reference_is_the_neutral_image_else_the_first_by_name(tmp_path):
-    render(tmp_path / "r", 0, "anger", "joy", "neutral", "neutral_2")
-    render(tmp_path / "r", 1, "joy", "anger", "AU6=0.5,AU12=0.9")
-    people = opened(tmp_path / "r")
-    assert people.settings["references"] == {"p0": "p0/neutral.png", "p1": "p1/AU6=0.5,AU12=0.9.png"}
-    assert people[0].labels == ("anger", "joy", "neutral")
-    assert people[1].expressions == "anger; joy"
-    np.testing.assert_array_equal(people[0].identity, true_images(0, neutral()[None], SIDE)[0])
-    assert "the neutral image of 1 people, and the first image by name of the others" in people.describe()
-
-
-def test_people_and_files_that_cannot_be_evaluated_are_named_with_their_reasons(tmp_path):
-    for person in range(3):
-        render(tmp_path / "r", person, "neutral", "joy", "anger")
-    render(tmp_path / "r", 3, "joy", "joy_2")
-    render(tmp_path / "r", 4, "neutral", "AU1=1")
-    (tmp_path / "r" / "p0" / "fear.png").write_bytes(b"torn")
-    people = opened(tmp_path / "r", Model(refuses=("AU1=1",)))
-    assert [person.name for person in people] == ["p0", "p1", "p2"]
-    left_out = people.settings["left_out"]
-    assert left_out.keys() == {"p3", "p4", "p4/AU1=1.png", "p0/fear.png"}
-    assert left_out["p3"] == left_out["p4"] == "fewer than 2 different expressions (1)"
-    assert "not known to this model" in left_out["p4/AU1=1.png"]
-    assert "not an image" in left_out["p0/fear.png"]
-    assert "fewer than 2 different expressions (1) (p3, p4)" in people.describe()
-
-
-def test_more_people_and_images_than_asked_for_are_thinned_out_evenly(tmp_path):
-    for person in range(4):
-        render(tmp_path / "r", person, "neutral", *(f"joy_{i}" for i in range(4)))
-    people = opened(tmp_path / "r", protocol=Protocol(people=2, expressions=2, dial_people=2))
-    assert [person.name for person in people] == ["p0", "p2"]
-    assert people[0].files == ("p0/joy_0.png", "p0/joy_2.png")
-    assert "2 of 4 people" in people.describe()
-    fewer = opened(tmp_path / "r", protocol=Protocol(people=64, expressions=24, dial_people=8))
-    assert (fewer.protocol.people, fewer.protocol.dial_people) == (4, 4)
-
-
-def test_fewer_than_two_people_are_refused_with_the_reasons(tmp_path):
-    render(tmp_path / "r", 0, "neutral", "joy")
-    render(tmp_path / "r", 1, "joy")
-    with pytest.raises(
-        DataError, match=r"data=folder:.*: 1 of 2 people .* at least 2; left out: fewer than 2 .*\(p1\)"
-    ):
-        opened(tmp_path / "r")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty: no images found"):
-        opened(tmp_path / "empty")
-    with pytest.raises(ConfigError, match=r"dial_words=joy: .*not known to this model"):
-        opened(tmp_path / "r", Model(refuses=("joy:0.5",)), Protocol(dial_words=("joy",)))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "r"]
-
-
-@pytest.fixture
-def trained_on(tmp_path):
-    """A folder of eight people, a model that was trained on some of them, and their names."""
-    root = tmp_path / "r"
-    for person in range(8):
-        render(root, person, "neutral", "joy")
-    source = open_folder(root, SIDE, 0.0, RunDir(tmp_path / "run"))
-    holdout = 0.65
-    trained, held_out = split_identities(source, holdout, 0)
-    assert min(len(trained), len(held_out)) >= 2
-    return root, Model(data=DataConfig(source="folder", root=root, holdout=holdout)), trained, held_out
-
-
-@pytest.mark.parametrize("moved", [False, True])
-def test_people_that_the_model_was_trained_on_are_left_out_but_not_those_it_held_out(trained_on, tmp_path, moved):
-    root, model, trained, held_out = trained_on
-    if moved:
-        root = root.rename(tmp_path / "moved")
-    for person in (8, 9):
-        render(root, person, "neutral", "joy")
-    people = opened(root, model, Protocol())
-    assert people.settings["left_out"] == dict.fromkeys(trained, "the model was trained on them")
-    assert [person.name for person in people] == sorted([*held_out, "p8", "p9"])
-
-
-def test_a_model_that_was_trained_on_everybody_is_refused(trained_on):
-    root, model, *_ = trained_on
-    model.config.data = dataclasses.replace(model.config.data, holdout=0.0)
-    with pytest.raises(DataError, match=r"0 of 8 people .*trained on them \(p0, p1, p2, p3, p4 and 3 more\)"):
-        opened(root, model)
-
-
-def test_other_files_of_the_same_names_and_another_training_are_no_reason(trained_on, tmp_path):
-    _, model, *_ = trained_on
-    for person in range(8):
-        render(tmp_path / "other", person, "neutral", "joy")
-        for file in (tmp_path / "other" / f"p{person}").iterdir():
-            file.write_bytes(file.read_bytes() + b"longer")
-    source = open_folder(tmp_path / "other", SIDE, 0.0, None)
-    assert trained_people(source, model.config, RunDir(tmp_path / "run")) == frozenset()
-    assert trained_people(source, Model().config, RunDir(tmp_path / "run")) == frozenset()
-
-
-def test_references_and_truth_are_read_as_the_pipeline_reads_them(tmp_path):
-    class Aligner(PhotoReader):
-        """Stands for a detector: turns faces upside down, and finds none in `p0/anger.png`."""
-
-        def __init__(self):
-            super().__init__("none")
-            self.align, self.models = "face", "pack"
-
-        def __call__(self, path, image_size):
-            if path.parts[-2:] == ("p0", "anger.png"):
-                raise DataError("no face found")
-            return super().__call__(path, image_size)[::-1]
-
-    for person in range(3):
-        render(tmp_path / "r", person, "neutral", "joy", "anger")
-    people = opened(tmp_path / "r", Model(photos=Aligner()))
-    assert [person.name for person in people] == ["p1", "p2"]
-    assert people.settings["left_out"] == {"p0": "p0/anger.png: no face found"}
-    assert (people.settings["align"], people.settings["face_models"]) == ("face", "pack")
-    for image, vector in (
-        (people[0].identity, neutral()),
-        (people[0].true_images(SIDE)[1], parse_expression("joy").vector),
-    ):
-        np.testing.assert_array_equal(image, true_images(1, vector[None], SIDE)[0, ::-1])
-    # Of more people than asked for, another takes the place of one who cannot be aligned.
-    two = opened(tmp_path / "r", Model(photos=Aligner()), Protocol(people=2, dial_people=0))
-    assert [person.name for person in two] == ["p1", "p2"]
 
 
 # The run
