@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,14 +59,28 @@ class FolderPerson(Person):
     def true_dials(self, side: int) -> UInt8[np.ndarray, "0 S S 3"]:
         return np.zeros((0, side, side, 3), np.uint8)
 
-    def fault(self) -> str | None:
-        """Why an image of the person cannot be read or aligned; None if all can."""
+    def faults(self) -> dict[str, str]:
+        """The files that cannot be read or aligned, each with the reason."""
+        found = {}
         for file in (self.reference_file, *self.files):
             try:
                 self.read(self.root / file, self.image_size)
             except DataError as e:
-                return f"{file}: {e}"
-        return None
+                found[file] = str(e)
+        return found
+
+    def without(self, files: Collection[str]) -> FolderPerson:
+        """The person without some of the true images."""
+        kept = [i for i, file in enumerate(self.files) if file not in files]
+        labels = tuple(self.labels[i] for i in kept)
+        return replace(
+            self,
+            expressions=_request(labels),
+            labels=labels,
+            words=self.words[kept],
+            vectors=self.vectors[kept],
+            files=tuple(self.files[i] for i in kept),
+        )
 
     def _load(self, file: str, side: int) -> UInt8[np.ndarray, "S S 3"]:
         path = self.root / file
@@ -152,7 +166,6 @@ def open_folder_people(root: Path, protocol: Protocol, pipeline: Pipeline, run_d
     size = pipeline.config.model.image_size
     source = open_folder(root, size, 1.0, records=None, least_expressions=0)
     seen = trained_people(source, pipeline.config, run_dir)
-    # A person may have no usable image at all.
     people_left_out: dict[str, str] = {}
     files_left_out = {row.file: row.reason for row in source.rejected}
     refused = {
@@ -179,7 +192,7 @@ def open_folder_people(root: Path, protocol: Protocol, pipeline: Pipeline, run_d
             people_left_out[name] = f"fewer than 2 different expressions ({different})"
             continue
         candidates.append(_person(source, name, reference, _spread(asked, protocol.expressions)[0], pipeline, size))
-    chosen = _choose(candidates, protocol.people, pipeline.photos, people_left_out)
+    chosen = _choose(candidates, protocol.people, pipeline.photos, people_left_out, files_left_out)
     if len(chosen) < 2:
         raise DataError(
             f"{len(chosen)} of {len(places)} people can be evaluated, must be at least 2; left out: "
@@ -196,19 +209,25 @@ def align_for(root: Path, given: Align | None) -> Align | None:
 
 
 def _choose(
-    candidates: Sequence[FolderPerson], most: int, photos: PhotoReader, left_out: dict[str, str]
+    candidates: Sequence[FolderPerson],
+    most: int,
+    photos: PhotoReader,
+    people_left_out: dict[str, str],
+    files_left_out: dict[str, str],
 ) -> list[FolderPerson]:
-    """At most `most` people whose images can be read; the others that were tried are left out."""
+    """At most `most` people, with the images that can be read; what was tried and cannot be used is left out."""
     chosen: list[FolderPerson] = []
     first, rest = _spread(candidates, most)
     for person in (*first, *rest):
         if len(chosen) == most:
             break
         # Every file has been decoded; only a detector can still refuse one.
-        if photos.align != "none" and (fault := person.fault()) is not None:
-            left_out[person.name] = fault
+        faults = {} if photos.align == "none" else person.faults()
+        files_left_out |= faults
+        if person.reference_file in faults or not set(person.files) - faults.keys():
+            people_left_out[person.name] = "no reference or no other image that can be aligned"
             continue
-        chosen.append(person)
+        chosen.append(person.without(faults))
     return sorted(chosen, key=lambda person: person.name)
 
 
@@ -226,7 +245,7 @@ def _person(
     labels = tuple(source.examples[p].label for p in asked)
     return FolderPerson(
         name=name,
-        expressions="; ".join(labels),
+        expressions=_request(labels),
         labels=labels,
         words=np.array([words.index(label) if label in words else NO_WORD for label in labels]),
         vectors=np.stack([source.examples[p].expression for p in asked]),
@@ -238,6 +257,10 @@ def _person(
         image_size=size,
         read=pipeline.photos,
     )
+
+
+def _request(labels: Iterable[str]) -> str:
+    return "; ".join(labels)  # a comma would join action units of two labels
 
 
 def _is_neutral(source: FolderSource, place: int) -> bool:

@@ -120,14 +120,14 @@ def test_other_files_of_the_same_names_and_another_training_are_no_reason(traine
 
 def test_references_and_truth_are_read_as_the_pipeline_reads_them(tmp_path):
     class Aligner(PhotoReader):
-        """Stands for a detector: turns faces upside down, and finds none in `p0/anger.png`."""
+        """Stands for a detector: turns faces upside down, and finds none in some."""
 
         def __init__(self):
             super().__init__("none")
             self.align, self.models = "face", "pack"
 
         def __call__(self, path, image_size):
-            if path.parts[-2:] == ("p0", "anger.png"):
+            if path.parts[-2:] in (("p0", "neutral.png"), ("p1", "anger.png")):
                 raise DataError("no face found")
             return super().__call__(path, image_size)[::-1]
 
@@ -135,11 +135,14 @@ def test_references_and_truth_are_read_as_the_pipeline_reads_them(tmp_path):
         render(tmp_path / "r", person, "neutral", "joy", "anger")
     people = opened(tmp_path / "r", Model(photos=Aligner()))
     assert [person.name for person in people] == ["p1", "p2"]
-    assert people.settings["left_out"] == {"p0": "p0/anger.png: no face found"}
+    no_face = dict.fromkeys(("p0/neutral.png", "p1/anger.png"), "no face found")
+    assert people.settings["left_out"] == {"p0": "no reference or no other image that can be aligned"} | no_face
+    assert (people[0].files, people[1].files) == (("p1/joy.png",), ("p2/anger.png", "p2/joy.png"))
+    assert (people[0].expressions, people[0].labels) == ("joy", ("joy",))
     assert (people.settings["align"], people.settings["face_models"]) == ("face", "pack")
     for image, vector in (
         (people[0].identity, neutral()),
-        (people[0].true_images(SIDE)[1], parse_expression("joy").vector),
+        (people[0].true_images(SIDE)[0], parse_expression("joy").vector),
     ):
         np.testing.assert_array_equal(image, true_images(1, vector[None], SIDE)[0, ::-1])
     # Of more people than asked for, another takes the place of one who cannot be aligned.
