@@ -72,11 +72,9 @@ class FolderPerson(Person):
     def without(self, files: Collection[str]) -> FolderPerson:
         """The person without some of the true images."""
         kept = [i for i, file in enumerate(self.files) if file not in files]
-        labels = tuple(self.labels[i] for i in kept)
         return replace(
             self,
-            expressions=_request(labels),
-            labels=labels,
+            labels=tuple(self.labels[i] for i in kept),
             words=self.words[kept],
             vectors=self.vectors[kept],
             files=tuple(self.files[i] for i in kept),
@@ -245,7 +243,6 @@ def _person(
     labels = tuple(source.examples[p].label for p in asked)
     return FolderPerson(
         name=name,
-        expressions=_request(labels),
         labels=labels,
         words=np.array([words.index(label) if label in words else NO_WORD for label in labels]),
         vectors=np.stack([source.examples[p].expression for p in asked]),
@@ -257,10 +254,6 @@ def _person(
         image_size=size,
         read=pipeline.photos,
     )
-
-
-def _request(labels: Iterable[str]) -> str:
-    return "; ".join(labels)  # a comma would join action units of two labels
 
 
 def _is_neutral(source: FolderSource, place: int) -> bool:

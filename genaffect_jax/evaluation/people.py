@@ -26,10 +26,8 @@ class Person(ABC):
 
     name: str
     """What reports call the person."""
-    expressions: str
-    """What is asked for, as one text of the expression grammar."""
     labels: tuple[str, ...]
-    """Each expression as a short text."""
+    """The expressions asked for, each as a text of the expression grammar."""
     words: Int[np.ndarray, " V"]
     """Places of the expressions in the vocabulary; `NO_WORD` for those that are not one of the 135 words."""
     vectors: Float[np.ndarray, "V 40"]
@@ -97,6 +95,11 @@ class People(ABC):
         Raises:
             ConfigError: it may have been.
         """
+
+
+def request(labels: Sequence[str]) -> str:
+    """Several expressions as one text of the grammar. Behind action units a comma would continue the list of units."""
+    return ("; " if any("=" in label for label in labels) else ", ").join(labels)
 
 
 def named(reasons: Mapping[str, str]) -> str:

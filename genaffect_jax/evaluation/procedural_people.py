@@ -36,11 +36,9 @@ class ProceduralPeople(People):
 
     def __getitem__(self, place: int) -> ProceduralPerson:
         words, names = self.protocol.words(place), word_names()
-        labels = tuple(names[i] for i in words)
         return ProceduralPerson(
             name=f"seed:{FIRST_PERSON + place}",
-            expressions=", ".join(labels),
-            labels=labels,
+            labels=tuple(names[i] for i in words),
             words=words,
             vectors=word_vectors(words),
             attributes=attributes(place),

@@ -18,7 +18,7 @@ from genaffect_jax.config import SamplingConfig
 from genaffect_jax.data.face_encoders import ExpressionEncoder
 from genaffect_jax.errors import ConfigError, WeightsError
 from genaffect_jax.evaluation.figures import Evaluation, evaluate
-from genaffect_jax.evaluation.people import People, Person
+from genaffect_jax.evaluation.people import People, Person, request
 from genaffect_jax.evaluation.protocol import INTENSITIES
 from genaffect_jax.evaluation.readings import Evaluators, Readings, read_person
 from genaffect_jax.expressions.action_units import WIDTH
@@ -196,15 +196,15 @@ def _sample(
     """The images of a person's expressions and dials."""
     identity = person.identity
 
-    def sample(expressions: str, count: int) -> np.ndarray:
-        anchors = None if run.sampling.anchors is None else min(run.sampling.anchors, count)
+    def sample(labels: Sequence[str]) -> np.ndarray:
+        anchors = None if run.sampling.anchors is None else min(run.sampling.anchors, len(labels))
         settings = dataclasses.replace(run.sampling, anchors=anchors)
-        return run.pipeline(identity, expressions, settings=settings).images
+        return run.pipeline(identity, request(labels), settings=settings).images
 
-    images = sample(person.expressions, len(person.labels))
+    images = sample(person.labels)
     # One set for each word: shared tokens, where they are on, are those of one dial.
     each, dials = len(INTENSITIES), run.people.protocol.dials if with_dials else []
-    sets = [sample(", ".join(dials[i : i + each]), each) for i in range(0, len(dials), each)]
+    sets = [sample(dials[i : i + each]) for i in range(0, len(dials), each)]
     return images, np.concatenate(sets) if sets else images[:0]
 
 

@@ -15,11 +15,12 @@ from genaffect_jax.data.photos.reader import PhotoReader
 from genaffect_jax.data.sources.folder import open_folder
 from genaffect_jax.errors import ConfigError, DataError
 from genaffect_jax.evaluation.folder_people import align_for
+from genaffect_jax.evaluation.people import request
 from genaffect_jax.evaluation.procedural_people import true_images
 from genaffect_jax.evaluation.protocol import Protocol
 from genaffect_jax.evaluation.trained_people import trained_people
 from genaffect_jax.expressions.action_units import neutral
-from genaffect_jax.expressions.grammar import parse_expression
+from genaffect_jax.expressions.grammar import parse_expression, parse_expressions
 
 
 def test_the_reference_is_the_neutral_image_else_the_first_by_name(tmp_path):
@@ -28,9 +29,14 @@ def test_the_reference_is_the_neutral_image_else_the_first_by_name(tmp_path):
     people = opened(tmp_path / "r")
     assert people.settings["references"] == {"p0": "p0/neutral.png", "p1": "p1/AU6=0.5,AU12=0.9.png"}
     assert people[0].labels == ("anger", "joy", "neutral")
-    assert people[1].expressions == "anger; joy"
+    assert people[1].labels == ("anger", "joy")
     np.testing.assert_array_equal(people[0].identity, true_images(0, neutral()[None], SIDE)[0])
     assert "the neutral image of 1 people, and the first image by name of the others" in people.describe()
+
+
+@pytest.mark.parametrize("labels", [("joy", "anger"), ("AU1=1", "AU2=0.5", "joy"), ("AU6=0.5,AU12=0.9", "AU1=1")])
+def test_labels_are_asked_for_as_they_are(labels):
+    assert [e.name for e in parse_expressions(request(labels))] == list(labels)
 
 
 def test_people_and_files_that_cannot_be_evaluated_are_named_with_their_reasons(tmp_path):
@@ -138,7 +144,7 @@ def test_references_and_truth_are_read_as_the_pipeline_reads_them(tmp_path):
     no_face = dict.fromkeys(("p0/neutral.png", "p1/anger.png"), "no face found")
     assert people.settings["left_out"] == {"p0": "no reference or no other image that can be aligned"} | no_face
     assert (people[0].files, people[1].files) == (("p1/joy.png",), ("p2/anger.png", "p2/joy.png"))
-    assert (people[0].expressions, people[0].labels) == ("joy", ("joy",))
+    assert people[0].labels == ("joy",)
     assert (people.settings["align"], people.settings["face_models"]) == ("face", "pack")
     for image, vector in (
         (people[0].identity, neutral()),

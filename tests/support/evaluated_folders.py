@@ -13,6 +13,7 @@ from genaffect_jax.data.photos.reader import PhotoReader
 from genaffect_jax.errors import ExpressionError
 from genaffect_jax.evaluation.figures import evaluate
 from genaffect_jax.evaluation.folder_people import open_folder_people
+from genaffect_jax.evaluation.people import request
 from genaffect_jax.evaluation.procedural_people import true_images
 from genaffect_jax.evaluation.protocol import Protocol
 from genaffect_jax.evaluation.readings import Evaluators, read_person
@@ -94,10 +95,10 @@ def opened(root, model=None, protocol=PROTOCOL):
 def figures_of(people, model, evaluators):
     def read(place):
         person = people[place]
-        images = model(person.identity, person.expressions, SamplingConfig()).images
+        images = model(person.identity, request(person.labels), SamplingConfig()).images
         dials = NOTHING
         if place < people.protocol.dial_people:
-            dials = model(person.identity, ", ".join(people.protocol.dials), SamplingConfig()).images
+            dials = model(person.identity, request(people.protocol.dials), SamplingConfig()).images
         return read_person(place, people, evaluators, images, person.true_images(SIDE), dials)
 
     return evaluate([read(place) for place in range(len(people))], people)
