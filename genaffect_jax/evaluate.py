@@ -25,12 +25,14 @@ from genaffect_jax.errors import INTERRUPTED, ConfigError, require
 from genaffect_jax.evaluation import folder_people, procedural_people
 from genaffect_jax.evaluation.ablations import ablations_as_table, run_ablations
 from genaffect_jax.evaluation.comparison import compare, read_report
+from genaffect_jax.evaluation.diversity import Diversity
 from genaffect_jax.evaluation.folder_people import align_for, open_folder_people
 from genaffect_jax.evaluation.people import People
 from genaffect_jax.evaluation.procedural_people import ProceduralPeople
 from genaffect_jax.evaluation.protocol import DIAL_WORDS, Protocol
 from genaffect_jax.evaluation.report import as_json, as_table, comparison_as_table, write_report
 from genaffect_jax.evaluation.run import Cost, EvaluationRun, load_evaluators, run_evaluation
+from genaffect_jax.evaluation.similarity import load_similarity_encoders
 from genaffect_jax.parallel.xla import use_compilation_cache
 from genaffect_jax.pipeline import Pipeline
 
@@ -73,6 +75,15 @@ class Arguments(SamplingConfig):
     """Encoder that judges the person: package:NAME or a weight file. Not one that the model is conditioned on."""
     expression_evaluator: str = "package:expression_evaluator"
     """Encoder that judges the expression: the same; for a folder also the .json of an ONNX encoder."""
+    clip: Path | None = None
+    """Folder of a CLIP model in the layout of transformers (config.json, safetensors, tokenizer, image processor):
+    adds `clip_score`. Needs the extra `torch`."""
+    dino: Path | None = None
+    """Folder of a DINO, DINOv2 or DINOv3 vision transformer in the same layout: adds `dino_consistency`."""
+    diversity_seeds: int = 4
+    """Seeds under which some people are sampled, from `seed` on, at least 2; 0 for no figures of seeds."""
+    diversity_people: int = 8
+    """People that are sampled under these seeds, at most all; 0 for none."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +99,7 @@ def run(arguments: Arguments, console: Console) -> bool:
     """Evaluates and writes the report.
 
     Raises:
-        GenAffectError: see `Pipeline.load`, `load_evaluators` and `run_evaluation`.
+        GenAffectError: see `Pipeline.load`, `load_evaluators`, `load_similarity_encoders` and `run_evaluation`.
     """
     protocol = Protocol(*(getattr(arguments, f.name) for f in dataclasses.fields(Protocol)))
     sampling = SamplingConfig(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplingConfig)})
@@ -99,6 +110,9 @@ def run(arguments: Arguments, console: Console) -> bool:
     if folder is None and arguments.align is not None:
         raise ConfigError("is for images in a folder; leave it out", field="align", found=arguments.align)
     align = "none" if folder is None else align_for(folder, arguments.align)  # rendered faces are in place
+    wanted = arguments.diversity_people, arguments.diversity_seeds
+    diversity = Diversity(*wanted) if all(wanted) else None
+    similarity = load_similarity_encoders(arguments.clip, arguments.dino)
     use_compilation_cache()
     pipeline = Pipeline.load(
         arguments.model, align=align, face_models=arguments.face_models, checkpoint=arguments.checkpoint
@@ -111,7 +125,7 @@ def run(arguments: Arguments, console: Console) -> bool:
         if folder is None
         else open_folder_people(folder, protocol, pipeline, RunDir(arguments.model))
     )
-    run = EvaluationRun(pipeline, people, sampling, evaluators)
+    run = EvaluationRun(pipeline, people, sampling, evaluators, similarity, diversity)
     console.print(f"model {pipeline.name}", soft_wrap=True, highlight=False)
     console.print(people.describe(), soft_wrap=True, highlight=False, markup=False)
     if arguments.ablations:

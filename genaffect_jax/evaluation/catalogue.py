@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Better = Literal["higher", "lower", "ceiling"]
+Better = Literal["higher", "lower", "ceiling", "neither"]
 _HERE, _PAPER = "this package", "after Gen-AFFECT, arXiv 2508.09461"
 _COPIES, _SHUFFLED, _NONE = "copies of the reference", "labels shuffled within a set", "none defined"
 _AMOUNT = "the amount of the change from neutral to full that the encoder reads in the true images"
@@ -18,7 +18,8 @@ class About:
     title: str
     """What it says, for people."""
     better: Better
-    """Which way is better; `ceiling`: the nearer to the ceiling, from either side."""
+    """Which way is better; `ceiling`: the nearer to the ceiling, from either side; `neither`: both sides
+    are without fault."""
     formula: str
     """How it is computed and aggregated."""
     floor: str
@@ -133,13 +134,68 @@ ABOUT: dict[str, About] = {
         _NONE,
         _HERE,
     ),
+    "clip_score": About(
+        "agreement of image and word, to CLIP",
+        "higher",
+        "2.5 max(cosine, 0) of CLIP's embeddings of a generated image and of the text 'a face showing WORD'; mean over "
+        "images, then people",
+        _SHUFFLED,
+        "Hessel et al. 2021, arXiv 2104.08718, with this text",
+    ),
+    "dino_consistency": About(
+        "likeness of the images of a set, to DINO",
+        "ceiling",
+        "mean cosine of DINO's class tokens, after the last norm, over the pairs of a set; mean over people",
+        "sets of different people",
+        _PAPER,
+    ),
+    "seed_identity": About(
+        "one person under all seeds",
+        "higher",
+        "mean cosine of identity embeddings over the pairs of seeds of a person with a word; mean over words, people",
+        "true images of different people",
+        _HERE,
+    ),
+    "seed_expression": About(
+        "change of the expression over seeds, in hundredths of an action unit",
+        "lower",
+        "mean absolute difference of the read action-unit vectors over the pairs of seeds of a person with a word, "
+        "times 100; mean over channels, words, people",
+        "true images of a person's different words",
+        _HERE,
+    ),
+    "seed_pixels": About(
+        "change of the pixels over seeds, in levels of 255; a model that ignores its noise has 0",
+        "neither",
+        "standard deviation of a pixel over the seeds of a person with a word (divided by seeds - 1); mean over "
+        "pixels, words, people",
+        _NONE,
+        _HERE,
+    ),
 }
+
+MEASURED_WITH: dict[str, str] = {
+    "clip_score": "clip",
+    "dino_consistency": "dino",
+    "seed_identity": "diversity",
+    "seed_expression": "diversity",
+    "seed_pixels": "diversity",
+}
+"""Figures that are measured only if asked for, and the setting of the report that decides how. Two reports compare such
+a figure only where this setting is equal."""
 
 # Descriptions that take the place of those in `ABOUT` where a figure is computed otherwise.
 ONE_TRUE_IMAGE = replace(
     ABOUT["identity"], formula=f"{ABOUT['identity'].formula}; of a person with one true image, that one, and no ceiling"
 )
 _READ = "wanted is what the evaluator reads in the true image, as its vectors are no action units"
+OTHER_VECTORS: dict[str, About] = {
+    "seed_expression": replace(
+        ABOUT["seed_expression"],
+        title="change of the expression over seeds, in hundredths of the evaluator's unit",
+        formula=ABOUT["seed_expression"].formula.replace("action-unit vectors", "vectors"),
+    )
+}
 READ_IN_TRUTH: dict[str, About] = {
     "expression_error": replace(
         ABOUT["expression_error"],

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from genaffect_jax.errors import DataError
-from genaffect_jax.evaluation.catalogue import ABOUT
+from genaffect_jax.evaluation.catalogue import ABOUT, MEASURED_WITH
 from genaffect_jax.metrics.bootstrap import Interval, paired_difference, unpaired_difference
 
 # The report in the folder of an evaluation.
@@ -54,6 +54,8 @@ def read_report(path: Path) -> dict[str, Any]:
 def compare(here: dict[str, Any], there: dict[str, Any], seed: int = 0) -> dict[str, Difference]:
     """The differences of all figures that both reports have for single people.
 
+    Figures of `catalogue.MEASURED_WITH` are left out where the reports measured them in different ways.
+
     Args:
         here, there: contents of two `report.json`.
         seed: of the intervals.
@@ -70,7 +72,7 @@ def compare(here: dict[str, Any], there: dict[str, Any], seed: int = 0) -> dict[
     found = {}
     for name in ABOUT:
         first, second = (_by_person(report, name) for report in (here, there))
-        if not len(first) or not len(second):
+        if not len(first) or not len(second) or not _measured_alike(name, here, there):
             continue
         difference = (paired_difference if paired else unpaired_difference)(first, second, seed)
         found[name] = Difference(_value(here, name), _value(there, name), difference, paired)
@@ -82,6 +84,11 @@ def _people(report: dict[str, Any]) -> tuple[Any, ...]:
     settings = report["settings"]
     data = settings.get("data", {"source": "procedural"})
     return settings["protocol"], data["source"], data.get("fingerprint"), data.get("left_out", {})
+
+
+def _measured_alike(name: str, here: dict[str, Any], there: dict[str, Any]) -> bool:
+    setting = MEASURED_WITH.get(name)
+    return setting is None or here["settings"].get(setting) == there["settings"].get(setting)
 
 
 def _value(report: dict[str, Any], name: str) -> float:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from genaffect_jax.evaluation.catalogue import ABOUT, ALONG_WORDS, ONE_TRUE_IMAGE, READ_IN_TRUTH, About
+from genaffect_jax.evaluation.diversity import diversity_figures
+from genaffect_jax.evaluation.figure import Figure, mean_figure, padded
 from genaffect_jax.evaluation.groups import WorstGroup, worst_group
 from genaffect_jax.evaluation.people import NO_WORD, People
 from genaffect_jax.evaluation.protocol import INTENSITIES, Protocol, word_names, word_vectors
 from genaffect_jax.evaluation.readings import Readings
+from genaffect_jax.evaluation.similarity import similarity_figures
 from genaffect_jax.expressions.action_units import WIDTH
-from genaffect_jax.metrics.bootstrap import Interval, bootstrap, mean_of, person_means
+from genaffect_jax.metrics.bootstrap import Interval
 from genaffect_jax.metrics.copying import copy_scores
 from genaffect_jax.metrics.dial import dial_figures, read_amounts
 from genaffect_jax.metrics.expression import relative_gain
@@ -25,26 +28,6 @@ from genaffect_jax.metrics.words import Confusion, confusion_matrix, most_confus
 _NAN = float("nan")
 # Figures whose worst group of people is looked for.
 _BY_GROUP = ("identity", "expression_error", "expression_gain")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure; `catalogue.ABOUT` says what it is."""
-
-    value: Interval
-    """Of the generated images."""
-    ceiling: float
-    """Of the true images of the same people and expressions; nan where there is none."""
-    floor: float
-    """Of a model that fails in the way that the figure is about; nan where none is defined."""
-    by_person: tuple[float, ...] = ()
-    """Of each person; nan for people without it. Empty for a figure that no person has alone."""
-    other: About | None = None
-    """What it is, if it is computed otherwise than `catalogue.ABOUT` says."""
-
-    def described_as(self, about: About) -> Figure:
-        """The same numbers with a description of their own."""
-        return replace(self, other=about)
 
 
 @dataclass(frozen=True)
@@ -96,6 +79,8 @@ def evaluate(readings: Sequence[Readings], people: People, seed: int = 0) -> Eva
         **_identity_figures(read, seed),
         **_expression_figures(read, seed),
         **_image_figures(read, people.rendered, seed),
+        **similarity_figures(readings, seed),
+        **diversity_figures(readings, seed),
     }
     dials: dict[str, Dial] = {}
     if protocol.dial_people:
@@ -121,17 +106,17 @@ class _Everyone:
     def __init__(self, people: Sequence[Readings]) -> None:
         counts = [len(p.words) for p in people]
         self.counted: Bool[np.ndarray, "P V"] = np.arange(max(counts)) < np.array(counts)[:, None]
-        self.words: Int[np.ndarray, "P V"] = _padded([p.words for p in people], NO_WORD)
-        self.wanted: Float[np.ndarray, "P V W"] = _padded([p.wanted for p in people])
-        self.identity: Float[np.ndarray, "P V F"] = _padded([p.identity for p in people])
-        self.true_identity: Float[np.ndarray, "P V F"] = _padded([p.true_identity for p in people])
+        self.words: Int[np.ndarray, "P V"] = padded([p.words for p in people], NO_WORD)
+        self.wanted: Float[np.ndarray, "P V W"] = padded([p.wanted for p in people])
+        self.identity: Float[np.ndarray, "P V F"] = padded([p.identity for p in people])
+        self.true_identity: Float[np.ndarray, "P V F"] = padded([p.true_identity for p in people])
         references = np.stack([p.reference_identity for p in people])
         # As many as there are images: copies of the reference.
         self.copied_identity: Float[np.ndarray, "P V F"] = np.repeat(references[:, None], max(counts), 1)
-        self.expression: Float[np.ndarray, "P V W"] = _padded([p.expression for p in people])
-        self.true_expression: Float[np.ndarray, "P V W"] = _padded([p.true_expression for p in people])
+        self.expression: Float[np.ndarray, "P V W"] = padded([p.expression for p in people])
+        self.true_expression: Float[np.ndarray, "P V W"] = padded([p.true_expression for p in people])
         self.reference_expression: Float[np.ndarray, "P W"] = np.stack([p.reference_expression for p in people])
-        self.sharpness: Float[np.ndarray, "P V"] = _padded([p.sharpness for p in people])
+        self.sharpness: Float[np.ndarray, "P V"] = padded([p.sharpness for p in people])
         self.variation: Float[np.ndarray, " P"] = np.stack([p.variation for p in people])
         self.true_variation: Float[np.ndarray, " P"] = np.stack([p.true_variation for p in people])
 
@@ -161,26 +146,6 @@ class _Everyone:
         return self.counted.sum(1, keepdims=True) > 1
 
 
-def _padded(values: Sequence[np.ndarray], filler: float = float("nan")) -> Shaped[np.ndarray, "P V *F"]:
-    """Arrays of different lengths in one, filled up at their ends."""
-    longest = max(len(one) for one in values)
-    widths = [[(0, longest - len(one))] + [(0, 0)] * (one.ndim - 1) for one in values]
-    return np.stack([
-        np.pad(one, width, constant_values=filler) if len(one) < longest else one
-        for one, width in zip(values, widths, strict=True)
-    ])  # fmt: skip
-
-
-def _mean(seed: int, values: np.ndarray, ceiling: np.ndarray | float, floor: np.ndarray | float) -> Figure:
-    """A figure that is the mean over people of numbers [P] or [P, V], as ceiling and floor are unless known."""
-
-    def known(x: np.ndarray | float) -> float:
-        return x if isinstance(x, float) else mean_of(x)(np.arange(len(x)))
-
-    value = bootstrap(mean_of(values), len(values), seed=seed)
-    return Figure(value, known(ceiling), known(floor), tuple(person_means(values).tolist()))
-
-
 def _identity_figures(read: _Everyone, seed: int) -> dict[str, Figure]:
     made, true, copied = read.identity, read.true_identity, read.copied_identity
     other_image, stranger = read.next_image(true), read.next_person(true)
@@ -191,15 +156,15 @@ def _identity_figures(read: _Everyone, seed: int) -> dict[str, Figure]:
         return np.array([mean_cosine(one[None]) if len(one) > 1 else _NAN for one in sets])
 
     figures = {
-        "identity": _mean(seed, _cosine(made, other_image), ceiling, _cosine(made, stranger)),
-        "copy_score": _mean(seed, *(copy_scores(x, true, copied) for x in (made, true, copied))),
+        "identity": mean_figure(seed, _cosine(made, other_image), ceiling, _cosine(made, stranger)),
+        "copy_score": mean_figure(seed, *(copy_scores(x, true, copied) for x in (made, true, copied))),
     }
     if not read.several.all():
         figures["identity"] = figures["identity"].described_as(ONE_TRUE_IMAGE)
     if read.several.any():
         mixed = [column[here] for column, here in zip(true.swapaxes(0, 1), read.counted.T, strict=True)]
         floor = float(np.nanmean(within(mixed)))
-        figures["set_consistency"] = _mean(seed, within(read.sets(made)), within(read.sets(true)), floor)
+        figures["set_consistency"] = mean_figure(seed, within(read.sets(made)), within(read.sets(true)), floor)
     return figures
 
 
@@ -216,8 +181,8 @@ def _expression_figures(read: _Everyone, seed: int) -> dict[str, Figure]:
         return np.array([relative_gain(*one) for one in sets])
 
     figures = {
-        "expression_error": _mean(seed, error(made, wanted), error(true, wanted), error(made, shuffled)),
-        "expression_gain": _mean(seed, gain(made), gain(true), gain(copied)),
+        "expression_error": mean_figure(seed, error(made, wanted), error(true, wanted), error(made, shuffled)),
+        "expression_gain": mean_figure(seed, gain(made), gain(true), gain(copied)),
     }
     if wanted.shape[-1] != WIDTH:
         return {name: figure.described_as(READ_IN_TRUTH[name]) for name, figure in figures.items()}
@@ -227,7 +192,7 @@ def _expression_figures(read: _Everyone, seed: int) -> dict[str, Figure]:
     by_word = [_ranks(found, words) for found, words in ((made, read.words), (true, read.words), (made, next_words))]
     for top in (1, 5):
         shares = (np.where(np.isnan(ranks), _NAN, retrieval(ranks, top)) for ranks in by_word)
-        figures[f"word_top{top}"] = _mean(seed, *shares)
+        figures[f"word_top{top}"] = mean_figure(seed, *shares)
     return figures
 
 
@@ -258,8 +223,8 @@ def _image_figures(read: _Everyone, rendered: bool, seed: int) -> dict[str, Figu
     # No interval: drawn with replacement, people are fewer, and their distance is larger than that of all.
     figures = {"identity_frechet": Figure(Interval(found, _NAN, _NAN, len(read.identity), 0.95), 0.0, copied)}
     if rendered:
-        figures["sharpness"] = _mean(seed, read.sharpness, 1.0, _NAN)
-        figures["background_variation"] = _mean(seed, read.variation, read.true_variation, _NAN)
+        figures["sharpness"] = mean_figure(seed, read.sharpness, 1.0, _NAN)
+        figures["background_variation"] = mean_figure(seed, read.variation, read.true_variation, _NAN)
     return figures
 
 
@@ -269,7 +234,7 @@ def _dial_figures(
     read, true = (np.stack([getattr(p, name) for p in people]) for name in ("dial_expression", "true_dial_expression"))
     references = np.stack([p.reference_identity for p in people])[:, None, None]
     cosines = _cosine(np.stack([p.dial_identity for p in people]), references)
-    figures = {"dial_identity_loss": _mean(seed, cosines[..., 0] - cosines[..., -1], _NAN, _NAN)}
+    figures = {"dial_identity_loss": mean_figure(seed, cosines[..., 0] - cosines[..., -1], _NAN, _NAN)}
     full_amount = INTENSITIES.index(1.0)
     made_amounts = true_amounts = np.zeros((len(people), len(protocol.dial_words), 0))
     if true.shape[1]:
@@ -305,7 +270,7 @@ def _evenness(
     found, expected = (None if amounts is None else dial_figures(amounts, intensities) for amounts in (made, true))
     assert found is not None
     return {
-        f"dial_{name}": _mean(
+        f"dial_{name}": mean_figure(
             seed, getattr(found, field), _NAN if expected is None else getattr(expected, field), floor
         )
         for name, field, floor in (

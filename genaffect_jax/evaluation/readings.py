@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,22 @@ class Readings:
     """Expression vectors along the generated dials."""
     true_dial_expression: Float[np.ndarray, "D I W"]
     """The same along the true dials; D is 0 where there are none."""
+    seed_places: Int[np.ndarray, " S"] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Places in `words` of the S words that were sampled under N seeds; S is 0 for people without them."""
+    seed_identity: Float[np.ndarray, "S N F"] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
+    """Embeddings of a word's images under all seeds."""
+    seed_expression: Float[np.ndarray, "S N W"] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
+    """Expression vectors read in the same images."""
+    seed_deviation: Float[np.ndarray, " S"] = field(default_factory=lambda: np.zeros(0, np.float32))
+    """`metrics.diversity.pixel_deviation` of the same images."""
+    text_cosine: Float[np.ndarray, "V V"] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """CLIP's cosines of each generated image (row) and the prompt of each word; V is 0 without CLIP."""
+    true_text_cosine: Float[np.ndarray, "V V"] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """The same of the true images."""
+    dino: Float[np.ndarray, "V E"] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """DINO's embeddings of the generated images; V is 0 without DINO."""
+    true_dino: Float[np.ndarray, "V E"] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """The same of the true images."""
 
     def save(self, path: Path) -> None:
         """Writes an `.npz` file, whole or not at all."""

@@ -22,7 +22,7 @@ NOT_MEASURED = "not measured"
 # Figures whose worst people are shown, and how many.
 _WITH_WORST_PEOPLE, _WORST_PEOPLE = ("identity", "expression_error"), 4
 # Which way a figure is better.
-AIM = {"higher": "↑", "lower": "↓", "ceiling": "→ ceiling"}
+AIM = {"higher": "↑", "lower": "↓", "ceiling": "→ ceiling", "neither": "(no aim)"}
 
 
 def write_report(
@@ -67,6 +67,7 @@ def as_markdown(evaluation: Evaluation, settings: dict[str, Any]) -> str:
         f"Model: {settings['model']}. {settings['people']} Identity is read by "
         f"{settings['evaluators']['identity']}, expressions by {settings['evaluators']['expression']}. Intervals are "
         "95 % bootstrap intervals over people.",
+        *_measured_if_asked_for(settings),
         "",
         "| figure | | value | interval | ceiling (true images) | floor | floor is |",
         "|---|---|---|---|---|---|---|",
@@ -97,6 +98,21 @@ def as_markdown(evaluation: Evaluation, settings: dict[str, Any]) -> str:
         for name, about in ((name, evaluation.about(name)) for name in ABOUT)
     ]
     return "\n".join(lines) + "\n"
+
+
+def _measured_if_asked_for(settings: dict[str, Any]) -> list[str]:
+    """A line for each setting of `catalogue.MEASURED_WITH` that is on."""
+    lines = [
+        f"{name} is computed by {settings[setting]}."
+        for name, setting in (("clip_score", "clip"), ("dino_consistency", "dino"))
+        if settings.get(setting)
+    ]
+    if diversity := settings.get("diversity"):
+        people = min(diversity["people"], settings["protocol"]["people"])
+        lines.append(
+            f"Figures of seeds are of {people} people, each with the same words under {diversity['seeds']} seeds."
+        )
+    return [line for text in lines for line in ("", text)]
 
 
 def comparison_as_markdown(against: Mapping[str, Difference]) -> str:

@@ -17,10 +17,12 @@ from jaxtyping import UInt8
 from genaffect_jax.config import SamplingConfig
 from genaffect_jax.data.face_encoders import ExpressionEncoder
 from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.evaluation.diversity import Diversity, with_seeds
 from genaffect_jax.evaluation.figures import Evaluation, evaluate
 from genaffect_jax.evaluation.people import People, Person, request
 from genaffect_jax.evaluation.protocol import INTENSITIES
 from genaffect_jax.evaluation.readings import Evaluators, Readings, read_person
+from genaffect_jax.evaluation.similarity import SimilarityEncoders, with_similarity
 from genaffect_jax.expressions.action_units import WIDTH
 from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.io.image_grid import contact_sheet, write_png
@@ -49,6 +51,10 @@ class EvaluationRun:
     """How."""
     evaluators: Evaluators
     """What reads the images."""
+    similarity: SimilarityEncoders = dataclasses.field(default_factory=SimilarityEncoders)
+    """CLIP and DINO, where they are given."""
+    diversity: Diversity | None = None
+    """Who is sampled under several seeds; None: nobody."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -61,6 +67,8 @@ class EvaluationRun:
             "protocol": dataclasses.asdict(protocol) | {"dial_words": list(protocol.dial_words)},
             "sampling": json.loads(json.dumps(dataclasses.asdict(self.sampling))),
             "evaluators": self.evaluators.names(),
+            **self.similarity.descriptions(),
+            "diversity": None if self.diversity is None else dataclasses.asdict(self.diversity),
         }
 
 
@@ -179,11 +187,15 @@ def run_evaluation(run: EvaluationRun, out: Path) -> Evaluation:
             begun = time.perf_counter()
             person = people[place]
             images, dials = _sample(run, person, with_dials=place < people.protocol.dial_people)
+            seeds = _sample_seeds(run, person, place)
             sampled = time.perf_counter()
             truth = person.true_images(images.shape[1])
-            write_png(_sheet(person.labels, images, truth), files[place].with_suffix(".png"))
-            # Written last: a person with readings is done.
-            read_person(place, people, run.evaluators, images, truth, dials).save(files[place])
+            write_png(_sheet(person.labels, images, truth), files[place].with_suffix(".png"), fast=True)
+            readings = read_person(place, people, run.evaluators, images, truth, dials)
+            readings = with_similarity(readings, run.similarity, images, truth)
+            if len(seeds):
+                readings = with_seeds(readings, run.evaluators, seeds)
+            readings.save(files[place])  # written last: a person with readings is done
             if i:  # the first person of a process waits for compilation
                 Cost.read(out).plus(sampled - begun, time.perf_counter() - sampled).write(out)
             step(1)
@@ -194,18 +206,28 @@ def _sample(
     run: EvaluationRun, person: Person, with_dials: bool
 ) -> tuple[UInt8[np.ndarray, "V S S 3"], UInt8[np.ndarray, "D*I S S 3"]]:
     """The images of a person's expressions and dials."""
-    identity = person.identity
-
-    def sample(labels: Sequence[str]) -> np.ndarray:
-        anchors = None if run.sampling.anchors is None else min(run.sampling.anchors, len(labels))
-        settings = dataclasses.replace(run.sampling, anchors=anchors)
-        return run.pipeline(identity, request(labels), settings=settings).images
-
-    images = sample(person.labels)
+    images = _sample_set(run, person, person.labels)
     # One set for each word: shared tokens, where they are on, are those of one dial.
     each, dials = len(INTENSITIES), run.people.protocol.dials if with_dials else []
-    sets = [sample(dials[i : i + each]) for i in range(0, len(dials), each)]
+    sets = [_sample_set(run, person, dials[i : i + each]) for i in range(0, len(dials), each)]
     return images, np.concatenate(sets) if sets else images[:0]
+
+
+def _sample_seeds(run: EvaluationRun, person: Person, place: int) -> UInt8[np.ndarray, "K N S S 3"]:
+    """Some of a person's expressions under several seeds, one set for each seed; none for people without diversity."""
+    if run.diversity is None or place >= run.diversity.people:
+        return np.zeros((0, 0, 0, 0, 3), np.uint8)
+    labels = [person.labels[i] for i in run.diversity.places(len(person.labels))]
+    seeds = range(run.sampling.seed, run.sampling.seed + run.diversity.seeds)
+    runs = [dataclasses.replace(run, sampling=dataclasses.replace(run.sampling, seed=seed)) for seed in seeds]
+    return np.stack([_sample_set(one, person, labels) for one in runs], axis=1)
+
+
+def _sample_set(run: EvaluationRun, person: Person, labels: Sequence[str]) -> UInt8[np.ndarray, "E S S 3"]:
+    """The images of one set of a person."""
+    anchors = None if run.sampling.anchors is None else min(run.sampling.anchors, len(labels))
+    settings = dataclasses.replace(run.sampling, anchors=anchors)
+    return run.pipeline(person.identity, request(labels), settings=settings).images
 
 
 def _sheet(

@@ -57,10 +57,13 @@ def _fit(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
     return label + "…"
 
 
-def write_png(image: UInt8[np.ndarray, "H W 3"], path: Path, text: Mapping[str, str] | None = None) -> None:
-    """Writes a PNG atomically, with `text` as its text chunks."""
+def write_png(
+    image: UInt8[np.ndarray, "H W 3"], path: Path, text: Mapping[str, str] | None = None, *, fast: bool = False
+) -> None:
+    """Writes a PNG atomically, with `text` as its text chunks; `fast` spends a tenth of the time on an eighth more."""
     information = PngInfo()
     for key, value in (text or {}).items():
         information.add_itxt(key, value)
+    effort: dict[str, int] = {"compress_level": 3} if fast else {"optimize": True}
     with new_file(path) as temporary:
-        Image.fromarray(np.asarray(image)).save(temporary, format="PNG", pnginfo=information, optimize=True)
+        Image.fromarray(np.asarray(image)).save(temporary, format="PNG", pnginfo=information, **effort)

@@ -77,6 +77,18 @@ def test_reports_of_other_evaluators_or_damaged_ones_are_refused(tmp_path):
     assert read_report(tmp_path) == read_report(tmp_path / "report.json") == report(normal(0))
 
 
+def test_figures_that_are_measured_on_request_are_compared_only_where_they_were_measured_alike():
+    first, second = report(normal(0)), report(normal(1))
+    for one in (first, second):
+        one["figures"] |= dict.fromkeys(("clip_score", "seed_pixels"), one["figures"]["identity"])
+    assert set(compare(first, second)) == {"identity", "clip_score", "seed_pixels"}
+    first["settings"] |= {"clip": "CLIPModel a", "diversity": {"seeds": 4}}
+    second["settings"] |= {"clip": "CLIPModel b", "diversity": {"seeds": 4}}
+    assert set(compare(first, second)) == {"identity", "seed_pixels"}
+    second["settings"]["clip"], second["settings"]["diversity"] = "CLIPModel a", {"seeds": 5}
+    assert set(compare(first, second)) == {"identity", "clip_score"}
+
+
 @pytest.mark.parametrize("higher_is_better", [True, False])
 def test_a_planted_bad_group_is_the_worst_group(higher_is_better):
     worse = np.array([known["glasses"] == "yes" for known in KNOWN])

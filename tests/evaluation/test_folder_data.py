@@ -25,7 +25,8 @@ from genaffect_jax.checkpoints.components import FaceEncoders
 from genaffect_jax.config import SamplingConfig
 from genaffect_jax.data.sources.folder import open_folder
 from genaffect_jax.errors import ConfigError, DataError
-from genaffect_jax.evaluation.catalogue import ABOUT, READ_IN_TRUTH
+from genaffect_jax.evaluation.catalogue import ABOUT, MEASURED_WITH, READ_IN_TRUTH
+from genaffect_jax.evaluation.diversity import Diversity
 from genaffect_jax.evaluation.figures import evaluate
 from genaffect_jax.evaluation.people import NO_WORD
 from genaffect_jax.evaluation.procedural_people import ProceduralPeople, true_images
@@ -33,6 +34,7 @@ from genaffect_jax.evaluation.protocol import INTENSITIES, Protocol, word_names
 from genaffect_jax.evaluation.readings import Evaluators, read_person
 from genaffect_jax.evaluation.report import as_json, as_markdown
 from genaffect_jax.evaluation.run import EvaluationRun, load_evaluators, run_evaluation
+from genaffect_jax.evaluation.similarity import SimilarityEncoders
 from genaffect_jax.expressions.action_units import neutral
 from genaffect_jax.expressions.grammar import parse_expression
 from genaffect_jax.io.image_grid import write_png
@@ -88,7 +90,8 @@ def test_a_folder_of_rendered_people_has_the_figures_of_the_rendered_people(answ
 def test_true_images_reach_the_ceiling_and_what_needs_a_renderer_is_not_measured(root, evaluators):
     people = opened(root)
     found = figures_of(people, Model(), evaluators)
-    assert set(ABOUT) - set(found.figures) == NOT_FOR_PHOTOS | {name for name in ABOUT if name.startswith("dial_")}
+    dials = {name for name in ABOUT if name.startswith("dial_")}
+    assert set(ABOUT) - set(found.figures) == NOT_FOR_PHOTOS | dials | set(MEASURED_WITH)
     for name, figure in found.figures.items():
         assert figure.value.value == pytest.approx(figure.ceiling, abs=1e-6), name
     settings = {"model": "m", "people": people.describe(), "evaluators": evaluators.names()}
@@ -255,3 +258,46 @@ def test_an_image_that_is_gone_ends_the_run_with_its_name(tmp_path):
     (tmp_path / "r" / "p1" / "joy.png").unlink()
     with pytest.raises(DataError, match=r"p1/joy\.png: was readable when the folder was checked"):
         run_evaluation(EvaluationRun(Model(), people, SamplingConfig(), QUICK), tmp_path / "out")
+
+
+class Words(Directions):
+    """Stands for CLIP and DINO: an image's colours, and one direction for every text."""
+
+    description = "words"
+
+    def images(self, images):
+        return self(images)
+
+    def texts(self, texts):
+        self.asked = list(texts)
+        return np.tile(np.array([[0.6, 0.8, 0.0]], np.float32), (len(texts), 1))
+
+
+def test_clip_dino_and_seeds_take_people_with_different_numbers_of_images_and_labels_that_are_no_words(tmp_path):
+    render(tmp_path / "r", 0, "neutral", "joy")
+    for person in (1, 2):
+        render(tmp_path / "r", person, "neutral", "joy", "anger", "AU1=1")
+    similarity = SimilarityEncoders(Words(), Words())
+    run = EvaluationRun(
+        Model(), opened(tmp_path / "r"), SamplingConfig(), QUICK, similarity, Diversity(people=3, seeds=2)
+    )
+    found = run_evaluation(run, tmp_path / "out")
+    assert similarity.clip.asked == ["a face showing anger", "a face showing joy"]  # not AU1=1
+    assert found.figures["clip_score"].value.value == pytest.approx(found.figures["clip_score"].ceiling)
+    # Equal texts: shuffled labels score alike, where the next label is a word.
+    images = true_images(1, np.stack([parse_expression(word).vector for word in ("anger", "joy")]), SIDE)
+    expected = 2.5 * Directions()(images) @ np.array([0.6, 0.8, 0.0])
+    assert found.figures["clip_score"].by_person[1] == pytest.approx(expected.mean(), rel=1e-5)
+    assert np.isnan(found.figures["dino_consistency"].by_person[0])
+    assert found.figures["dino_consistency"].value.value == pytest.approx(found.figures["dino_consistency"].ceiling)
+    assert found.figures["seed_identity"].value.value == pytest.approx(1, abs=1e-5)
+    assert found.figures["seed_expression"].by_person == (0, 0, 0)
+    assert "the evaluator's unit" in found.about("seed_expression").title
+    assert "Figures of seeds are of 3 people" in as_markdown(found, run.settings)
+
+
+def test_without_words_clip_has_no_score(tmp_path):
+    for person in (0, 1):
+        render(tmp_path / "r", person, "neutral", "AU1=1", "AU12=1")
+    run = EvaluationRun(Model(), opened(tmp_path / "r"), SamplingConfig(), QUICK, SimilarityEncoders(clip=Words()))
+    assert "clip_score" not in run_evaluation(run, tmp_path / "out").figures

@@ -48,6 +48,15 @@ def test_a_png_keeps_its_pixels_and_text(tmp_path):
         np.testing.assert_array_equal(np.asarray(read), image)
 
 
+def test_a_png_that_is_written_fast_keeps_its_pixels_and_text_and_is_compressed(tmp_path):
+    sheet = contact_sheet(images(8), [f"{i}" for i in range(8)])
+    write_png(sheet, tmp_path / "a.png", {"Comment": "generated image"}, fast=True)
+    with Image.open(tmp_path / "a.png") as read:
+        assert read.text == {"Comment": "generated image"}
+        np.testing.assert_array_equal(np.asarray(read), sheet)
+    assert (tmp_path / "a.png").stat().st_size < sheet.nbytes / 4
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     write_png(images(1)[0], tmp_path / "a.png")
     before = (tmp_path / "a.png").read_bytes()
