@@ -66,8 +66,10 @@ class Pipeline:
     Attributes:
         config: the run that trained the model.
         name: names the model in `set.json`: run folder, step, LoRA files with their weights, checksums of all files.
+        faces: the face encoders that the model is conditioned on.
         space: expression vectors of words and image files.
         photos: reads image files.
+        prompts: text embeddings of all prompts; None for a model that reads none.
         sampler: runs the program in chunks.
     """
 
@@ -86,9 +88,10 @@ class Pipeline:
         """Takes the parts as they are; use `Pipeline.load`."""
         self.config = config
         self.name = name
+        self.faces = faces
         self.space = space
         self.photos = photos
-        self._table = prompts
+        self.prompts = prompts
         frozen_components: dict[str, Any] = {"autoencoder": autoencoder}
         if prompts is not None:
             frozen_components["prompts"] = Prompts.of(prompts, config.text.negative)
@@ -312,8 +315,8 @@ class Pipeline:
     ) -> SampleRequest:
         vectors = np.array([e.vector for e in expressions], np.float32)
         rows = None
-        if self._table is not None:
-            rows = self._table.rows([prompt_for(e, self.config.text) for e in expressions])
+        if self.prompts is not None:
+            rows = self.prompts.rows([prompt_for(e, self.config.text) for e in expressions])
         noise = np.zeros_like(noise_ids) if settings.set_seed_noise == "shared" else noise_ids
         width = self.config.model.conditioning.expression_width
         return SampleRequest(vectors.reshape(len(expressions), width), noise, rows)
@@ -325,7 +328,7 @@ class Pipeline:
             "identity": names[0] if len(names) == 1 else names,
             "align": self.photos.align,
             **json.loads(to_json(settings)),
-            **({} if self._table is None else {"prompts": [prompt_for(e, self.config.text) for e in wanted]}),
+            **({} if self.prompts is None else {"prompts": [prompt_for(e, self.config.text) for e in wanted]}),
             "config": json.loads(to_json(self.config.model)),
             "versions": {
                 "python": sys.version.split()[0],

@@ -46,10 +46,15 @@ def split_identities(source: Source, holdout: float, seed: int) -> tuple[list[st
     names = sorted(place)
     if holdout == 0.0 or len(names) < 2:
         return names, []
-    held = {name for name in names if place[name] < holdout} or {min(names, key=place.__getitem__)}
+    held = {name for name in names if is_held_out(name, holdout, seed)} or {min(names, key=place.__getitem__)}
     if len(held) == len(names):
         held.remove(max(names, key=place.__getitem__))
     return [n for n in names if n not in held], [n for n in names if n in held]
+
+
+def is_held_out(name: str, holdout: float, seed: int) -> bool:
+    """The rule of `split_identities` for one person, without its exceptions, which depend on all the others."""
+    return _unit_hash(seed, name) < holdout
 
 
 @dataclass(frozen=True)

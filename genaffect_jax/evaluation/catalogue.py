@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Better = Literal["higher", "lower", "ceiling", "neither"]
@@ -183,3 +183,30 @@ MEASURED_WITH: dict[str, str] = {
 }
 """Figures that are measured only if asked for, and the setting of the report that decides how. Two reports compare such
 a figure only where this setting is equal."""
+
+# Descriptions that take the place of those in `ABOUT` where a figure is computed otherwise.
+ONE_TRUE_IMAGE = replace(
+    ABOUT["identity"], formula=f"{ABOUT['identity'].formula}; of a person with one true image, that one, and no ceiling"
+)
+_READ = "wanted is what the evaluator reads in the true image, as its vectors are no action units"
+OTHER_VECTORS: dict[str, About] = {
+    "seed_expression": replace(
+        ABOUT["seed_expression"],
+        title="change of the expression over seeds, in hundredths of the evaluator's unit",
+        formula=ABOUT["seed_expression"].formula.replace("action-unit vectors", "vectors"),
+    )
+}
+READ_IN_TRUTH: dict[str, About] = {
+    "expression_error": replace(
+        ABOUT["expression_error"],
+        title="distance of the expression to the true image's, in hundredths of the evaluator's unit",
+        formula="mean absolute difference of the vectors read in generated and true image, times 100; mean over "
+        f"channels, images, people; {_READ}",
+    ),
+    "expression_gain": replace(ABOUT["expression_gain"], formula=f"{ABOUT['expression_gain'].formula}; {_READ}"),
+}
+_ALONG = "the amount of the change from intensity 0 along the action units of the word"
+ALONG_WORDS: dict[str, About] = {
+    name: replace(ABOUT[name], formula=ABOUT[name].formula.replace(_AMOUNT, _ALONG))
+    for name in ("dial_correlation", "dial_monotone", "dial_dead_zone")
+}

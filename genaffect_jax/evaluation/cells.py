@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from genaffect_jax.evaluation.catalogue import ABOUT
 from genaffect_jax.evaluation.comparison import Difference
 from genaffect_jax.evaluation.figures import Evaluation
-from genaffect_jax.evaluation.readings import person_name
 from genaffect_jax.metrics.bootstrap import Interval
 
 NOT_MEASURED = "not measured"
@@ -24,7 +23,7 @@ class WorstPerson:
     """One of the people with the worst values of a figure."""
 
     person: int
-    """Number in the protocol."""
+    """Place among the people."""
     name: str
     """What the pipeline calls the person."""
     value: float
@@ -43,7 +42,7 @@ def worst_people(evaluation: Evaluation, name: str) -> list[WorstPerson]:
     sign = -1 if ABOUT[name].better == "higher" else 1
     known = [(sign * value, person) for person, value in enumerate(by_person) if not math.isnan(value)]
     worst = sorted(known, reverse=True)[:_WORST_PEOPLE]
-    return [WorstPerson(person, person_name(person), sign * value) for value, person in worst]
+    return [WorstPerson(person, evaluation.names[person], sign * value) for value, person in worst]
 
 
 def number(value: float) -> str:
@@ -58,7 +57,7 @@ def interval(found: Interval) -> str:
 
 def figure_cells(evaluation: Evaluation, name: str) -> list[str]:
     """Name, title, value, interval, ceiling, floor, and what the floor is."""
-    figure, about = evaluation.figures.get(name), ABOUT[name]
+    figure, about = evaluation.figures.get(name), evaluation.about(name)
     title = f"{about.title} {AIM[about.better]}"
     if figure is None:
         return [name, title, NOT_MEASURED, "", "", "", about.floor]

@@ -68,7 +68,7 @@ def compare(here: dict[str, Any], there: dict[str, Any], seed: int = 0) -> dict[
             f"the reports are of other evaluators ({there['settings']['evaluators']}, here "
             f"{here['settings']['evaluators']}): their figures cannot be compared"
         )
-    paired = here["settings"]["protocol"] == there["settings"]["protocol"]
+    paired = _people(here) == _people(there)
     found = {}
     for name in ABOUT:
         first, second = (_by_person(report, name) for report in (here, there))
@@ -77,6 +77,13 @@ def compare(here: dict[str, Any], there: dict[str, Any], seed: int = 0) -> dict[
         difference = (paired_difference if paired else unpaired_difference)(first, second, seed)
         found[name] = Difference(_value(here, name), _value(there, name), difference, paired)
     return found
+
+
+def _people(report: dict[str, Any]) -> tuple[Any, ...]:
+    """All that decides the people and what was asked for; reports without `data` are of procedural people."""
+    settings = report["settings"]
+    data = settings.get("data", {"source": "procedural"})
+    return settings["protocol"], data["source"], data.get("fingerprint"), data.get("left_out", {})
 
 
 def _measured_alike(name: str, here: dict[str, Any], there: dict[str, Any]) -> bool:

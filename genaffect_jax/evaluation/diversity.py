@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from genaffect_jax.errors import require
-from genaffect_jax.evaluation.figure import Figure, mean_figure
+from genaffect_jax.evaluation.catalogue import OTHER_VECTORS
+from genaffect_jax.evaluation.figure import Figure, mean_figure, padded
 from genaffect_jax.evaluation.readings import Evaluators, Readings
+from genaffect_jax.expressions.action_units import WIDTH
 from genaffect_jax.metrics.diversity import mean_pairwise_difference, pixel_deviation
 from genaffect_jax.metrics.identity import mean_cosine
 
@@ -74,13 +76,19 @@ def diversity_figures(people: Sequence[Readings], seed: int = 0) -> dict[str, Fi
     sampled = [p for p in people if len(p.seed_places)]
     if not sampled:
         return {}
-    places = sampled[0].seed_places
-    identity = np.array([[mean_cosine(word[None]) for word in p.seed_identity] for p in sampled])
-    strangers = np.stack([p.true_identity[places] for p in people], axis=1)
-    expression = 100.0 * mean_pairwise_difference(np.stack([p.seed_expression for p in sampled]))
-    others = mean_pairwise_difference(np.stack([p.true_expression[places] for p in sampled]))
-    return {
+    identity = padded([np.array([mean_cosine(word[None]) for word in p.seed_identity]) for p in sampled])
+    expression = padded([100.0 * mean_pairwise_difference(p.seed_expression) for p in sampled])
+    deviation = padded([p.seed_deviation for p in sampled])
+    most = max((p.seed_places for p in sampled), key=len)
+    strangers = np.stack([p.true_identity[most % len(p.words)] for p in people], axis=1)
+    others = np.array([
+        mean_pairwise_difference(p.true_expression[p.seed_places]) if len(p.seed_places) > 1 else _NAN for p in sampled
+    ])  # fmt: skip
+    figures = {
         "seed_identity": mean_figure(seed, identity, 1.0, mean_cosine(strangers)),
         "seed_expression": mean_figure(seed, expression, 0.0, 100.0 * others),
-        "seed_pixels": mean_figure(seed, np.stack([p.seed_deviation for p in sampled]), 0.0, _NAN),
+        "seed_pixels": mean_figure(seed, deviation, 0.0, _NAN),
     }
+    if sampled[0].expression.shape[-1] != WIDTH:
+        figures["seed_expression"] = figures["seed_expression"].described_as(OTHER_VECTORS["seed_expression"])
+    return figures

@@ -1,14 +1,13 @@
-"""Groups of people by what the renderer knows of them: whom does a model serve worst?"""
+"""Groups of people by their attributes: whom does a model serve worst?"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from genaffect_jax.avatars import sample_identity
-from genaffect_jax.evaluation.protocol import FIRST_PERSON
 from genaffect_jax.metrics.bootstrap import Interval, unpaired_difference
 
 # Smaller groups are not looked at: their means are noise.
@@ -30,35 +29,26 @@ class WorstGroup:
     little."""
 
 
-def attributes(person: int) -> dict[str, str]:
-    """The attributes of a person of the protocol by which groups are made."""
-    identity = sample_identity(FIRST_PERSON + person)
-    return {
-        "skin": ("light", "medium", "deep")[min(int(identity.skin_tone * 3), 2)],
-        "age": "lined" if identity.wrinkles >= 0.4 else "smooth",
-        "glasses": "no" if identity.glasses == "none" else "yes",
-        "facial hair": "no" if identity.facial_hair == "none" else "yes",
-        "freckles": "yes" if identity.freckles > 0 else "no",
-        "hair": identity.hair_style,
-        "background": identity.background,
-    }
-
-
-def worst_group(by_person: Float[np.ndarray, " P"], higher_is_better: bool, seed: int = 0) -> WorstGroup | None:
+def worst_group(
+    by_person: Float[np.ndarray, " P"],
+    attributes: Sequence[Mapping[str, str]],
+    higher_is_better: bool,
+    seed: int = 0,
+) -> WorstGroup | None:
     """The group whose mean is furthest on the bad side.
 
     Args:
-        by_person: a figure of every person, in the order of the protocol.
+        by_person: a figure of every person.
+        attributes: those of every person, with the same names; without names there is no group.
         higher_is_better: which side is bad.
         seed: of the interval.
 
     Returns:
         The group; None if no attribute divides the people into groups of at least `SMALLEST_GROUP`.
     """
-    known = [attributes(person) for person in range(len(by_person))]
     worst: tuple[float, str, np.ndarray] | None = None
-    for name in known[0]:
-        values = np.array([one[name] for one in known])
+    for name in attributes[0]:
+        values = np.array([one[name] for one in attributes])
         for value in sorted(set(values.tolist())):
             inside = (values == value) & np.isfinite(by_person)
             if not SMALLEST_GROUP <= inside.sum() <= np.isfinite(by_person).sum() - SMALLEST_GROUP:

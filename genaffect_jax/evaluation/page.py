@@ -62,7 +62,7 @@ def as_html(
     body += _worst(evaluation, out)
     if against is not None:
         body += _comparison(against)
-    return document(f"Evaluation of {settings['model']}", *body, *_formulas())
+    return document(f"Evaluation of {settings['model']}", *body, *_formulas(evaluation))
 
 
 def head(settings: Mapping[str, Any]) -> Html:
@@ -106,8 +106,8 @@ def _sampling(sampling: Mapping[str, Any]) -> list[str]:
 
 def _figures(evaluation: Evaluation) -> list[Html]:
     rows = []
-    for name, about in ABOUT.items():
-        found = evaluation.figures.get(name)
+    for name in ABOUT:
+        found, about = evaluation.figures.get(name), evaluation.about(name)
         title = joined([name, element("small", about.title)])
         if found is None:
             rows.append([title, AIM[about.better], NOT_MEASURED])
@@ -122,7 +122,7 @@ def _figures(evaluation: Evaluation) -> list[Html]:
         element(
             "p",
             "The ceiling is what true images of the same people and expressions reach; the floor, a model that fails "
-            "in the way that the figure is about. Intervals are bootstrap intervals over people. Each line goes "
+            "in the way that the figure is about. Intervals are over people. Each line goes "
             "from the floor to the ceiling: the blue mark is the value, the pale band its interval, an arrowhead a "
             "value far beyond an end.",
             class_="muted",
@@ -303,8 +303,8 @@ def _comparison(against: Mapping[str, Difference]) -> list[Html]:
     ]
 
 
-def _formulas() -> list[Html]:
-    rows = [[name, about.formula, about.source] for name, about in ABOUT.items()]
+def _formulas(evaluation: Evaluation) -> list[Html]:
+    rows = [[name, about.formula, about.source] for name in ABOUT for about in [evaluation.about(name)]]
     return [
         element("h2", "How the figures are computed"),
         table(["figure", "formula", "source"], rows, caption="Formulas and sources"),

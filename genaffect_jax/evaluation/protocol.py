@@ -23,9 +23,10 @@ class Protocol:
     """Who is sampled, with which expressions."""
 
     people: int = 64
-    """Procedural avatars, at least 2."""
+    """People, at least 2."""
     expressions: int = 24
-    """Words of each person, 2 to 135, spread over the 135 words; each person's begin one word later."""
+    """Words of each procedural person, 2 to 135, spread over the 135 words; each person's begin one word later. Of
+    people in a folder, the largest number of images."""
     dial_people: int = 8
     """People for whom dials are sampled too, from the first on; 0 for none."""
     dial_words: tuple[str, ...] = DIAL_WORDS

@@ -9,21 +9,23 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from genaffect_jax.avatars import render, sample_identity
 from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
 from genaffect_jax.errors import DataError
-from genaffect_jax.evaluation.protocol import FIRST_PERSON, INTENSITIES, Protocol
-from genaffect_jax.expressions.action_units import neutral
+from genaffect_jax.evaluation.people import People
+from genaffect_jax.evaluation.protocol import INTENSITIES
+from genaffect_jax.expressions.action_units import WIDTH
 from genaffect_jax.io.atomic import new_file
 from genaffect_jax.metrics.image_quality import background_variation, edge_sharpness
 
 
 @dataclass(frozen=True)
 class Readings:
-    """One person's V images and D dials of I intensities, as generated and as rendered (`true_`)."""
+    """One person's V images and D dials of I intensities, as generated and as they truly are (`true_`)."""
 
     words: Int[np.ndarray, " V"]
-    """Places of the words asked for."""
+    """Places of the words asked for; `people.NO_WORD` for other expressions."""
+    wanted: Float[np.ndarray, "V W"]
+    """Expression vectors asked for: action units, or with an encoder of other vectors `true_expression`."""
     identity: Float[np.ndarray, "V F"]
     """Embeddings of the generated images."""
     true_identity: Float[np.ndarray, "V F"]
@@ -37,9 +39,9 @@ class Readings:
     reference_expression: Float[np.ndarray, " W"]
     """The same of the reference."""
     sharpness: Float[np.ndarray, " V"]
-    """`metrics.image_quality.edge_sharpness` of each generated image."""
+    """`metrics.image_quality.edge_sharpness` of each generated image; nan without rendered truth."""
     variation: Float[np.ndarray, ""]
-    """`metrics.image_quality.background_variation` of the set."""
+    """`metrics.image_quality.background_variation` of the set; nan without rendered truth."""
     true_variation: Float[np.ndarray, ""]
     """The same of the true images."""
     dial_identity: Float[np.ndarray, "D I F"]
@@ -47,7 +49,7 @@ class Readings:
     dial_expression: Float[np.ndarray, "D I W"]
     """Expression vectors along the generated dials."""
     true_dial_expression: Float[np.ndarray, "D I W"]
-    """The same along the true dials."""
+    """The same along the true dials; D is 0 where there are none."""
     seed_places: Int[np.ndarray, " S"] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Places in `words` of the S words that were sampled under N seeds; S is 0 for people without them."""
     seed_identity: Float[np.ndarray, "S N F"] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
@@ -97,20 +99,9 @@ class Evaluators:
         return {kind: f"{encoder.name} {encoder.checksum[:12]}" for kind, encoder in encoders.items()}
 
 
-def person_name(person: int) -> str:
-    """What the pipeline calls a person of the protocol."""
-    return f"seed:{FIRST_PERSON + person}"
-
-
-def true_images(person: int, vectors: Float[np.ndarray, "V 40"], side: int) -> UInt8[np.ndarray, "V S S 3"]:
-    """A person of the protocol with these expressions, as the renderer draws them."""
-    identity = sample_identity(FIRST_PERSON + person)
-    return np.stack([render(identity, vector, side) for vector in vectors])
-
-
 def read_person(
-    person: int,
-    protocol: Protocol,
+    place: int,
+    people: People,
     evaluators: Evaluators,
     images: UInt8[np.ndarray, "V S S 3"],
     truth: UInt8[np.ndarray, "V S S 3"],
@@ -119,17 +110,19 @@ def read_person(
     """Reads a person's generated images beside the true ones.
 
     Args:
-        person: number of the person in the protocol.
-        protocol: the protocol.
+        place: place of the person among the people.
+        people: the people.
         evaluators: the encoders.
-        images: generated for the person's words.
-        truth: the true images of the same words.
-        dials: generated for `protocol.dials`; empty for people without dials.
+        images: generated for the person's expressions.
+        truth: the true images of the same expressions.
+        dials: generated for the protocol's dials; empty for people without dials.
+
+    Raises:
+        DataError: an image of the person can no longer be read.
     """
-    words, side = protocol.words(person), images.shape[1]
-    reference = true_images(person, neutral()[None], side)
-    true_dials = true_images(person, protocol.dial_vectors, side) if len(dials) else dials
-    count, steps = len(words), (len(dials) // len(INTENSITIES), len(INTENSITIES))
+    person, side, rendered = people[place], images.shape[1], people.rendered
+    reference = person.reference(side)[None]
+    true_dials = person.true_dials(side) if len(dials) else dials
 
     def embeddings(*parts: UInt8[np.ndarray, "B S S 3"]) -> list[Float[np.ndarray, "B F"]]:
         return np.split(evaluators.identity(np.concatenate(parts)), np.cumsum([len(p) for p in parts])[:-1])
@@ -137,22 +130,27 @@ def read_person(
     def vectors(*parts: UInt8[np.ndarray, "B S S 3"]) -> list[Float[np.ndarray, "B W"]]:
         return np.split(evaluators.expression(np.concatenate(parts)), np.cumsum([len(p) for p in parts])[:-1])
 
+    def by_dial(read: Float[np.ndarray, "D*I W"]) -> Float[np.ndarray, "D I W"]:
+        return read.reshape(len(read) // len(INTENSITIES), len(INTENSITIES), read.shape[-1])
+
     identity, true_identity, reference_identity, dial_identity = embeddings(images, truth, reference, dials)
     expression, true_expression, reference_expression, dial, true_dial = vectors(
         images, truth, reference, dials, true_dials
     )
+    nan = float("nan")
     return Readings(
-        words=words,
+        words=person.words,
+        wanted=person.vectors if evaluators.expression.width == WIDTH else true_expression,
         identity=identity,
         true_identity=true_identity,
         reference_identity=reference_identity[0],
         expression=expression,
         true_expression=true_expression,
         reference_expression=reference_expression[0],
-        sharpness=np.array([edge_sharpness(images[i], truth[i]) for i in range(count)]),
-        variation=np.array(background_variation(images, truth)),
-        true_variation=np.array(background_variation(truth, truth)),
-        dial_identity=dial_identity.reshape(*steps, dial_identity.shape[-1]),
-        dial_expression=dial.reshape(*steps, dial.shape[-1]),
-        true_dial_expression=true_dial.reshape(*steps, dial.shape[-1]),
+        sharpness=np.array([edge_sharpness(images[i], truth[i]) if rendered else nan for i in range(len(images))]),
+        variation=np.array(background_variation(images, truth) if rendered else nan),
+        true_variation=np.array(background_variation(truth, truth) if rendered else nan),
+        dial_identity=by_dial(dial_identity),
+        dial_expression=by_dial(dial),
+        true_dial_expression=by_dial(true_dial),
     )

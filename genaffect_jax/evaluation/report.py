@@ -24,6 +24,7 @@ from genaffect_jax.evaluation.cells import (
 )
 from genaffect_jax.evaluation.comparison import REPORT, Difference
 from genaffect_jax.evaluation.figures import Evaluation
+from genaffect_jax.evaluation.groups import SMALLEST_GROUP
 from genaffect_jax.evaluation.page import as_html
 from genaffect_jax.io.atomic import write_atomically
 
@@ -49,13 +50,13 @@ def as_json(evaluation: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
     """The report as JSON; what was not measured is null, and so are ends and bounds that there are none of."""
     figures = {
         name: {
-            **dataclasses.asdict(about),
+            **dataclasses.asdict(evaluation.about(name)),
             "value": None if figure is None else dataclasses.asdict(figure.value),
             "ceiling": None if figure is None else figure.ceiling,
             "floor_value": None if figure is None else figure.floor,
             "by_person": None if figure is None else figure.by_person,
         }
-        for name, about in ABOUT.items()
+        for name in ABOUT
         for figure in [evaluation.figures.get(name)]
     }
     report = {
@@ -72,21 +73,23 @@ def as_json(evaluation: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
 
 def as_markdown(evaluation: Evaluation, settings: dict[str, Any]) -> str:
     """The report as a page."""
-    protocol = settings["protocol"]
     lines = [
         "# Evaluation",
         "",
-        f"Model: {settings['model']}. {protocol['people']} unseen procedural people, {protocol['expressions']} words "
-        f"each; dials of {protocol['dial_people']} people. Identity is read by {settings['evaluators']['identity']}, "
-        f"expressions by {settings['evaluators']['expression']}. Intervals are 95 % bootstrap intervals over people.",
+        f"Model: {settings['model']}. {settings['people']} Identity is read by "
+        f"{settings['evaluators']['identity']}, expressions by {settings['evaluators']['expression']}. Intervals are "
+        "95 % bootstrap intervals over people.",
         *_measured_if_asked_for(settings),
         "",
         "| figure | | value | interval | ceiling (true images) | floor | floor is |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [f"| {' | '.join(figure_cells(evaluation, name))} |" for name in ABOUT]
-    lines += ["", "## Worst groups", "", "| figure | group | people | value | less the others | interval |"]
-    lines += ["|---|---|---|---|---|---|"]
+    lines += ["", "## Worst groups", ""]
+    if evaluation.worst_groups:
+        lines += ["| figure | group | people | value | less the others | interval |", "|---|---|---|---|---|---|"]
+    else:
+        lines += [f"None: nothing divides these people into groups of at least {SMALLEST_GROUP}."]
     lines += [
         f"| {name} | {group.group} | {group.people} | {number(group.value)} | {number(group.difference.value)} | "
         f"{interval(group.difference)} |"
@@ -99,14 +102,14 @@ def as_markdown(evaluation: Evaluation, settings: dict[str, Any]) -> str:
     lines += ["", "## Confused words", "", "| wanted | read as | share | in true images |", "|---|---|---|---|"]
     lines += [f"| {c.wanted} | {c.read} | {c.share:.2f} | {true:.2f} |" for c, true in evaluation.confusions]
     for word, dial in evaluation.dials.items():
-        rows = {"asked for": dial.intensities, "generated": dial.generated, "true": dial.true}
-        rows["cosine to the reference"] = dial.cosine_to_reference
+        rows = {"generated": dial.generated, "true": dial.true, "cosine to the reference": dial.cosine_to_reference}
         lines += ["", f"## Dial of {word}", "", f"| {' | '.join(['', *map(str, dial.intensities)])} |"]
         lines += ["|---" * (len(dial.intensities) + 1) + "|"]
-        lines += [f"| {name} | {' | '.join(f'{v:.2f}' for v in row)} |" for name, row in list(rows.items())[1:]]
+        lines += [f"| {name} | {' | '.join(f'{v:.2f}' for v in row)} |" for name, row in rows.items() if row]
     lines += ["", "## How the figures are computed", "", "| figure | formula | source |", "|---|---|---|"]
     lines += [
-        f"| {name} | {about.formula.replace('|', chr(92) + '|')} | {about.source} |" for name, about in ABOUT.items()
+        f"| {name} | {about.formula.replace('|', chr(92) + '|')} | {about.source} |"
+        for name, about in ((name, evaluation.about(name)) for name in ABOUT)
     ]
     return "\n".join(lines) + "\n"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +15,26 @@ import numpy as np
 from jaxtyping import UInt8
 
 from genaffect_jax.config import SamplingConfig
-from genaffect_jax.errors import ConfigError
+from genaffect_jax.data.face_encoders import ExpressionEncoder
+from genaffect_jax.errors import ConfigError, WeightsError
 from genaffect_jax.evaluation.diversity import Diversity, with_seeds
 from genaffect_jax.evaluation.figures import Evaluation, evaluate
-from genaffect_jax.evaluation.protocol import FIRST_PERSON, INTENSITIES, Protocol, word_names, word_vectors
-from genaffect_jax.evaluation.readings import Evaluators, Readings, person_name, read_person, true_images
+from genaffect_jax.evaluation.people import People, Person, request
+from genaffect_jax.evaluation.protocol import INTENSITIES
+from genaffect_jax.evaluation.readings import Evaluators, Readings, read_person
 from genaffect_jax.evaluation.similarity import SimilarityEncoders, with_similarity
 from genaffect_jax.expressions.action_units import WIDTH
 from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.io.image_grid import contact_sheet, write_png
 from genaffect_jax.io.progress import progress_bar
+from genaffect_jax.io.weight_file import checksum, resolve_weights
 from genaffect_jax.models.face_encoders.encoder import load_expression_encoder, load_identity_encoder
+from genaffect_jax.models.face_encoders.onnx_expression import ONNX_SUFFIX, OnnxExpressionEncoder
 from genaffect_jax.pipeline import Pipeline
 
 SETTINGS, _COST = "evaluation.json", "cost.json"
+# Settings that a message explains.
+_IN_WORDS = {"data": "data (the folder, a file or label in it, or who is left out)"}
 # Images side by side in a person's sheet.
 _COLUMNS = 12
 
@@ -37,7 +45,7 @@ class EvaluationRun:
 
     pipeline: Pipeline
     """The model."""
-    protocol: Protocol
+    people: People
     """Who is sampled, with which expressions."""
     sampling: SamplingConfig
     """How."""
@@ -50,10 +58,13 @@ class EvaluationRun:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides the figures, as JSON."""
+        """All that decides the figures, as JSON, and who the people are in words."""
+        protocol = self.people.protocol
         return {
             "model": self.pipeline.name,
-            "protocol": dataclasses.asdict(self.protocol) | {"dial_words": list(self.protocol.dial_words)},
+            "people": self.people.describe(),
+            "data": self.people.settings,
+            "protocol": dataclasses.asdict(protocol) | {"dial_words": list(protocol.dial_words)},
             "sampling": json.loads(json.dumps(dataclasses.asdict(self.sampling))),
             "evaluators": self.evaluators.names(),
             **self.similarity.descriptions(),
@@ -70,7 +81,7 @@ class Cost:
     sampling_seconds: float = 0.0
     """Time of their images."""
     reading_seconds: float = 0.0
-    """Time of rendering true images, reading all images, and writing."""
+    """Time of getting true images, reading all images, and writing."""
 
     def plus(self, sampling: float, reading: float) -> Cost:
         """With one person more."""
@@ -97,31 +108,62 @@ class Cost:
         return f"time of a person: sampling {sampling:.2f} s, figures {reading:.2f} s ({share:.0%} of both)"
 
 
-def load_evaluators(pipeline: Pipeline, identity: str, expression: str) -> Evaluators:
+def load_evaluators(pipeline: Pipeline, identity: str, expression: str, any_vectors: bool = False) -> Evaluators:
     """Reads the evaluators, and checks that they can judge this model.
+
+    Args:
+        pipeline: the model.
+        identity: `package:NAME` or a weight file.
+        expression: the same, or the .json of an ONNX encoder.
+        any_vectors: takes expression encoders whose vectors are no action units. Wanted is then what the encoder reads
+            in a true image.
 
     Raises:
         WeightsError: a file is missing or damaged, or of the other kind.
-        ConfigError: an encoder is one that the model gets its conditions from, or an expression encoder has other
-            channels than action units.
+        ConfigError: an encoder is one that the model gets its conditions from or was trained with in a loss, or an
+            expression encoder has other channels than action units.
     """
-    evaluators = Evaluators(load_identity_encoder(identity), load_expression_encoder(expression))
+    evaluators = Evaluators(load_identity_encoder(identity), _expression_evaluator(expression))
+    known = _encoders_of(pipeline)
     for field, encoder, source in (
         ("identity_evaluator", evaluators.identity, identity),
         ("expression_evaluator", evaluators.expression, expression),
     ):
-        if encoder.checksum[:12] in pipeline.name:
+        if encoder.checksum in known:
             raise ConfigError(
-                f"is the encoder that {pipeline.name} is conditioned on; a model cannot be judged by it", field=field,
+                f"is the encoder that {pipeline.name} {known[encoder.checksum]}; a model cannot be judged by it",
+                field=field,
                 found=source,
-            )  # fmt: skip
-    if evaluators.expression.width != WIDTH:
+            )
+    if evaluators.expression.width != WIDTH and not any_vectors:
         raise ConfigError(
-            f"reads {evaluators.expression.width} numbers, must read the {WIDTH} action-unit channels",
+            f"reads {evaluators.expression.width} numbers, must read the {WIDTH} action-unit channels; other vectors "
+            "can be compared with true images in a folder only",
             field="expression_evaluator",
             found=expression,
         )
     return evaluators
+
+
+def _expression_evaluator(source: str) -> ExpressionEncoder:
+    return OnnxExpressionEncoder(Path(source)) if source.endswith(ONNX_SUFFIX) else load_expression_encoder(source)
+
+
+def _encoders_of(pipeline: Pipeline) -> dict[str, str]:
+    """What the model has to do with each encoder that it knows, by checksum."""
+    known = {}
+    auxiliary = pipeline.config.auxiliary
+    for weight, source in (
+        (auxiliary.identity_weight, auxiliary.identity_encoder),
+        (auxiliary.expression_weight, auxiliary.expression_encoder),
+    ):
+        if weight > 0:
+            with suppress(WeightsError):  # the file may be gone: then it cannot be recognised
+                known[checksum(resolve_weights(source))] = "was trained with in a loss"
+    for encoder in (pipeline.faces.identity, pipeline.faces.expression):
+        if encoder is not None:
+            known[encoder.checksum] = "is conditioned on"
+    return known
 
 
 def run_evaluation(run: EvaluationRun, out: Path) -> Evaluation:
@@ -132,71 +174,64 @@ def run_evaluation(run: EvaluationRun, out: Path) -> Evaluation:
     Raises:
         ConfigError: `out` holds an evaluation with other settings or other files, or the model may have seen the
             people.
-        DataError: the readings of a person are damaged.
+        DataError: the readings of a person are damaged, or an image of a person can no longer be read.
         MemoryLimitError: see `Pipeline.__call__`.
     """
-    seen = run.pipeline.config.data
-    if seen.source == "procedural" and seen.identities > FIRST_PERSON:
-        raise ConfigError(
-            f"was trained on {seen.identities} procedural avatars; the people of the evaluation are unseen up to "
-            f"{FIRST_PERSON}",
-            field="model",
-            found=run.pipeline.name,
-        )
+    people = run.people
+    people.refuse_model(run.pipeline)
     _claim(out, run.settings)
-    files = [out / "people" / f"{person:04d}.npz" for person in range(run.protocol.people)]
-    missing = [person for person, file in enumerate(files) if not file.exists()]
+    files = [out / "people" / f"{place:04d}.npz" for place in range(len(people))]
+    missing = [place for place, file in enumerate(files) if not file.exists()]
     with progress_bar("people", len(missing)) as step:
-        for i, person in enumerate(missing):
+        for i, place in enumerate(missing):
             begun = time.perf_counter()
-            images, dials = _sample(run, person)
-            seeds = _sample_seeds(run, person)
+            person = people[place]
+            images, dials = _sample(run, person, with_dials=place < people.protocol.dial_people)
+            seeds = _sample_seeds(run, person, place)
             sampled = time.perf_counter()
-            words = run.protocol.words(person)
-            truth = true_images(person, word_vectors(words), images.shape[1])
-            sheet = _sheet([word_names()[i] for i in words], images, truth)
-            write_png(sheet, files[person].with_suffix(".png"), fast=True)
-            readings = read_person(person, run.protocol, run.evaluators, images, truth, dials)
+            truth = person.true_images(images.shape[1])
+            write_png(_sheet(person.labels, images, truth), files[place].with_suffix(".png"), fast=True)
+            readings = read_person(place, people, run.evaluators, images, truth, dials)
             readings = with_similarity(readings, run.similarity, images, truth)
             if len(seeds):
                 readings = with_seeds(readings, run.evaluators, seeds)
-            readings.save(files[person])  # written last: a person with readings is done
+            readings.save(files[place])  # written last: a person with readings is done
             if i:  # the first person of a process waits for compilation
                 Cost.read(out).plus(sampled - begun, time.perf_counter() - sampled).write(out)
             step(1)
-    return evaluate([Readings.load(file) for file in files], run.protocol, run.sampling.seed)
+    return evaluate([Readings.load(file) for file in files], people, run.sampling.seed)
 
 
-def _sample(run: EvaluationRun, person: int) -> tuple[UInt8[np.ndarray, "V S S 3"], UInt8[np.ndarray, "D*I S S 3"]]:
-    """The images of a person's words and dials."""
-    names = word_names()
-    images = _sample_set(run, person, [names[i] for i in run.protocol.words(person)])
+def _sample(
+    run: EvaluationRun, person: Person, with_dials: bool
+) -> tuple[UInt8[np.ndarray, "V S S 3"], UInt8[np.ndarray, "D*I S S 3"]]:
+    """The images of a person's expressions and dials."""
+    images = _sample_set(run, person, person.labels)
     # One set for each word: shared tokens, where they are on, are those of one dial.
-    each, dials = len(INTENSITIES), run.protocol.dials if person < run.protocol.dial_people else []
+    each, dials = len(INTENSITIES), run.people.protocol.dials if with_dials else []
     sets = [_sample_set(run, person, dials[i : i + each]) for i in range(0, len(dials), each)]
     return images, np.concatenate(sets) if sets else images[:0]
 
 
-def _sample_seeds(run: EvaluationRun, person: int) -> UInt8[np.ndarray, "K N S S 3"]:
-    """Some of a person's words under several seeds, one set for each seed; none for people without diversity."""
-    if run.diversity is None or person >= run.diversity.people:
+def _sample_seeds(run: EvaluationRun, person: Person, place: int) -> UInt8[np.ndarray, "K N S S 3"]:
+    """Some of a person's expressions under several seeds, one set for each seed; none for people without diversity."""
+    if run.diversity is None or place >= run.diversity.people:
         return np.zeros((0, 0, 0, 0, 3), np.uint8)
-    words = run.protocol.words(person)
-    names = [word_names()[i] for i in words[run.diversity.places(len(words))]]
+    labels = [person.labels[i] for i in run.diversity.places(len(person.labels))]
     seeds = range(run.sampling.seed, run.sampling.seed + run.diversity.seeds)
     runs = [dataclasses.replace(run, sampling=dataclasses.replace(run.sampling, seed=seed)) for seed in seeds]
-    return np.stack([_sample_set(one, person, names) for one in runs], axis=1)
+    return np.stack([_sample_set(one, person, labels) for one in runs], axis=1)
 
 
-def _sample_set(run: EvaluationRun, person: int, expressions: list[str]) -> UInt8[np.ndarray, "E S S 3"]:
+def _sample_set(run: EvaluationRun, person: Person, labels: Sequence[str]) -> UInt8[np.ndarray, "E S S 3"]:
     """The images of one set of a person."""
-    anchors = None if run.sampling.anchors is None else min(run.sampling.anchors, len(expressions))
+    anchors = None if run.sampling.anchors is None else min(run.sampling.anchors, len(labels))
     settings = dataclasses.replace(run.sampling, anchors=anchors)
-    return run.pipeline(person_name(person), ", ".join(expressions), settings=settings).images
+    return run.pipeline(person.identity, request(labels), settings=settings).images
 
 
 def _sheet(
-    names: list[str], images: UInt8[np.ndarray, "V S S 3"], truth: UInt8[np.ndarray, "V S S 3"]
+    names: Sequence[str], images: UInt8[np.ndarray, "V S S 3"], truth: UInt8[np.ndarray, "V S S 3"]
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Generated images, the true image of each below it."""
     tiles, labels = [], []
@@ -217,7 +252,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
             before = json.loads(record.read_text())
         except ValueError as e:
             raise ConfigError(f"its {SETTINGS} is damaged ({e}); choose another folder", field="out", found=out) from e
-        other = [key for key, value in settings.items() if before.get(key) != value]
+        other = [_IN_WORDS.get(key, key) for key in settings if key != "people" and before.get(key) != settings[key]]
         if other:
             raise ConfigError(
                 f"holds an evaluation with another {' and '.join(other)}; choose another folder", field="out", found=out

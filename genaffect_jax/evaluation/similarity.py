@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from genaffect_jax.errors import WeightsError
-from genaffect_jax.evaluation.figure import Figure, mean_figure
+from genaffect_jax.evaluation.figure import Figure, mean_figure, padded
+from genaffect_jax.evaluation.people import NO_WORD
 from genaffect_jax.evaluation.protocol import word_names
 from genaffect_jax.evaluation.readings import Readings
 from genaffect_jax.metrics.identity import mean_cosine
@@ -79,11 +80,16 @@ def with_similarity(
     images: UInt8[np.ndarray, "V S S 3"],
     truth: UInt8[np.ndarray, "V S S 3"],
 ) -> Readings:
-    """A person's readings with what the given encoders read in the generated and the true images."""
+    """A person's readings with what the given encoders read in the generated and the true images.
+
+    Expressions that are no words have no prompt: their columns are nan.
+    """
     if encoders.clip is not None:
-        names = word_names()
-        texts = encoders.clip.texts([PROMPT.format(word=names[place]) for place in readings.words])
-        made, true = (encoders.clip.images(part) @ texts.T for part in (images, truth))
+        names, shown = word_names(), readings.words != NO_WORD
+        made, true = (np.full((len(images), len(images)), np.nan, np.float32) for _ in range(2))
+        if shown.any():
+            texts = encoders.clip.texts([PROMPT.format(word=names[place]) for place in readings.words[shown]])
+            made[:, shown], true[:, shown] = (encoders.clip.images(part) @ texts.T for part in (images, truth))
         readings = dataclasses.replace(readings, text_cosine=made, true_text_cosine=true)
     if encoders.dino is not None:
         made, true = (encoders.dino.images(part) for part in (images, truth))
@@ -99,15 +105,20 @@ def similarity_figures(people: Sequence[Readings], seed: int = 0) -> dict[str, F
         seed: of the intervals.
     """
     figures = {}
-    if len(people[0].text_cosine):
-        made, true = (
-            clip_score(np.stack([getattr(p, name) for p in people])) for name in ("text_cosine", "true_text_cosine")
+    if len(people[0].text_cosine) and any((p.words != NO_WORD).any() for p in people):
+        made, true = ([clip_score(getattr(p, name)) for p in people] for name in ("text_cosine", "true_text_cosine"))
+        shuffled = [
+            np.roll(scores, -1, axis=1).diagonal() if len(scores) > 1 else np.full(1, np.nan) for scores in made
+        ]
+        own = ([scores.diagonal() for scores in sets] for sets in (made, true))
+        figures["clip_score"] = mean_figure(seed, *(padded(one) for one in (*own, shuffled)))
+    if len(people[0].dino) and any(len(p.dino) > 1 for p in people):
+        value, ceiling = (
+            np.array([mean_cosine(one[None]) if len(one) > 1 else np.nan for one in sets])
+            for sets in ([p.dino for p in people], [p.true_dino for p in people])
         )
-        own = np.arange(made.shape[-1])
-        shuffled = np.roll(own, -1)
-        figures["clip_score"] = mean_figure(seed, made[:, own, own], true[:, own, own], made[:, own, shuffled])
-    if len(people[0].dino):
-        made, true = (np.stack([getattr(p, name) for p in people]) for name in ("dino", "true_dino"))
-        value, ceiling = (np.array([mean_cosine(one[None]) for one in sets]) for sets in (made, true))
-        figures["dino_consistency"] = mean_figure(seed, value, ceiling, mean_cosine(true.swapaxes(0, 1)))
+        longest = max(len(p.dino) for p in people)
+        mixed = [np.stack([p.true_dino[place] for p in people if place < len(p.dino)]) for place in range(longest)]
+        floor = float(np.mean([mean_cosine(one[None]) for one in mixed if len(one) > 1]))
+        figures["dino_consistency"] = mean_figure(seed, value, ceiling, floor)
     return figures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ def trained_variants(config: DenoiserRun) -> dict[str, DenoiserRun]:
     }
 
 
-def training_ablations(run: EvaluationRun, model: Path, out: Path, console: Console) -> dict[str, Prepare]:
+def training_ablations(
+    run: EvaluationRun, model: Path, out: Path, load: Callable[[Path], Pipeline], console: Console
+) -> dict[str, Prepare]:
     """The evaluations of the models that `trained_variants` gives; each is trained when it is first needed.
 
     The model trained with sharing is evaluated twice, without consistent attention and with it. All others are sampled
@@ -67,6 +70,7 @@ def training_ablations(run: EvaluationRun, model: Path, out: Path, console: Cons
         run: the evaluation of the plain model; its sampling settings are those that all have in common.
         model: the run folder of the plain model.
         out: folder of the ablations; trainings have run folders below it.
+        load: loads the model of a run folder.
         console: for the trainings' messages.
 
     Raises:
@@ -89,7 +93,7 @@ def training_ablations(run: EvaluationRun, model: Path, out: Path, console: Cons
         if not train_denoiser(variant, folder, console):
             raise KeyboardInterrupt
         sampling = dataclasses.replace(plain, consistency=consistency)
-        return dataclasses.replace(run, pipeline=Pipeline.load(folder), sampling=sampling)
+        return dataclasses.replace(run, pipeline=load(folder), sampling=sampling)
 
     variants = trained_variants(config)
     prepare: dict[str, Prepare] = {name: partial(prepared, name, variant, 0.0) for name, variant in variants.items()}

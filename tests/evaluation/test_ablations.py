@@ -16,11 +16,13 @@ from genaffect_jax.evaluation.ablations import (
     run_ablations,
     sampling_ablations,
 )
+from genaffect_jax.evaluation.procedural_people import ProceduralPeople, true_images
 from genaffect_jax.evaluation.protocol import FIRST_PERSON, Protocol, word_names, word_vectors
-from genaffect_jax.evaluation.readings import Evaluators, true_images
+from genaffect_jax.evaluation.readings import Evaluators
 from genaffect_jax.evaluation.run import EvaluationRun
 from genaffect_jax.models.face_encoders.encoder import load_expression_encoder, load_identity_encoder
 
+PEOPLE = ProceduralPeople(Protocol(people=3, expressions=3, dial_people=0))
 VECTORS = dict(zip(word_names(), word_vectors(), strict=True))
 
 
@@ -48,7 +50,7 @@ def test_a_planted_difference_is_marked_and_equal_settings_are_not(tmp_path, mon
     evaluators = Evaluators(
         load_identity_encoder("package:identity_evaluator"), load_expression_encoder("package:expression_evaluator")
     )
-    run = EvaluationRun(Model(), Protocol(people=3, expressions=3, dial_people=0), SamplingConfig(), evaluators)
+    run = EvaluationRun(Model(), PEOPLE, SamplingConfig(), evaluators)
     found = run_ablations(sampling_ablations(run), tmp_path / "out")
     assert tuple(found) == kept
     assert not any(d.beyond_noise for name in kept[:2] for d in found[name].differences.values())
@@ -84,6 +86,6 @@ def test_all_settings_can_be_sampled_with_and_differ(steps):
 
 def test_the_folder_of_an_evaluation_is_not_one_of_ablations(tmp_path):
     (tmp_path / "evaluation.json").write_text("{}")
-    run = EvaluationRun(Model(), Protocol(people=3, expressions=3, dial_people=0), SamplingConfig(), None)
+    run = EvaluationRun(Model(), PEOPLE, SamplingConfig(), None)
     with pytest.raises(ConfigError, match="holds an evaluation without ablations"):
         run_ablations(sampling_ablations(run), tmp_path)

@@ -7,9 +7,11 @@ import pytest
 
 from genaffect_jax.errors import DataError
 from genaffect_jax.evaluation.comparison import compare, read_report
-from genaffect_jax.evaluation.groups import SMALLEST_GROUP, attributes, worst_group
+from genaffect_jax.evaluation.groups import SMALLEST_GROUP, worst_group
+from genaffect_jax.evaluation.procedural_people import attributes
 
 PEOPLE = 32
+KNOWN = [attributes(person) for person in range(64)]
 
 
 def report(values, people=PEOPLE, evaluators="a"):
@@ -45,6 +47,18 @@ def test_equal_reports_and_noise_are_not_beyond_noise():
     assert sum(beyond) <= 6
 
 
+def test_people_of_different_folders_are_not_paired():
+    first, second, rendered = (report(normal(i)) for i in range(3))
+    for one, fingerprint in ((first, "a"), (second, "b")):
+        one["settings"]["data"] = {"source": "folder", "fingerprint": fingerprint, "left_out": {}}
+    assert compare(first, first)["identity"].paired
+    assert not compare(first, second)["identity"].paired
+    assert not compare(first, rendered)["identity"].paired
+    left_out = json.loads(json.dumps(first))
+    left_out["settings"]["data"]["left_out"] = {"anna": "the model was trained on them"}
+    assert not compare(first, left_out)["identity"].paired
+
+
 def test_people_without_a_figure_are_left_out():
     values = normal(0)
     values[3] = np.nan
@@ -77,17 +91,18 @@ def test_figures_that_are_measured_on_request_are_compared_only_where_they_were_
 
 @pytest.mark.parametrize("higher_is_better", [True, False])
 def test_a_planted_bad_group_is_the_worst_group(higher_is_better):
-    worse = np.array([attributes(p)["glasses"] == "yes" for p in range(64)])
+    worse = np.array([known["glasses"] == "yes" for known in KNOWN])
     assert SMALLEST_GROUP <= worse.sum() <= 60
     values = 0.02 * normal(0, 64) + np.where(worse, 0.3, 0.0) * (-1 if higher_is_better else 1)
-    found = worst_group(values, higher_is_better)
+    found = worst_group(values, KNOWN, higher_is_better)
     assert (found.group, found.people) == ("glasses: yes", int(worse.sum()))
     assert found.difference.excludes_zero
     assert (found.difference.value < 0) == higher_is_better
 
 
 def test_without_groups_of_some_people_there_is_no_worst_group():
-    assert worst_group(normal(0, 5), True) is None
+    assert worst_group(normal(0, 5), KNOWN[:5], True) is None
     missing = normal(0, 64)
     missing[:60] = np.nan
-    assert worst_group(missing, True) is None
+    assert worst_group(missing, KNOWN, True) is None
+    assert worst_group(normal(0, 64), [{}] * 64, True) is None

@@ -12,8 +12,9 @@ from genaffect_jax.config import DataConfig, SamplingConfig
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.evaluation.catalogue import ABOUT, MEASURED_WITH
 from genaffect_jax.evaluation.diversity import Diversity
+from genaffect_jax.evaluation.procedural_people import ProceduralPeople, true_images
 from genaffect_jax.evaluation.protocol import FIRST_PERSON, Protocol, word_names, word_vectors
-from genaffect_jax.evaluation.readings import Evaluators, true_images
+from genaffect_jax.evaluation.readings import Evaluators
 from genaffect_jax.evaluation.report import as_markdown, as_table, write_report
 from genaffect_jax.evaluation.run import EvaluationRun, run_evaluation
 from genaffect_jax.models.face_encoders.encoder import load_expression_encoder, load_identity_encoder
@@ -54,7 +55,7 @@ def evaluators():
 def run_of(evaluators):
     def run(model, diversity=Diversity(people=2, seeds=3), **changes):  # noqa: B008 (frozen)
         protocol = dataclasses.replace(PROTOCOL, **changes)
-        return EvaluationRun(model, protocol, SamplingConfig(seed=5), evaluators, diversity=diversity)
+        return EvaluationRun(model, ProceduralPeople(protocol), SamplingConfig(seed=5), evaluators, diversity=diversity)
 
     return run
 

@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from genaffect_jax.config import DataConfig, SamplingConfig
+from genaffect_jax.checkpoints.components import FaceEncoders
+from genaffect_jax.config import AuxiliaryConfig, DataConfig, SamplingConfig
 from genaffect_jax.errors import ConfigError, DataError, WeightsError
 from genaffect_jax.evaluation.catalogue import ABOUT, MEASURED_WITH
 from genaffect_jax.evaluation.figures import evaluate
+from genaffect_jax.evaluation.procedural_people import ProceduralPeople, true_images
 from genaffect_jax.evaluation.protocol import FIRST_PERSON, INTENSITIES, Protocol, word_names, word_vectors
-from genaffect_jax.evaluation.readings import Evaluators, read_person, true_images
+from genaffect_jax.evaluation.readings import Evaluators, read_person
 from genaffect_jax.evaluation.report import as_json, as_markdown, as_table, write_report
 from genaffect_jax.evaluation.run import Cost, EvaluationRun, load_evaluators, run_evaluation
 from genaffect_jax.expressions.action_units import neutral
@@ -21,6 +23,7 @@ from genaffect_jax.models.face_encoders.encoder import load_expression_encoder, 
 SIDE = 64
 # Few images: an encoder pads what it is given to 8 or to 64.
 PROTOCOL = Protocol(people=4, expressions=3, dial_people=1, dial_words=("joy",))
+PEOPLE = ProceduralPeople(PROTOCOL)
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +41,9 @@ def figures_of(evaluators, images_of, dials_of=None):
         vectors = word_vectors(PROTOCOL.words(person))
         with_dials = person < PROTOCOL.dial_people
         dials = (dials_of or images_of)(person, PROTOCOL.dial_vectors) if with_dials else none
-        return read_person(person, PROTOCOL, evaluators, images_of(person, vectors), truth(person, vectors), dials)
+        return read_person(person, PEOPLE, evaluators, images_of(person, vectors), truth(person, vectors), dials)
 
-    return evaluate([read(person) for person in range(PROTOCOL.people)], PROTOCOL)
+    return evaluate([read(person) for person in range(PROTOCOL.people)], PEOPLE)
 
 
 def truth(person, vectors):
@@ -108,11 +111,13 @@ def test_a_planted_dead_zone_is_found_and_shown(evaluators, perfect):
 
 def test_without_dials_their_figures_are_reported_as_not_measured(evaluators):
     protocol = dataclasses.replace(PROTOCOL, dial_people=0)
+    people = ProceduralPeople(protocol)
     none = np.zeros((0, SIDE, SIDE, 3), np.uint8)
     true = [truth(p, word_vectors(protocol.words(p))) for p in range(4)]
-    people = [read_person(p, protocol, evaluators, images, images, none) for p, images in enumerate(true)]
-    found = evaluate(people, protocol)
-    settings = {"model": "m", "protocol": dataclasses.asdict(protocol), "evaluators": evaluators.names()}
+    found = evaluate(
+        [read_person(p, people, evaluators, images, images, none) for p, images in enumerate(true)], people
+    )
+    settings = {"model": "m", "people": people.describe(), "evaluators": evaluators.names()}
     assert as_json(found, settings)["figures"]["dial_correlation"]["value"] is None
     lines = as_markdown(found, settings).splitlines()
     (line,) = (line for line in lines if line.startswith("| dial_correlation | evenness"))
@@ -144,9 +149,11 @@ def test_protocols_that_measure_nothing_are_refused(changes, message):
 class Model:
     """Stands for a pipeline: answers with true images, and counts."""
 
-    def __init__(self, stop_at=None, identities=10, name="model, step 1, identity 0123456789ab"):
+    def __init__(self, stop_at=None, identities=10, name="model, step 1", identity=None, auxiliary=None):
         self.name, self.calls, self.stop_at = name, [], stop_at
-        self.config = SimpleNamespace(data=DataConfig(identities=identities))
+        auxiliary = auxiliary or AuxiliaryConfig()
+        self.config = SimpleNamespace(data=DataConfig(identities=identities), auxiliary=auxiliary)
+        self.faces = FaceEncoders(identity, None)
 
     def __call__(self, identity, expressions, settings):
         if len(self.calls) == self.stop_at:
@@ -161,7 +168,7 @@ SMALL = Protocol(people=3, expressions=3, dial_people=0)
 
 
 def run_of(model, evaluators, **changes):
-    return EvaluationRun(model, dataclasses.replace(SMALL, **changes), SamplingConfig(), evaluators)
+    return EvaluationRun(model, ProceduralPeople(dataclasses.replace(SMALL, **changes)), SamplingConfig(), evaluators)
 
 
 def test_a_stopped_evaluation_is_continued_and_ends_as_one_that_was_not(evaluators, tmp_path):
@@ -219,8 +226,10 @@ def test_a_model_that_may_have_seen_the_people_is_refused_before_anything_is_wri
 def test_a_model_is_not_judged_by_its_own_encoder_nor_by_one_of_the_wrong_kind(evaluators):
     identity, expression = "package:identity_evaluator", "package:expression_evaluator"
     assert load_evaluators(Model(), identity, expression).names() == evaluators.names()
-    own = Model(name=f"model, {evaluators.identity.checksum[:12]}")
-    with pytest.raises(ConfigError, match=r"identity_evaluator=.*is the encoder that"):
-        load_evaluators(own, identity, expression)
+    with pytest.raises(ConfigError, match=r"identity_evaluator=.*is the encoder that model, step 1 is conditioned on"):
+        load_evaluators(Model(identity=evaluators.identity), identity, expression)
+    loss = AuxiliaryConfig(expression_weight=0.1, expression_encoder="package:expression_avatar")
+    with pytest.raises(ConfigError, match=r"expression_evaluator=.*was trained with in a loss"):
+        load_evaluators(Model(auxiliary=loss), identity, "package:expression_avatar")
     with pytest.raises(WeightsError, match="identity"):
         load_evaluators(Model(), expression, expression)

@@ -27,6 +27,7 @@ WORST = 5
 NASTY = "<script>alert('$x$')</script> & \"more\""
 SETTINGS = {
     "model": "model, step 1",
+    "people": f"{PEOPLE} people.",
     "protocol": {"people": PEOPLE, "expressions": 3, "dial_people": 1, "dial_words": ["joy"]},
     "sampling": {"steps": 24, "solver": "euler", "seed": 3, "guidance_expression": 2.5},
     "evaluators": {"identity": "reader 0123", "expression": "reader 4567"},
@@ -53,6 +54,7 @@ def an_evaluation(**changes):
         confusions=((Confusion("anger", "irritation", 0.75), 0.125),),
         dials={"joy": dial},
         worst_groups={"identity": WorstGroup("glasses: yes", 4, 0.3, Interval(-0.2, -0.3, -0.1, 4, 0.95))},
+        names=tuple(f"seed:{1_000_001 + person}" for person in range(PEOPLE)),
         attributes=tuple({"glasses": "yes" if person % 2 else "no"} for person in range(PEOPLE)),
         word_shares=shares,
         true_word_shares=shares,

@@ -80,4 +80,4 @@ def test_a_model_whose_training_goes_on_is_refused(tmp_path):
     pipeline = SimpleNamespace(name="model, step 3, autoencoder 0", config=DenoiserRun())
     run = SimpleNamespace(pipeline=pipeline)
     with pytest.raises(ConfigError, match="goes on to step 1000"):
-        training_ablations(run, tmp_path, tmp_path / "out", Console(quiet=True))
+        training_ablations(run, tmp_path, tmp_path / "out", None, Console(quiet=True))

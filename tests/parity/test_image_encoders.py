@@ -21,8 +21,9 @@ from support.tiny_sd3 import clip_tokenizer, shake  # noqa: E402
 from genaffect_jax import evaluate as command  # noqa: E402
 from genaffect_jax.errors import ConfigError, WeightsError  # noqa: E402
 from genaffect_jax.evaluation.figures import evaluate  # noqa: E402
+from genaffect_jax.evaluation.procedural_people import ProceduralPeople, true_images  # noqa: E402
 from genaffect_jax.evaluation.protocol import Protocol, word_names, word_vectors  # noqa: E402
-from genaffect_jax.evaluation.readings import Evaluators, read_person, true_images  # noqa: E402
+from genaffect_jax.evaluation.readings import Evaluators, read_person  # noqa: E402
 from genaffect_jax.evaluation.similarity import (  # noqa: E402
     PROMPT,
     SimilarityEncoders,
@@ -176,6 +177,7 @@ def test_a_vision_transformer_without_pooler_is_read(tmp_path):
 # An evaluation with both
 
 PROTOCOL = Protocol(people=3, expressions=3, dial_people=0)
+PEOPLE = ProceduralPeople(PROTOCOL)
 
 
 def figures_of(encoders, images_of):
@@ -187,10 +189,10 @@ def figures_of(encoders, images_of):
     def read(person):
         vectors = word_vectors(PROTOCOL.words(person))
         made, truth = images_of(person, vectors), true_images(person, vectors, SIDE)
-        readings = read_person(person, PROTOCOL, evaluators, made, truth, made[:0])
+        readings = read_person(person, PEOPLE, evaluators, made, truth, made[:0])
         return with_similarity(readings, encoders, made, truth)
 
-    return evaluate([read(person) for person in range(PROTOCOL.people)], PROTOCOL).figures
+    return evaluate([read(person) for person in range(PROTOCOL.people)], PEOPLE).figures
 
 
 def test_true_images_have_the_ceiling_and_planted_failures_the_floor(clip, dino):

@@ -5,6 +5,9 @@ import pytest
 import genaffect_jax.export.__main__ as export
 import genaffect_jax.prepare.__main__ as prepare
 from genaffect_jax import evaluate, sample, train
+from genaffect_jax.avatars import render, sample_identity
+from genaffect_jax.expressions.grammar import parse_expression
+from genaffect_jax.io.image_grid import write_png
 
 
 def outcome(main, argv, capsys):
@@ -56,6 +59,15 @@ def test_a_refused_setting_is_one_line(preset, tmp_path, capsys):
         (evaluate.main, ["--model", "no", "--out", "x", "--people", "1"], "error: --people 1: must be at least 2"),
         (evaluate.main, ["--model", "no", "--out", "x", "--steps", "0"], "error: --steps 0: must be at least 1"),
         (evaluate.main, ["--model", "no"], "--out"),
+        (
+            evaluate.main,
+            ["--model", "no", "--out", "x", "--data", "folder:no"],
+            "error: --data folder:no: no such folder",
+        ),
+        (evaluate.main, ["--model", "no", "--out", "x", "--data", "photos"], "must be procedural or folder:DIR"),
+        (evaluate.main, ["--model", "no", "--out", "x", "--data", "folder:"], "must be procedural or folder:DIR"),
+        (evaluate.main, ["--model", "no", "--out", "x", "--data", "folder:."], "error: --out x: lies in ."),
+        (evaluate.main, ["--model", "no", "--out", "x", "--align", "face"], "error: --align face: is for images in a"),
         (export.main, ["merge", "--model", "no", "--out", "x"], "error: --model no: no run folder"),
         (export.main, ["lora", "--model", "no", "--out", "x.safetensors"], "error: --model no: no run folder"),
         (export.main, ["single-file", "--model", "no", "--out", "x"], "error: --out x: must end in .safetensors"),
@@ -122,6 +134,62 @@ def test_sampling_refuses_bad_input_and_leaves_no_partial_set(
     found, text = outcome(sample.main, argv, capsys)
     assert (found, words in text) == (status, True), text
     assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize(
+    ("labels", "options", "status", "words"),
+    [
+        ((), [], 1, "faces: no images found (looked for <identity>/<expression>[_n] folders)"),
+        (("joy",), [], 1, "0 of 2 people can be evaluated, must be at least 2; left out: fewer than 2 different "),
+        (("neutral", "joy"), ["--align", "face"], 2, "--face_models: align 'face' needs the folder of an insightface"),
+        (("neutral", "joy"), ["--expression_evaluator", "no.json"], 1, "error: no.json: no such file"),
+        (
+            ("neutral", "joy"),
+            ["--expression_evaluator", "package:identity_evaluator"],
+            1,
+            "one of expression is needed",
+        ),
+    ],
+)
+def test_evaluating_a_folder_refuses_bad_input_in_one_line_and_writes_nothing(
+    labels, options, status, words, trained_workdir, tmp_path, capsys
+):
+    folder = face_folder(tmp_path / "faces", labels)
+    argv = ["--model", str(trained_workdir), "--data", f"folder:{folder}", "--out", str(tmp_path / "out"), *options]
+    found, text = outcome(evaluate.main, argv, capsys)
+    assert (found, words in text) == (status, True), text
+    assert text.count("error:") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("one_device")
+def test_evaluating_a_folder_writes_a_report_and_names_the_files_it_could_not_read(trained_workdir, tmp_path, capsys):
+    folder = face_folder(tmp_path / "faces", ("neutral", "joy"))
+    (folder / "p1" / "fear.png").write_bytes(b"torn")
+    argv = ["--model", str(trained_workdir), "--data", f"folder:{folder}", "--out", str(tmp_path / "out")]
+    argv += ["--steps", "1", "--dial_people", "0"]
+    status, text = outcome(evaluate.main, argv, capsys)
+    assert status == 0, text
+    assert "2 of 2 people in the folder" in text
+    assert "p1/fear.png: not an image" in text
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "Left out: not an image" in page
+    assert "(p1/fear.png)" in page
+    face_folder(tmp_path / "faces", ("anger",))
+    status, text = outcome(evaluate.main, argv, capsys)
+    assert status == 2
+    assert "holds an evaluation with another data" in text
+
+
+def face_folder(root, labels):
+    """An image folder of two people with these expressions, without images if there are none."""
+    root.mkdir(exist_ok=True)
+    for person in range(2):
+        for label in labels:
+            image = render(sample_identity(person), parse_expression(label).vector, 32)
+            write_png(image, root / f"p{person}" / f"{label}.png")
+    return root
 
 
 @pytest.mark.usefixtures("one_device")

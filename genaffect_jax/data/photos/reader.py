@@ -121,7 +121,7 @@ class PhotoReader:
             )
             assert models is not None
             self._aligner = PhotoAligner(models, face_index)
-        self.align = align
+        self.align, self.models = align, models
 
     def __call__(self, path: Path | str, image_size: int) -> UInt8[np.ndarray, "S S 3"]:
         """A reference; raises DataError as `read_image` or `PhotoAligner`."""

@@ -44,12 +44,28 @@ class FolderRecords(Protocol):
 
 
 class FolderSource:
-    """Image files below one folder; `open_folder` checks the files and makes it."""
+    """Image files below one folder; `open_folder` checks the files and makes it.
 
-    def __init__(self, root: Path, files: Sequence[str], images: Sequence[Example], image_size: int, digest: str):
+    Attributes:
+        root: the folder.
+        files: path of each example below it.
+        image_size: side S of the images, in pixels.
+        rejected: files that are not used, each with its reason.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        files: Sequence[str],
+        images: Sequence[Example],
+        image_size: int,
+        digest: str,
+        rejected: Sequence[Row] = (),
+    ) -> None:
         self.root = root
         self.files = tuple(files)
         self.image_size = image_size
+        self.rejected = tuple(rejected)
         self._images = tuple(images)
         self._digest = digest
 
@@ -84,7 +100,9 @@ class FolderSource:
         return self._digest
 
 
-def open_folder(root: Path, image_size: int, max_rejected: float, records: FolderRecords) -> FolderSource:
+def open_folder(
+    root: Path, image_size: int, max_rejected: float, records: FolderRecords | None, least_expressions: int = 2
+) -> FolderSource:
     """Lists an image folder, decodes every file once and keeps the good ones.
 
     `records.rejected` is written before any check can fail: one row for every file that is not used, with `file`,
@@ -95,17 +113,20 @@ def open_folder(root: Path, image_size: int, max_rejected: float, records: Folde
         root: the folder; its layouts are those of `data.sources.layouts`.
         image_size: side S of the images that `load` returns, in pixels.
         max_rejected: largest tolerated share of rejected files among all files that are not ignored.
-        records: files to write, those of the run folder; their folder is made if missing.
+        records: files to write, those of the run folder; their folder is made if missing. None writes nothing: messages
+            then name the files themselves, and a second start decodes all of them again.
+        least_expressions: different expressions that every person must have; 0 keeps people with any number.
 
     Raises:
         DataError: there is no such folder, its metadata is malformed, no image is usable, the rejected share is above
-            `max_rejected`, or a person has fewer than two different expressions left.
+            `max_rejected`, or a person has fewer than `least_expressions` different expressions left.
     """
     listing = list_folder(root)
-    records.rejected.parent.mkdir(parents=True, exist_ok=True)
+    if records is not None:
+        records.rejected.parent.mkdir(parents=True, exist_ok=True)
     if not listing.labelled and not listing.rejected:
         raise DataError(f"{root}: no images found (looked for {listing.layout})")
-    reasons = _check(root, [f.file for f in listing.labelled], image_size, records.checked)
+    reasons = _check(root, [f.file for f in listing.labelled], image_size, None if records is None else records.checked)
     files: list[str] = []
     images: list[Example] = []
     rejected = list(listing.rejected)
@@ -121,44 +142,51 @@ def open_folder(root: Path, image_size: int, max_rejected: float, records: Folde
         files.append(labelled.file)
         images.append(Example(labelled.identity, expression.name, expression.vector))
     rejected.sort(key=lambda row: row.file)
-    _write_rejected(records.rejected, rejected, listing.ignored)
-    _report(root, len(images), rejected, listing, records.rejected)
-    _refuse_bad_folder(root, images, rejected, listing, max_rejected, records.rejected)
-    return FolderSource(root, files, images, image_size, _digest(root, files, images, image_size))
+    examples = "; ".join(f"{row.file}: {row.reason}" for row in rejected[:_NAMED])
+    see = examples
+    if records is not None:
+        _write_rejected(records.rejected, rejected, listing.ignored)
+        see = f"see {records.rejected}"
+    _report(root, len(images), rejected, listing, see)
+    every_file = "" if records is None else f"; every file and its reason: {records.rejected}"
+    _refuse_bad_folder(root, images, rejected, max_rejected, f"({examples}){every_file}")
+    _refuse_few_expressions(root, images, listing, least_expressions, every_file)
+    return FolderSource(root, files, images, image_size, _digest(root, files, images, image_size), rejected)
 
 
 def _refuse_bad_folder(
-    root: Path, images: list[Example], rejected: list[Row], listing: Listing, max_rejected: float, record: Path
+    root: Path, images: list[Example], rejected: list[Row], max_rejected: float, examples: str
 ) -> None:
-    see = f"every file and its reason: {record}"
-    examples = "; ".join(f"{row.file}: {row.reason}" for row in rejected[:_NAMED])
     if not images:
-        raise DataError(f"{root}: no usable image among {len(rejected)} files ({examples}); {see}")
+        raise DataError(f"{root}: no usable image among {len(rejected)} files {examples}")
     share = len(rejected) / (len(rejected) + len(images))
     if share > max_rejected:
         raise DataError(
             f"{root}: {len(rejected)} of {len(rejected) + len(images)} files ({share:.0%}) are unusable, "
-            f"data.max_rejected={max_rejected:g} allows {max_rejected:.0%} ({examples}); {see}"
+            f"data.max_rejected={max_rejected:g} allows {max_rejected:.0%} {examples}"
         )
+
+
+def _refuse_few_expressions(root: Path, images: list[Example], listing: Listing, least: int, every_file: str) -> None:
     expressions: dict[str, set[bytes]] = {f.identity: set() for f in listing.labelled}
     for image in images:
         expressions[image.identity].add(image.expression_key)
-    alone = sorted(identity for identity, different in expressions.items() if len(different) < 2)
+    alone = sorted(identity for identity, different in expressions.items() if len(different) < least)
     if alone:
         names = _names([f"{identity} ({len(expressions[identity])})" for identity in alone])
         raise DataError(
-            f"{root}: people with fewer than 2 different expressions: {names}. Reference and target must differ: "
-            f"add images of these people or take their files out; {see}"
+            f"{root}: people with fewer than {least} different expressions: {names}. Reference and target must differ: "
+            f"add images of these people or take their files out{every_file}"
         )
 
 
-def _check(root: Path, files: list[str], image_size: int, stored: Path) -> dict[str, str | None]:
-    """The reason why each file cannot be decoded, or None; only new and changed files are decoded."""
+def _check(root: Path, files: list[str], image_size: int, stored: Path | None) -> dict[str, str | None]:
+    """The reason why each file cannot be decoded, or None; files that `stored` knows are not decoded again."""
     # The rules are part of the key: with other formats, limits or another reader, old results do not count.
     rules = {"reader": 1, "formats": list(FORMATS), "max_pixels": MAX_PIXELS}
     known: dict[str, list] = {}
     try:
-        content = json.loads(stored.read_text("utf-8"))
+        content = {} if stored is None else json.loads(stored.read_text("utf-8"))
         if content["rules"] == rules and content["root"] == str(root.resolve()):
             known = content["files"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -176,7 +204,8 @@ def _check(root: Path, files: list[str], image_size: int, stored: Path) -> dict[
                 step(1)
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest of the folder
-    write_atomically(stored, json.dumps({"rules": rules, "root": str(root.resolve()), "files": verdicts}))
+    if stored is not None:
+        write_atomically(stored, json.dumps({"rules": rules, "root": str(root.resolve()), "files": verdicts}))
     return {file: verdict[2] for file, verdict in verdicts.items()}
 
 
@@ -215,7 +244,7 @@ def _write_rejected(path: Path, rejected: list[Row], ignored: list[Row]) -> None
         write_atomically(path, text)
 
 
-def _report(root: Path, usable: int, rejected: list[Row], listing: Listing, record: Path) -> None:
+def _report(root: Path, usable: int, rejected: list[Row], listing: Listing, see: str) -> None:
     if not rejected:
         return
     kinds: dict[str, int] = defaultdict(int)
@@ -224,7 +253,7 @@ def _report(root: Path, usable: int, rejected: list[Row], listing: Listing, reco
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     Console(stderr=True).print(
         f"{root}: {usable} images used, {len(rejected)} rejected ({counts}), {len(listing.ignored)} other files "
-        f"ignored; see {record}",
+        f"ignored; {see}",
         style="yellow",
         markup=False,
         highlight=False,
