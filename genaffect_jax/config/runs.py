@@ -9,6 +9,7 @@ from typing import Literal
 
 from genaffect_jax.config.as_json import ADDED_LATER
 from genaffect_jax.config.networks import AutoencoderConfig, ModelConfig
+from genaffect_jax.config.sampling import LARGEST_SEED
 from genaffect_jax.errors import require
 
 DType = Literal["float32", "bfloat16"]
@@ -207,7 +208,7 @@ class TrainConfig:
     compute_dtype: DType = "float32"
     """Type of activations. Parameters, norms, softmax statistics and the loss are float32."""
     seed: int = 0
-    """Seed of initialisation, data order, noise and dropout."""
+    """Seed of initialisation, data order, noise and dropout, 0 to 2^64 - 1."""
     deterministic: bool = field(default=False, metadata=ADDED_LATER)
     """Repeat to the bit on GPUs too, with a new compilation cache as well: slower programs, and an environment that is
     recorded and must stay the same (docs/guide/fault_tolerance.md#exact-repetition)."""
@@ -251,8 +252,9 @@ class TrainConfig:
             self.trainable,
             "must name or match something",
         )
-        for name in ("warmup_steps", "sample_every", "probe_every", "keep_best", "profile_at", "weight_decay", "seed"):
+        for name in ("warmup_steps", "sample_every", "probe_every", "keep_best", "profile_at", "weight_decay"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must be at least 0")
+        require(0 <= self.seed <= LARGEST_SEED, "train.seed", self.seed, f"must be 0 to {LARGEST_SEED}")
         for name in ("learning_rate", "gradient_clip"):
             require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")
         for name in ("beta1", "beta2", "ema_decay"):

@@ -11,6 +11,7 @@ from typing import Literal
 from genaffect_jax.config.as_json import ADDED_LATER
 from genaffect_jax.errors import require
 
+LARGEST_SEED = 2**64 - 1
 Solver = Literal["euler", "heun", "dpm++"]
 GuidanceMode = Literal["none", "joint", "expression", "decoupled"]
 
@@ -27,7 +28,7 @@ class SamplingConfig:
     shift: float | None = None
     """Resolution shift of the noise schedule, above 0. Default: as in training."""
     seed: int = 0
-    """Seed of the noise and of the choice of shared tokens, at least 0."""
+    """Seed of the noise and of the choice of shared tokens, 0 to 2^64 - 1."""
     set_seed_noise: Literal["per-item", "shared"] = "per-item"
     """`per-item`: every expression has its own noise; `shared`: all images of the set start from the same noise."""
     guidance: float | None = None
@@ -72,12 +73,12 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         for name, low in (
             ("steps", 1),
-            ("seed", 0),
             ("consistency_start", 0),
             ("block_cache_interval", 1),
             ("chunk", 1),
         ):
             require(getattr(self, name) >= low, name, getattr(self, name), f"must be at least {low}")
+        require(0 <= self.seed <= LARGEST_SEED, "seed", self.seed, f"must be 0 to {LARGEST_SEED}")
         for name in ("guidance", "guidance_identity", "guidance_expression"):
             value = getattr(self, name)
             require(value is None or (value >= 0 and math.isfinite(value)), name, value, "must be at least 0")

@@ -8,9 +8,10 @@ from typing import Any, TypeVar, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int32
+from jaxtyping import Array, Float, Int, Int32, UInt32
 
 from genaffect_jax.config import Solver
+from genaffect_jax.diffusion.seeds import seed_key
 
 Latents = Float[Array, "*batch h w c"]
 # Any pytree that a velocity function hands from one evaluation to the next; None for none.
@@ -23,18 +24,18 @@ NOISE_PURPOSE = 0x6E6F6973
 
 
 def initial_noise(
-    seed: int | Int[Array, ""], noise_ids: Int[Array, "*batch"], shape: tuple[int, ...]
+    seed: UInt32[Array, " 2"], noise_ids: Int[Array, "*batch"], shape: tuple[int, ...]
 ) -> Float[Array, "*batch *shape"]:
     """Standard normal noise of each item, from a key folded from (seed, item).
 
     It depends on the item's number and never on its place in a batch, the batch's size or the devices.
 
     Args:
-        seed: the run's seed.
+        seed: the run's seed, as `diffusion.seeds.seed_words`.
         noise_ids: number of each image, non-negative.
         shape: shape of one image's noise.
     """
-    base = jax.random.fold_in(jax.random.key(seed), NOISE_PURPOSE)
+    base = jax.random.fold_in(seed_key(seed), NOISE_PURPOSE)
 
     def noise(item: Int[Array, ""]) -> Float[Array, "*shape"]:
         return jax.random.normal(jax.random.fold_in(base, item), shape)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from genaffect_jax.config import SamplingConfig
+from genaffect_jax.config.sampling import LARGEST_SEED
 from genaffect_jax.data.face_encoders import ExpressionEncoder
 from genaffect_jax.errors import ConfigError, WeightsError
 from genaffect_jax.evaluation.diversity import Diversity, with_seeds
@@ -218,7 +219,7 @@ def _sample_seeds(run: EvaluationRun, person: Person, place: int) -> UInt8[np.nd
     if run.diversity is None or place >= run.diversity.people:
         return np.zeros((0, 0, 0, 0, 3), np.uint8)
     labels = [person.labels[i] for i in run.diversity.places(len(person.labels))]
-    seeds = range(run.sampling.seed, run.sampling.seed + run.diversity.seeds)
+    seeds = [(run.sampling.seed + i) % (LARGEST_SEED + 1) for i in range(run.diversity.seeds)]
     runs = [dataclasses.replace(run, sampling=dataclasses.replace(run.sampling, seed=seed)) for seed in seeds]
     return np.stack([_sample_set(one, person, labels) for one in runs], axis=1)
 

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from genaffect_jax.config import GuidanceMode, ModelConfig, Solver
 from genaffect_jax.diffusion.guidance import GUIDANCE_BRANCHES, branch_drops, guided, repeat_branches
 from genaffect_jax.diffusion.sampler import evaluations, initial_noise, sample
+from genaffect_jax.diffusion.seeds import seed_key, seed_words
 from genaffect_jax.models.autoencoder.model import AutoencoderKL, normalise, to_uint8
 from genaffect_jax.models.autoencoder.tiling import decode_tiled
 from genaffect_jax.models.face_encoders.networks import FaceEncoder
@@ -87,8 +88,8 @@ class SetInputs:
 class SamplerParams:
     """Traced settings of the program; a new value does not compile again."""
 
-    seed: Int[Array, ""]
-    """Seed of the noise and of the choice of shared tokens."""
+    seed: UInt32[Array, " 2"]
+    """Seed of the noise and of the choice of shared tokens, as `diffusion.seeds.seed_words`."""
     sigmas: Float[Array, " N+1"]
     """Falling noise levels, padded with zeros."""
     steps: Int[Array, ""]
@@ -115,7 +116,7 @@ class SamplerParams:
         """No guidance, both branches as trained, nothing limited."""
         everywhere = jnp.array([0.0, 1.0], jnp.float32)
         return cls(
-            seed=jnp.int32(seed),
+            seed=jnp.asarray(seed_words(seed)),
             sigmas=jnp.asarray(sigmas),
             steps=jnp.int32(steps),
             guidance_identity=jnp.float32(1),
@@ -390,7 +391,7 @@ def _sharing(
 def tokens_at(config: ModelConfig, params: SamplerParams, spec: SamplerSpec, evaluation: Int[Array, ""]) -> Tokens:
     """The image tokens that the anchors share in one evaluation, drawn for every layer from the seed."""
     network = config.mmdit
-    key = jax.random.fold_in(jax.random.key(params.seed), TOKENS_PURPOSE)
+    key = jax.random.fold_in(seed_key(params.seed), TOKENS_PURPOSE)
     return random_tokens(
         jax.random.fold_in(key, evaluation), network.num_layers, network.image_tokens, spec.shared, params.candidates
     )

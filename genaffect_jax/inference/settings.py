@@ -11,6 +11,7 @@ from jaxtyping import Bool
 
 from genaffect_jax.config import ModelConfig, SamplingConfig
 from genaffect_jax.diffusion.schedule import euler_sigmas, padded_sigmas
+from genaffect_jax.diffusion.seeds import seed_words
 from genaffect_jax.errors import ConfigError, DataError, require
 from genaffect_jax.inference.program import SamplerParams, SamplerSpec
 from genaffect_jax.io.images import read_image
@@ -59,7 +60,7 @@ def resolve_settings(
     )
     layers = np.arange(network.num_layers)
     values: dict[str, Any] = {
-        "seed": np.int32(settings.seed),
+        "seed": seed_words(settings.seed),
         "sigmas": padded_sigmas(settings.steps, shift),
         "steps": np.int32(settings.steps),
         "guidance_identity": np.float32(settings.guidance_identity),

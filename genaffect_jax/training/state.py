@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int32
 
+from genaffect_jax.diffusion.seeds import seed_key, seed_words
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.sharding import parameter_shardings, replicated
 from genaffect_jax.parallel.xla import deterministic_options
@@ -97,7 +98,7 @@ def create_state(
 
     shardings = state_shardings(functional, optimizer, mesh)
     program = jax.jit(create, out_shardings=shardings, donate_argnums=1, compiler_options=deterministic_options())
-    return program(jax.random.key(seed), given)
+    return program(seed_key(seed_words(seed)), given)
 
 
 def abstract_state(functional: Functional, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
+from genaffect_jax.diffusion.seeds import seed_key, seed_words
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.sharding import batch_parts, batch_shard, batch_sharding, replicated
 from genaffect_jax.parallel.xla import compiler_options, deterministic, is_deterministic
@@ -70,7 +71,7 @@ def make_train_step(
         state: TrainState, frozen_components: Mapping[str, Any], batch: Batch
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         sets = len(next(iter(batch.values())))
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), sets)
+        keys = jax.random.split(jax.random.fold_in(seed_key(seed_words(seed)), state.step), sets)
 
         def differentiate(batch: Batch, keys: jax.Array) -> tuple[Parameters, Terms]:
             def mean_loss(parameters: Parameters) -> tuple[Float[Array, ""], Terms]:

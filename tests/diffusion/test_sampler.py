@@ -11,6 +11,7 @@ import pytest
 
 from genaffect_jax.diffusion.sampler import Solver, evaluations, initial_noise, sample
 from genaffect_jax.diffusion.schedule import STEP_BUCKETS, euler_sigmas, padded_sigmas, shift_sigma
+from genaffect_jax.diffusion.seeds import seed_words
 
 SOLVERS = get_args(Solver)
 LEVELS = np.array([1.0, 0.5, 0.25, 0.0], np.float32)
@@ -216,17 +217,19 @@ def test_bad_steps_shift_and_solver_are_refused_with_what_is_allowed() -> None:
 
 def test_noise_belongs_to_the_item_and_not_to_its_place() -> None:
     shape = (4, 4, 2)
-    whole = initial_noise(3, jnp.arange(6).reshape(2, 3), shape)
+    whole = initial_noise(seed_words(3), jnp.arange(6).reshape(2, 3), shape)
     assert whole.shape == (2, 3, *shape)
-    shuffled = initial_noise(3, jnp.array([5, 0, 4]), shape)
+    shuffled = initial_noise(seed_words(3), jnp.array([5, 0, 4]), shape)
     np.testing.assert_array_equal(shuffled, whole.reshape(6, *shape)[jnp.array([5, 0, 4])])
-    np.testing.assert_array_equal(jax.jit(initial_noise, static_argnums=2)(3, jnp.array([2]), shape)[0], whole[0, 2])
+    np.testing.assert_array_equal(
+        jax.jit(initial_noise, static_argnums=2)(seed_words(3), jnp.array([2]), shape)[0], whole[0, 2]
+    )
 
 
 def test_noise_differs_between_items_and_seeds_and_is_standard_normal() -> None:
-    noise = np.asarray(initial_noise(0, jnp.arange(8), (32, 32, 4)))
+    noise = np.asarray(initial_noise(seed_words(0), jnp.arange(8), (32, 32, 4)))
     assert abs(noise.mean()) < 0.02
     assert abs(noise.std() - 1.0) < 0.02
     flat = noise.reshape(8, -1)
     assert np.abs(np.corrcoef(flat) - np.eye(8)).max() < 0.08
-    assert np.abs(noise - np.asarray(initial_noise(1, jnp.arange(8), (32, 32, 4)))).mean() > 1.0
+    assert np.abs(noise - np.asarray(initial_noise(seed_words(1), jnp.arange(8), (32, 32, 4)))).mean() > 1.0

@@ -67,7 +67,7 @@ class EncodeStep(Step):  # latents and face embeddings of the references, expres
         block.parsed = c.expressions.parse(block.expressions, lambda file: self.read_expression(c, file))
         block.vectors = torch.from_numpy(np.stack([e.vector for e in block.parsed])).to(images.device)
         if block.latents is None:
-            (channels, *sides), key = latents.shape[1:], fold_in((0, block.seed), NOISE)
+            (channels, *sides), key = latents.shape[1:], fold_in(seed_key(block.seed), NOISE)
             noise = [normal(fold_in(key, n), (*sides, channels)) for n in c.expressions.noise_ids(block.parsed)]
             block.latents = torch.from_numpy(np.stack(noise)).permute(0, 3, 1, 2)
         block.latents = block.latents.to(images.device, torch.float32)
@@ -165,7 +165,7 @@ class DenoiseStep(Step):  # noise to latents, chunk by chunk, with guidance and 
         if block.shared_tokens is not None:
             order = torch.as_tensor(block.shared_tokens[step])
         else:
-            key = fold_in(fold_in((0, block.seed), TOKENS), step)
+            key = fold_in(fold_in(seed_key(block.seed), TOKENS), step)
             order = torch.from_numpy(uniform(key, (layers, length)).argsort(axis=1, kind="stable"))
         return [Sharing(layer[:shared], layer[shared:], anchors) for layer in order.to(c.transformer.device)]
 
@@ -229,6 +229,12 @@ def threefry(key, counts):
             b = a ^ ((b << np.uint32(turn)) | (b >> np.uint32(32 - turn)))
         a, b = a + keys[(i + 1) % 3], b + keys[(i + 2) % 3] + np.uint32(i + 1)
     return a, b
+
+
+def seed_key(seed):
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed {seed}: must be 0 to {2**64 - 1}")
+    return seed >> 32, seed & 0xFFFFFFFF
 
 
 def fold_in(key, number):  # jax.random.fold_in

@@ -24,6 +24,7 @@ from genaffect_jax.config import FlowConfig
 from genaffect_jax.data.loader import make_loader
 from genaffect_jax.data.sources.base import Source
 from genaffect_jax.diffusion import flow
+from genaffect_jax.diffusion.seeds import seed_key, seed_words
 from genaffect_jax.errors import DataError
 from genaffect_jax.models.autoencoder.model import AutoencoderKL
 from genaffect_jax.models.functional import Functional, Parameters
@@ -165,7 +166,7 @@ def _losses(
             conditions = batch_conditions(model, frozen_components, {**batch, **given}, given["reference"])
 
             def level(number: Int[Array, ""]) -> tuple[Array, Array]:
-                noise = jax.random.normal(jax.random.fold_in(jax.random.key(seed), number), target.shape)
+                noise = jax.random.normal(jax.random.fold_in(seed_key(seed_words(seed)), number), target.shape)
                 sigma = jnp.full(target.shape[:2], sigmas[number])
                 velocity = model(flow.interpolate(target, noise, sigma), sigma, conditions).prediction
                 return flow.flow_loss(velocity, flow.velocity_target(target, noise), weight)
