@@ -26,7 +26,8 @@ from genaffect_jax.checkpoints.components import (
 )
 from genaffect_jax.checkpoints.manager import LATEST, Checkpoints
 from genaffect_jax.checkpoints.run_dir import RunDir
-from genaffect_jax.config import DenoiserRun, MeshConfig, SamplingConfig, from_json, to_json
+from genaffect_jax.config import DenoiserRun, MeshConfig, SamplingConfig, from_json, to_json, with_changes
+from genaffect_jax.config.sampling import LARGEST_SEED
 from genaffect_jax.data.face_encoders import ExpressionEncoder
 from genaffect_jax.data.photos.reader import Align, PhotoReader
 from genaffect_jax.data.prompts.table import PromptTable, prompt_for
@@ -54,6 +55,7 @@ MOST_REFERENCES = 4
 DEFAULT_ANCHORS = 8
 
 Identity = str | Path | UInt8[np.ndarray, "S S 3"]
+Expressions = str | Expression | Sequence[str | Expression]
 
 
 class Pipeline:
@@ -177,10 +179,10 @@ class Pipeline:
     def __call__(
         self,
         identity: Identity | Sequence[Identity],
-        expressions: str | Sequence[Expression],
+        expressions: Expressions,
         *,
         settings: SamplingConfig | None = None,
-        anchor_expressions: str | Sequence[Expression] = (),
+        anchor_expressions: Expressions = (),
         progress: Progress | None = None,
         **changes: Any,
     ) -> AvatarSet:
@@ -189,7 +191,8 @@ class Pipeline:
         Args:
             identity: an image file, `seed:N` (procedural avatar number N, neutral), or a uint8 RGB image of the
                 model's size; or up to `MOST_REFERENCES` of them that show one person.
-            expressions: a text of the expression grammar (`"joy, AU12L=0.7, face.png:1.3"`), or what `parse` returned.
+            expressions: a text of the expression grammar (`"joy, AU12L=0.7, face.png:1.3"`), or a list of such texts
+                and of what `parse` returned.
             settings: how to sample.
             anchor_expressions: expressions of the anchors, part of the set or not. Default: the first
                 `settings.anchors` of the set.
@@ -202,12 +205,15 @@ class Pipeline:
             DataError: an image file cannot be read, or an expression's prompt is not in the prompt table.
             MemoryLimitError: a call needs more memory than a device has.
         """
-        settings = dataclasses.replace(settings or SamplingConfig(), **changes)
-        wanted = self._expressions(expressions)
-        anchors = self._expressions(anchor_expressions)
+        settings = SamplingConfig() if settings is None else settings
+        if not isinstance(settings, SamplingConfig):
+            raise ConfigError("must be a SamplingConfig", field="settings", found=repr(settings))
+        settings = with_changes(settings, changes)
+        wanted = self._expressions(expressions, "expressions")
+        anchors = self._expressions(anchor_expressions, "anchor_expressions")
         if not wanted:
             raise ConfigError("none given; a set needs at least one", field="expressions")
-        identities = [identity] if isinstance(identity, (str, Path, np.ndarray)) else list(identity)
+        identities: list[Any] = list(identity) if isinstance(identity, (list, tuple)) else [identity]
         if not 1 <= len(identities) <= MOST_REFERENCES:
             raise ConfigError(f"{len(identities)} images, must be 1 to {MOST_REFERENCES}", field="identity")
         names = ["array" if isinstance(one, np.ndarray) else str(one) for one in identities]
@@ -215,9 +221,7 @@ class Pipeline:
         images, anchors = self._sample(references, wanted, noise_ids_of(wanted), anchors, settings, progress)
         return AvatarSet(references, images, wanted, anchors, self._record(names, wanted, settings))
 
-    def add(
-        self, avatars: AvatarSet, expressions: str | Sequence[Expression], progress: Progress | None = None
-    ) -> AvatarSet:
+    def add(self, avatars: AvatarSet, expressions: Expressions, progress: Progress | None = None) -> AvatarSet:
         """The set with more expressions, which look as if they had been part of it: same person, settings and anchors.
 
         Raises:
@@ -226,7 +230,7 @@ class Pipeline:
         """
         if avatars.settings["model"] != self.name:
             raise ConfigError(f"the set was sampled by another model, {avatars.settings['model']}; this is {self.name}")
-        more = self._expressions(expressions)
+        more = self._expressions(expressions, "expressions")
         fields = {f.name for f in dataclasses.fields(SamplingConfig)}
         settings = from_json(SamplingConfig, json.dumps({k: v for k, v in avatars.settings.items() if k in fields}))
         noise_ids = noise_ids_of([*avatars.expressions, *more])[len(avatars.expressions) :]
@@ -258,18 +262,33 @@ class Pipeline:
                 found = f"{identity.dtype} {identity.shape}"
                 raise ConfigError(f"must be uint8 ({size}, {size}, 3)", field="identity", found=found)
             return identity
+        if not isinstance(identity, (str, Path)):
+            allowed = "must be an image file, seed:N or a uint8 array, or a list of them"
+            raise ConfigError(allowed, field="identity", found=repr(identity))
         text = str(identity)
         if text.startswith("seed:"):
             number = text.removeprefix("seed:")
-            require(number.isdecimal(), "identity", text, "seed:N needs a whole number N from 0")
+            known = number.isdecimal() and len(number) <= len(str(LARGEST_SEED)) and int(number) <= LARGEST_SEED
+            found = text if len(text) < 50 else f"{text[:40]}... ({len(text)} characters)"
+            require(known, "identity", found, f"seed:N needs a whole number N from 0 to {LARGEST_SEED}")
             return render(sample_identity(int(number)), neutral(), size)
         try:
             return self.photos(Path(identity), size)
         except DataError as e:
             raise DataError(str(e), field="identity", found=text) from e
 
-    def _expressions(self, expressions: str | Sequence[Expression]) -> tuple[Expression, ...]:
-        return tuple(self.parse(expressions) if isinstance(expressions, str) else expressions)
+    def __repr__(self) -> str:
+        return f"<Pipeline of {self.name}, {self.config.model.image_size} px>"
+
+    def _expressions(self, given: Expressions, field: str) -> tuple[Expression, ...]:
+        parts = list(given) if isinstance(given, (list, tuple)) else [given]
+        found: list[Expression] = []
+        for part in parts:
+            if not isinstance(part, (str, Expression)):
+                allowed = "must be a text such as 'joy, anger:0.6', or a list of texts and of what `parse` returns"
+                raise ConfigError(allowed, field=field, found=repr(part))
+            found += self.parse(part) if isinstance(part, str) else [part]
+        return tuple(found)
 
     def _sample(
         self,

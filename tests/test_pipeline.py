@@ -145,7 +145,7 @@ def test_an_image_file_gives_the_same_set_as_its_pixels(pipeline, tmp_path):
         ({"identity": np.zeros((8, 8, 3), np.uint8)}, r"identity=uint8 \(8, 8, 3\): must be uint8 \(32, 32, 3\)"),
         ({"identity": []}, "identity: 0 images, must be 1 to 4"),
         ({"identity": ["seed:1"] * 5}, "identity: 5 images, must be 1 to 4"),
-        ({"identity_scale": -1.0}, "identity_scale=-1.0"),
+        ({"identity_scale": -1.0}, r"identity_scale=\(-1.0,\)"),
         ({"expression_interval": (0.5, 2.0)}, "expression_interval="),
         ({"steps": 0}, "steps=0: must be at least 1"),
         ({"seed": -1}, "seed=-1"),
@@ -156,11 +156,34 @@ def test_an_image_file_gives_the_same_set_as_its_pixels(pipeline, tmp_path):
         ({"consistency_layers": (0, 9)}, r"consistency_layers=\[9\]: the model has layers 0 to 1"),
         ({"consistency_start": 1}, "consistency_start=1: must be below steps, 1"),
         ({"expressions": ()}, "expressions: none given"),
+        ({"expressions": None}, "expressions=None: must be a text such as"),
+        ({"expressions": ["joy", 3]}, "expressions=3: must be a text such as"),
+        ({"anchor_expressions": 1.5}, "anchor_expressions=1.5: must be a text"),
+        ({"identity": None}, "identity=None: must be an image file, seed:N"),
+        ({"identity": 7}, "identity=7: must be an image file, seed:N"),
+        ({"identity": "seed:" + "9" * 5000}, r"identity=seed:9+... \(5005 characters\): seed:N needs"),
+        ({"steps": 4.0}, "steps=4.0: must be of type int"),
+        ({"steps": None}, "steps=None: must be of type int"),
+        ({"steps": True}, "steps=True: must be of type int"),
+        ({"solver": "ddim"}, "solver=ddim: must be one of euler"),
+        ({"shared_mask": 3}, "shared_mask=3: "),
+        ({"guidance_scale": 2.0}, "guidance_scale: no setting; .* did you mean guidance"),
+        ({"settings": {"steps": 2}}, "settings={'steps': 2}: must be a SamplingConfig"),
     ],
 )
 def test_arguments_that_are_not_allowed_are_named(pipeline, arguments, message):
     with pytest.raises(ConfigError, match=message):
         pipeline(**{"identity": "seed:1", "expressions": "joy", "steps": 1, **arguments})
+
+
+def test_a_list_of_texts_is_one_request(pipeline):
+    expected = pipeline("seed:1", "joy, 0.5*fear + 0.5*joy, anger", steps=1)
+    parsed = pipeline.parse("anger")
+    for request in (["joy", "0.5*fear + 0.5*joy", "anger"], ("joy, 0.5*fear + 0.5*joy", *parsed)):
+        np.testing.assert_array_equal(pipeline("seed:1", request, steps=np.int64(1)).images, expected.images)
+    np.testing.assert_array_equal(pipeline("seed:1", parsed[0], steps=1).images, expected.images[2:])
+    assert repr(pipeline).startswith("<Pipeline of trained")
+    assert len(repr(pipeline)) < 200
 
 
 def test_scales_intervals_guidance_and_the_number_of_references_share_one_program(pipeline):

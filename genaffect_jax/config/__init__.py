@@ -3,7 +3,7 @@
 Fields are numbers, words and nested configurations, so one JSON file describes a model completely.
 """
 
-from genaffect_jax.config.as_json import from_json, to_json
+from genaffect_jax.config.as_json import from_json, to_json, with_changes
 from genaffect_jax.config.distributed import DistributedConfig
 from genaffect_jax.config.encoders import EncoderRun, FaceEncoderConfig
 from genaffect_jax.config.networks import (
@@ -51,4 +51,5 @@ __all__ = [
     "TrainConfig",
     "from_json",
     "to_json",
+    "with_changes",
 ]

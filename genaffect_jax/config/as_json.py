@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from genaffect_jax.errors import ConfigError, require
 
@@ -38,6 +41,34 @@ def from_json(cls: type[T], text: str) -> T:
     except json.JSONDecodeError as e:
         raise ConfigError(f"configuration: not JSON ({e})") from e
     return _build(cls, values, cls.__name__)
+
+
+def with_changes(config: T, changes: Mapping[str, Any]) -> T:
+    """The configuration with single fields changed from Python, whose values are checked like those of a file.
+
+    NumPy's numbers count as numbers, a tuple as a list, and a single number as a list of one where a list is expected.
+
+    Raises:
+        ConfigError: an unknown field, or a value of the wrong type or not allowed.
+    """
+    if not changes:
+        return config
+    hints = typing.get_type_hints(type(config))
+    unknown = sorted(set(changes) - set(hints))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], hints, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"no setting; the settings are those of {type(config).__name__}{hint}", field=unknown[0])
+    checked = {}
+    for name, value in changes.items():
+        plain = value.item() if isinstance(value, np.generic) else value
+        if typing.get_origin(hints[name]) is tuple:
+            plain = list(plain) if isinstance(plain, (tuple, list)) else [plain]
+        try:
+            checked[name] = _build(hints[name], plain, name)
+        except TypeError as e:  # not even convertible, such as an object in a path's place
+            raise ConfigError(f"{e}", field=name, found=repr(value)) from e
+    return dataclasses.replace(config, **checked)  # type: ignore[type-var]
 
 
 def _build(kind: Any, value: Any, name: str) -> Any:
