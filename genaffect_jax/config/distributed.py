@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from genaffect_jax.config.numbers import require_usable_numbers
 from genaffect_jax.errors import require
 
 Cluster = Literal["auto", "none", "slurm", "ompi", "mpi4py", "k8s", "gketpu", "gcetpu"]
@@ -30,6 +31,7 @@ class DistributedConfig:
     """Seconds without a heartbeat after which a process counts as lost and the others end."""
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self, "distributed.", 10**6)
         given = (self.coordinator_address, self.num_processes, self.process_id)
         names = ("coordinator_address", "num_processes", "process_id")
         missing = [n for n, v in zip(names, given, strict=True) if v is None]

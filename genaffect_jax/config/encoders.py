@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from genaffect_jax.config.as_json import ADDED_LATER
+from genaffect_jax.config.numbers import LARGEST_SIZE, require_usable_numbers
 from genaffect_jax.config.runs import DataConfig, MeshConfig, TrainConfig
 from genaffect_jax.errors import require
 
@@ -61,6 +62,7 @@ class FaceEncoderConfig:
         return 2 ** len(self.widths)
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self, "encoder.", LARGEST_SIZE)
         require(bool(self.widths), "encoder.widths", self.widths, "must not be empty")
         require(
             len(self.depths) == len(self.widths),
@@ -185,6 +187,7 @@ class DegradeConfig:
     """Largest standard deviation of the noise added to the latents, which have a standard deviation of about 1."""
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self, "degrade.")
         for name in ("shift", "zoom", "gain", "tint", "autoencoder_share"):
             require(0.0 <= getattr(self, name) < 1.0, f"degrade.{name}", getattr(self, name), "must lie in [0, 1)")
         for name in ("blur", "noise", "quantise", "latent_noise"):
@@ -219,6 +222,7 @@ class EncoderRun:
     """Devices."""
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self)
         require(
             re.fullmatch(r"[a-z0-9_]+", self.name) is not None,
             "name",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from genaffect_jax.config.as_json import ADDED_LATER
+from genaffect_jax.config.numbers import LARGEST_SIZE, require_usable_numbers
 from genaffect_jax.errors import require
 
 ConditionAttention = Literal["decoupled", "concatenated", "text"]
@@ -71,6 +72,7 @@ class MMDiTConfig:
         return self.attention_head_dim * self.num_attention_heads
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self, "mmdit.", LARGEST_SIZE)
         object.__setattr__(self, "out_channels", self.in_channels)
         object.__setattr__(self, "caption_projection_dim", self.width)
         for name in (
@@ -217,6 +219,8 @@ class AutoencoderConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self, "autoencoder.", LARGEST_SIZE)
+        require(self.norm_num_groups >= 1, "autoencoder.norm_num_groups", self.norm_num_groups, "must be at least 1")
         require(
             bool(self.block_out_channels),
             "autoencoder.block_out_channels",
@@ -293,6 +297,7 @@ class ConditioningConfig:
     none."""
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self, "conditioning.", LARGEST_SIZE)
         for name in ("expression_width", "expression_tokens"):
             require(getattr(self, name) >= 1, f"conditioning.{name}", getattr(self, name), "must be at least 1")
         for name in ("identity_layers", "identity_tokens", "identity_embedding"):
@@ -317,6 +322,7 @@ class LoraConfig:
     """Name patterns of the kernels with an addition; `*` matches anything. These kernels are frozen."""
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self, "lora.", LARGEST_SIZE)
         require(self.rank >= 0, "lora.rank", self.rank, "must be at least 0")
         require(self.alpha > 0, "lora.alpha", self.alpha, "must be positive")
         require(not self.rank or bool(self.targets), "lora.targets", self.targets, "must not be empty")

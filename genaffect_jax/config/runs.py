@@ -9,6 +9,7 @@ from typing import Literal
 
 from genaffect_jax.config.as_json import ADDED_LATER
 from genaffect_jax.config.networks import AutoencoderConfig, ModelConfig
+from genaffect_jax.config.numbers import LARGEST_SIZE, require_usable_numbers
 from genaffect_jax.config.sampling import LARGEST_SEED
 from genaffect_jax.errors import require
 
@@ -55,6 +56,7 @@ class DataConfig:
     larger one is streamed. 0 always streams."""
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self, "data.", LARGEST_SIZE, {"identities": 10**8, "workers": 1024})
         require(
             self.source != "folder" or self.root is not None,
             "data.root",
@@ -98,6 +100,7 @@ class TextConfig:
     """Prompt table written by `python -m genaffect_jax.prepare prompts`; none for models with register tokens."""
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self, "text.", LARGEST_SIZE)
         require("{word}" in self.template, "text.template", repr(self.template), "must contain {word}")
         require(
             self.max_sequence_length >= 1, "text.max_sequence_length", self.max_sequence_length, "must be at least 1"
@@ -136,6 +139,7 @@ class FlowConfig:
     """Probability of a step without consistent attention, so that the model also learns to sample without."""
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self, "flow.")
         require(
             -1.0 <= self.mode_scale <= 2.0 / (math.pi - 2.0),
             "flow.mode_scale",
@@ -166,6 +170,7 @@ class AuxiliaryConfig:
     """Weights of the expression encoder: `package:NAME` or a file; read only if its weight is above 0."""
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self, "auxiliary.")
         for name in ("identity_weight", "expression_weight"):
             require(getattr(self, name) >= 0, f"auxiliary.{name}", getattr(self, name), "must be at least 0")
         require(0.0 < self.largest_sigma <= 1.0, "auxiliary.largest_sigma", self.largest_sigma, "must lie in (0, 1]")
@@ -230,6 +235,7 @@ class TrainConfig:
     """Number of checkpoints to keep beside them, those with the lowest loss on held-out people; 0 for none."""
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self, "train.", limits={"seed": LARGEST_SEED, "batch_size": 2**20})
         for name in (
             "steps",
             "batch_size",
@@ -273,6 +279,7 @@ class MeshConfig:
     """Devices along the `tensor` axis, over which heads and feed-forward features are sharded."""
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self, "mesh.", LARGEST_SIZE)
         require(self.data == -1 or self.data >= 1, "mesh.data", self.data, "must be -1 or at least 1")
         for name in ("fsdp", "tensor"):
             require(getattr(self, name) >= 1, f"mesh.{name}", getattr(self, name), "must be at least 1")
@@ -378,6 +385,7 @@ class AutoencoderRun:
     """Devices."""
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self)
         require(
             self.data.image_size % self.autoencoder.downsample == 0,
             "data.image_size",

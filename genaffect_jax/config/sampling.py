@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from genaffect_jax.config.as_json import ADDED_LATER
+from genaffect_jax.config.numbers import LARGEST_SIZE, require_usable_numbers
 from genaffect_jax.errors import require
 
 LARGEST_SEED = 2**64 - 1
+LARGEST_STEPS = 10_000
 Solver = Literal["euler", "heun", "dpm++"]
 GuidanceMode = Literal["none", "joint", "expression", "decoupled"]
 
@@ -71,6 +73,8 @@ class SamplingConfig:
     if they fit into memory. The images are the same."""
 
     def __post_init__(self) -> None:
+        limits = {"seed": LARGEST_SEED, "steps": LARGEST_STEPS}
+        require_usable_numbers(self, largest=LARGEST_SIZE, limits=limits)
         for name, low in (
             ("steps", 1),
             ("consistency_start", 0),
