@@ -31,7 +31,7 @@ from genaffect_jax.compile_check.topology import topology_devices
 from genaffect_jax.compile_check.train_step import lower_train_step, trained_share
 from genaffect_jax.config import DenoiserRun, GuidanceMode
 from genaffect_jax.config.numbers import LARGEST_SIZE, require_usable_numbers
-from genaffect_jax.errors import COMPLETE, FAILED, ConfigError, GenAffectError, require
+from genaffect_jax.errors import COMPLETE, FAILED, ConfigError, GenAffectError
 from genaffect_jax.inference.program import SamplerSpec
 from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.models.flops import step_flops
@@ -69,10 +69,6 @@ class Arguments(Generic[Run]):
 
     def __post_init__(self) -> None:
         require_usable_numbers(self, largest=LARGEST_SIZE)
-        for name in ("images", "steps", "anchors"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        require(0.0 <= self.consistency <= 1.0, "consistency", self.consistency, "must lie in [0, 1]")
-        require(0.0 <= self.reserve < 1.0, "reserve", self.reserve, "must lie in [0, 1)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
