@@ -34,6 +34,7 @@ Arguments = TypeVar("Arguments")
 Preset = TypeVar("Preset")
 
 # No defects of this program: disk full, quota used up, read-only, not allowed, disk broken.
+_program: str | None = None
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
@@ -113,8 +114,16 @@ def parse_with_preset(
         )
 
 
+def run_as(name: str) -> None:
+    """Says by what name this process was started, for usage texts."""
+    global _program
+    _program = name
+
+
 def program_name() -> str | None:
-    """`python -m genaffect_jax.train`: run with -m, the program's own name would be a path."""
+    """`python -m genaffect_jax.train`: run with -m, the program's own name would be a path. Or see `run_as`."""
+    if _program is not None:
+        return _program
     module = sys.modules["__main__"].__spec__
     return None if module is None else f"python -m {module.name.removesuffix('.__main__')}"
 
