@@ -6,6 +6,7 @@ Python; a command shows it as an option (`--chunk`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 # LOST is EX_TEMPFAIL of sysexits.h: nothing is wrong in this process, and the same command may succeed later.
@@ -92,6 +93,12 @@ def require(condition: bool, field: str, found: object, allowed: str) -> None:
     """Raises ConfigError `field=found: allowed` unless the condition holds."""
     if not condition:
         raise ConfigError(allowed, field=field, found=str(found))
+
+
+def listed(problems: Sequence[str], most: int = 40) -> str:
+    """The first problems in one line, and how many more there are: a wrong file can have thousands."""
+    more = len(problems) - most
+    return "; ".join(problems[:most]) + (f"; and {more} more" if more > 0 else "")
 
 
 def install_command(extra: str) -> str:

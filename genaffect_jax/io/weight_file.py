@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.flax import save
 
 from genaffect_jax.config import from_json, to_json
-from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.errors import ConfigError, WeightsError, listed
 from genaffect_jax.io.atomic import write_atomically
 
 WeightDType = Literal["float32", "bfloat16", "float16"]
@@ -76,7 +76,7 @@ def load_weights(network: Shaped, path: Path, config: object | None = None) -> d
         config: configuration of the network; if given, it must equal the one in the file.
 
     Raises:
-        WeightsError: the file is missing or damaged, or its keys, shapes or configuration differ; all are named.
+        WeightsError: the file is missing or damaged, or its keys, shapes or configuration differ; the first are named.
     """
     if config is not None:
         stored = read_config(path, type(config))
@@ -87,7 +87,7 @@ def load_weights(network: Shaped, path: Path, config: object | None = None) -> d
         expected = {name: tuple(s.shape) for name, s in network.shapes.items()}
         problems = misfits(shapes, expected)
         if problems:
-            raise WeightsError(f"{path}: does not fit the network: " + "; ".join(problems))
+            raise WeightsError(f"{path}: does not fit the network: " + listed(problems))
         return {name: jnp.asarray(file.get_tensor(name), s.dtype) for name, s in network.shapes.items()}
 
 

@@ -1,6 +1,7 @@
 """ArcFace weights in this package's network: equal to onnxruntime, whatever form the file has; strict refusals."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -178,6 +179,14 @@ def test_other_files_are_refused(small, tmp_path):
     with pytest.raises(ConfigError, match="an iresnet gives identity vectors"):
         FaceEncoderConfig(target="expression", architecture="iresnet", depths=(1, 1, 1, 1))
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_types_of_numbers_that_are_not_read_are_named(tmp_path):
+    header = {"conv1.weight": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}
+    text = json.dumps(header).encode()
+    (tmp_path / "float8.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(WeightsError, match=r"conv1.weight is F8_E4M3; tensors of F16, BF16, F32, F64 are read"):
+        read_arcface(tmp_path / "float8.safetensors")
 
 
 def test_the_command_line_writes_the_file_and_names_what_it_found(small, tmp_path, capsys):

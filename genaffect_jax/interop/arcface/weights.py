@@ -9,11 +9,11 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from genaffect_jax.config.encoders import ARCFACE_CROP, Crop, FaceEncoderConfig
-from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.errors import ConfigError, WeightsError, listed
 from genaffect_jax.interop.arcface.layers import Affine, Arrays, FoldedLayers
 from genaffect_jax.interop.arcface.onnx import read_layers
 from genaffect_jax.io.weight_file import WeightDType, checksum, misfits, save_weights
@@ -21,6 +21,7 @@ from genaffect_jax.models.face_encoders.encoder import build_encoder
 
 EPSILON = 1e-5  # of every batch normalisation in insightface's iresnet.py; state dicts do not contain it
 _BLOCK = re.compile(r"layer(\d+)\.(\d+)\..+")
+_READ_TYPES = ("F16", "BF16", "F32", "F64")
 _UNUSED = "num_batches_tracked"  # a counter of the training
 _NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -39,7 +40,7 @@ def convert_arcface(
         dtype: stored type.
 
     Raises:
-        WeightsError: the file is missing, damaged, a pickle or not an IResNet (all differences are named), or the
+        WeightsError: the file is missing, damaged, a pickle or not an IResNet (differences are named), or the
             package that reads it is not installed.
         ConfigError: name or licence is empty, or the crop is not inside the image.
     """
@@ -104,6 +105,13 @@ def _config_of(parameters: Mapping[str, np.ndarray], crop: Crop) -> FaceEncoderC
 def _read_state(path: Path) -> Arrays:
     """The tensors of a state dict as float32, without counters and without a common prefix of the keys."""
     try:
+        with safe_open(path, framework="np") as file:
+            types = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+        unread = [
+            f"{key} is {kind}" for key, kind in types.items() if kind not in _READ_TYPES and not key.endswith(_UNUSED)
+        ]
+        if unread:
+            raise WeightsError(f"{listed(unread, 3)}; tensors of {', '.join(_READ_TYPES)} are read")
         state = dict(load_file(path))
     except (SafetensorError, OSError) as e:
         raise WeightsError(f"damaged, or no safetensors file ({e})") from e

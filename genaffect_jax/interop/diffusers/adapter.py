@@ -159,7 +159,7 @@ def read_adapter(folder: Path, config: ModelConfig, *, dtype: WeightDType | None
         dtype: type of the parameters; None for each parameter's stored type.
 
     Raises:
-        WeightsError: a file is missing or damaged, or the adapter is of another model (all differences are named).
+        WeightsError: a file is missing or damaged, or the adapter is of another model (differences are named).
     """
     own = component_folder(folder, FOLDER)
     found = read_config(own, CLASS_NAME)

@@ -80,7 +80,7 @@ def read_face_encoder(
 
     Raises:
         WeightsError: a file is missing or damaged, an entry of `config.json` is unknown or not allowed, or keys or
-            shapes are not exactly those of the network (all are named).
+            shapes are not exactly those of the network (some are named).
     """
     header, parameters = read_component(FACE_ENCODER, folder, dtype)
     return header.encoder, parameters, dict(header.metadata)

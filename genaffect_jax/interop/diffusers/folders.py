@@ -18,12 +18,13 @@ _CLASS = "_class_name"
 
 
 def component_folder(folder: Path, name: str) -> Path:
-    """The component's own folder: `folder`, or `folder/name` if `folder` is a whole pipeline.
+    """The component's own folder: `folder`, or `folder/name` if `folder` is a pipeline, whole or in part.
 
     Raises:
         WeightsError: there is no such folder.
     """
-    own = folder / name if (folder / PIPELINE_FILE).is_file() else folder
+    inside = (folder / PIPELINE_FILE).is_file() or ((folder / name).is_dir() and not (folder / CONFIG_FILE).exists())
+    own = folder / name if inside else folder
     if not own.is_dir():
         raise WeightsError(f"{own}: no such folder")
     return own

@@ -38,7 +38,7 @@ def read_parameters(
         shardings: where the parameters lie; None for the default device.
 
     Raises:
-        WeightsError: keys or shapes are not exactly those of the network (all are named), the tensors of one parameter
+        WeightsError: keys or shapes are not exactly those of the network (some are named), the tensors of one parameter
             have different types, or a number is not finite in `dtype`.
     """
     pieces: dict[str, list[Piece]] = {}
@@ -77,7 +77,7 @@ class ParameterTensors:
             where: the file or folder to write, for messages.
 
         Raises:
-            WeightsError: parameters are missing, unknown, of another shape or partly on other hosts (all are named).
+            WeightsError: parameters are missing, unknown, of another shape or partly on other hosts (some are named).
         """
         problems = misfits({name: tuple(p.shape) for name, p in parameters.items()}, dict(shapes))
         problems += [

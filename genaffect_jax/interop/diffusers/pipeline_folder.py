@@ -114,6 +114,9 @@ def _is_there(index: dict[str, Any], part: str, folder: Path) -> bool:
 def _encoder_files(folder: Path) -> list[Path]:
     config, single, index = folder / "config.json", folder / _WEIGHTS, folder / f"{_WEIGHTS}.index.json"
     read_json(config)
+    if single.is_file() and index.is_file():
+        # transformers would read the whole file without a word, however old it is.
+        raise WeightsError(f"{folder}: has both {single.name} and {index.name}; which one counts is not clear")
     if single.is_file():
         weights = [single]
     elif index.is_file():
@@ -124,6 +127,9 @@ def _encoder_files(folder: Path) -> list[Path]:
     else:
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         found = f"; {', '.join(pickles)} is no safetensors file and is not read" if pickles else ""
+        variants = sorted(p.name for p in folder.glob("model.*.safetensors"))
+        if variants:
+            found = f"; {', '.join(variants)} is a variant: save it under the plain name to have it read"
         raise WeightsError(f"{single}: no such file (nor {index.name}){found}")
     for path in weights:
         try:

@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from genaffect_jax.errors import WeightsError
+from genaffect_jax.errors import WeightsError, listed
 from genaffect_jax.models.parameter_names import PROJECTOR_STACKED, STACKED
 
 Shape = tuple[int, ...]
@@ -166,7 +166,7 @@ def match(
             if key in found and tuple(found[key]) != piece.shape
         ]
     if problems:
-        raise WeightsError(f"{where}: does not fit the network: " + "; ".join(problems))
+        raise WeightsError(f"{where}: does not fit the network: " + listed(problems))
     return list(pieces.values())
 
 

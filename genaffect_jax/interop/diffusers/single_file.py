@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from genaffect_jax.errors import WeightsError
+from genaffect_jax.errors import WeightsError, listed
 from genaffect_jax.interop.diffusers.components import Component, Config
 from genaffect_jax.interop.diffusers.original_layout import AUTOENCODER_LAYOUT, TRANSFORMER_LAYOUT, Layout, Original
 from genaffect_jax.interop.diffusers.tensor_files import StoredTensors, open_file
@@ -57,7 +57,7 @@ def open_single_file(path: Path, component: Component[Config, Any]) -> Iterator[
 
     Raises:
         WeightsError: the file is missing or damaged, or does not hold this network; keys or shapes are not exactly
-            those of the network, a type of numbers is unknown, or a key belongs to no network (all are named).
+            those of the network, a type of numbers is unknown, or a key belongs to no network (some are named).
     """
     assert component.original is not None
     assert component.infer is not None
@@ -77,7 +77,7 @@ def open_single_file(path: Path, component: Component[Config, Any]) -> Iterator[
             {prefix + key: shape for key, shape in found.items()}, {prefix + key: s for key, s in expected.items()}
         )
         if problems:
-            raise WeightsError(f"{path}: does not fit the network: {'; '.join(problems)}")
+            raise WeightsError(f"{path}: does not fit the network: {listed(problems)}")
         yield config, OriginalTensors(stored, prefix, originals)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from genaffect_jax.errors import WeightsError
+from genaffect_jax.errors import WeightsError, listed
 from genaffect_jax.io.weight_file import DTYPES, WeightDType
 
 STEM = "diffusion_pytorch_model"
@@ -236,7 +236,7 @@ def _open_shards(index: Path, stack: ExitStack) -> dict[str, Any]:
     problems = [f"{name!r} is no plain file name" for name in names if Path(name).name != name]
     problems += [f"shard {name} is missing" for name in names if not (index.parent / name).is_file()]
     if problems:
-        raise WeightsError(f"{index}: {'; '.join(problems)}")
+        raise WeightsError(f"{index}: {listed(problems)}")
     files = {name: stack.enter_context(open_file(index.parent / name)) for name in names}
     held = {name: set(file.keys()) for name, file in files.items()}
     problems = [f"{key} is not in {name}" for key, name in weight_map.items() if key not in held[name]]

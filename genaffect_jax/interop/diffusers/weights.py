@@ -51,7 +51,7 @@ def load_transformer(
 
     Raises:
         WeightsError: a file is missing or damaged, this package does not implement the configuration, or keys or shapes
-            are not exactly those of the network (all are named).
+            are not exactly those of the network (some are named).
     """
     config, parameters = read_transformer(source, dtype=dtype, mesh=mesh, variant=variant)
     return TRANSFORMER.network(config, compute_dtype).merge(parameters)
@@ -69,7 +69,7 @@ def save_transformer(
         max_shard_bytes: largest file, in bytes; a larger model is sharded.
 
     Raises:
-        WeightsError: the model has parameters that diffusers does not have (all are named), a number is not finite in
+        WeightsError: the model has parameters that diffusers does not have (some are named), a number is not finite in
             the stored type, or `folder` holds other files.
     """
     write_transformer(model.config, parameters_of(model), folder, dtype=dtype, max_shard_bytes=max_shard_bytes)
