@@ -30,7 +30,7 @@ def ablations_as_html(ablations: Mapping[str, Ablation], columns: Sequence[str],
         columns: figures of the table.
         settings: those of the plain setting's report.
     """
-    body = [element("h1", "Ablations of sampling"), head(settings), *_figures(ablations, columns)]
+    body = [element("h1", "Ablations"), head(settings), *_figures(ablations, columns)]
     for title, (along, upwards) in _SCATTERS.items():
         body += _scatter(ablations, title, along, upwards)
     return document(f"Ablations of {settings['model']}", *body, *_costs(ablations))
