@@ -183,7 +183,7 @@ def _refuse_few_expressions(root: Path, images: list[Example], listing: Listing,
 def _check(root: Path, files: list[str], image_size: int, stored: Path | None) -> dict[str, str | None]:
     """The reason why each file cannot be decoded, or None; files that `stored` knows are not decoded again."""
     # The rules are part of the key: with other formats, limits or another reader, old results do not count.
-    rules = {"reader": 1, "formats": list(FORMATS), "max_pixels": MAX_PIXELS}
+    rules = {"reader": 2, "formats": list(FORMATS), "max_pixels": MAX_PIXELS}
     known: dict[str, list] = {}
     try:
         content = {} if stored is None else json.loads(stored.read_text("utf-8"))
