@@ -91,8 +91,8 @@ def _png(file: BinaryIO) -> tuple[list[_Piece], int | None]:
                 found.setdefault(place, orientation)
         at = end
         if kind == b"IEND":
-            return pieces, found.get("exif") or found.get("profile") or found.get("xmp")
-    return [*pieces, (at, size - at)], found.get("exif") or found.get("profile") or found.get("xmp")
+            return pieces, found.get("exif") or found.get("text") or found.get("xmp")
+    return [*pieces, (at, size - at)], found.get("exif") or found.get("text") or found.get("xmp")
 
 
 def _png_orientation(kind: bytes, data: bytes) -> tuple[str, int | None]:
@@ -106,9 +106,9 @@ def _png_orientation(kind: bytes, data: bytes) -> tuple[str, int | None]:
     if keyword == b"Raw profile type exif" and kind in (b"tEXt", b"zTXt"):
         text = _inflated(rest[1:]) if kind == b"zTXt" else rest
         try:
-            return "profile", exif_orientation(bytes.fromhex("".join(text.decode("ascii").split("\n")[3:])))
+            return "text", exif_orientation(bytes.fromhex("".join(text.decode("ascii").split("\n")[3:])))
         except ValueError:
-            return "profile", None
+            return "text", None
     return "", None
 
 
