@@ -124,3 +124,9 @@ def test_a_name_too_long_for_the_file_system_is_a_missing_file(tmp_path: Path) -
     jsonl(tmp_path, row(file="x" * 5000))
     with pytest.raises(DataError, match="names missing files"):
         list_folder(tmp_path)
+
+
+def test_random_tables_are_read_or_refused_in_one_error_and_lose_no_file(load_benchmark) -> None:
+    outcomes, faults = load_benchmark("fuzz_image_tables").run(1000, seed=1)
+    assert faults == []
+    assert min(outcomes["read"], outcomes["refused"]) > 100
