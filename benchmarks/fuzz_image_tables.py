@@ -95,7 +95,9 @@ def fault_of(root: Path) -> tuple[str, str | None]:
         return "refused", "a message of several lines" if "\n" in str(e) else None
     except Exception as e:
         return "refused", f"{type(e).__name__}: {e}"
-    names = [row.file for row in (*listing.labelled, *listing.rejected, *listing.ignored)]
+    names = [row.file for row in [*listing.rejected, *listing.ignored]] + [
+        labelled.file for labelled in listing.labelled
+    ]
     files = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
     if sorted(names) != sorted(file for file in files if not file.startswith("metadata.")):
         return "read", f"files {sorted(files)}, listed {sorted(names)}"
