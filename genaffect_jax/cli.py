@@ -141,7 +141,7 @@ def run(work: Callable[[Console], bool], distributed: DistributedConfig | None =
     """
     with expendable_output():
         if distributed is None or not are_several(distributed):
-            return _status(lambda: work(Console(stderr=True)))
+            return _status(lambda: work(_console()))
         return supervise(distributed, lambda joined: _run_with_others(work, distributed, joined))
 
 
@@ -219,6 +219,11 @@ def _field_paths(kind: type, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{field.name}"
 
 
+def _console(quiet: bool = False) -> Console:
+    """Standard error. Texts are printed as they are: a path may hold `[red]` or `:joy:`, rich's own notation."""
+    return Console(stderr=True, quiet=quiet, markup=False, emoji=False)
+
+
 def _run_with_others(
     work: Callable[[Console], bool], distributed: DistributedConfig, joined: Callable[[str], None]
 ) -> int:
@@ -229,7 +234,7 @@ def _run_with_others(
         join(distributed)
         joined(describe_process())
         with lost_processes_named():
-            complete = work(Console(stderr=True, quiet=not is_first()))
+            complete = work(_console(quiet=not is_first()))
             jax.distributed.shutdown()  # waits for the others
         together = True
         return complete

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fits: list[bool] = []
 
     def work(_: Console) -> bool:
-        fits.append(check_fit(arguments, Console()))
+        fits.append(check_fit(arguments, Console(markup=False, emoji=False)))
         return True
 
     status = cli.run(work)

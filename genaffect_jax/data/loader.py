@@ -151,6 +151,7 @@ class Loader(Iterator[Batch]):
                     f"warning: {killed}; all restart at batch {self._next}, in the same order",
                     style="yellow",
                     markup=False,
+                    emoji=False,
                     highlight=False,
                     soft_wrap=True,
                 )

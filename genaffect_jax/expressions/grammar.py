@@ -22,7 +22,6 @@ is the 135 words. A group may have a weight but cannot be part of a blend. Case 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from collections.abc import Sequence
@@ -35,6 +34,7 @@ from jaxtyping import Float
 
 from genaffect_jax.errors import ExpressionError
 from genaffect_jax.expressions.action_units import CHANNELS, DEGREES, INDEX, LOWEST, MEDIAN_UNITS, SIDED_UNITS
+from genaffect_jax.expressions.labels import group_suggestion, suggestion
 from genaffect_jax.expressions.space import AnySpace, ExpressionSpace, UnitSpace
 from genaffect_jax.expressions.vocabulary import vocabulary
 
@@ -250,7 +250,8 @@ class _Parser:
         if name != "neutral" and name not in vocabulary():
             if re.fullmatch(r"au[0-9]+[lr]?", name):
                 _unknown_channel(token.text)
-            hint = _nearest(name, [*_SINGLE_NAMES, *vocabulary(), *DEGREES])
+            following = self._peek().text.lower() if self._peek().kind == "name" else None
+            hint = suggestion(name, following, [*_SINGLE_NAMES, *vocabulary(), *DEGREES])
             raise ExpressionError(f"expression '{_excerpt(token.text)}': unknown word{hint}")
         return name
 
@@ -267,7 +268,7 @@ class _Parser:
             groups = dict.fromkeys(g for w in words for g in (w.cluster, w.subcluster, f"{w.cluster}/{w.subcluster}"))
             written = "/".join(path)
             raise ExpressionError(
-                f"expression '{_excerpt(written)}/*': unknown cluster{_nearest(written, list(groups))}"
+                f"expression '{_excerpt(written)}/*': unknown cluster{group_suggestion(written, list(groups))}"
             )
         return _Group(tuple(found))
 
@@ -352,15 +353,6 @@ def _unknown_channel(text: str) -> NoReturn:
     median = " ".join(f"AU{u}" for u in MEDIAN_UNITS)
     allowed = f"{sided} (also one-sided, AU12L or AU12R), {median}, {' '.join(DEGREES)}"
     raise ExpressionError(f"expression '{_excerpt(text)}': unknown channel; allowed: {allowed}")
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return (
-        f"; did you mean '{close[0]}'?"
-        if close
-        else f"; known: {', '.join(known[:6])}, ... (docs/guide/expressions.md)"
-    )
 
 
 def _digits(value: float) -> str:

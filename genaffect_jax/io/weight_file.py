@@ -29,6 +29,8 @@ PACKAGE_PREFIX = "package:"
 _CONFIG = "config"
 C = TypeVar("C")
 
+_FLOATS = ("F64", "F32", "F16", "BF16")  # the types in which parameters may be stored, by safetensors' names
+
 
 class Shaped(Protocol):
     """A network, seen as names, shapes and types of its parameters (`models.functional.Functional`)."""
@@ -76,7 +78,8 @@ def load_weights(network: Shaped, path: Path, config: object | None = None) -> d
         config: configuration of the network; if given, it must equal the one in the file.
 
     Raises:
-        WeightsError: the file is missing or damaged, or its keys, shapes or configuration differ; the first are named.
+        WeightsError: the file is missing or damaged, its keys, shapes or configuration differ (some are named), its
+            numbers are no floating-point ones, or some are not finite.
     """
     if config is not None:
         stored = read_config(path, type(config))
@@ -88,7 +91,13 @@ def load_weights(network: Shaped, path: Path, config: object | None = None) -> d
         problems = misfits(shapes, expected)
         if problems:
             raise WeightsError(f"{path}: does not fit the network: " + listed(problems))
-        return {name: jnp.asarray(file.get_tensor(name), s.dtype) for name, s in network.shapes.items()}
+        types = {name: file.get_slice(name).get_dtype() for name in shapes}
+        if wrong := [f"{name} ({found})" for name, found in types.items() if found not in _FLOATS]:
+            raise WeightsError(f"{path}: {', '.join(wrong)}: must be one of {', '.join(_FLOATS)}")
+        loaded = {name: jnp.asarray(file.get_tensor(name), s.dtype) for name, s in network.shapes.items()}
+    if bad := [name for name, value in loaded.items() if not bool(jnp.isfinite(value).all())]:
+        raise WeightsError(f"{path}: numbers that are not finite in {', '.join(bad)}")
+    return loaded
 
 
 def misfits(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> list[str]:

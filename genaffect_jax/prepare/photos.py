@@ -44,6 +44,7 @@ def run(arguments: Arguments, console: Console) -> bool:
         f"{arguments.out}: {report.aligned} images ({report.several} of photos with several faces), "
         f"{report.rejected} files left out, see {arguments.out / REJECTED}",
         markup=False,
+        emoji=False,
         highlight=False,
     )
     return True

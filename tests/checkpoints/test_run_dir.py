@@ -17,6 +17,7 @@ ELSEWHERE = {
     "config.json": {
         "interop/diffusers/folders.py",
         "interop/diffusers/pipeline_folder.py",
+        "interop/image_encoders.py",
         "interop/onnx/sampler.py",  # runs beside exported graphs, without this package
     },
     "rejected.jsonl": {"data/photos/align_folder.py"},

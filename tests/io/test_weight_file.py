@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from genaffect_jax.config import AutoencoderConfig, MMDiTConfig
 from genaffect_jax.errors import WeightsError
@@ -126,6 +127,28 @@ def test_numbers_that_do_not_fit_the_stored_type_are_refused(value: float, tmp_p
     with pytest.raises(WeightsError, match=r"finite as float16 in \['bad'\]"):
         save_weights({"good": jnp.ones(2), "bad": jax.numpy.array([1.0, value])}, tmp_path / "a", "float16", CONFIG)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value.astype(np.int32), r"\(I32\): must be one of F64, F32, F16, BF16"),
+        (lambda value: value.astype(np.uint8), r"\(U8\): must be"),
+        (lambda value: value > 0, r"\(BOOL\): must be"),
+        (lambda value: np.full_like(value, np.nan), "numbers that are not finite in"),
+        (lambda value: np.full_like(value, -np.inf), "numbers that are not finite in"),
+    ],
+)
+def test_stored_numbers_that_are_whole_or_not_finite_are_refused_by_name(
+    network, parameters, tmp_path, change, message
+) -> None:
+    arrays = {name: np.asarray(value) for name, value in parameters.items()}
+    name = sorted(arrays)[0]
+    path = tmp_path / "a.safetensors"
+    save_file({**arrays, name: change(arrays[name])}, path)
+    with pytest.raises(WeightsError, match=message) as error:
+        load_weights(network, path)
+    assert name in str(error.value)
 
 
 def test_package_names_resolve_inside_the_package_only(tmp_path, monkeypatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import struct
 
 import jax
 import numpy as np
@@ -76,6 +77,8 @@ def test_image_files_are_read_as_ours_are(runs, pipes, tmp_path) -> None:
     rgba.convert("RGB").resize((900, 1300)).save(tmp_path / "large.jpg", exif=turned())
     rgba.convert("L").save(tmp_path / "grey.png")
     rgba.convert("P").save(tmp_path / "palette.gif")
+    rgba.convert("RGB").save(tmp_path / "turned.tif", exif=turned())
+    rgba.convert("RGB").save(tmp_path / "odd.jpg", exif=odd_tag())
     ours = Pipeline.load(runs["avatar"], devices=jax.devices()[:1])
     from genaffect_jax.interop.torch.pipeline import EncodeStep
 
@@ -83,6 +86,20 @@ def test_image_files_are_read_as_ours_are(runs, pipes, tmp_path) -> None:
         found = EncodeStep().read(pipes["avatar"], file)[0].permute(1, 2, 0)
         expected = ours.reference(file).astype(np.float32) / 127.5 - 1
         np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=file.name)
+
+
+def test_grey_of_more_than_8_bits_is_refused_by_name(pipes, tmp_path) -> None:
+    from genaffect_jax.interop.torch.pipeline import EncodeStep
+
+    Image.fromarray(np.full((8, 8), 9000, np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="I;16: grey of more than 8 bits"):
+        EncodeStep().read(pipes["avatar"], tmp_path / "a.png")
+
+
+def odd_tag() -> bytes:
+    """A quarter turn, and a resolution of type BYTE, with which Pillow's `exif_transpose` fails."""
+    entries = struct.pack(">HHIHxx", 274, 3, 1, 6) + struct.pack(">HHII", 282, 1, 1, 5)
+    return b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + entries + bytes(4)
 
 
 def turned() -> Image.Exif:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genaffect_jax.data.photos.reader import AlignedPhoto
-from genaffect_jax.data.sources.layouts import METADATA, LabelledFile, Row, expression_in_name, list_folder
+from genaffect_jax.data.sources.layouts import LabelledFile, Row, expression_in_name, list_folder, without_image_suffix
+from genaffect_jax.data.sources.tables import METADATA
 from genaffect_jax.errors import ConfigError, DataError, require
 from genaffect_jax.io.atomic import new_folder
 from genaffect_jax.io.image_grid import write_png
@@ -97,7 +98,7 @@ def align_folder(root: Path, out: Path, align: Callable[[Path, int], AlignedPhot
 def _free_name(labelled: LabelledFile, taken: set[str]) -> str:
     """The file's name as a PNG's; where `joy.jpg` stands beside `joy.png`, one becomes `joy_<n>.png`."""
     path = Path(labelled.file)
-    name = path.with_name(f"{path.stem}.png").as_posix()
+    name = path.with_name(f"{without_image_suffix(path.name)}.png").as_posix()
     number = 1
     while name in taken:
         number += 1

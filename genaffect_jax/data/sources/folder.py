@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from genaffect_jax.data.sources.base import Example, count_text
-from genaffect_jax.data.sources.layouts import Listing, Row, list_folder
+from genaffect_jax.data.sources.layouts import Listing, Row, list_folder, table_above
 from genaffect_jax.errors import DataError
 from genaffect_jax.expressions.action_units import WIDTH
 from genaffect_jax.expressions.grammar import ExpressionError, parse_expression
@@ -125,7 +125,7 @@ def open_folder(
     if records is not None:
         records.rejected.parent.mkdir(parents=True, exist_ok=True)
     if not listing.labelled and not listing.rejected:
-        raise DataError(f"{root}: no images found (looked for {listing.layout})")
+        raise DataError(f"{root}: no images found (looked for {listing.layout}){table_above(root)}")
     reasons = _check(root, [f.file for f in listing.labelled], image_size, None if records is None else records.checked)
     files: list[str] = []
     images: list[Example] = []
@@ -158,12 +158,13 @@ def _refuse_bad_folder(
     root: Path, images: list[Example], rejected: list[Row], max_rejected: float, examples: str
 ) -> None:
     if not images:
-        raise DataError(f"{root}: no usable image among {len(rejected)} files {examples}")
+        raise DataError(f"{root}: no usable image among {len(rejected)} files {examples}{table_above(root)}")
     share = len(rejected) / (len(rejected) + len(images))
     if share > max_rejected:
         raise DataError(
             f"{root}: {len(rejected)} of {len(rejected) + len(images)} files ({share:.0%}) are unusable, "
             f"data.max_rejected={max_rejected:g} allows {max_rejected:.0%} {examples}"
+            f"{table_above(root)}"
         )
 
 
@@ -183,7 +184,7 @@ def _refuse_few_expressions(root: Path, images: list[Example], listing: Listing,
 def _check(root: Path, files: list[str], image_size: int, stored: Path | None) -> dict[str, str | None]:
     """The reason why each file cannot be decoded, or None; files that `stored` knows are not decoded again."""
     # The rules are part of the key: with other formats, limits or another reader, old results do not count.
-    rules = {"reader": 1, "formats": list(FORMATS), "max_pixels": MAX_PIXELS}
+    rules = {"reader": 2, "formats": list(FORMATS), "max_pixels": MAX_PIXELS}
     known: dict[str, list] = {}
     try:
         content = {} if stored is None else json.loads(stored.read_text("utf-8"))
@@ -256,7 +257,9 @@ def _report(root: Path, usable: int, rejected: list[Row], listing: Listing, see:
         f"ignored; {see}",
         style="yellow",
         markup=False,
+        emoji=False,
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -145,6 +145,20 @@ class Sampler:
         return np.moveaxis(np.round((images + 1) * 127.5).astype(np.uint8), 1, -1)
 
 
+# Pillow's Image.Transpose of each EXIF orientation but 1.
+MOVES = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+
+
+def upright(image: Any) -> Any:
+    """The image turned as its EXIF orientation says; no other tag is read, so that a broken one does not matter."""
+    image.load()  # Pillow turns a TIFF here, and takes the tag away
+    try:
+        orientation = image.getexif().get(274, 1)
+    except Exception:  # no EXIF block that can be read: Pillow raises errors of any class
+        orientation = 1
+    return image if orientation not in MOVES else image.transpose(MOVES[orientation])
+
+
 def main(face: str, words: str, out: str) -> None:
     """Writes one PNG per word, of the person in an image file."""
     from PIL import Image, ImageOps
@@ -153,7 +167,10 @@ def main(face: str, words: str, out: str) -> None:
     side = next(i.shape for i in sample.conditions.get_inputs() if i.name == "references")[-1]
     if any(i.name == "text" for i in sample.denoiser.get_inputs()):
         sys.exit("this model reads prompts: call Sampler with the embeddings in expressions/")
-    image = ImageOps.exif_transpose(Image.open(face)).convert("RGB")
+    image = Image.open(face)
+    if image.mode[0] in "IF":
+        sys.exit(f"{face}: grey of more than 8 bits; convert it to 8 bits first")
+    image = upright(image).convert("RGB")
     square = np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS))
     names = [word.strip() for word in words.split(",")]
     Path(out).mkdir(parents=True, exist_ok=True)

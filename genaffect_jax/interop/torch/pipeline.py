@@ -46,6 +46,20 @@ class Step(modular.ModularPipelineBlocks):
         return components, state
 
 
+# Image.Transpose of each EXIF orientation but 1
+MOVES = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+
+
+def upright(image):
+    """The image turned as its EXIF orientation says; no other tag is read, so that a broken one does not matter."""
+    image.load()  # Pillow turns a TIFF here, and takes the tag away
+    try:
+        orientation = image.getexif().get(274, 1)
+    except Exception:  # no EXIF block that can be read: Pillow raises errors of any class
+        orientation = 1
+    return image if orientation not in MOVES else image.transpose(MOVES[orientation])
+
+
 class EncodeStep(Step):  # latents and face embeddings of the references, expression vectors, initial noise
     uses = ("transformer", "vae", "expressions", "identity_encoder", "expression_encoder")
     takes = (
@@ -77,7 +91,9 @@ class EncodeStep(Step):  # latents and face embeddings of the references, expres
         size = c.transformer.config.sample_size * 2 ** (len(c.vae.config.block_out_channels) - 1)
         image = image if isinstance(image, Image.Image) else Image.open(image)
         image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at half, a quarter or an eighth of its size
-        rgba = ImageOps.exif_transpose(image).convert("RGBA")
+        if image.mode[0] in "IF":
+            raise ValueError(f"image of mode {image.mode}: grey of more than 8 bits; convert it to 8 bits first")
+        rgba = upright(image).convert("RGBA")
         flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
         square = ImageOps.fit(flat, (size, size), Image.Resampling.LANCZOS)
         return torch.tensor(np.array(square), device=c.transformer.device).permute(2, 0, 1)[None] / 127.5 - 1

@@ -29,6 +29,7 @@ from genaffect_jax.errors import ConfigError, WeightsError, install_command
 from genaffect_jax.io.atomic import copy_atomically, write_atomically
 
 ONNX_SUFFIX = ".json"
+FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)")
 BATCH = 32  # images in one run of a network that takes any number
 
 
@@ -76,7 +77,8 @@ class OnnxExpressionEncoder:
 
         Raises:
             WeightsError: a file is missing or damaged, a setting is unknown, missing or not allowed, the network has no
-                such output or not one image as its input, or onnxruntime is not installed.
+                such output or not one image as its input, its output is not one finite vector for each image by itself,
+                or onnxruntime is not installed.
         """
         self.settings = read_settings(path)
         self._file = path.with_name(self.settings.onnx)
@@ -90,7 +92,7 @@ class OnnxExpressionEncoder:
         self.checksum = digest.hexdigest()
         self._session = _open_session(content, self._file)
         self._input, self._single = self._check_input()
-        self.width = self._run(np.zeros((1, self.settings.image_size, self.settings.image_size, 3), np.uint8)).shape[1]
+        self.width = self._check_vectors()
 
     @property
     def name(self) -> str:
@@ -108,6 +110,7 @@ class OnnxExpressionEncoder:
         Raises:
             TypeError: the images are not uint8.
             ValueError: they have another shape.
+            WeightsError: the network fails on them, or its vectors are not finite.
         """
         images = np.asarray(images)
         if images.dtype != np.uint8:
@@ -148,20 +151,53 @@ class OnnxExpressionEncoder:
             (vectors,) = self._session.run([self.settings.output], {self._input: np.ascontiguousarray(x)})
         except Exception as e:  # onnxruntime raises exceptions of its own
             raise WeightsError(f"{self._file}: cannot be run on images {x.shape}: {e}") from e
-        return np.asarray(vectors, np.float32).reshape(len(images), -1)
+        name, shape = self.settings.output, np.shape(vectors)
+        if len(shape) != 2 or shape[0] != len(images) or not shape[1]:
+            raise WeightsError(
+                f"{self._file}: output {name!r} has shape {shape} for {len(images)} images, must be ({len(images)}, "
+                "width): one vector for each image"
+            )
+        vectors = np.asarray(vectors, np.float32)
+        if not np.isfinite(vectors).all():
+            raise WeightsError(f"{self._file}: output {name!r} has numbers that are not finite")
+        return vectors
+
+    def _check_vectors(self) -> int:
+        """The width of the vectors, from three images run together and alone."""
+        side = self.settings.image_size
+        noise = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
+        images = np.concatenate([np.zeros((1, side, side, 3), np.uint8), noise])
+        alone = np.concatenate([self._run(image[None]) for image in images])
+        if not self._single:
+            together = self._run(images)
+            # Other sums for another number of images differ by far less, also in float16.
+            if together.shape != alone.shape or np.abs(together - alone).max() > 0.01 * np.abs(alone).max():
+                raise WeightsError(
+                    f"{self._file}: output {self.settings.output!r}: the vector of an image is another one among other "
+                    "images (axes exchanged, or means over the batch)"
+                )
+        return alone.shape[1]
 
     def _check_input(self) -> tuple[str, bool]:
         """Name of the input, and whether it takes one image only."""
         inputs = self._session.get_inputs()
-        outputs = [output.name for output in self._session.get_outputs()]
+        types = {output.name: output.type for output in self._session.get_outputs()}
+        outputs = list(types)
         size = self.settings.image_size
         wanted = [3, size, size] if self.settings.layout == "nchw" else [size, size, 3]
         problems = []
         if self.settings.output not in outputs:
             problems.append(f"no output {self.settings.output!r} (has {', '.join(outputs)})")
+        elif types[self.settings.output] not in FLOATS:
+            found = types[self.settings.output]
+            problems.append(f"output {self.settings.output!r} is {found}, must be {' or '.join(FLOATS)}")
         if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
             found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
             problems.append(f"inputs {found}: must be one of float images")
+        elif isinstance(inputs[0].shape[0], int) and inputs[0].shape[0] != 1:
+            problems.append(
+                f"input {inputs[0].name} has shape {inputs[0].shape}: the first axis must be any number of images, or 1"
+            )
         elif any(isinstance(n, int) and n != w for n, w in zip(inputs[0].shape[1:], wanted, strict=True)):
             problems.append(f"input {inputs[0].name} has shape {inputs[0].shape}, settings say (B, *{wanted})")
         if problems:

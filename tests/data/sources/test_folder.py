@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -275,3 +277,80 @@ def test_open_source_opens_the_folder_of_the_configuration(root: Path) -> None:
     source = open_source(config, RunDir(root.parent / "work"))
     assert source.load(0).shape == (24, 24, 3)
     assert "20 images of 4 people, 5 different expressions" in source.describe()
+
+
+def raw_image(root: Path, name: bytes) -> None:
+    path = os.path.join(os.fsencode(root), name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        Image.new("RGB", (20, 20)).save(file, "PNG")
+
+
+def test_names_that_are_not_utf8_are_rejected_with_their_bytes_and_others_are_used(root: Path) -> None:
+    for name in (b"M\xfcller/joy.png", b"p0/fr\xf6hlich.png", b"p0/notiz\xfc.txt", b"\xff"):
+        raw_image(root, name)
+    assert len(opened(root).examples) == 20
+    found = rows(root)
+    assert {file: row["status"] for file, row in found.items()} == {
+        "M\\xfcller/joy.png": "rejected",
+        "\\xff": "rejected",
+        "p0/fr\\xf6hlich.png": "rejected",
+        "p0/notiz\\xfc.txt": "ignored",
+    }
+    assert "not UTF-8" in found["\\xff"]["reason"]
+    metadata(root, all_lines(root))
+    assert len(opened(root).examples) == 20
+
+
+def test_one_name_in_two_unicode_forms_is_one_person(root: Path) -> None:
+    forms = [unicodedata.normalize(form, "Zoé") for form in ("NFC", "NFD")]
+    image(root / forms[0] / "joy.png")
+    image(root / forms[1] / "anger.png")
+    people = [p.identity for p in opened(root).examples]
+    assert people.count(forms[0]) == 2
+    assert forms[1] not in people
+    lines = [{"file": f"{forms[0]}/joy.png", "identity": form, "expression": "joy"} for form in forms]
+    lines[1] |= {"file": f"{forms[0]}/anger.png", "expression": "anger"}  # on the disk in the other form
+    metadata(root, [*all_lines(root), *lines])
+    assert [p.identity for p in opened(root).examples].count(forms[0]) == 2
+    metadata(root, [*all_lines(root), *lines, {**lines[1], "file": f"{forms[1]}/anger.png"}])
+    with pytest.raises(DataError, match="already named in line 22"):
+        opened(root)
+
+
+def test_a_folder_that_cannot_be_listed_is_rejected_by_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("p2"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert len(opened(root).examples) == 15
+    assert rows(root)["p2"]["reason"] == "folder cannot be listed: Permission denied"
+
+
+def test_names_without_a_suffix_keep_what_stands_behind_a_dot(root: Path) -> None:
+    for name in ("AU12=0.5", "AU12=0.9", "joy:1.3", "fear_2", "joy.v2", "anger.JPEG"):
+        raw_image(root, b"p0/" + name.encode())
+    source = opened(root)
+    labels = {file: example.label for file, example in zip(source.files, source.examples, strict=True)}
+    assert labels["p0/AU12=0.5"] == "AU12=0.5"
+    assert labels["p0/AU12=0.9"] == "AU12=0.9"
+    assert labels["p0/joy:1.3"] == "joy:1.3"
+    assert labels["p0/fear_2"] == "fear"
+    assert labels["p0/anger.JPEG"] == "anger"
+    assert "'.v2'" in rows(root)["p0/joy.v2"]["reason"]
+
+
+def test_names_with_rich_markup_are_printed_as_they_are(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strange = root.parent / "[red]a" / "x]:joy:[bold"
+    strange.parent.mkdir()
+    root.rename(strange)
+    image(strange / "p0" / "[/x].png")
+    source = open_folder(strange, 16, 0.2, None)
+    assert source.rejected[0].file == "p0/[/x].png"
+    printed = capsys.readouterr().err
+    assert str(strange) in printed
+    assert "p0/[/x].png" in printed
