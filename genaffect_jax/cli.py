@@ -33,8 +33,8 @@ from genaffect_jax.parallel.supervisor import supervise
 Arguments = TypeVar("Arguments")
 Preset = TypeVar("Preset")
 
-# No defects of this program: disk full, quota used up, read-only, not allowed, disk broken.
-_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+# No defects of this program: disk full, quota or limit used up, read-only, not allowed, disk broken.
+_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def load_preset(path: Path, *kinds: type[Preset]) -> Preset:
