@@ -30,6 +30,7 @@ from rich.progress import (
 from genaffect_jax import cli
 from genaffect_jax.checkpoints.manager import LATEST
 from genaffect_jax.config import SamplingConfig
+from genaffect_jax.config.file_name import FileName
 from genaffect_jax.errors import INTERRUPTED, ConfigError, require
 from genaffect_jax.expressions.grammar import Expression, check_expressions
 from genaffect_jax.expressions.interpolation import morph_expressions
@@ -61,10 +62,10 @@ class Arguments(SamplingConfig):
     """Run folder of a training."""
     checkpoint: str = LATEST
     """Checkpoint to sample from: latest, best (by the loss on held-out people), or the number of a step."""
-    lora: tuple[str, ...] = ()
+    lora: tuple[FileName, ...] = ()
     """LoRA files of other programs, each with its weight after a colon (style.safetensors:0.8; default 1), all added to
     the model."""
-    identity: tuple[str, ...] = ()
+    identity: tuple[FileName, ...] = ()
     """One to four images of one person: image files, or seed:N for the procedural avatar number N."""
     out: Path | None = None
     """Folder for sheet.png, one PNG per image, and set.json."""
@@ -72,7 +73,7 @@ class Arguments(SamplingConfig):
     """Expressions: words, blends (0.6*joy + 0.4*surprise), action units (AU6=0.5,AU12=0.9), clusters, all, and image
     files that show one (face.png; face.png:1.3 exaggerates it, face.png:0.5 softens it). Default: six emotions and
     neutral."""
-    expression_encoder: str | None = None
+    expression_encoder: FileName | None = None
     """Encoder that reads expressions from image files: package:expression_avatar, a weight file, or the .json of an
     ONNX encoder. Default: the model's own."""
     align: Literal["none", "face"] | None = None
