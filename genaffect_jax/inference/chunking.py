@@ -225,6 +225,6 @@ def _not_finite(settings: SamplingConfig) -> str:
     lower = f"lower {', '.join(raised)}, or the weight of a LoRA file" if raised else "lower the weight of a LoRA file"
     return (
         f"the model gave images that are not finite (NaN or infinite numbers); none is kept: {lower}; with the "
-        "settings as trained, the checkpoint itself is diverged, or overflows in its train.compute_dtype: take an earlier "
-        "checkpoint, or train in float32"
+        "settings as trained, the checkpoint itself is diverged, or overflows in its train.compute_dtype: take an "
+        "earlier checkpoint, or train in float32"
     )
