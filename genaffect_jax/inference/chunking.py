@@ -220,7 +220,8 @@ def _not_finite(settings: SamplingConfig) -> str:
     for name in _STRENGTHS:
         value = getattr(settings, name)
         largest = max(value) if isinstance(value, tuple) else value
-        if largest is not None and largest > 1.0:
+        replaced = settings.guidance is not None and name.startswith("guidance_")
+        if largest is not None and largest > 1.0 and not replaced:
             raised.append(f"{name} (now {largest:g})")
     lower = f"lower {', '.join(raised)}, or the weight of a LoRA file" if raised else "lower the weight of a LoRA file"
     return (

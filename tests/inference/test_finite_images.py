@@ -23,7 +23,7 @@ def test_guidance_that_overflows_saves_nothing_and_is_named(trained_workdir, tmp
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(error) == 1
     assert "not finite" in error[0]
-    assert "lower guidance (now 3e+38)" in error[0]
+    assert "lower guidance (now 3e+38), or the weight" in error[0]
     assert not (tmp_path / "set").exists()
 
 
