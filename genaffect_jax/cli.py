@@ -11,13 +11,14 @@ import dataclasses
 import errno
 import io
 import os
+import re
 import runpy
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any, TextIO, TypeVar, get_type_hints
+from typing import Any, TextIO, TypeVar, get_args, get_type_hints
 
 import jax
 import tyro
@@ -25,6 +26,7 @@ from rich.console import Console
 
 from genaffect_jax.checkpoints.background_errors import told_once
 from genaffect_jax.config import DistributedConfig
+from genaffect_jax.config.file_name import NAMES_FILES
 from genaffect_jax.errors import COMPLETE, EXIT_STATUS, FAILED, INTERRUPTED, ConfigError, GenAffectError
 from genaffect_jax.io.output import expendable_output
 from genaffect_jax.parallel.distributed import are_several, describe_process, is_first, join, lost_processes_named
@@ -33,9 +35,14 @@ from genaffect_jax.parallel.supervisor import supervise
 Arguments = TypeVar("Arguments")
 Preset = TypeVar("Preset")
 
-# No defects of this program: disk full, quota used up, read-only, not allowed, disk broken.
 _program: str | None = None
-_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+# pathlib makes one slash of two. A single letter is a drive of Windows.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+# Of options that take images from a folder (`--data folder:DIR`).
+_FOLDER = "folder:"
+
+# No defects of this program: disk full, quota or limit used up, read-only, not allowed, disk broken.
+_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def load_preset(path: Path, *kinds: type[Preset]) -> Preset:
@@ -73,7 +80,7 @@ def parse(arguments: type[Arguments], argv: Sequence[str] | None) -> Arguments:
     A wrong option or value ends the program with exit status 2 and a message on stderr, before any work.
     """
     with _refusals_shown(arguments):
-        return tyro.cli(arguments, prog=program_name(), args=argv, use_underscores=True)
+        return local_paths(tyro.cli(arguments, prog=program_name(), args=argv, use_underscores=True))
 
 
 def parse_with_preset(
@@ -99,18 +106,20 @@ def parse_with_preset(
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path, default=default_preset)
     with _refusals_shown(*kinds):
-        preset: Any = load_preset(first.parse_known_args(argv)[0].config, *kinds)
+        preset: Any = load_preset(_local("config", first.parse_known_args(argv)[0].config), *kinds)
         preset = preset if adapt is None else adapt(preset)
     required = [f.name for f in dataclasses.fields(arguments) if f.default is f.default_factory is dataclasses.MISSING]
     given = dict.fromkeys(required, tyro.MISSING)
     with _refusals_shown(type(preset)):
-        return tyro.cli(
-            arguments[type(preset)],
-            prog=program_name(),
-            default=arguments(**{**given, "config": default_preset, "run": preset}),
-            args=argv,
-            config=(tyro.conf.FlagConversionOff,),
-            use_underscores=True,
+        return local_paths(
+            tyro.cli(
+                arguments[type(preset)],
+                prog=program_name(),
+                default=arguments(**{**given, "config": default_preset, "run": preset}),
+                args=argv,
+                config=(tyro.conf.FlagConversionOff,),
+                use_underscores=True,
+            )
         )
 
 
@@ -118,6 +127,59 @@ def run_as(name: str) -> None:
     """Says by what name this process was started, for usage texts."""
     global _program
     _program = name
+
+
+def local_paths(arguments: Arguments, prefix: str = "") -> Arguments:
+    """The arguments of a command with the home folder in place of a leading `~`, in all fields that name files.
+
+    These are fields of type Path and of type `config.file_name.FileName`, alone or in tuples, also in nested
+    configurations and where a preset set them. Shells replace `~` only where a word begins with it (not in
+    `--out=~/set`).
+
+    Args:
+        arguments: a dataclass; a field `run` holds the preset, whose fields have options of their own names.
+        prefix: of the option names.
+
+    Raises:
+        ConfigError: a field holds a URL, which is never a file or folder of this machine, or names the home folder of
+            nobody.
+    """
+    hints, changes = get_type_hints(type(arguments), include_extras=True), {}
+    for field in dataclasses.fields(arguments):  # type: ignore[arg-type]
+        value, name = getattr(arguments, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            local: Any = local_paths(value, "" if name == "run" else f"{name}.")
+        else:
+            names_files = NAMES_FILES in _metadata(hints[field.name])
+            parts = value if isinstance(value, tuple) else (value,)
+            expanded = tuple(
+                _local(name, part) if isinstance(part, Path) or (names_files and isinstance(part, str)) else part
+                for part in parts
+            )
+            local = expanded if isinstance(value, tuple) else expanded[0]
+        if local != value:
+            changes[field.name] = local
+    return dataclasses.replace(arguments, **changes) if changes else arguments  # type: ignore[type-var]
+
+
+def _metadata(hint: Any) -> set[Any]:
+    found = set(getattr(hint, "__metadata__", ()))
+    return found.union(*(_metadata(inner) for inner in get_args(hint)))
+
+
+def _local(name: str, value: Any) -> Any:
+    source, text = "", str(value)
+    if isinstance(value, str) and text.startswith(_FOLDER):
+        source, text = _FOLDER, text.removeprefix(_FOLDER)
+    if _URL.match(text):
+        url = source + re.sub(":/+", ":///" if text.lower().startswith("file:") else "://", text, count=1)
+        reason = "is a URL; name a file or folder of this machine, where the storage may be mounted"
+        raise ConfigError(reason, field=name, found=url)
+    expanded = os.path.expanduser(text) if text.startswith("~") else text
+    if expanded.startswith("~") and not os.path.lexists(expanded.partition("/")[0]):
+        home = text.partition("/")[0]
+        raise ConfigError(f"there is no home folder {home}; write the whole path", field=name, found=value)
+    return type(value)(source + expanded) if expanded != text else value
 
 
 def program_name() -> str | None:
@@ -153,11 +215,13 @@ def run_subcommand(commands: Mapping[str, Any], argv: Sequence[str] | None) -> i
         argv: command line without the program's name; `sys.argv` when left out.
     """
     with _refusals_shown(*(module.Arguments for module in commands.values())):
-        arguments = tyro.extras.subcommand_cli_from_dict(
-            {name: module.Arguments for name, module in commands.items()},
-            prog=program_name(),
-            args=argv,
-            use_underscores=True,
+        arguments: Any = local_paths(
+            tyro.extras.subcommand_cli_from_dict(
+                {name: module.Arguments for name, module in commands.items()},
+                prog=program_name(),
+                args=argv,
+                use_underscores=True,
+            )
         )
     command = next(module for module in commands.values() if isinstance(arguments, module.Arguments))
     return run(lambda console: command.run(arguments, console))

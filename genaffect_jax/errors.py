@@ -67,6 +67,18 @@ class TrainingError(GenAffectError, RuntimeError):
     """Training cannot go on; the message says why and what to change."""
 
 
+class SamplingError(GenAffectError, RuntimeError):
+    """Sampling gave no image that can be used; the message says which settings to change."""
+
+
+class OutputError(GenAffectError, RuntimeError):
+    """What was made cannot be written; the message names the folder or file, and what became of what was there."""
+
+
+class InUseError(GenAffectError, RuntimeError):
+    """Another process is changing the same folder; the message names its host and number."""
+
+
 class MemoryLimitError(GenAffectError, RuntimeError):
     """A program needs more memory than a device has; the message says which settings to lower."""
 
@@ -83,6 +95,9 @@ EXIT_STATUS: dict[type[GenAffectError], int] = {
     WeightsError: FAILED,
     CheckpointError: FAILED,
     TrainingError: FAILED,
+    SamplingError: FAILED,
+    OutputError: FAILED,
+    InUseError: FAILED,
     MemoryLimitError: FAILED,
     LostProcessError: LOST,
 }

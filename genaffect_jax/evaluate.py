@@ -22,6 +22,7 @@ from genaffect_jax import cli
 from genaffect_jax.checkpoints.manager import LATEST
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import SamplingConfig
+from genaffect_jax.config.file_name import FileName
 from genaffect_jax.errors import INTERRUPTED, ConfigError, require
 from genaffect_jax.evaluation import folder_people, procedural_people
 from genaffect_jax.evaluation.ablations import PLAIN, Prepare, ablations_as_table, run_ablations, sampling_ablations
@@ -49,7 +50,7 @@ class Arguments(SamplingConfig):
     """Folder for report.html, report.md, report.json and all readings; that of a stopped evaluation is continued."""
     checkpoint: str = LATEST
     """Checkpoint to sample from: latest, best (by the loss on held-out people), or the number of a step."""
-    data: str = "procedural"
+    data: FileName = "procedural"
     """People: `procedural` renders avatars; `folder:DIR` takes images in a folder, in the layouts of training folders.
     One image of each person is the reference, the labels of the others are asked for. People that the model was trained
     on are left out."""
@@ -74,9 +75,9 @@ class Arguments(SamplingConfig):
     more models, each trained as this one with one thing changed, which takes as long as five trainings; `all`, both."""
     against: Path | None = None
     """Another evaluation's folder or report.json: differences with intervals, and which are beyond noise."""
-    identity_evaluator: str = "package:identity_evaluator"
+    identity_evaluator: FileName = "package:identity_evaluator"
     """Encoder that judges the person: package:NAME or a weight file. Not one that the model is conditioned on."""
-    expression_evaluator: str = "package:expression_evaluator"
+    expression_evaluator: FileName = "package:expression_evaluator"
     """Encoder that judges the expression: the same; for a folder also the .json of an ONNX encoder."""
     clip: Path | None = None
     """Folder of a CLIP model in the layout of transformers (config.json, safetensors, tokenizer, image processor):

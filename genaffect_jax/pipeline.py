@@ -204,6 +204,7 @@ class Pipeline:
             ConfigError: the identity or a setting is not allowed.
             DataError: an image file cannot be read, or an expression's prompt is not in the prompt table.
             MemoryLimitError: a call needs more memory than a device has.
+            SamplingError: an image is not finite; the message names what to lower.
         """
         settings = SamplingConfig() if settings is None else settings
         if not isinstance(settings, SamplingConfig):
@@ -226,7 +227,7 @@ class Pipeline:
 
         Raises:
             ConfigError: another model sampled the set.
-            ExpressionError, DataError, MemoryLimitError: see `__call__`.
+            ExpressionError, DataError, MemoryLimitError, SamplingError: see `__call__`.
         """
         if avatars.settings["model"] != self.name:
             raise ConfigError(f"the set was sampled by another model, {avatars.settings['model']}; this is {self.name}")

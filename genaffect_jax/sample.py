@@ -30,12 +30,14 @@ from rich.progress import (
 from genaffect_jax import cli
 from genaffect_jax.checkpoints.manager import LATEST
 from genaffect_jax.config import SamplingConfig
+from genaffect_jax.config.file_name import FileName
 from genaffect_jax.errors import INTERRUPTED, ConfigError, require
-from genaffect_jax.expressions.grammar import check_expressions
+from genaffect_jax.expressions.grammar import Expression, check_expressions
 from genaffect_jax.expressions.interpolation import morph_expressions
-from genaffect_jax.inference.avatar_set import AvatarSet, check_output
+from genaffect_jax.inference.avatar_set import AvatarSet
+from genaffect_jax.inference.set_folder import check_output
 from genaffect_jax.parallel.xla import use_compilation_cache
-from genaffect_jax.pipeline import Pipeline
+from genaffect_jax.pipeline import MOST_REFERENCES, Pipeline
 
 # Options of consistent attention, which have no effect without shared tokens.
 SHARING = (
@@ -47,6 +49,8 @@ SHARING = (
     "shared_mask",
     "kv_cache",
 )
+# Bytes of a set for every pixel of its images: each as a PNG that cannot be compressed, and once more in the sheet.
+ROOM_PER_PIXEL = 8
 DEFAULT_EXPRESSIONS = "joy,sadness,anger,fear,surprise,disgust,neutral"
 
 
@@ -58,10 +62,10 @@ class Arguments(SamplingConfig):
     """Run folder of a training."""
     checkpoint: str = LATEST
     """Checkpoint to sample from: latest, best (by the loss on held-out people), or the number of a step."""
-    lora: tuple[str, ...] = ()
+    lora: tuple[FileName, ...] = ()
     """LoRA files of other programs, each with its weight after a colon (style.safetensors:0.8; default 1), all added to
     the model."""
-    identity: tuple[str, ...] = ()
+    identity: tuple[FileName, ...] = ()
     """One to four images of one person: image files, or seed:N for the procedural avatar number N."""
     out: Path | None = None
     """Folder for sheet.png, one PNG per image, and set.json."""
@@ -69,7 +73,7 @@ class Arguments(SamplingConfig):
     """Expressions: words, blends (0.6*joy + 0.4*surprise), action units (AU6=0.5,AU12=0.9), clusters, all, and image
     files that show one (face.png; face.png:1.3 exaggerates it, face.png:0.5 softens it). Default: six emotions and
     neutral."""
-    expression_encoder: str | None = None
+    expression_encoder: FileName | None = None
     """Encoder that reads expressions from image files: package:expression_avatar, a weight file, or the .json of an
     ONNX encoder. Default: the model's own."""
     align: Literal["none", "face"] | None = None
@@ -127,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     status = cli.run(work)
     if status == INTERRUPTED:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; nothing was written, or all of the set", file=sys.stderr)
     return status
 
 
@@ -142,10 +146,11 @@ def run(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
     for text in (arguments.expressions, arguments.anchor_expressions, *(arguments.morph or ())):
         if text:
             check_expressions(text)
-    if arguments.out is not None:
-        check_output(arguments.out)
-    use_compilation_cache()
+    target = "out" if arguments.add_to is None else "add_to"
+    folder: Path = getattr(arguments, target)
     earlier = None if arguments.add_to is None else AvatarSet.load(arguments.add_to)
+    check_output(folder, target)
+    use_compilation_cache()
     pipeline = Pipeline.load(
         arguments.model,
         arguments.expression_encoder,
@@ -156,12 +161,16 @@ def run(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
         loras=[parse_lora(text) for text in arguments.lora],
     )
     console.print(f"model {pipeline.name}", soft_wrap=True, highlight=False)
+    wanted, anchors = _expressions(pipeline, arguments)
+    images = len(wanted) + MOST_REFERENCES + (0 if earlier is None else len(earlier.images))
+    check_output(folder, target, room=ROOM_PER_PIXEL * images * pipeline.config.model.image_size**2)
     with _progress(console) as progress:
-        avatars = _sample(pipeline, arguments, earlier, progress)
-    folder = arguments.add_to or arguments.out
-    assert folder is not None
-    avatars.save(folder, None if arguments.morph is None else arguments.animation)
-    return folder, avatars
+        avatars = _sample(pipeline, arguments, earlier, wanted, anchors, progress)
+    saved = avatars.save(folder, None if arguments.morph is None else arguments.animation)
+    if len(saved.images) > len(avatars.images):
+        others = len(saved.images) - len(avatars.images)
+        console.print(f"{folder}: {others} images that another process added meanwhile are kept", soft_wrap=True)
+    return folder, saved
 
 
 def parse_lora(text: str) -> tuple[str, float]:
@@ -173,29 +182,30 @@ def parse_lora(text: str) -> tuple[str, float]:
     return text, 1.0
 
 
-def _sample(
-    pipeline: Pipeline, arguments: Arguments, earlier: AvatarSet | None, progress: Callable[[int, int], None]
-) -> AvatarSet:
-    settings = SamplingConfig(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplingConfig)})
-    if earlier is not None:
-        return pipeline.add(earlier, arguments.expressions, progress)
+def _expressions(pipeline: Pipeline, arguments: Arguments) -> tuple[Sequence[Expression], Sequence[Expression]]:
+    """The expressions to sample, and those of the anchors if they are given."""
     if arguments.morph is not None:
         first, last = (pipeline.parse(text) for text in arguments.morph)
-        expressions = morph_expressions(first, last, arguments.frames)
-        return pipeline(
-            arguments.identity,
-            expressions,
-            anchor_expressions=(expressions[0], expressions[-1]),
-            settings=dataclasses.replace(settings, set_seed_noise="shared"),
-            progress=progress,
-        )
-    return pipeline(
-        arguments.identity,
-        arguments.expressions or DEFAULT_EXPRESSIONS,
-        settings=settings,
-        anchor_expressions=arguments.anchor_expressions or (),
-        progress=progress,
-    )
+        frames = morph_expressions(first, last, arguments.frames)
+        return frames, (frames[0], frames[-1])
+    wanted = pipeline.parse(arguments.expressions or DEFAULT_EXPRESSIONS)
+    return wanted, pipeline.parse(arguments.anchor_expressions) if arguments.anchor_expressions else ()
+
+
+def _sample(
+    pipeline: Pipeline,
+    arguments: Arguments,
+    earlier: AvatarSet | None,
+    wanted: Sequence[Expression],
+    anchors: Sequence[Expression],
+    progress: Callable[[int, int], None],
+) -> AvatarSet:
+    if earlier is not None:
+        return pipeline.add(earlier, wanted, progress)
+    settings = SamplingConfig(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplingConfig)})
+    if arguments.morph is not None:
+        settings = dataclasses.replace(settings, set_seed_noise="shared")
+    return pipeline(arguments.identity, wanted, settings=settings, anchor_expressions=anchors, progress=progress)
 
 
 @contextmanager

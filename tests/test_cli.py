@@ -1,8 +1,175 @@
-"""What every command prints."""
+"""Options that name files, of every command: URLs are refused, `~` is home; paths are printed as they are."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 
-from genaffect_jax import cli
+import genaffect_jax.compile_check.__main__ as compile_check
+import genaffect_jax.export.__main__ as export
+import genaffect_jax.prepare.__main__ as prepare
+from genaffect_jax import cli, evaluate, sample, train
+from genaffect_jax.config import AutoencoderRun, DenoiserRun, EncoderRun
+from genaffect_jax.config.file_name import NAMES_FILES, FileName
+from genaffect_jax.errors import ConfigError
+from genaffect_jax.prepare import arcface, photos, prompts
+
+PRESETS = {DenoiserRun: "sd35_medium", AutoencoderRun: "autoencoder_tiny", EncoderRun: "identity_encoder"}
+PREPARE = {"prompts": prompts, "photos": photos, "arcface": arcface}
+SD35_NEEDS = ("data.root", "model.autoencoder_weights", "model.transformer_weights", "text.embeddings")
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def names_files(hint: Any) -> bool:
+    text = str(hint)
+    return "Path" in text or NAMES_FILES in text
+
+
+def path_options(kind: type, prefix: str = "") -> list[str]:
+    """The options of a configuration class that name files, read from its types."""
+    found, hints = [], get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            found += path_options(hint, f"{prefix}{field.name}.")
+        elif names_files(hint):
+            found.append(prefix + field.name)
+    return found
+
+
+def required(kind: type) -> list[str]:
+    return [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.name != "run" and f.default is f.default_factory is dataclasses.MISSING
+    ]
+
+
+def cases():
+    """(main, words before the options, options that must be given, option)."""
+    for main, words, kind in (
+        (sample.main, [], sample.Arguments),
+        (evaluate.main, [], evaluate.Arguments),
+        *((export.main, [name], module.Arguments) for name, module in export.COMMANDS.items()),
+        *((prepare.main, [name], module.Arguments) for name, module in PREPARE.items()),
+    ):
+        for option in path_options(kind):
+            yield main, words, required(kind), option
+    for kind, preset in PRESETS.items():
+        words = [f"--config={CONFIGS / preset}.py"]
+        for option in (*path_options(train.Arguments), *path_options(kind)):
+            yield train.main, words, [*required(train.Arguments), *(SD35_NEEDS if "sd35" in preset else ())], option
+    for option in path_options(compile_check.Arguments):
+        yield compile_check.main, [f"--config={CONFIGS / 'avatar_tiny.py'}"], required(compile_check.Arguments), option
+
+
+CASES = [
+    pytest.param(*case, id=f"{case[0].__module__}-{'-'.join(Path(w).stem for w in case[1])}-{case[3]}")
+    for case in cases()
+]
+
+
+def outcome(main, argv, capsys):
+    try:
+        status = main(argv)
+    except SystemExit as e:
+        status = e.code
+    return status, capsys.readouterr().err
+
+
+def test_options_that_name_files_are_found_by_their_types():
+    found = {option for *_, option in cases()}
+    assert {
+        "out",
+        "workdir",
+        "data.root",
+        "shared_mask",
+        "model.autoencoder_weights",
+        "identity",
+        "text.embeddings",
+    } <= found
+    assert len(CASES) > 50
+
+
+@pytest.mark.parametrize(("main", "words", "given", "option"), CASES)
+def test_a_url_is_refused_at_once_naming_the_option(main, words, given, option, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    positional = {"folder": ["x"]} if words == ["from-torch"] else {}
+    preset = any(word.startswith("--config=") for word in words)
+    argv = list(words)
+    for name in dict.fromkeys([*given, option]):
+        if preset and name == "config" and name != option:
+            continue
+        value = "gs://bucket/x" if name == option else "x"
+        argv += [value] if name in positional else [f"--{name}={value}"]
+    if option == "model.identity_encoder":  # an encoder needs its width, which is checked before the file
+        argv.append("--model.conditioning.identity_embedding=8")
+    status, error = outcome(main, argv, capsys)
+    assert status == 2, error
+    assert error.startswith(f"error: --{option} gs://bucket/x: is a URL"), error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://bucket/set", "hdfs://name/set", "file:///data/set", "https://host/set", "HTTP://host/set", "a+b-c.1://x"],
+)
+def test_urls_of_all_kinds_are_shown_as_they_were_written(url):
+    for value in (Path(url), url):
+        with pytest.raises(ConfigError) as error:
+            cli.local_paths(Some(path=Path(value)) if isinstance(value, Path) else Some(names=("x", value)))
+        assert error.value.found == url
+
+
+@dataclasses.dataclass(frozen=True)
+class Some:
+    path: Path | None = None
+    names: tuple[FileName, ...] = ()
+    text: str = ""
+    paths: tuple[Path, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    run: Some
+    inner: Some
+
+
+def test_a_tilde_is_the_home_folder_in_all_fields_that_name_files(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    some = Some(Path("~/set"), ("~/a.png", "seed:1", "folder:~/faces"), "~/text https://host", (Path("~"), Path("b/~")))
+    expected = Some(
+        Path("/home/me/set"),
+        ("/home/me/a.png", "seed:1", "folder:/home/me/faces"),
+        "~/text https://host",
+        (Path("/home/me"), Path("b/~")),
+    )
+    assert cli.local_paths(Outer(some, some)) == Outer(expected, expected)
+
+
+def test_fields_of_a_preset_are_named_without_and_others_with_their_configuration():
+    url = Some(paths=(Path("a"), Path("gs://b")))
+    with pytest.raises(ConfigError, match=r"^paths=gs://b: is a URL"):
+        cli.local_paths(Outer(url, Some()))
+    with pytest.raises(ConfigError, match=r"^inner.paths=gs://b: is a URL"):
+        cli.local_paths(Outer(Some(), url))
+
+
+def test_the_home_folder_of_nobody_is_refused_unless_a_file_has_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="there is no home folder ~nobody_here"):
+        cli.local_paths(Some(Path("~nobody_here/set")))
+    (tmp_path / "~nobody_here").mkdir()
+    assert cli.local_paths(Some(Path("~nobody_here/set"))).path == Path("~nobody_here/set")
+
+
+@pytest.mark.parametrize(
+    "path", ["C:/set", "a:b", "seed:7", "package:identity_avatar", "/a/b://c", "x.safetensors:0.8"]
+)
+def test_other_colons_are_part_of_a_name(path):
+    assert cli.local_paths(Some(Path(path), (path,))) == Some(Path(path), (path,))
 
 
 def test_paths_are_printed_as_they_are_even_with_richs_own_notation(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from genaffect_jax.config.as_json import ADDED_LATER
+from genaffect_jax.config.file_name import FileName
 from genaffect_jax.config.numbers import LARGEST_SIZE, require_usable_numbers
 from genaffect_jax.config.runs import DataConfig, MeshConfig, TrainConfig
 from genaffect_jax.errors import require
@@ -179,7 +180,7 @@ class DegradeConfig:
     quantise: float = 0.15
     """Coarsest quantisation step of block-transform (JPEG-like) coefficients, for values from 0 to 1; in 3 of 10
     images."""
-    autoencoder: str | None = "package:autoencoder_tiny"
+    autoencoder: FileName | None = "package:autoencoder_tiny"
     """Weights of an autoencoder that some images pass through; None for none."""
     autoencoder_share: float = 0.25
     """Share of the images that pass through the autoencoder."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from genaffect_jax.config.as_json import ADDED_LATER
+from genaffect_jax.config.file_name import FileName
 from genaffect_jax.config.numbers import LARGEST_SIZE, require_usable_numbers
 from genaffect_jax.errors import require
 
@@ -342,16 +343,16 @@ class ModelConfig:
     """Low-rank additions, trained in place of whole kernels."""
     prediction: Literal["velocity", "x0"] = "velocity"
     """Output of the denoiser: `velocity` (SD3) or `x0`, the clean latents, from which the velocity follows."""
-    autoencoder_weights: str = "package:autoencoder_tiny"
+    autoencoder_weights: FileName = "package:autoencoder_tiny"
     """Weights of the autoencoder: `package:NAME`, a weight file, a diffusers folder, or a one-file SD3 checkpoint
     (`.safetensors` with keys `first_stage_model.*`)."""
-    transformer_weights: str = ""
+    transformer_weights: FileName = ""
     """Initial weights of the denoiser's training: a diffusers folder, or a one-file SD3 checkpoint (`.safetensors` with
     keys `model.diffusion_model.*`); empty to train from scratch."""
-    identity_encoder: str = ""
+    identity_encoder: FileName = ""
     """Face encoder whose embeddings of the references condition the denoiser: `package:NAME` or a weight file; empty
     for none."""
-    expression_encoder: str = ""
+    expression_encoder: FileName = ""
     """Face encoder that reads expressions from images: `package:NAME`, a weight file, or the .json of an ONNX encoder;
     empty for none."""
 

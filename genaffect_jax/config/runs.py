@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from genaffect_jax.config.as_json import ADDED_LATER
+from genaffect_jax.config.file_name import FileName
 from genaffect_jax.config.networks import AutoencoderConfig, ModelConfig
 from genaffect_jax.config.numbers import LARGEST_SIZE, require_usable_numbers
 from genaffect_jax.config.sampling import LARGEST_SEED
@@ -164,9 +165,9 @@ class AuxiliaryConfig:
     """Weight of the expression distance, the mean absolute difference to the target vector."""
     largest_sigma: float = 0.3
     """Highest noise level of the examples that count; above it the prediction is too blurred to be read as a face."""
-    identity_encoder: str = "package:identity_avatar"
+    identity_encoder: FileName = "package:identity_avatar"
     """Weights of the identity encoder: `package:NAME` or a file; read only if its weight is above 0."""
-    expression_encoder: str = "package:expression_avatar"
+    expression_encoder: FileName = "package:expression_avatar"
     """Weights of the expression encoder: `package:NAME` or a file; read only if its weight is above 0."""
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from genaffect_jax.errors import ConfigError
+from genaffect_jax.io.destination import why_not_writable
 from genaffect_jax.io.weight_file import checksum
 
 CHECKSUMS = "SHA256SUMS"
@@ -26,11 +27,12 @@ def is_as_written(folder: Path) -> bool:
 
 
 def require_replaceable(out: Path, overwrite: bool) -> None:
-    """Raises ConfigError unless `out` is new or empty, or an export in which nothing was changed since."""
+    """Raises ConfigError unless `out` can be written to and is new or empty, or an export in which nothing changed."""
+    reason = why_not_writable(out)
+    if reason is not None:
+        raise ConfigError(reason, field="out", found=out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not out.is_dir():
-        raise ConfigError("is a file; name a folder", field="out", found=out)
     if not overwrite:
         raise ConfigError("is not empty; name a new folder, or set overwrite", field="out", found=out)
     if not is_as_written(out):

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8
 
 from genaffect_jax.config import DType, ModelConfig, SamplingConfig
-from genaffect_jax.errors import ConfigError, MemoryLimitError
+from genaffect_jax.errors import ConfigError, MemoryLimitError, SamplingError
 from genaffect_jax.inference.program import AnchorCache, Program, SamplerParams, SamplerSpec, SetInputs, kv_cache_bytes
 from genaffect_jax.models.functional import Parameters
 from genaffect_jax.parallel.memory import device_memory, is_out_of_memory, program_bytes
@@ -24,6 +24,9 @@ from genaffect_jax.parallel.memory import device_memory, is_out_of_memory, progr
 # Largest share of a device's memory for the anchor KV cache. Beside it lie the weights, the activations of one chunk
 # and, while the cache is computed, a second copy of it.
 KV_CACHE_SHARE = 0.3
+
+# Settings that strengthen what the model was trained to do; at 1 they leave it as trained.
+_STRENGTHS = ("guidance", "guidance_identity", "guidance_expression", "identity_scale", "expression_scale")
 
 Progress = Callable[[int, int], None]
 
@@ -117,6 +120,7 @@ class SetSampler:
         Raises:
             ConfigError: `kv_cache` is "always" although the guidance does not allow it.
             MemoryLimitError: a call needs more memory than a device has.
+            SamplingError: an image holds NaN or infinite numbers.
         """
         images: list[np.ndarray] = []
         total = len(non_anchors) + (len(anchors) if return_anchors else 0)
@@ -133,7 +137,9 @@ class SetSampler:
                 whole = whole.followed_by(part)
             prompt = None if whole.prompt is None else jnp.asarray(whole.prompt)[None]
             inputs = SetInputs(*person, jnp.asarray(whole.expression)[None], jnp.asarray(whole.noise_ids)[None], prompt)
-            sampled, kv_cache = self._run(inputs, params, spec, kv_cache)
+            sampled, kv_cache, finite = self._run(inputs, params, spec, kv_cache)
+            if not finite.all():
+                raise SamplingError(_not_finite(settings))
             return sampled[0], kv_cache
 
         def add(sampled: UInt8[np.ndarray, "n S S 3"]) -> None:
@@ -178,8 +184,8 @@ class SetSampler:
 
     def _run(
         self, inputs: SetInputs, params: SamplerParams, spec: SamplerSpec, kv_cache: AnchorCache | None
-    ) -> tuple[Any, AnchorCache | None]:
-        """One call, compiled if it is new.
+    ) -> tuple[Any, AnchorCache | None, Bool[np.ndarray, "1 E"]]:
+        """One call, compiled if it is new: images, the KV cache if it is kept, and which images are finite.
 
         Raises:
             MemoryLimitError: it needs more memory than a device has, by XLA's account or by the device's.
@@ -195,8 +201,9 @@ class SetSampler:
             needed = self._needed[key]
             if needed > available:
                 raise MemoryLimitError(f"a call needs {needed / 2**30:.1f} GiB")
-            images, kept = self.compiled[key](*arguments)
-            return np.asarray(jax.device_get(images)), kept
+            images, kept, finite = self.compiled[key](*arguments)
+            images, finite = jax.device_get((images, finite))
+            return np.asarray(images), kept, np.asarray(finite)
         except (MemoryLimitError, jax.errors.JaxRuntimeError) as e:
             if not isinstance(e, MemoryLimitError) and not is_out_of_memory(e):
                 raise
@@ -205,3 +212,20 @@ class SetSampler:
                 f"{needed / 2**30:.1f} GiB by the compiler's account, a device has {available / 2**30:.1f} GiB; lower "
                 "chunk, anchors or consistency, or set kv_cache to 'never'"
             ) from e
+
+
+def _not_finite(settings: SamplingConfig) -> str:
+    """The message for images that are not finite; it names the settings that can be lowered."""
+    raised = []
+    for name in _STRENGTHS:
+        value = getattr(settings, name)
+        largest = max(value) if isinstance(value, tuple) else value
+        replaced = settings.guidance is not None and name.startswith("guidance_")
+        if largest is not None and largest > 1.0 and not replaced:
+            raised.append(f"{name} (now {largest:g})")
+    lower = f"lower {', '.join(raised)}, or the weight of a LoRA file" if raised else "lower the weight of a LoRA file"
+    return (
+        f"the model gave images that are not finite (NaN or infinite numbers); none is kept: {lower}; with the "
+        "settings as trained, the checkpoint itself is diverged, or overflows in its train.compute_dtype: take an "
+        "earlier checkpoint, or train in float32"
+    )

@@ -142,8 +142,9 @@ class SamplerCarry(NamedTuple):
     """The middle blocks' contribution when they were last computed; None without a block cache."""
 
 
-# program(parameters, frozen_components, inputs, params, kv_cache, spec=...): images, and the KV cache if it is kept.
-Program = Callable[..., tuple[UInt8[Array, "G E S S 3"], AnchorCache | None]]
+# program(parameters, frozen_components, inputs, params, kv_cache, spec=...): images, the KV cache if it is kept, and
+# which images were finite before they were rounded to bytes.
+Program = Callable[..., tuple[UInt8[Array, "G E S S 3"], AnchorCache | None, Bool[Array, "G E"]]]
 
 
 def make_program(
@@ -183,14 +184,15 @@ def make_program(
         kv_cache: AnchorCache | None = None,
         *,
         spec: SamplerSpec,
-    ) -> tuple[UInt8[Array, "G E S S 3"], AnchorCache | None]:
+    ) -> tuple[UInt8[Array, "G E S S 3"], AnchorCache | None, Bool[Array, "G E"]]:
         model = denoiser.merge(parameters)
         vae = autoencoder.merge(frozen_components["autoencoder"])
         conditions = encode_set(model, vae, identity_encoder, frozen_components, inputs, spec.mode)
         latents, carry = denoise_set(config, model, params, spec, kv_cache, inputs.noise_ids, conditions)
         latents = latents[:, spec.first_decoded :]
         decode = partial(decode_tiled, vae) if config.image_size >= TILED_FROM else vae.decode
-        return to_uint8(decode(vae.unscaled(latents))), carry
+        images = decode(vae.unscaled(latents))
+        return to_uint8(images), carry, jnp.isfinite(images).all((-3, -2, -1))  # bytes hide NaN as grey
 
     if mesh is None:
         return jax.jit(program, static_argnames="spec", compiler_options=compiler_options())
@@ -204,7 +206,7 @@ def make_program(
         kv_cache: AnchorCache | None = None,
         *,
         spec: SamplerSpec,
-    ) -> tuple[UInt8[Array, "G E S S 3"], AnchorCache | None]:
+    ) -> tuple[UInt8[Array, "G E S S 3"], AnchorCache | None, Bool[Array, "G E"]]:
         whole, cut = PartitionSpec(), PartitionSpec(None, IMAGES)
         of_inputs = SetInputs(whole, whole, cut, cut, None if inputs.prompt is None else cut)  # type: ignore[arg-type]
         # Every device computes the same KV cache from the same anchors.
@@ -212,7 +214,7 @@ def make_program(
             partial(program, spec=spec),
             mesh=mesh,
             in_specs=(whole, whole, of_inputs, whole, whole),
-            out_specs=(cut, whole),
+            out_specs=(cut, whole, cut),
             check_vma=False,
         )(parameters, frozen_components, inputs, params, kv_cache)
 

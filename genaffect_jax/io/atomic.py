@@ -9,6 +9,7 @@ have the permissions that the umask gives them, also when a library wrote them w
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -76,32 +77,53 @@ def copy_atomically(source: Path, target: Path) -> None:
 def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """An empty folder to fill; when the block ends without an error, it becomes `folder`.
 
-    All files in it, and in folders below, get permissions as those of `new_file`.
+    All files in it, and in folders below, get permissions as those of `new_file`. A folder that exists stays itself,
+    with its mode, group, links to it and what is mounted there: the files are moved into it, one after the other. A
+    process that is killed in that moment leaves some of them moved, and the rest in a hidden folder inside.
 
     Args:
-        folder: the target; the folder that holds it is made if need be.
-        replace: an earlier `folder` is moved away and, once the new one has its name, removed with all its files; what
-            may be removed is for the caller to check.
+        folder: the target; links are followed, and the folder that holds it is made if need be.
+        replace: what an earlier `folder` holds is moved away and, once the new files are there, removed; what may be
+            removed is for the caller to check.
 
     Raises:
         OSError: the folder cannot be written, or `folder` holds something and `replace` is not set.
     """
+    folder = Path(os.path.realpath(folder))
+    existed = folder.is_dir()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # One hidden folder beside the target (renaming needs the same disk) holds the new and, for a moment, the old one.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+    # One hidden folder on the same disk, as renaming needs, holds the new and, for a moment, the old files.
+    place, prefix = (folder, ".new.") if existed else (folder.parent, f".{folder.name}.")
+    with tempfile.TemporaryDirectory(dir=place, prefix=prefix) as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
         new.mkdir()
         yield new
         files = (Path(root, name) for root, _, names in os.walk(new) for name in names)
         _set_ordinary_permissions(files, probe=Path(scratch) / _PROBE)
-        if replace and folder.exists():
-            os.rename(folder, old)
-        try:
+        if existed:
+            _move_in(new, folder, old, replace)
+        else:
             os.rename(new, folder)
-        except BaseException:
-            if old.exists():
-                os.rename(old, folder)
-            raise
+
+
+def _move_in(new: Path, folder: Path, old: Path, replace: bool) -> None:
+    """Moves what is in `new` into an existing folder, what was there to `old`; after an error, all moves are undone."""
+    before = [path for path in folder.iterdir() if path != new.parent]
+    if before and not replace:
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
+    old.mkdir()
+    moves = [(path, old / path.name) for path in before] + [
+        (path, folder / path.name) for path in sorted(new.iterdir())
+    ]
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            os.rename(source, target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            os.rename(target, source)
+        raise
 
 
 def _set_ordinary_permissions(files: Iterable[Path], *, probe: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -149,18 +150,41 @@ def test_a_folder_is_not_replaced_unasked(tmp_path):
     assert names(tmp_path) == ["set"]
 
 
-def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+def test_the_old_files_come_back_if_a_new_one_cannot_take_its_place(tmp_path, monkeypatch):
     target = tmp_path / "set"
     target.mkdir()
     (target / "old.png").write_text("old")
     rename = os.rename
 
-    def refuse_new(source, destination):
-        if os.path.basename(source) == "new":
+    def refuse_last(source, destination):
+        if os.path.basename(source) == "b.png":
             raise OSError(errno.EIO, "Input/output error")
         rename(source, destination)
 
-    monkeypatch.setattr(atomic.os, "rename", refuse_new)
-    with pytest.raises(OSError, match="Input/output"), new_folder(target, replace=True):
-        pass
+    def write():
+        with new_folder(target, replace=True) as new:
+            (new / "a.png").write_text("new")
+            (new / "b.png").write_text("new")
+
+    monkeypatch.setattr(atomic.os, "rename", refuse_last)
+    with pytest.raises(OSError, match="Input/output"):
+        write()
     assert names(target) == ["old.png"]
+    assert names(tmp_path) == ["set"]
+
+
+def test_a_folder_that_exists_stays_itself_with_its_mode_and_links_to_it(tmp_path, monkeypatch):
+    target = tmp_path / "export"
+    target.mkdir()
+    target.chmod(0o2775)
+    (tmp_path / "link").symlink_to("export")
+    before = target.stat()
+    monkeypatch.chdir(target)
+    for place in (tmp_path / "link", target, Path()):
+        with new_folder(place, replace=True) as new:
+            (new / "file").write_text("new")
+            (new / "below").mkdir()
+        assert names(target) == ["below", "file"]
+    after = target.stat()
+    assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode)
+    assert (tmp_path / "link").is_symlink()

@@ -136,6 +136,27 @@ def test_sampling_refuses_bad_input_and_leaves_no_partial_set(
     assert not (tmp_path / "set").exists()
 
 
+@pytest.mark.parametrize("kind", ["foreign", "file", "link in a circle"])
+def test_a_folder_that_takes_no_set_is_refused_before_the_model_is_read(kind, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sample.Pipeline, "load", lambda *_, **__: pytest.fail("the model was read"))
+    out = tmp_path / "out"
+    if kind == "foreign":
+        out.mkdir()
+        (out / "thesis.txt").write_text("mine")
+        (out / "set.json").write_text("{}")
+        words = "set.json: has no model"
+    elif kind == "file":
+        out.write_text("mine")
+        words = "is a file"
+    else:
+        out.symlink_to("out")
+        words = "is a link that leads in a circle"
+    argv = ["--model", "m", "--identity", "seed:1", "--expressions", "joy", "--out", str(out)]
+    status, text = outcome(sample.main, argv, capsys)
+    assert (status, words in text, text.count("error:")) == (2, True, 1), text
+    assert kind != "foreign" or (out / "thesis.txt").read_text() == "mine"
+
+
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(
     ("labels", "options", "status", "words"),

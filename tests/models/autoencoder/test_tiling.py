@@ -133,7 +133,7 @@ def test_sampling_decodes_in_tiles_from_the_stated_size_on(tiny_model, monkeypat
         jnp.zeros((1, 1, 32, 32, 3), jnp.uint8), jnp.ones((1, 1), bool), jnp.zeros((1, 2, 40)), jnp.zeros((1, 2), int)
     )
     params = generation.SamplerParams.plain(tiny_model.mmdit.num_layers, np.linspace(1, 0, 3, dtype=np.float32), 2)
-    drawn, _ = jax.eval_shape(
+    drawn, *_ = jax.eval_shape(
         functools.partial(program, spec=generation.SamplerSpec()),
         denoiser.shapes,
         {"autoencoder": autoencoder.shapes},
