@@ -33,8 +33,12 @@ from genaffect_jax.parallel.supervisor import supervise
 Arguments = TypeVar("Arguments")
 Preset = TypeVar("Preset")
 
-# No defects of this program: disk full, quota used up, read-only, not allowed, disk broken.
-_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+# No defects of this program: disk full, quota or limit of file sizes reached, read-only, not allowed, disk broken, and
+# folders or circles of links where a file should be, or files where a folder should be.
+_MACHINE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP),
+)
 
 
 def load_preset(path: Path, *kinds: type[Preset]) -> Preset:
