@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from genaffect_jax.errors import CheckpointError, WeightsError
 from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.parallel.distributed import is_first
 
+_MOST_THREADS = 8
 _FILES, _SOURCES, _STEP = "files", "sources", "step"
 
 
@@ -147,7 +149,11 @@ def write_checkpoint_digests(folder: Path, record: Path, step: int) -> None:
     """
     # Only items: files of the checkpoint's folder itself are orbax's, which still changes them.
     files = [file for file in files_below(folder) if file.parent != folder]
-    content = {_STEP: step, _FILES: {file.relative_to(folder).as_posix(): file_digest(file) for file in files}}
+    with _hashing() as pool:
+        digests = dict(
+            zip((f.relative_to(folder).as_posix() for f in files), pool.map(file_digest, files), strict=True)
+        )
+    content = {_STEP: step, _FILES: digests}
     write_atomically(record, json.dumps(content) + "\n")
 
 
@@ -178,18 +184,24 @@ def require_checkpoint_intact(folder: Path, record: Path, step: int, items: Coll
 
 def _compare(folder: Path, recorded: Mapping[str, str]) -> None:
     """Compares files with their digests; each of several processes takes some, and all of them raise."""
-    bad: str | None = None
-    for name, digest in sorted(recorded.items())[jax.process_index() :: jax.process_count()]:
-        try:
-            if file_digest(folder / name) != digest:
-                bad = f"{folder / name}: the content is not what was written (by its SHA-256)"
-        except OSError as e:
-            bad = f"{folder / name}: {os.strerror(e.errno) if e.errno else e}"
-        if bad is not None:
-            break
+    share = sorted(recorded.items())[jax.process_index() :: jax.process_count()]
+    with _hashing() as pool:
+        problems = pool.map(lambda entry: _problem(folder / entry[0], entry[1]), share)
+        bad = next((problem for problem in problems if problem is not None), None)
     if jax.process_count() > 1:
         fine = multihost_utils.process_allgather(np.array(bad is None))
         if not fine.all() and bad is None:
             bad = f"{folder}: process {int(np.argmin(fine))} finds a file whose content is not what was written"
     if bad is not None:
         raise CheckpointError(bad)
+
+
+def _problem(file: Path, digest: str) -> str | None:
+    try:
+        return None if file_digest(file) == digest else f"{file}: the content is not what was written (by its SHA-256)"
+    except OSError as e:
+        return f"{file}: {os.strerror(e.errno) if e.errno else e}"
+
+
+def _hashing() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))  # hashlib works without the GIL
