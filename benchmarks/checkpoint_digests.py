@@ -52,7 +52,7 @@ def without_digests() -> contextlib.ExitStack:
     """In this context no digest is computed."""
     stack = contextlib.ExitStack()
     for name in ("write_checkpoint_digests", "require_checkpoint_intact"):
-        stack.enter_context(mock.patch.object(manager, name, lambda *_: None))
+        stack.enter_context(mock.patch.object(manager, name))
     return stack
 
 

@@ -10,6 +10,7 @@ digest and reads a component, for sampling. The autoencoder's sources, released 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int32
 
-from genaffect_jax.checkpoints.digests import record_files, require_intact
+from genaffect_jax.checkpoints.digests import is_recorded, record_files, require_intact
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import AutoencoderConfig, DenoiserRun, ModelConfig, TextConfig
 from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
 from genaffect_jax.data.prompts.table import PromptTable, prompt_for
 from genaffect_jax.data.sources.base import Example
-from genaffect_jax.errors import ConfigError, DataError
+from genaffect_jax.errors import ConfigError, DataError, WeightsError
 from genaffect_jax.expressions.grammar import parse_expression
 from genaffect_jax.expressions.prototypes import WordPrototypes
 from genaffect_jax.io.atomic import copy_atomically
@@ -36,8 +37,15 @@ from genaffect_jax.parallel.distributed import is_first
 
 
 def installs(run_dir: RunDir, file: Path) -> bool:
-    """Whether this process has to put a component into the folder. Of several processes the first does."""
-    return is_first() and not (run_dir.has_checkpoint and file.exists())
+    """Whether this process has to put a component into the folder. Of several processes the first does.
+
+    Raises:
+        WeightsError: the run has a checkpoint, and the component that it was trained with is gone. What the settings
+            name now may be another one.
+    """
+    if run_dir.has_checkpoint and not os.path.lexists(file) and is_recorded(run_dir, file):
+        raise WeightsError(f"{file}: is gone, and the run was trained with it; restore it from a copy")
+    return is_first() and not (run_dir.has_checkpoint and os.path.lexists(file))
 
 
 def install_autoencoder(

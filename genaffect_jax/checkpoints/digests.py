@@ -109,6 +109,11 @@ def record_files(run_dir: RunDir, files: Iterable[Path]) -> None:
         RunDigests({**known.files, **new}, known.sources).write(run_dir)
 
 
+def is_recorded(run_dir: RunDir, file: Path) -> bool:
+    """Whether the digest of a file of the run folder is recorded."""
+    return file.relative_to(run_dir.path).as_posix() in RunDigests.read(run_dir).files
+
+
 def require_intact(run_dir: RunDir, file: Path) -> None:
     """Compares a file of the run folder with its recorded digest; one without a record only has to be readable.
 

@@ -52,13 +52,15 @@ def settle_sources(run_dir: RunDir, config: Run, images: Source) -> None:
     other = []
     for change in moved:
         name = change.field
+        if name != IMAGES and name not in weights:
+            continue  # this run does not use it
         if name not in recorded:
             if Path(change.before).resolve() != Path(change.now).resolve():
                 other.append(f"{change.line}: the content was not recorded when the run began")
-        elif name == IMAGES or name in weights:
-            found = images.fingerprint() if name == IMAGES else source_digest(name, weights[name])
-            if found != recorded[name]:
-                other.append(f"{change.line}: another content")
+            continue
+        found = images.fingerprint() if name == IMAGES else source_digest(name, weights[name])
+        if found != recorded[name]:
+            other.append(f"{change.line}: another content")
     if other:
         raise run_dir.refusal(other)
     write_atomically(run_dir.config, to_json(config))

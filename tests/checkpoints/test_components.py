@@ -88,6 +88,19 @@ def test_components_of_an_earlier_start_are_replaced_until_there_is_a_checkpoint
     np.testing.assert_array_equal(first_value(install(run_dir, third)), found)
 
 
+def test_a_component_that_is_gone_is_not_replaced_by_whatever_the_settings_name_now(tiny_model, tmp_path):
+    run_dir = RunDir(tmp_path / "run")
+    source = tmp_path / "1.safetensors"
+    model = autoencoder_file(tiny_model, source, 1)
+    install(run_dir, model)
+    (run_dir.checkpoints / "1").mkdir(parents=True)
+    run_dir.autoencoder.unlink()
+    autoencoder_file(tiny_model, source, 2)
+    with pytest.raises(WeightsError, match=r"run/autoencoder\.safetensors: is gone, .* restore it from a copy"):
+        install(run_dir, model)
+    assert not run_dir.autoencoder.exists()
+
+
 def test_a_copy_that_fails_in_the_middle_leaves_nothing_and_names_the_destination(tiny_model, tmp_path, monkeypatch):
     run_dir, real = RunDir(tmp_path / "run"), shutil.copyfile
 
