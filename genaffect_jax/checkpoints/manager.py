@@ -64,8 +64,8 @@ class Checkpoints:
     folder is absent if there are none. A sampler reads `ema`, `config` and the frozen parameters.
 
     A checkpoint appears under its name only when it is complete, with its step and the digests of its files
-    (`checkpoints.digests`), which are compared before it is read. If the newest is damaged all the same, the one before
-    is read, with a warning. Checkpoints are ordered by their steps, not by any clock.
+    (`checkpoints.digests`), which are compared before it is read. If the newest is damaged, the one before is read,
+    with a warning. Checkpoints are ordered by their steps, not by any clock.
 
     As a context manager, the object waits for the last save at the end of the block, also when the block has failed.
     """
@@ -78,6 +78,9 @@ class Checkpoints:
         keep: number of newest checkpoints that stay.
         warn: called with a message about a damaged checkpoint or a nearly full disk.
         keep_best: number of checkpoints with the lowest values that stay beside them.
+
+        Raises:
+            CheckpointError: the folder cannot be read.
         """
         run_dir = RunDir(workdir.resolve())
         self._run_dir = run_dir
@@ -90,16 +93,18 @@ class Checkpoints:
         self._values: dict[int, float | None] = {}
         self._saving: int | None = None
         self._most = keep + keep_best
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=LatestAndBest(keep, keep_best, self.value),
-                enable_async_checkpointing=True,
-                # Called in the background by the first process, when all files are written and before the checkpoint
-                # gets its name.
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
-            ),
-        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=LatestAndBest(keep, keep_best, self.value),
+                    enable_async_checkpointing=True,
+                    # In the background of process 0, when all files are written and have no name yet.
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+                ),
+            )
+        except Exception as e:
+            raise CheckpointError(f"{self.folder}: cannot be read: {_reason(e)}") from e
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -341,7 +346,6 @@ class Checkpoints:
         write_checkpoint_digests(folder, self._run_dir.checkpoint_digests(folder), self._saving)
 
     def _read(self, step: int, items: ocp.args.Composite) -> Any:
-        """Items of a checkpoint, once they are found to be what was written."""
         folder = self.folder / str(step)
         require_checkpoint_intact(folder, self._run_dir.checkpoint_digests(folder), step, items.keys())
         return self._manager.restore(step, args=items)

@@ -96,7 +96,7 @@ def use_compilation_cache() -> Path | None:
     Returns:
         The folder; None if nothing is kept.
     """
-    if not jax.config.read("jax_enable_compilation_cache"):
+    if not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
         return None
     given, general = os.environ.get("JAX_COMPILATION_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
     try:
