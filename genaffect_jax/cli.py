@@ -41,8 +41,12 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 # Of options that take images from a folder (`--data folder:DIR`).
 _FOLDER = "folder:"
 
-# No defects of this program: disk full, quota or limit used up, read-only, not allowed, disk broken.
-_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+# No defects of this program: disk full, quota or limit of file sizes reached, read-only, not allowed, disk broken, and
+# folders or circles of links where a file should be, or files where a folder should be.
+_MACHINE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP),
+)
 
 
 def load_preset(path: Path, *kinds: type[Preset]) -> Preset:

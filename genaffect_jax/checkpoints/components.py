@@ -1,33 +1,74 @@
 """The frozen components of a denoiser's run folder: autoencoder, face encoders, word prototypes and prompt table.
 
 `install_*` puts a component into the folder when a run begins, and reads it; a run that continues finds it there. The
-folder therefore stays usable when the original files move or change. `read_*` reads a component, for sampling. The
-autoencoder is put there by `training.denoiser.pretrained.place_autoencoder`, which also converts released weights.
+folder therefore stays usable when the original files move or change. As long as there is no checkpoint, every start
+installs from the sources anew, as an earlier start may have failed or had other settings. Nothing is put into the
+folder before it has been read and checked, and its digest is recorded (`checkpoints.digests`). `read_*` compares the
+digest and reads a component, for sampling. The autoencoder's sources, released weights among them, are read by
+`training.denoiser.pretrained.place_autoencoder`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int32
 
+from genaffect_jax.checkpoints.digests import is_recorded, record_files, require_intact
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import AutoencoderConfig, DenoiserRun, ModelConfig, TextConfig
 from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
 from genaffect_jax.data.prompts.table import PromptTable, prompt_for
 from genaffect_jax.data.sources.base import Example
-from genaffect_jax.errors import ConfigError, DataError
+from genaffect_jax.errors import ConfigError, DataError, WeightsError
 from genaffect_jax.expressions.grammar import parse_expression
 from genaffect_jax.expressions.prototypes import WordPrototypes
 from genaffect_jax.io.atomic import copy_atomically
 from genaffect_jax.io.weight_file import load_weights, resolve_weights
 from genaffect_jax.models.autoencoder.model import AutoencoderKL
 from genaffect_jax.models.face_encoders.encoder import AvatarEncoder, load_conditioning_encoder, load_exemplar_encoder
-from genaffect_jax.models.face_encoders.onnx_expression import OnnxExpressionEncoder
+from genaffect_jax.models.face_encoders.onnx_expression import ONNX_SUFFIX, OnnxExpressionEncoder
 from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.parallel.distributed import is_first
+
+
+def installs(run_dir: RunDir, file: Path) -> bool:
+    """Whether this process has to put a component into the folder. Of several processes the first does.
+
+    Raises:
+        WeightsError: the run has a checkpoint, and the component that it was trained with is gone. What the settings
+            name now may be another one.
+    """
+    if run_dir.has_checkpoint and not os.path.lexists(file) and is_recorded(run_dir, file):
+        raise WeightsError(f"{file}: is gone, and the run was trained with it; restore it from a copy")
+    return is_first() and not (run_dir.has_checkpoint and os.path.lexists(file))
+
+
+def install_autoencoder(
+    run_dir: RunDir,
+    autoencoder: Functional[AutoencoderKL],
+    config: AutoencoderConfig,
+    place: Callable[[Path], None],
+) -> Parameters:
+    """Puts the autoencoder into the folder, unless the run continues with the one there, and reads it.
+
+    Args:
+        run_dir: the run folder.
+        autoencoder: the network.
+        config: its configuration.
+        place: reads and checks the source, and then writes a weight file to a path, atomically.
+
+    Raises:
+        WeightsError: as `place` and `read_autoencoder`. Nothing has been put into the folder then.
+    """
+    if installs(run_dir, run_dir.autoencoder):
+        place(run_dir.autoencoder)
+        record_files(run_dir, [run_dir.autoencoder])
+    return read_autoencoder(run_dir, autoencoder, config)
 
 
 def read_autoencoder(run_dir: RunDir, autoencoder: Functional[AutoencoderKL], config: AutoencoderConfig) -> Parameters:
@@ -36,6 +77,7 @@ def read_autoencoder(run_dir: RunDir, autoencoder: Functional[AutoencoderKL], co
     Raises:
         WeightsError: the file is missing or damaged, or of another configuration.
     """
+    require_intact(run_dir, run_dir.autoencoder)
     return load_weights(autoencoder, run_dir.autoencoder, config)
 
 
@@ -50,23 +92,31 @@ class FaceEncoders:
 
 
 def install_encoders(run_dir: RunDir, config: ModelConfig) -> FaceEncoders:
-    """Copies the configured face encoders into the folder, unless they are there, and reads them.
+    """Copies the configured face encoders into the folder, unless the run continues with those there, and reads them.
 
     Raises:
-        WeightsError: a file is missing or damaged, or of another kind. Nothing has been copied then.
-        ConfigError: an encoder is an evaluator (nothing has been copied then), or a configured width is not the
-            encoder's.
+        WeightsError: a file is missing or damaged, or of another kind.
+        ConfigError: an encoder is an evaluator, or a configured width is not the encoder's.
+        In either case nothing has been copied.
     """
     identity, expression = config.identity_encoder, config.expression_encoder
-    if identity and not run_dir.identity_encoder.exists():
-        load_conditioning_encoder(identity, "identity")
-        copy_atomically(resolve_weights(identity), run_dir.identity_encoder)
-    if expression and not _expression_file(run_dir).exists():
-        encoder = load_exemplar_encoder(expression)
-        if isinstance(encoder, OnnxExpressionEncoder):
-            encoder.write(run_dir.onnx_expression_encoder)
+    writes: list[tuple[Callable[[], None], list[Path]]] = []
+    if identity and installs(run_dir, run_dir.identity_encoder):
+        encoder = load_conditioning_encoder(identity, "identity")
+        _require_width("identity_embedding", config.conditioning.identity_embedding, encoder)
+        file = run_dir.identity_encoder
+        writes.append((lambda: copy_atomically(resolve_weights(identity), run_dir.identity_encoder), [file]))
+    if expression and installs(run_dir, file := _expression_file(run_dir, config)):
+        reader = load_exemplar_encoder(expression)
+        _require_width("expression_width", config.conditioning.expression_width, reader)
+        if isinstance(reader, OnnxExpressionEncoder):
+            onnx = reader
+            writes.append((lambda: onnx.write(run_dir.onnx_expression_encoder), [file, file.with_suffix(".onnx")]))
         else:
-            copy_atomically(resolve_weights(expression), run_dir.expression_encoder)
+            writes.append((lambda: copy_atomically(resolve_weights(expression), run_dir.expression_encoder), [file]))
+    for write, files in writes:
+        write()
+        record_files(run_dir, files)
     return read_encoders(run_dir, config)
 
 
@@ -79,10 +129,15 @@ def read_encoders(run_dir: RunDir, config: ModelConfig) -> FaceEncoders:
     """
     identity = expression = None
     if config.identity_encoder:
+        require_intact(run_dir, run_dir.identity_encoder)
         identity = load_conditioning_encoder(str(run_dir.identity_encoder), "identity")
         _require_width("identity_embedding", config.conditioning.identity_embedding, identity)
     if config.expression_encoder:
-        expression = load_exemplar_encoder(str(_expression_file(run_dir)))
+        file = _expression_file(run_dir, config)
+        require_intact(run_dir, file)
+        if file == run_dir.onnx_expression_encoder:
+            require_intact(run_dir, file.with_suffix(".onnx"))
+        expression = load_exemplar_encoder(str(file))
         _require_width("expression_width", config.conditioning.expression_width, expression)
     return FaceEncoders(identity, expression)
 
@@ -90,7 +145,7 @@ def read_encoders(run_dir: RunDir, config: ModelConfig) -> FaceEncoders:
 def install_prototypes(
     run_dir: RunDir, examples: Sequence[Example], people: Sequence[str], encoder: ExpressionEncoder
 ) -> WordPrototypes:
-    """Learns the word prototypes from the training images, unless they are in the folder, and reads them.
+    """Learns the word prototypes from the training images, unless the run continues with those there, and reads them.
 
     Args:
         run_dir: the run folder.
@@ -101,7 +156,7 @@ def install_prototypes(
     Raises:
         DataError: as `WordPrototypes.fit` and `read_prototypes`.
     """
-    if not run_dir.word_prototypes.exists():
+    if installs(run_dir, run_dir.word_prototypes):
         known = set(people)
         chosen = [example for example in examples if example.identity in known]
         labels = {label: parse_expression(label) for label in {example.label for example in chosen}}
@@ -112,6 +167,7 @@ def install_prototypes(
             encoder=encoder.name,
             encoder_checksum=encoder.checksum,
         ).write(run_dir.word_prototypes)
+        record_files(run_dir, [run_dir.word_prototypes])
     return read_prototypes(run_dir, encoder)
 
 
@@ -121,6 +177,7 @@ def read_prototypes(run_dir: RunDir, encoder: ExpressionEncoder) -> WordPrototyp
     Raises:
         DataError: the file is missing or damaged, or of another encoder.
     """
+    require_intact(run_dir, run_dir.word_prototypes)
     prototypes = WordPrototypes.read(run_dir.word_prototypes)
     prototypes.check(encoder.name, encoder.checksum)
     return prototypes
@@ -129,7 +186,8 @@ def read_prototypes(run_dir: RunDir, encoder: ExpressionEncoder) -> WordPrototyp
 def install_prompts(
     run_dir: RunDir, config: DenoiserRun, examples: Sequence[Example]
 ) -> tuple[PromptTable, Int32[np.ndarray, " images"]] | None:
-    """Copies the prompt table `text.embeddings` into the folder, unless it is there, and reads it.
+    """Copies the prompt table `text.embeddings` into the folder, unless the run continues with the one there, and
+    reads it.
 
     Returns:
         The table and the row of each example's prompt; None for a model that reads no prompts.
@@ -138,7 +196,8 @@ def install_prompts(
         DataError: as `read_prompts`, or an example's prompt is not in the table. Nothing has been copied then.
     """
     copy = run_dir.prompts
-    source = copy if copy.exists() or config.text.embeddings is None else config.text.embeddings
+    new = config.text.embeddings is not None and installs(run_dir, copy)
+    source = config.text.embeddings if new and config.text.embeddings is not None else copy
     table = _read_prompts(config, source)
     if table is None:
         return None
@@ -146,8 +205,9 @@ def install_prompts(
         rows = prompt_rows(table, config.text, examples)
     except DataError as e:
         raise DataError(f"{source}: {e}") from e
-    if source != copy:
+    if new:
         table.write(copy)
+        record_files(run_dir, [copy])
     return table, rows
 
 
@@ -157,7 +217,7 @@ def read_prompts(run_dir: RunDir, config: DenoiserRun) -> PromptTable | None:
     Raises:
         DataError: the table is missing or damaged, or does not fit the configuration.
     """
-    return _read_prompts(config, run_dir.prompts)
+    return _read_prompts(config, run_dir.prompts)  # the file has a checksum of its own
 
 
 def prompt_rows(table: PromptTable, text: TextConfig, examples: Sequence[Example]) -> Int32[np.ndarray, " images"]:
@@ -181,9 +241,10 @@ def _read_prompts(config: DenoiserRun, path: Path) -> PromptTable | None:
     return table
 
 
-def _expression_file(run_dir: RunDir) -> Path:
-    onnx = run_dir.onnx_expression_encoder
-    return onnx if onnx.exists() else run_dir.expression_encoder
+def _expression_file(run_dir: RunDir, config: ModelConfig) -> Path:
+    """By the configuration: an earlier start may have left a file of the other kind."""
+    onnx = config.expression_encoder.endswith(ONNX_SUFFIX)
+    return run_dir.onnx_expression_encoder if onnx else run_dir.expression_encoder
 
 
 def _require_width(field: str, width: int, encoder: IdentityEncoder | ExpressionEncoder) -> None:

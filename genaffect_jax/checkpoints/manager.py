@@ -9,13 +9,15 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 
+from genaffect_jax.checkpoints.digests import require_checkpoint_intact, write_checkpoint_digests
+from genaffect_jax.checkpoints.frozen import FrozenParams
 from genaffect_jax.checkpoints.preservation import LatestAndBest
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.errors import CheckpointError
@@ -61,8 +63,9 @@ class Checkpoints:
     has one. Frozen parameters, which may be nearly all of a model, are written once, before the first checkpoint; the
     folder is absent if there are none. A sampler reads `ema`, `config` and the frozen parameters.
 
-    A checkpoint appears under its name only when it is complete. If the newest is damaged all the same, the one before
-    is read, with a warning. Checkpoints are ordered by their steps, not by any clock.
+    A checkpoint appears under its name only when it is complete, with its step and the digests of its files
+    (`checkpoints.digests`), which are compared before it is read. If the newest is damaged, the one before is read,
+    with a warning. Checkpoints are ordered by their steps, not by any clock.
 
     As a context manager, the object waits for the last save at the end of the block, also when the block has failed.
     """
@@ -75,22 +78,33 @@ class Checkpoints:
         keep: number of newest checkpoints that stay.
         warn: called with a message about a damaged checkpoint or a nearly full disk.
         keep_best: number of checkpoints with the lowest values that stay beside them.
+
+        Raises:
+            CheckpointError: the folder cannot be read.
         """
         run_dir = RunDir(workdir.resolve())
+        self._run_dir = run_dir
         self.folder = run_dir.checkpoints
         self.frozen_folder = run_dir.frozen_params
+        self._frozen = FrozenParams(run_dir)
         self.damaged_folder = run_dir.damaged
         self._warn = warn
         self._unreadable: set[int] = set()
         self._values: dict[int, float | None] = {}
         self._saving: int | None = None
         self._most = keep + keep_best
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=LatestAndBest(keep, keep_best, self.value), enable_async_checkpointing=True
-            ),
-        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=LatestAndBest(keep, keep_best, self.value),
+                    enable_async_checkpointing=True,
+                    # In the background of process 0, when all files are written and have no name yet.
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+                ),
+            )
+        except Exception as e:
+            raise CheckpointError(f"{self.folder}: cannot be read: {_reason(e)}") from e
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -169,7 +183,7 @@ class Checkpoints:
         self._saving = step
         try:
             if not self._manager.all_steps():
-                self._save_frozen(state.frozen_params)
+                self._frozen.save(state.frozen_params)
             self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as e:
             raise self._failed(e) from e
@@ -215,7 +229,8 @@ class Checkpoints:
             frozen_params: the other parameters of the network.
             config: the configuration that rebuilds the model, as JSON.
         """
-        self._save_frozen(frozen_params)
+        self._saving = step
+        self._frozen.save(frozen_params)
         items = ocp.args.Composite(ema=ocp.args.StandardSave(parameters), config=ocp.args.JsonSave(json.loads(config)))
         self._manager.save(step, args=items)
 
@@ -233,7 +248,7 @@ class Checkpoints:
             optimizer=ocp.args.StandardRestore(abstract.optimizer),
             position=ocp.args.JsonRestore(),
         )
-        step, found = self._newest("this configuration", lambda step: self._manager.restore(step, args=items))
+        step, found = self._newest("this configuration", lambda step: self._read(step, items))
         with first_process_first("damaged checkpoints"):
             for newer in self._unreadable if is_first() else ():
                 self.damaged_folder.mkdir(exist_ok=True)
@@ -243,7 +258,7 @@ class Checkpoints:
             self._manager.reload()
             self._unreadable.clear()
         counter = place(jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding)
-        frozen_params = self._restore_frozen(abstract.frozen_params)
+        frozen_params = self._frozen.restore(abstract.frozen_params)
         state: Any = dataclasses.replace(
             abstract,  # type: ignore[type-var]
             step=counter,
@@ -257,7 +272,7 @@ class Checkpoints:
     def config(self, step: int | None = None) -> str:
         """The configuration of a checkpoint as JSON; of the newest that can be read if `step` is None."""
         items = ocp.args.Composite(config=ocp.args.JsonRestore())
-        return json.dumps(self._newest("any", lambda s: self._manager.restore(s, args=items), step)[1]["config"])
+        return json.dumps(self._newest("any", lambda s: self._read(s, items), step)[1]["config"])
 
     def averaged_parameters(
         self, functional: Functional, mesh: jax.sharding.Mesh, step: int | None = None, *, cast_kernels: bool = False
@@ -279,12 +294,12 @@ class Checkpoints:
             name: jax.ShapeDtypeStruct(s.shape, types.get(name, s.dtype), sharding=shardings[name])
             for name, s in functional.shapes.items()
         }
-        names = self._frozen_names()
+        names = self._frozen.names()
         ema = {name: s for name, s in abstract.items() if name not in names}
         items = ocp.args.Composite(ema=ocp.args.StandardRestore(ema))
         missing = "" if names else f" ({self.frozen_folder}, which would hold frozen parameters, is not there)"
-        found = self._newest(f"its configuration{missing}", lambda s: self._manager.restore(s, args=items), step)[1]
-        return {**found["ema"], **self._restore_frozen({name: abstract[name] for name in names if name in abstract})}
+        found = self._newest(f"its configuration{missing}", lambda s: self._read(s, items), step)[1]
+        return {**found["ema"], **self._frozen.restore({name: abstract[name] for name in names if name in abstract})}
 
     def close(self) -> None:
         """Waits until everything is on disk.
@@ -325,28 +340,15 @@ class Checkpoints:
             for partial in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _save_frozen(self, frozen_params: Parameters) -> None:
-        # Waits: no checkpoint may be complete without it. A folder left by a run that ended before its first
-        # checkpoint is replaced.
-        if frozen_params:
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(self.frozen_folder, frozen_params, force=True)
-                checkpointer.wait_until_finished()
+    def _write_digests(self) -> None:
+        assert self._saving is not None
+        (folder,) = self.folder.glob(f"{self._saving}{ocp.utils.TMP_DIR_SUFFIX}*")
+        write_checkpoint_digests(folder, self._run_dir.checkpoint_digests(folder), self._saving)
 
-    def _frozen_names(self) -> frozenset[str]:
-        if not self.frozen_folder.is_dir():
-            return frozenset()
-        with ocp.StandardCheckpointer() as checkpointer:
-            return frozenset(checkpointer.metadata(self.frozen_folder).item_metadata.tree)
-
-    def _restore_frozen(self, abstract: Mapping[str, Any]) -> Parameters:
-        if not abstract:
-            return {}
-        try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                return checkpointer.restore(self.frozen_folder, abstract)
-        except (ValueError, FileNotFoundError) as e:
-            raise CheckpointError(f"{self.frozen_folder}: does not fit this configuration: {e}") from e
+    def _read(self, step: int, items: ocp.args.Composite) -> Any:
+        folder = self.folder / str(step)
+        require_checkpoint_intact(folder, self._run_dir.checkpoint_digests(folder), step, items.keys())
+        return self._manager.restore(step, args=items)
 
     def _newest(self, what: str, read: Callable[[int], Found], only: int | None = None) -> tuple[int, Found]:
         """The newest step that can be read, or only the given one, and the result of `read`.
@@ -371,10 +373,12 @@ class Checkpoints:
                 continue
             if errors:
                 self._unreadable.update(s for s in steps if s > step)
-                self._warn(f"{self.folder / str(steps[0])} is damaged ({errors[0]}); going back to step {step}")
+                self._warn(
+                    f"{self.folder / str(steps[0])} is damaged ({_reason(errors[0])}); going back to step {step}"
+                )
             return step, found
         raise CheckpointError(
-            f"{self.folder / str(steps[0])}: does not fit {what}, or is damaged: {errors[0]}"
+            f"{self.folder / str(steps[0])}: does not fit {what}, or is damaged: {_reason(errors[0])}"
         ) from errors[0]
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,21 @@ _MAY_CHANGE = (
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
+    "stored",
 )
+# Settings that name files or folders: what they hold decides, not where it lies (`checkpoints.sources`).
+_MAY_MOVE = (
+    "data.root",
+    "model.autoencoder_weights",
+    "model.transformer_weights",
+    "model.identity_encoder",
+    "model.expression_encoder",
+    "text.embeddings",
+    "auxiliary.identity_encoder",
+    "auxiliary.expression_encoder",
+    "degrade.autoencoder",
+)
+Run = DenoiserRun | AutoencoderRun | EncoderRun
 
 
 @dataclass(frozen=True)
@@ -51,18 +67,24 @@ class RunDir:
     """The folder."""
 
     @classmethod
-    def create(cls, path: Path, config: DenoiserRun | AutoencoderRun | EncoderRun) -> RunDir:
+    def create(cls, path: Path, config: Run, tell: Callable[[str], object] = warnings.warn) -> RunDir:
         """The folder of a run with this configuration: a new one, or the one that the run began in.
 
-        `config.json` is written, or compared: fields that change what is learned must be equal. Of several processes
-        the first writes it; the others call this afterwards and must find it.
+        `config.json` is written, or compared. Until there is a checkpoint nothing has been learned, so other settings
+        replace the old ones. After that, fields that change what is learned must be equal; where a path differs,
+        `checkpoints.sources.settle_sources` compares the contents and writes `config.json`. Of several processes the
+        first writes it; the others call this afterwards and must find it.
+
+        Args:
+            path: the folder.
+            config: the configuration.
+            tell: called with one line if other settings are replaced.
 
         Raises:
             ConfigError: the folder belongs to a run with other settings, which are listed, or cannot be written to; or
                 the hosts do not share it.
         """
         run_dir, text = cls(path), to_json(config)
-        run_dir._require_same_run(config)
         if not is_first():
             if not run_dir.config.exists() or run_dir.config.read_text() != text:
                 raise ConfigError(
@@ -72,6 +94,14 @@ class RunDir:
                     found=path,
                 )
             return run_dir
+        if run_dir.has_checkpoint and run_dir.config.exists():
+            changed = run_dir._changed(config)
+            if others := [change.line for change in changed if not change.may_move]:
+                raise run_dir.refusal(others)
+            if changed:
+                return run_dir
+        elif (replaced := run_dir._replaced(config)) is not None:
+            tell(f"{path}: no checkpoint yet, so the settings of an earlier start are replaced ({replaced})")
         try:
             write_atomically(run_dir.config, text)
         except OSError as e:
@@ -92,6 +122,14 @@ class RunDir:
             )
         return run_dir
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a complete checkpoint, readable or not. Until then a start may change everything."""
+        try:
+            return any(entry.name.isdecimal() for entry in os.scandir(self.checkpoints))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
     # Every training
 
     @property
@@ -103,6 +141,20 @@ class RunDir:
     def checkpoints(self) -> Path:
         """Folder of the checkpoints, one folder a step; see `checkpoints.manager.Checkpoints`."""
         return self.path / "checkpoints"
+
+    def checkpoint_digests(self, folder: Path) -> Path:
+        """The step of a checkpoint and the digests of its files, as JSON, in the checkpoint's own folder.
+
+        Args:
+            folder: the checkpoint, under its own or a temporary name.
+        """
+        return folder / self.digests.name
+
+    @property
+    def digests(self) -> Path:
+        """Digests of the components and frozen parameters, and of what settings with a path stood for, as JSON; see
+        `checkpoints.digests`."""
+        return self.path / "digests.json"
 
     @property
     def frozen_params(self) -> Path:
@@ -235,25 +287,78 @@ class RunDir:
         see `data.sources.stored`."""
         return self.path / "avatars"
 
-    def _require_same_run(self, config: DenoiserRun | AutoencoderRun | EncoderRun) -> None:
-        if not self.config.exists():
-            return
-        before = from_json(type(config), self.config.read_text())
-        changed = [line for line in _differences(before, config) if line.split("=")[0] not in _MAY_CHANGE]
-        if changed:
+    def moved(self, config: Run) -> list[Change]:
+        """Settings with a path that differ from those of the run that the folder holds. Empty as long as there is no
+        checkpoint.
+
+        Raises:
+            ConfigError: `config.json` is damaged.
+        """
+        if not (self.has_checkpoint and self.config.exists()):
+            return []
+        return [change for change in self._changed(config) if change.may_move]
+
+    def refusal(self, changes: list[str]) -> ConfigError:
+        """The error for a folder that holds a run with other settings, one line each."""
+        return ConfigError(
+            f"holds a run with other settings ({'; '.join(changes)}); use another folder, or the same settings to "
+            "continue it",
+            field="workdir",
+            found=self.path,
+        )
+
+    def _changed(self, config: Run) -> list[Change]:
+        """Fields that differ from `config.json` and may not just change."""
+        try:
+            before = from_json(type(config), self.config.read_text("utf-8"))
+        except OSError as e:
+            raise ConfigError(f"{self.config}: {e.strerror}") from e
+        except (ConfigError, UnicodeDecodeError, RecursionError) as e:
             raise ConfigError(
-                f"holds a run with other settings ({'; '.join(changed)}); use another folder, or the same settings to "
-                "continue it",
+                f"{self.config}: not the settings of a run of this kind ({e}); restore the file",
                 field="workdir",
                 found=self.path,
-            )
+            ) from e
+        return [change for change in _differences(before, config) if change.field not in _MAY_CHANGE]
+
+    def _replaced(self, config: Run) -> str | None:
+        """What a start without checkpoint changes in `config.json`; None if nothing."""
+        if not self.config.exists():
+            return None
+        try:
+            changed = self._changed(config)
+        except ConfigError as e:
+            return f"{self.config.name} holds {e.reason.partition(': ')[2]}" if e.field else str(e)
+        return "; ".join(change.line for change in changed) or None
 
 
-def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+@dataclass(frozen=True)
+class Change:
+    """A setting that is not what it was."""
+
+    field: str
+    """Its name, with dots."""
+    before: Any
+    """Value in `config.json`."""
+    now: Any
+    """Value that was given."""
+
+    @property
+    def line(self) -> str:
+        """Name and both values."""
+        return f"{self.field}={self.before}, now {self.now}"
+
+    @property
+    def may_move(self) -> bool:
+        """Whether the setting names a file or folder that may lie elsewhere now."""
+        return self.field in _MAY_MOVE and bool(self.before) and bool(self.now)
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[Change]:
     if hasattr(before, "__dataclass_fields__"):
         return [
-            line
+            change
             for field in before.__dataclass_fields__
-            for line in _differences(getattr(before, field), getattr(now, field), f"{name}.{field}".lstrip("."))
+            for change in _differences(getattr(before, field), getattr(now, field), f"{name}.{field}".lstrip("."))
         ]
-    return [] if before == now else [f"{name}={before}, now {now}"]
+    return [] if before == now else [Change(name, before, now)]

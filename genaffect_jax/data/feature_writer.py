@@ -11,6 +11,7 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -22,12 +23,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
+from rich.console import Console
 
 from genaffect_jax.data.cached_features import FIELDS, open_rows
 from genaffect_jax.data.sources.base import Source
 from genaffect_jax.data.worker_processes import init_worker, starting_workers, submit
 from genaffect_jax.errors import DataError
 from genaffect_jax.io.atomic import new_file, remove_partial
+from genaffect_jax.io.output import print_plainly
 from genaffect_jax.io.progress import progress_bar
 
 Encode = Callable[[UInt8[np.ndarray, "B S S 3"]], Mapping[str, Any]]
@@ -40,6 +43,7 @@ _TASKS_PER_WORKER = 2
 # Calls of the networks that may be dispatched and not be done while the next one is: the device always has work.
 _CALLS_IN_FLIGHT = 2
 _MOST_THREADS = 8
+_DIGITS = 16  # of the digest in a file's name
 
 
 def write_features(
@@ -54,8 +58,9 @@ def write_features(
     """Encodes every image of a source into one float16 file, or finds the file that an earlier run wrote.
 
     The file's name holds a digest of `source.fingerprint()` and `fingerprint`, and the file appears only when it is
-    complete. A file of this name therefore belongs to these images and networks. Files of other images or networks are
-    not touched. What a killed process left of this file is removed, so one process at a time may write it.
+    complete. A file of this name therefore belongs to these images and networks. When it is complete, the files beside
+    it of other images or networks, which earlier starts wrote, are removed, and a line on stderr says so. What a killed
+    process left of this file is removed, so one process at a time may write it.
 
     Args:
         source: images with pixels.
@@ -79,7 +84,7 @@ def write_features(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
-    digest = hashlib.sha256(f"{source.fingerprint()} {fingerprint}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{source.fingerprint()} {fingerprint}".encode()).hexdigest()[:_DIGITS]
     final = path.with_name(f"{path.stem}-{digest}.npy")
     if final.exists():
         open_rows(final, len(source.examples))
@@ -89,7 +94,23 @@ def write_features(
     remove_partial(final)  # it may take as much room as the whole file
     with new_file(final, durable=True) as partial, _loaders(source, batch_size, workers) as images:
         _encode_into(partial, images, encode, prepare)
+    _remove_stale(final, path)
     return final
+
+
+def _remove_stale(final: Path, path: Path) -> None:
+    """Removes the files of other digests."""
+    ours = re.compile(rf"{re.escape(path.stem)}-[0-9a-f]{{{_DIGITS}}}\.npy")
+    stale = sorted(file for file in final.parent.iterdir() if file != final and ours.fullmatch(file.name))
+    freed = sum(file.stat().st_size for file in stale)
+    for file in stale:
+        file.unlink(missing_ok=True)
+    if stale:
+        print_plainly(
+            Console(stderr=True),
+            f"{final.parent}: encoded images of earlier starts are of other images or networks and are removed "
+            f"({', '.join(file.name for file in stale)}; {freed / 1e6:.1f} MB)",
+        )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -18,7 +19,7 @@ from genaffect_jax.data.cached_features import CachedFeatures
 from genaffect_jax.data.example_table import Column, example_table, gather
 from genaffect_jax.data.groups import GroupSampler, Pairs
 from genaffect_jax.data.sources.base import Source, examples_digest
-from genaffect_jax.data.worker_processes import init_worker, starting_workers
+from genaffect_jax.data.worker_processes import describe_shared_memory, init_worker, starting_workers
 from genaffect_jax.errors import DataError
 from genaffect_jax.parallel.processors import usable_processors
 
@@ -136,6 +137,14 @@ class Loader(Iterator[Batch]):
             try:
                 # Workers pass arrays in shared memory, which must not outlive the iterator, so they are copied.
                 return {name: np.array(array, subok=False) for name, array in self._fetch().items()}
+            except OSError as e:
+                if e.errno not in (errno.ENOSPC, errno.ENOMEM):
+                    raise
+                raise DataError(
+                    f"batch {self._next}: {describe_shared_memory()} is full: worker processes hand over their batches "
+                    "there. Give it more room (docker run --shm-size=8g), or lower data.workers; 0 loads in the main "
+                    "process and needs none"
+                ) from e
             except RuntimeError as e:
                 if _WORKER_DIED not in str(e):
                     raise
@@ -145,7 +154,8 @@ class Loader(Iterator[Batch]):
                 if starts == _MOST_STARTS:
                     raise DataError(
                         f"batch {self._next}: {killed}, {starts} times in a row ({e}). If the machine runs out of "
-                        "memory, lower data.workers; 0 loads in the main process"
+                        f"memory, or {describe_shared_memory()} is full, lower data.workers; 0 loads in the main "
+                        "process"
                     ) from e
                 Console(stderr=True).print(
                     f"warning: {killed}; all restart at batch {self._next}, in the same order",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from multiprocessing import parent_process, resource_tracker
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 _FOR_THE_MAIN_PROCESS = {signal.SIGINT} | ({signal.SIGHUP} if hasattr(signal, "SIGHUP") else set())
+SHARED_MEMORY = Path("/dev/shm")  # of Linux
 # Read by OpenBLAS, MKL and OpenMP when they are loaded.
 _THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
@@ -59,6 +62,15 @@ def starting_workers() -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+def describe_shared_memory() -> str:
+    """The place in which workers hand over images, with its size and what is free, for messages about a lack of it."""
+    try:
+        usage = shutil.disk_usage(SHARED_MEMORY)
+    except OSError:
+        return "shared memory"
+    return f"{SHARED_MEMORY} ({usage.total / 1e6:.1f} MB, {usage.free / 1e6:.1f} MB free)"
 
 
 def submit(

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO, cast
 
+from rich.console import Console
+
 
 @contextmanager
 def expendable_output() -> Iterator[None]:
@@ -24,6 +26,11 @@ def expendable_output() -> Iterator[None]:
     finally:
         for stream in streams:
             stream.flush()  # else it would fail when Python ends
+
+
+def print_plainly(console: Console, line: str) -> None:
+    """Prints a line that a user should notice, as it is: paths in it may look like rich's markup."""
+    console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 class _Expendable:

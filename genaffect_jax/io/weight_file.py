@@ -182,13 +182,15 @@ def checksum(path: Path) -> str:
     """SHA-256 of a file, as 64 hexadecimal digits.
 
     Raises:
-        WeightsError: the file is missing.
+        WeightsError: the file is missing or cannot be read.
     """
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as e:
         raise WeightsError(f"{path}: no such file") from e
+    except OSError as e:
+        raise WeightsError(f"{path}: cannot be read: {e.strerror or e}") from e
 
 
 def _open(path: Path) -> Any:
@@ -198,3 +200,5 @@ def _open(path: Path) -> Any:
         raise WeightsError(f"{path}: no such file") from e
     except SafetensorError as e:
         raise WeightsError(f"{path}: damaged, or no safetensors file ({e})") from e
+    except OSError as e:  # no permission, a folder or a circle of links
+        raise WeightsError(f"{path}: cannot be read: {e.strerror or e}") from e

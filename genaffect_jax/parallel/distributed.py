@@ -47,7 +47,7 @@ def cluster_of(config: DistributedConfig, environment: Mapping[str, str] = os.en
         return int(environment[name]) if environment.get(name, "").isdecimal() else 1
 
     # SLURM sets the number of tasks in batch scripts too, but the nodes of the step only for processes of srun.
-    if number("SLURM_NTASKS") > 1 and {"SLURM_PROCID", "SLURM_STEP_NODELIST"} <= environment.keys():
+    if slurm_tasks(environment) > 1 and {"SLURM_PROCID", "SLURM_STEP_NODELIST"} <= environment.keys():
         return "slurm"
     if number("OMPI_COMM_WORLD_SIZE") > 1:
         return "ompi"
@@ -55,6 +55,18 @@ def cluster_of(config: DistributedConfig, environment: Mapping[str, str] = os.en
     if "," in workers or (workers and number("MEGASCALE_NUM_SLICES") > 1):
         return "gketpu"
     return None
+
+
+def slurm_tasks(environment: Mapping[str, str] = os.environ) -> int:
+    """Tasks of SLURM's step, each of which is one process; of the job where no step is named.
+
+    The shell that `salloc` opens on a node of the job (`use_interactive_step`) is a step of one task, but has the
+    job's SLURM_NTASKS, as has a step of `srun --preserve-env`.
+    """
+    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
+        if environment.get(name, "").isdecimal():
+            return int(environment[name])
+    return 1
 
 
 def are_several(config: DistributedConfig, environment: Mapping[str, str] = os.environ) -> bool:
@@ -72,7 +84,7 @@ def join(config: DistributedConfig) -> None:
     try:
         jax.distributed.initialize(
             config.coordinator_address,
-            config.num_processes,
+            slurm_tasks() if cluster == "slurm" else config.num_processes,  # JAX itself reads the job's number
             config.process_id,
             cluster_detection_method=cluster or "deactivate",
             initialization_timeout=config.join_timeout + _LATER,

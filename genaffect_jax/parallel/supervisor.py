@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from genaffect_jax.config.distributed import DistributedConfig
 from genaffect_jax.errors import FAILED, INTERRUPTED, LOST
-from genaffect_jax.parallel.distributed import CONTINUE
+from genaffect_jax.parallel.distributed import CONTINUE, cluster_of
 
 
 def supervise(config: DistributedConfig, work: Callable[[Callable[[str], None]], int]) -> int:
@@ -107,8 +107,14 @@ def _missing(config: DistributedConfig) -> str:
         f"{_place(config)}: waited {config.join_timeout} s {where}, and not all processes of the job have come "
         "(--distributed.join_timeout). Look at the logs of the others: every one must have started, with the same "
         "coordinator and number of processes and an index of its own; process 0 must run on the coordinator's host, "
-        "and the others must be able to reach its port and each other"
+        f"and the others must be able to reach its port and each other{_alone(config)}"
     )
+
+
+def _alone(config: DistributedConfig) -> str:
+    if cluster_of(config) is None:
+        return ""
+    return "; if this process is to train alone, start it with --distributed.cluster none"
 
 
 def _killed(number: int, joined: bool) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -84,14 +86,34 @@ def compiler_options(devices: int = 1) -> CompilerOptions:
     }
 
 
-def use_compilation_cache() -> Path:
+def use_compilation_cache() -> Path | None:
     """Keeps compiled programs between processes; the command lines call this before anything is compiled.
 
     The folder is `JAX_COMPILATION_CACHE_DIR`, or else `genaffect_jax` below `XDG_CACHE_HOME` or `~/.cache`. JAX's own
-    `JAX_ENABLE_COMPILATION_CACHE=false` switches it off.
+    `JAX_ENABLE_COMPILATION_CACHE=false` switches it off. Where nothing can be written there, as without a home folder,
+    nothing is kept; one line on stderr says so.
+
+    Returns:
+        The folder; None if nothing is kept.
     """
-    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(given) if given else base / "genaffect_jax"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
+        return None
+    given, general = os.environ.get("JAX_COMPILATION_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        base = Path(general) if general else Path.home() / ".cache"
+        folder = Path(given) if given else base / "genaffect_jax"
+        if "://" not in str(given):  # else it is not a place on this machine, and JAX's own matter
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except (OSError, RuntimeError) as e:  # RuntimeError: the user has no home folder
+        jax.config.update("jax_compilation_cache_dir", None)
+        reason = f"{e.filename}: {e.strerror}" if isinstance(e, OSError) and e.strerror else str(e)
+        print(
+            f"warning: compiled programs are not kept for the next start ({reason}); JAX_COMPILATION_CACHE_DIR names a "
+            "folder for them",
+            file=sys.stderr,
+        )
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(given or folder))
     return folder

@@ -8,7 +8,7 @@ import pytest
 
 import genaffect_jax
 from genaffect_jax.checkpoints.run_dir import RunDir
-from genaffect_jax.config import MeshConfig
+from genaffect_jax.config import AutoencoderRun, DenoiserRun, MeshConfig, from_json, to_json
 from genaffect_jax.errors import ConfigError
 
 PACKAGE = Path(genaffect_jax.__file__).parent
@@ -17,7 +17,7 @@ ELSEWHERE = {
     "config.json": {
         "interop/diffusers/folders.py",
         "interop/diffusers/pipeline_folder.py",
-        "interop/image_encoders.py",
+        "interop/image_encoders.py",  # a folder of transformers
         "interop/onnx/sampler.py",  # runs beside exported graphs, without this package
     },
     "rejected.jsonl": {"data/photos/align_folder.py"},
@@ -29,8 +29,8 @@ def names() -> set[str]:
     """Every name in a run folder, the suffixes of caches and trained encoders left out."""
     properties = [name for name, value in vars(RunDir).items() if isinstance(value, property)]
     run_dir = RunDir(Path("run"))
-    paths = [getattr(run_dir, name) for name in properties if name != "components"]
-    return {path.name for path in paths} | {run_dir.sheet(1).parent.name}
+    values = [getattr(run_dir, name) for name in properties]
+    return {value.name for value in values if isinstance(value, Path)} | {run_dir.sheet(1).parent.name}
 
 
 def spelled(file: Path) -> set[str]:
@@ -60,8 +60,19 @@ def test_no_other_module_spells_the_name_of_a_file_of_the_run_folder():
         assert files == {"checkpoints/run_dir.py"} | ELSEWHERE.get(name, set()), name
 
 
-def test_another_configuration_cannot_take_over_a_run_folder(tiny_config, tmp_path):
-    run_dir = RunDir.create(tmp_path / "run", tiny_config)
+def quiet(_: str) -> None:
+    raise AssertionError("nothing was replaced")
+
+
+def begun(path: Path, config) -> RunDir:
+    """A run folder with a checkpoint, as far as its name goes."""
+    run_dir = RunDir.create(path, config)
+    (run_dir.checkpoints / "3").mkdir(parents=True)
+    return run_dir
+
+
+def test_another_configuration_cannot_take_over_a_run_folder_with_a_checkpoint(tiny_config, tmp_path):
+    run_dir = begun(tmp_path / "run", tiny_config)
     assert run_dir == RunDir(tmp_path / "run")
     assert RunDir.create(run_dir.path, with_train(tiny_config, steps=99)) == run_dir
     workers = dataclasses.replace(tiny_config.data, workers=3)
@@ -72,6 +83,41 @@ def test_another_configuration_cannot_take_over_a_run_folder(tiny_config, tmp_pa
     with pytest.raises(ConfigError, match=r"workdir=.*train\.learning_rate=0\.001, now 0\.5"):
         RunDir.create(run_dir.path, with_train(tiny_config, learning_rate=0.5))
     assert run_dir.config.read_text() == before
+
+
+@pytest.mark.parametrize("left", ["learning_rate", "another training", "torn", "another version"])
+def test_until_there_is_a_checkpoint_other_settings_replace_the_old_ones_and_say_so(tiny_config, tmp_path, left):
+    run_dir = RunDir.create(tmp_path / "run", tiny_config)
+    if left == "learning_rate":
+        RunDir.create(run_dir.path, tiny_config, quiet)
+        run_dir.config.write_text(to_json(with_train(tiny_config, learning_rate=0.5)))
+    elif left == "another training":
+        run_dir.config.write_text(to_json(AutoencoderRun()))
+    elif left == "another version":
+        run_dir.config.write_text(run_dir.config.read_text().replace('"seed"', '"sead"'))
+    else:
+        run_dir.config.write_text(run_dir.config.read_text()[:100])
+    (run_dir.checkpoints / "4.orbax-checkpoint-tmp").mkdir(parents=True)  # half-written: nothing was learned
+    told = []
+    assert RunDir.create(run_dir.path, tiny_config, told.append) == run_dir
+    assert len(told) == 1
+    assert "no checkpoint yet, so the settings of an earlier start are replaced" in told[0]
+    assert "\n" not in told[0]
+    assert ("train.learning_rate=0.5, now 0.001" in told[0]) == (left == "learning_rate")
+    assert from_json(DenoiserRun, run_dir.config.read_text()) == tiny_config
+
+
+def test_damaged_settings_of_a_run_with_a_checkpoint_are_one_error_that_names_the_file(tiny_config, tmp_path):
+    run_dir = begun(tmp_path / "run", tiny_config)
+    for content in (b"{ torn", b"\xff\xfe", b"[]", b"null"):
+        run_dir.config.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"config\.json: not the settings of a run of this kind"):
+            RunDir.create(run_dir.path, tiny_config)
+        assert run_dir.config.read_bytes() == content
+    run_dir.config.unlink()
+    run_dir.config.mkdir()
+    with pytest.raises(ConfigError, match=r"config\.json: Is a directory"):
+        RunDir.create(run_dir.path, tiny_config)
 
 
 def test_a_folder_without_checkpoints_is_no_run_folder_and_is_left_alone(tmp_path):

@@ -84,13 +84,33 @@ def test_an_existing_file_is_reused_and_a_stale_one_never(source: FolderSource, 
     second = write_features(source, target, other, 4, "encoder 2")
     assert second != first
     assert CachedFeatures(source, second).load(0)[0, 0, 2] == 200
-    assert CachedFeatures(source, first).load(0)[0, 0, 2] == 100
     # A changed image of the same name is another source.
     Image.new("RGB", (8, 8), (1, 2, 3)).save(source.root / source.files[0])
     changed = open_folder(source.root, 8, 0.0, RunDir(tmp_path / "w"))
     third = write_features(changed, target, Encoder(), 4, "encoder 1")
     assert third not in (first, second)
     assert CachedFeatures(changed, third).load(0)[0, 0].tolist() == [1, 2, 3]
+
+
+def test_files_of_other_digests_go_when_a_new_one_is_complete_and_nothing_else_does(source, tmp_path, capfd) -> None:
+    target = tmp_path / "cache" / "latents.npy"
+    first = write_features(source, target, Encoder(), 4, "encoder 1")
+    others = [target.parent / name for name in ("latents-mine.npy", "other-0123456789abcdef.npy", "latents.npy")]
+    for other in others:
+        other.touch()
+
+    def interrupted(images: np.ndarray) -> dict[str, np.ndarray]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_features(source, target, interrupted, 4, "encoder 2")
+    assert set(target.parent.iterdir()) == {first, *others}
+    capfd.readouterr()
+    second = write_features(source, target, Encoder(2.0), 4, "encoder 2")
+    assert set(target.parent.iterdir()) == {second, *others}
+    assert f"are removed ({first.name}; " in capfd.readouterr().err
+    write_features(source, target, Encoder(2.0), 4, "encoder 2")
+    assert "removed" not in capfd.readouterr().err
 
 
 def test_preparing_happens_once_before_the_first_call(source: FolderSource, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -259,6 +260,28 @@ def test_workers_that_are_killed_again_and_again_end_in_an_error(
     os.kill(active_children()[0].pid, signal.SIGKILL)
     with pytest.raises(DataError, match=r"killed, 1 times in a row .*exit code -9.*lower data\.workers"):
         list(islice(stream, 20))
+    stream.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOMEM])
+def test_full_shared_memory_is_named_with_what_to_do(source: FolderSource, monkeypatch, number: int) -> None:
+    stream = loader(source, 1)
+
+    def full() -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(stream, "_fetch", full)
+    with pytest.raises(
+        DataError, match=r"batch 0: /dev/shm \(.* MB, .* MB free\) is full: .*--shm-size.*data\.workers"
+    ):
+        next(stream)
+
+    def broken() -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(stream, "_fetch", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        next(stream)
     stream.close()
 
 

@@ -219,6 +219,19 @@ def test_a_missing_process_ends_the_others_with_the_address_and_what_to_check(tm
     assert not (tmp_path / "run").exists()
 
 
+def test_a_slurm_task_that_waits_in_vain_names_the_way_out(tmp_path):
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "localhost"}
+    ended = subprocess.run(
+        [*WORKER, json.dumps({"workdir": str(tmp_path / "run"), "distributed": {"join_timeout": 2}, "steps": 1})],
+        env={**os.environ, **slurm, "SLURM_NTASKS": "3", "SLURM_STEP_NUM_TASKS": "3"},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert ended.returncode == 75
+    assert ended.stderr.splitlines()[-1].endswith("is to train alone, start it with --distributed.cluster none")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_process_that_waits_for_others_can_be_stopped(tmp_path, number):
     distributed = {"coordinator_address": f"127.0.0.1:{free_port()}", "num_processes": 2, "process_id": 1}
@@ -284,6 +297,10 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "a[1-2]", "SLURM_PROCID": "
         ({}, {**SLURM, "SLURM_NTASKS": "2"}, "slurm"),
         ({}, {**SLURM, "SLURM_NTASKS": "1"}, None),
         ({}, {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}, None),  # a batch script, not srun
+        # The shell of `salloc` on a node of the job, and a step that inherited the job's number.
+        ({}, {**SLURM, "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "4294967290"}, None),
+        ({}, {**SLURM, "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "2"}, "slurm"),
+        ({}, {**SLURM, "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": ""}, "slurm"),
         ({}, {"OMPI_COMM_WORLD_SIZE": "4"}, "ompi"),
         ({}, {"TPU_WORKER_HOSTNAMES": "t0,t1", "TPU_WORKER_ID": "0"}, "gketpu"),
         ({}, {"TPU_WORKER_HOSTNAMES": "t0", "MEGASCALE_NUM_SLICES": "2"}, "gketpu"),

@@ -9,6 +9,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -96,7 +97,8 @@ class FolderSource:
         return f"folder {self.root}: {count_text(self.examples)}, {self.image_size} x {self.image_size} pixels"
 
     def fingerprint(self) -> str:
-        """Digest of every file's path, size, time of change, person and expression, and of the image size."""
+        """Digest of every file's path below the folder, content, person and expression, and of the image size; where
+        the folder lies, and when files were copied, does not matter."""
         return self._digest
 
 
@@ -107,7 +109,7 @@ def open_folder(
 
     `records.rejected` is written before any check can fail: one row for every file that is not used, with `file`,
     `status` (`rejected`, or `ignored` for hidden, text and system files) and `reason`. `records.checked` keeps path,
-    size and time of change of every decoded file, so that a second start is quick.
+    size, time of change and SHA-256 of every decoded file, so that a second start is quick.
 
     Args:
         root: the folder; its layouts are those of `data.sources.layouts`.
@@ -126,12 +128,12 @@ def open_folder(
         records.rejected.parent.mkdir(parents=True, exist_ok=True)
     if not listing.labelled and not listing.rejected:
         raise DataError(f"{root}: no images found (looked for {listing.layout}){table_above(root)}")
-    reasons = _check(root, [f.file for f in listing.labelled], image_size, None if records is None else records.checked)
+    checked = _check(root, [f.file for f in listing.labelled], image_size, None if records is None else records.checked)
     files: list[str] = []
     images: list[Example] = []
     rejected = list(listing.rejected)
     for labelled in listing.labelled:
-        if reason := reasons[labelled.file]:
+        if reason := checked[labelled.file].reason:
             rejected.append(Row(labelled.file, reason))
             continue
         try:
@@ -151,7 +153,7 @@ def open_folder(
     every_file = "" if records is None else f"; every file and its reason: {records.rejected}"
     _refuse_bad_folder(root, images, rejected, max_rejected, f"({examples}){every_file}")
     _refuse_few_expressions(root, images, listing, least_expressions, every_file)
-    return FolderSource(root, files, images, image_size, _digest(root, files, images, image_size), rejected)
+    return FolderSource(root, files, images, image_size, _digest(files, images, checked, image_size), rejected)
 
 
 def _refuse_bad_folder(
@@ -181,41 +183,64 @@ def _refuse_few_expressions(root: Path, images: list[Example], listing: Listing,
         )
 
 
-def _check(root: Path, files: list[str], image_size: int, stored: Path | None) -> dict[str, str | None]:
-    """The reason why each file cannot be decoded, or None; files that `stored` knows are not decoded again."""
+@dataclass(frozen=True)
+class _Checked:
+    """A file that was decoded."""
+
+    digest: str | None
+    """SHA-256 of its content; None if it cannot be read."""
+    reason: str | None
+    """Why it cannot be used; None if it can."""
+
+
+def _check(root: Path, files: list[str], image_size: int, stored: Path | None) -> dict[str, _Checked]:
+    """Decodes every file; those that `stored` knows, with the same size and time of change, are not decoded again."""
     # The rules are part of the key: with other formats, limits or another reader, old results do not count.
     rules = {"reader": 2, "formats": list(FORMATS), "max_pixels": MAX_PIXELS}
-    known: dict[str, list] = {}
-    try:
-        content = {} if stored is None else json.loads(stored.read_text("utf-8"))
-        if content["rules"] == rules and content["root"] == str(root.resolve()):
-            known = content["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        known = {}  # no cache, or not readable: every file is checked
     stamps = {file: _stamp(root / file) for file in files}
-    verdicts = {file: known[file] for file in files if file in known and known[file][:2] == stamps[file]}
+    known = {} if stored is None else _known(stored, rules, root)
+    verdicts = {
+        file: _Checked(*known[file][1:]) for file in files if file in known and list(known[file][0]) == stamps[file]
+    }
     new = [file for file in files if file not in verdicts]
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     with progress_bar("checking images", len(new)) as step, warnings.catch_warnings():
         # Pillow warns of large images below its own limit; the limit here is lower and gives a reason.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            for file, reason in zip(new, pool.map(lambda file: _fault(root / file, image_size), new), strict=True):
-                verdicts[file] = [*stamps[file], reason]
+            for file, verdict in zip(new, pool.map(lambda file: _decode(root / file, image_size), new), strict=True):
+                verdicts[file] = verdict
                 step(1)
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest of the folder
     if stored is not None:
-        write_atomically(stored, json.dumps({"rules": rules, "root": str(root.resolve()), "files": verdicts}))
-    return {file: verdict[2] for file, verdict in verdicts.items()}
+        rows = {file: [stamps[file], verdict.digest, verdict.reason] for file, verdict in verdicts.items()}
+        write_atomically(stored, json.dumps({"rules": rules, "root": str(root.resolve()), "files": rows}))
+    return verdicts
 
 
-def _fault(path: Path, image_size: int) -> str | None:
+def _known(stored: Path, rules: dict, root: Path) -> dict[str, tuple[list[int], str | None, str | None]]:
+    """What an earlier start found, by file; nothing if it is not readable or of other rules."""
+    try:
+        content = json.loads(stored.read_text("utf-8"))
+        if content["rules"] != rules or content["root"] != str(root.resolve()):
+            return {}
+        return {file: (stamp, digest, reason) for file, (stamp, digest, reason) in content["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _decode(path: Path, image_size: int) -> _Checked:
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        digest = None  # reading it gives the reason
     try:
         read_image(path, image_size)
     except DataError as e:
-        return str(e)
-    return None
+        return _Checked(digest, str(e))
+    return _Checked(digest, None)
 
 
 def _stamp(path: Path) -> list[int]:
@@ -226,10 +251,10 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _digest(root: Path, files: list[str], images: list[Example], image_size: int) -> str:
+def _digest(files: list[str], images: list[Example], checked: dict[str, _Checked], image_size: int) -> str:
     digest = hashlib.sha256(f"folder {image_size}".encode())
     for file, image in zip(files, images, strict=True):
-        digest.update(json.dumps([file, *_stamp(root / file), image.identity, image.label]).encode())
+        digest.update(json.dumps([file, checked[file].digest, image.identity, image.label]).encode())
         digest.update(image.expression_key)
     return digest.hexdigest()
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.checkpoints.run_dir import RunDir
+from genaffect_jax.checkpoints.sources import settle_sources
 from genaffect_jax.config import AutoencoderRun, to_json
 from genaffect_jax.data.echo import EchoedBatches
 from genaffect_jax.data.groups import split_identities
@@ -24,6 +25,7 @@ from genaffect_jax.data.sources.base import Source
 from genaffect_jax.data.sources.open import check_source, open_source
 from genaffect_jax.data.sources.varied import VariedSource
 from genaffect_jax.io.image_grid import contact_sheet
+from genaffect_jax.io.output import print_plainly
 from genaffect_jax.io.weight_file import save_weights
 from genaffect_jax.models.autoencoder.model import AutoencoderKL, normalise, to_uint8
 from genaffect_jax.models.functional import Functional, Parameters
@@ -55,8 +57,9 @@ def train_autoencoder(config: AutoencoderRun, workdir: Path, console: Console) -
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.gradient_accumulation_steps, mesh)
     with first_process_first("run folder"):
-        run_dir = RunDir.create(workdir, config)
+        run_dir = RunDir.create(workdir, config, lambda line: print_plainly(console, line))
         source = open_source(config.data, run_dir)
+        settle_sources(run_dir, config, source)
     console.print(f"autoencoder: {describe(autoencoder)} on {describe_devices(mesh)}")
     people, held_out = split_identities(source, config.data.holdout, config.train.seed)
     console.print(f"{source.describe()}: {len(people)} people to train on, {len(held_out)} held out")

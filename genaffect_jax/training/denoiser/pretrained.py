@@ -15,8 +15,9 @@ from genaffect_jax.interop.diffusers.components import FREE_FIELDS
 from genaffect_jax.interop.diffusers.single_file import holds_autoencoder
 from genaffect_jax.interop.diffusers.weights import read_autoencoder, read_transformer, read_transformer_config
 from genaffect_jax.io.atomic import copy_atomically
-from genaffect_jax.io.weight_file import is_weight_file, resolve_weights, save_weights
-from genaffect_jax.models.functional import Parameters
+from genaffect_jax.io.weight_file import is_weight_file, load_weights, resolve_weights, save_weights
+from genaffect_jax.models.autoencoder.model import AutoencoderKL
+from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.models.parameter_names import MMDIT, QUERY_KERNEL, branch_key_kernels
 
 
@@ -48,11 +49,11 @@ def place_autoencoder(config: AutoencoderConfig, source: str, path: Path) -> Non
     """Writes the weight file of the frozen autoencoder from `source`, the value of `ModelConfig.autoencoder_weights`.
 
     A weight file of this package is copied; a diffusers folder, of an autoencoder or of a pipeline, and a one-file
-    checkpoint are converted.
+    checkpoint are converted. Everything is read and checked before anything is written.
 
     Raises:
-        WeightsError: there is no such file or folder, it is damaged, the configuration of a folder or checkpoint is not
-            `config`, or a file is neither a weight file nor a checkpoint with an autoencoder.
+        WeightsError: there is no such file or folder, it is damaged, its configuration is not `config`, or a file is
+            neither a weight file nor a checkpoint with an autoencoder.
     """
     place = Path(source)
     if not place.is_dir():
@@ -63,6 +64,7 @@ def place_autoencoder(config: AutoencoderConfig, source: str, path: Path) -> Non
                     f"{place}: neither a weight file of this package (its header has no entry 'config') nor a one-file "
                     "checkpoint with an autoencoder (no key begins with first_stage_model.)"
                 )
+            load_weights(Functional(lambda rngs: AutoencoderKL(config, rngs=rngs)), place, config)
             copy_atomically(place, path)
             return
     found, parameters = read_autoencoder(place, dtype="float32")

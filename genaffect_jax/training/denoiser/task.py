@@ -15,12 +15,13 @@ from rich.console import Console
 
 from genaffect_jax.checkpoints.components import (
     FaceEncoders,
+    install_autoencoder,
     install_encoders,
     install_prompts,
     install_prototypes,
-    read_autoencoder,
 )
 from genaffect_jax.checkpoints.run_dir import RunDir
+from genaffect_jax.checkpoints.sources import settle_sources
 from genaffect_jax.config import DenoiserRun, to_json
 from genaffect_jax.data.groups import split_identities
 from genaffect_jax.data.loader import make_loader
@@ -31,6 +32,7 @@ from genaffect_jax.diffusion.schedule import euler_sigmas
 from genaffect_jax.errors import DataError
 from genaffect_jax.inference.program import SamplerParams, SamplerSpec, SetInputs, make_program
 from genaffect_jax.io.image_grid import contact_sheet
+from genaffect_jax.io.output import print_plainly
 from genaffect_jax.models.autoencoder.model import AutoencoderKL
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.models.flops import step_flops
@@ -95,13 +97,20 @@ def train_denoiser(config: DenoiserRun, workdir: Path, console: Console) -> bool
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.gradient_accumulation_steps, mesh)
     with deterministic(config.train.deterministic), first_process_first("run folder"):
-        run_dir = RunDir.create(workdir, config)
+        run_dir = RunDir.create(workdir, config, lambda line: print_plainly(console, line))
         console.print(f"denoiser: {describe(networks.denoiser)} on {describe_devices(mesh)}")
-        autoencoder = _install_autoencoder(config, networks, run_dir)
+        model = config.model
+        autoencoder = install_autoencoder(
+            run_dir,
+            networks.autoencoder,
+            model.autoencoder,
+            lambda path: place_autoencoder(model.autoencoder, model.autoencoder_weights, path),
+        )
         faces = install_encoders(run_dir, config.model)
         source = open_source(config.data, run_dir)
         people, held_out = split_identities(source, config.data.holdout, config.train.seed)
         console.print(f"{source.describe()}: {len(people)} people to train on, {len(held_out)} held out")
+        settle_sources(run_dir, config, source)
         features = cache_features(config, source, run_dir, faces, networks.autoencoder, autoencoder)
         _install_prototypes(config, features, people, faces, run_dir, console)
         table, rows = install_prompts(run_dir, config, source.examples) or (None, None)
@@ -134,12 +143,6 @@ def _build_networks(config: DenoiserRun) -> _Networks:
         autoencoder,
         load_auxiliary(config.auxiliary, config.model.conditioning.expression_width),
     )
-
-
-def _install_autoencoder(config: DenoiserRun, networks: _Networks, run_dir: RunDir) -> Parameters:
-    if not run_dir.autoencoder.exists():
-        place_autoencoder(config.model.autoencoder, config.model.autoencoder_weights, run_dir.autoencoder)
-    return read_autoencoder(run_dir, networks.autoencoder, config.model.autoencoder)
 
 
 def _install_prototypes(

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.checkpoints.run_dir import RunDir
+from genaffect_jax.checkpoints.sources import settle_sources
 from genaffect_jax.config import AutoencoderConfig, to_json
 from genaffect_jax.config.encoders import EncoderRun
 from genaffect_jax.data.groups import split_identities
@@ -23,6 +24,7 @@ from genaffect_jax.data.sources.open import open_source
 from genaffect_jax.data.sources.stored import AvatarSettings, StoredSource, store_avatars
 from genaffect_jax.errors import DataError
 from genaffect_jax.io.image_grid import contact_sheet
+from genaffect_jax.io.output import print_plainly
 from genaffect_jax.io.weight_file import load_weights, read_config, resolve_weights, save_weights
 from genaffect_jax.models.autoencoder.model import AutoencoderKL
 from genaffect_jax.models.face_encoders.encoder import AvatarEncoder, build_encoder, load_encoder
@@ -62,8 +64,9 @@ def train_encoder(config: EncoderRun, workdir: Path, console: Console) -> bool:
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.gradient_accumulation_steps, mesh)
     with first_process_first("run folder"):
-        run_dir = RunDir.create(workdir, config)
+        run_dir = RunDir.create(workdir, config, lambda line: print_plainly(console, line))
         source = open_encoder_source(config, run_dir)
+        settle_sources(run_dir, config, source)
     people, held_out = split_identities(source, config.data.holdout, config.split_seed)
     in_training = freeze(_build_in_training(config, len(people)), config.train)
     console.print(f"{config.name}: {describe(in_training)} on {describe_devices(mesh)}")

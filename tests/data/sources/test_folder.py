@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import unicodedata
 from pathlib import Path
 
@@ -270,6 +271,16 @@ def test_the_fingerprint_follows_files_labels_and_size(root: Path) -> None:
     (root / "p0" / "joy.png").rename(root / "p0" / "fear.png")
     prints.append(opened(root).fingerprint())
     assert len(set(prints)) == 4
+
+
+def test_the_fingerprint_of_images_that_moved_or_were_copied_anew_stays(root: Path, monkeypatch) -> None:
+    before = opened(root).fingerprint()
+    copy = shutil.copytree(root, root.parent / "elsewhere", copy_function=shutil.copyfile)  # with new times of change
+    assert opened(copy).fingerprint() == before
+    monkeypatch.chdir(root.parent)
+    assert opened(Path("elsewhere")).fingerprint() == before
+    image(copy / "p0" / "joy.png", 77)
+    assert opened(copy).fingerprint() != before
 
 
 def test_open_source_opens_the_folder_of_the_configuration(root: Path) -> None:
