@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from genaffect_jax.data.sources.folder import FolderSource
 def trained_people(source: FolderSource, config: DenoiserRun, run_dir: RunDir) -> frozenset[str]:
     """The people of a folder whose images a training used, without those that it held out.
 
-    A training records its folder and the path and size of every file in it. A file of the same folder and path, or of
-    the same path and size in another folder (a copy), is one that it used. Renamed copies are not recognised.
+    A training records the digest of every file that it used. A file with the same content is one of them, whatever its
+    name and folder are.
 
     Args:
         source: the folder.
@@ -25,13 +26,13 @@ def trained_people(source: FolderSource, config: DenoiserRun, run_dir: RunDir) -
     data, seed = config.data, config.train.seed
     if data.source != "folder" or data.root is None:
         return frozenset()
-    sizes = _recorded_sizes(run_dir.checked)
+    recorded = _recorded_digests(run_dir.checked)
     here = data.root.resolve() == source.root.resolve()
     used = {
         example.identity
         for file, example in zip(source.files, source.examples, strict=True)
-        # A folder written by `export merge` has no record: of the same folder all files count.
-        if (here and (not sizes or file in sizes)) or sizes.get(file) == _size(source.root / file)
+        # Without a record (`export merge`, an earlier version) all files of the same folder count.
+        if (here and not recorded) or _digest(source.root / file) in recorded
     }
     if here:
         return frozenset(used - set(split_identities(source, data.holdout, seed)[1]))
@@ -39,16 +40,18 @@ def trained_people(source: FolderSource, config: DenoiserRun, run_dir: RunDir) -
     return frozenset(name for name in used if not is_held_out(name, data.holdout, seed))
 
 
-def _recorded_sizes(record: Path) -> dict[str, int]:
-    """Path and size of each file that was decoded; nothing if there is no record."""
+def _recorded_digests(record: Path) -> set[str]:
+    """SHA-256 of each file that was decoded; nothing if there is no record, or one without digests."""
     try:
-        return {file: verdict[0] for file, verdict in json.loads(record.read_text("utf-8"))["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return {}
+        files = json.loads(record.read_text("utf-8"))["files"].values()
+        return {digest for _, digest, _ in files if isinstance(digest, str)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
-def _size(path: Path) -> int | None:
+def _digest(path: Path) -> str | None:
     try:
-        return path.stat().st_size
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None  # deleted since; reading it gives the reason
