@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
+from rich.console import Console
 
 from genaffect_jax import cli
+from genaffect_jax.checkpoints.run_dir import held_run_folder
 from genaffect_jax.config import AutoencoderRun, DenoiserRun, DistributedConfig, EncoderRun
 from genaffect_jax.training.autoencoder.task import train_autoencoder
 from genaffect_jax.training.denoiser.task import train_denoiser
@@ -48,7 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and trains; returns the exit status."""
     arguments: Any = cli.parse_with_preset(Arguments, list(TRAININGS), argv, Path("configs/avatar_tiny.py"))
     train = TRAININGS[type(arguments.run)]
-    return cli.run(lambda console: train(arguments.run, arguments.workdir, console), arguments.distributed)
+
+    def work(console: Console) -> bool:
+        with held_run_folder(arguments.workdir):
+            return train(arguments.run, arguments.workdir, console)
+
+    return cli.run(work, arguments.distributed)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from genaffect_jax.config import AutoencoderRun, DenoiserRun, EncoderRun, from_json, to_json
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.io.atomic import write_atomically
+from genaffect_jax.io.lock import locked
 from genaffect_jax.parallel.distributed import describe_process, is_first
 
 # Fields that may differ when a run continues. What is learned depends on them in the order of sums alone; on
@@ -352,6 +354,32 @@ class Change:
     def may_move(self) -> bool:
         """Whether the setting names a file or folder that may lie elsewhere now."""
         return self.field in _MAY_MOVE and bool(self.before) and bool(self.now)
+
+
+@contextmanager
+def held_run_folder(path: Path) -> Iterator[None]:
+    """Keeps other trainings out of a run folder during the block; of several processes the first one holds it.
+
+    The folder is made if it is not there, and goes again if nothing was written into it. A folder that cannot be
+    written to is not held; `RunDir.create` says why.
+
+    Raises:
+        InUseError: another training holds it; the message names its host and process.
+    """
+    with ExitStack() as stack:
+        if is_first():
+            there = path.exists()
+            with contextlib.suppress(OSError):
+                path.mkdir(parents=True, exist_ok=True)
+                if not there:
+                    stack.callback(_remove_if_empty, path)
+                stack.enter_context(locked(path))
+        yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[Change]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from genaffect_jax.checkpoints.run_dir import RunDir
+from genaffect_jax.checkpoints.run_dir import RunDir, held_run_folder
 from genaffect_jax.config import DenoiserRun
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.evaluation.ablations import Prepare, ablated_settings
@@ -90,8 +90,9 @@ def training_ablations(
         folder = out / TRAININGS / name
         RunDir(folder).share_features(RunDir(model))
         console.print(f"ablation {name}: training in {folder}", highlight=False, soft_wrap=True)
-        if not train_denoiser(variant, folder, console):
-            raise KeyboardInterrupt
+        with held_run_folder(folder):
+            if not train_denoiser(variant, folder, console):
+                raise KeyboardInterrupt
         sampling = dataclasses.replace(plain, consistency=consistency)
         return dataclasses.replace(run, pipeline=load(folder), sampling=sampling)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,13 +15,16 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
+from support.devices import first_device
 from support.training_runs import QUIET, Interrupting, Numbered, final_state, rows, task, with_train
 from support.xla_flags import xla_flags
 
+from genaffect_jax import train
 from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import DenoiserRun, MeshConfig, from_json
 from genaffect_jax.errors import CheckpointError, DataError, TrainingError
+from genaffect_jax.io.lock import locked
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.training.denoiser.task import train_denoiser
@@ -233,6 +237,25 @@ def test_ctrl_c_on_the_command_ends_with_status_130_and_the_same_command_continu
     assert finished.returncode == 0, finished.stderr
     assert f"continuing at step {step} of {step + 2}" in finished.stderr
     assert Checkpoints(workdir).latest_step() == step + 2
+
+
+def test_a_run_folder_takes_one_training_at_a_time(preset, tmp_path, capsys):
+    config, workdir = preset(train={"steps": 1}), tmp_path / "runs" / "run"
+    command = ["--config", str(config), "--workdir", str(workdir)]
+    workdir.mkdir(parents=True)
+    with locked(workdir):
+        assert train.main(command) == 1
+    error = capsys.readouterr().err
+    assert re.search(rf"error: .*run: in use by process {os.getpid()} on .* wait until it has ended", error)
+    assert list(workdir.iterdir()) == []
+    # A start that writes nothing leaves no folder, and no lock.
+    wrong = [*command[:3], str(tmp_path / "other"), "--data.source", "folder", "--data.root", str(tmp_path / "nowhere")]
+    assert train.main(wrong) == 1
+    assert not (tmp_path / "other").exists()
+    (workdir / ".genaffect.lock").write_text('{"host": "elsewhere", "pid": 1}')  # left by a killed process
+    with first_device():
+        assert train.main(command) == 0
+    assert not (workdir / ".genaffect.lock").exists()
 
 
 @pytest.mark.slow
