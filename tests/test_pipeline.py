@@ -1,5 +1,6 @@
 """From training to a saved set: files, settings, and images that do not depend on their company."""
 
+import io
 import json
 import shutil
 
@@ -185,6 +186,13 @@ def test_a_list_of_texts_is_one_request(pipeline):
     np.testing.assert_array_equal(pipeline("seed:1", parsed[0], steps=1).images, expected.images[2:])
     assert repr(pipeline).startswith("<Pipeline of trained")
     assert len(repr(pipeline)) < 200
+
+
+def test_a_set_shows_its_sheet_in_a_notebook_and_prints_short(pipeline):
+    avatars = pipeline("seed:1", "joy, fear, anger, sadness, surprise, love, shame, pride", steps=1)
+    assert repr(avatars) == "<AvatarSet of seed:1: joy, fear, anger, sadness, surprise, love and 2 more; 32 px>"
+    with Image.open(io.BytesIO(avatars._repr_png_())) as shown:
+        np.testing.assert_array_equal(np.asarray(shown), avatars.sheet())
 
 
 def test_scales_intervals_guidance_and_the_number_of_references_share_one_program(pipeline):

@@ -22,13 +22,15 @@ from genaffect_jax.io.animation import write_animation
 from genaffect_jax.io.atomic import new_folder
 from genaffect_jax.io.destination import real_folder
 from genaffect_jax.io.file_set import STAGE, Index, free_name, replace_files
-from genaffect_jax.io.image_grid import contact_sheet, write_png
+from genaffect_jax.io.image_grid import contact_sheet, png_bytes, write_png
 from genaffect_jax.io.lock import locked
 from genaffect_jax.version import __version__
 
 # How long to wait for another process that is saving in the same folder: a large set takes seconds.
 LOCK_WAIT_S = 120.0
 READ_ATTEMPTS = 20
+# Expressions that `repr` names.
+_NAMED = 6
 DAMAGED = "no avatar set, or a damaged one"
 
 
@@ -40,7 +42,7 @@ class Origin:
     images: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AvatarSet:
     """Images of one identity, sampled together.
 
@@ -72,6 +74,15 @@ class AvatarSet:
             ["reference"] * len(self.references) + [e.name for e in self.expressions],
             columns=columns,
         )
+
+    def __repr__(self) -> str:
+        names = [e.name for e in self.expressions]
+        shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+        return f"<AvatarSet of {self.settings.get('identity')}: {shown}; {self.images.shape[1]} px>"
+
+    def _repr_png_(self) -> bytes:
+        """The sheet, which a notebook shows."""
+        return png_bytes(self.sheet(), fast=True)
 
     def note(self) -> dict[str, str]:
         """Text entries of the image files: they are generated images, by which model and with which seed."""
