@@ -98,6 +98,10 @@ class Evaluators:
         encoders: Mapping[str, IdentityEncoder | ExpressionEncoder] = vars(self)
         return {kind: f"{encoder.name} {encoder.checksum[:12]}" for kind, encoder in encoders.items()}
 
+    def preprocessing(self) -> dict[str, str]:
+        """What each does to an image first, if it says so."""
+        return {kind: getattr(encoder, "preprocessing", "not stated") for kind, encoder in vars(self).items()}
+
 
 def read_person(
     place: int,

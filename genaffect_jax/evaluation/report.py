@@ -76,9 +76,8 @@ def as_markdown(evaluation: Evaluation, settings: dict[str, Any]) -> str:
     lines = [
         "# Evaluation",
         "",
-        f"Model: {settings['model']}. {settings['people']} Identity is read by "
-        f"{settings['evaluators']['identity']}, expressions by {settings['evaluators']['expression']}. Intervals are "
-        "95 % bootstrap intervals over people.",
+        f"Model: {settings['model']}. {settings['people']} Identity is read by {_reader(settings, 'identity')}, "
+        f"expressions by {_reader(settings, 'expression')}. Intervals are 95 % intervals over people.",
         *_measured_if_asked_for(settings),
         "",
         "| figure | | value | interval | ceiling (true images) | floor | floor is |",
@@ -112,6 +111,11 @@ def as_markdown(evaluation: Evaluation, settings: dict[str, Any]) -> str:
         for name, about in ((name, evaluation.about(name)) for name in ABOUT)
     ]
     return "\n".join(lines) + "\n"
+
+
+def _reader(settings: dict[str, Any], kind: str) -> str:
+    """Name and checksum of an evaluator, and what it does to an image first."""
+    return f"{settings['evaluators'][kind]} ({settings['preprocessing'][kind]})"
 
 
 def _measured_if_asked_for(settings: dict[str, Any]) -> list[str]:

@@ -68,6 +68,7 @@ class EvaluationRun:
             "protocol": dataclasses.asdict(protocol) | {"dial_words": list(protocol.dial_words)},
             "sampling": json.loads(json.dumps(dataclasses.asdict(self.sampling))),
             "evaluators": self.evaluators.names(),
+            "preprocessing": self.evaluators.preprocessing(),
             **self.similarity.descriptions(),
             "diversity": None if self.diversity is None else dataclasses.asdict(self.diversity),
         }

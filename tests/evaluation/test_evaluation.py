@@ -118,6 +118,7 @@ def test_without_dials_their_figures_are_reported_as_not_measured(evaluators):
         [read_person(p, people, evaluators, images, images, none) for p, images in enumerate(true)], people
     )
     settings = {"model": "m", "people": people.describe(), "evaluators": evaluators.names()}
+    settings["preprocessing"] = evaluators.preprocessing()
     assert as_json(found, settings)["figures"]["dial_correlation"]["value"] is None
     lines = as_markdown(found, settings).splitlines()
     (line,) = (line for line in lines if line.startswith("| dial_correlation | evenness"))

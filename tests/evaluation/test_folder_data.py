@@ -95,6 +95,7 @@ def test_true_images_reach_the_ceiling_and_what_needs_a_renderer_is_not_measured
     for name, figure in found.figures.items():
         assert figure.value.value == pytest.approx(figure.ceiling, abs=1e-6), name
     settings = {"model": "m", "people": people.describe(), "evaluators": evaluators.names()}
+    settings["preprocessing"] = evaluators.preprocessing()
     report = as_json(found, settings)
     assert all(report["figures"][name]["value"] is None for name in NOT_FOR_PHOTOS)
     page = as_markdown(found, settings)
@@ -173,7 +174,9 @@ def test_dials_are_read_along_the_word_and_a_planted_dead_zone_is_found(tmp_path
     assert found.figures["dial_correlation"].value.value == pytest.approx(correlation, abs=1e-6)
     assert np.isnan(found.figures["dial_correlation"].ceiling)
     assert "along the action units of the word" in found.about("dial_correlation").formula
-    page = as_markdown(found, {"model": "m", "people": "", "evaluators": QUICK.names()})
+    page = as_markdown(
+        found, {"model": "m", "people": "", "evaluators": QUICK.names(), "preprocessing": QUICK.preprocessing()}
+    )
     assert "| generated | 0.00 |" in page
     assert "| true |" not in page
 

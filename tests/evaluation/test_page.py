@@ -31,6 +31,7 @@ SETTINGS = {
     "protocol": {"people": PEOPLE, "expressions": 3, "dial_people": 1, "dial_words": ["joy"]},
     "sampling": {"steps": 24, "solver": "euler", "seed": 3, "guidance_expression": 2.5},
     "evaluators": {"identity": "reader 0123", "expression": "reader 4567"},
+    "preprocessing": {"identity": "the whole image", "expression": "a square"},
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float32, UInt8
 
 from genaffect_jax.config import DType
-from genaffect_jax.config.encoders import FaceEncoderConfig
+from genaffect_jax.config.encoders import WHOLE, FaceEncoderConfig
 from genaffect_jax.errors import ConfigError, WeightsError
 from genaffect_jax.expressions.action_units import LOWEST, WIDTH
 from genaffect_jax.io.weight_file import checksum, load_weights, read_config, read_metadata, resolve_weights
@@ -60,6 +60,14 @@ class AvatarEncoder:
     def width(self) -> int:
         """Length W of a vector."""
         return self.config.width
+
+    @property
+    def preprocessing(self) -> str:
+        """What is done to an image before the network reads it, for reports."""
+        side, (left, top, share) = self.config.image_size, self.config.crop
+        whole = self.config.crop == WHOLE
+        part = "the whole image" if whole else f"the square at {left:g}, {top:g} of side {share:g} of the image"
+        return f"{part}, resized linearly with antialiasing to {side} px, RGB from -1 to 1"
 
     def vectors(self, parameters: Parameters, images: UInt8[Array, "B S S 3"]) -> Float32[Array, "B W"]:
         """The call as a pure function, for jitted programs: any number of images, with this network's parameters."""

@@ -100,6 +100,15 @@ class OnnxExpressionEncoder:
         return self.settings.name
 
     @property
+    def preprocessing(self) -> str:
+        """What is done to an image before the network reads it, for reports."""
+        left, top, share = self.settings.crop
+        whole = self.settings.crop == WHOLE
+        part = "the whole image" if whole else f"the square at {left:g}, {top:g} of side {share:g} of the image"
+        numbers = f"(pixel - {list(self.settings.mean)}) * {list(self.settings.scale)}"
+        return f"{part}, resized to {self.settings.image_size} px, {self.settings.channels.upper()} as {numbers}"
+
+    @property
     def licence(self) -> str:
         """Licence of the weights."""
         return self.settings.licence
