@@ -14,7 +14,7 @@ import pickle
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from rich.console import Console
 
 from genaffect_jax.data.cached_features import FIELDS, open_rows
 from genaffect_jax.data.sources.base import Source
-from genaffect_jax.data.worker_processes import init_worker, starting_workers, submit
+from genaffect_jax.data.worker_processes import init_worker, starting_workers, submit, worker_pool
 from genaffect_jax.errors import DataError
 from genaffect_jax.io.atomic import new_file, remove_partial
 from genaffect_jax.io.output import print_plainly
@@ -216,30 +216,35 @@ def _loaders(source: Source, batch_size: int, workers: int) -> Iterator[_Loaders
     ahead = -(-_TASKS_PER_WORKER * parallel * _IMAGES_PER_TASK // batch_size)
     slots = min(_CALLS_IN_FLIGHT + 1 + ahead, -(-count // batch_size))
     shape = (slots, batch_size, *source.load(0).shape)
-    pool: Executor
-    if workers:
-        context = multiprocessing.get_context("spawn")  # not forked: this process may run JAX's threads
-        # Pickled once: with a hundred thousand examples it takes a second, and every process gets a copy.
-        pickled = pickle.dumps(source)
-        shared_source = context.RawArray(ctypes.c_ubyte, len(pickled))
-        memoryview(shared_source).cast("B")[:] = pickled
-        pixels = context.RawArray(ctypes.c_ubyte, int(np.prod(shape)))
-        pool = ProcessPoolExecutor(
-            parallel, context, initializer=_start_worker, initargs=(shared_source, pixels, shape)
-        )
-        array = np.frombuffer(memoryview(pixels), np.uint8).reshape(shape)
-        loaders = _Loaders(count, array, pool, _load_in_worker, starting_workers)
-    else:
-        pool = ThreadPoolExecutor(parallel)
-        array = np.empty(shape, np.uint8)
-        loaders = _Loaders(count, array, pool, _Loading(source, array).load, nullcontext)
-    try:
+    made = (_in_processes if workers else _in_threads)(source, count, parallel, shape)
+    with made as loaders:
         yield loaders
+
+
+@contextmanager
+def _in_processes(source: Source, count: int, workers: int, shape: tuple[int, ...]) -> Iterator[_Loaders]:
+    context = multiprocessing.get_context("spawn")
+    # Pickled once: with a hundred thousand examples it takes a second, and every process gets a copy.
+    pickled = pickle.dumps(source)
+    shared_source = context.RawArray(ctypes.c_ubyte, len(pickled))
+    memoryview(shared_source).cast("B")[:] = pickled
+    pixels = context.RawArray(ctypes.c_ubyte, int(np.prod(shape)))
+    array = np.frombuffer(memoryview(pixels), np.uint8).reshape(shape)
+    try:
+        with worker_pool(workers, _start_worker, (shared_source, pixels, shape)) as pool:
+            yield _Loaders(count, array, pool, _load_in_worker, starting_workers)
     except BrokenProcessPool as e:
         raise DataError(
             f"encoding images: a worker process was killed ({e}). If the machine runs out of memory, set "
             "data.workers=0, which loads in the main process"
         ) from e
+
+
+@contextmanager
+def _in_threads(source: Source, count: int, workers: int, shape: tuple[int, ...]) -> Iterator[_Loaders]:
+    pool, array = ThreadPoolExecutor(workers), np.empty(shape, np.uint8)
+    try:
+        yield _Loaders(count, array, pool, _Loading(source, array).load, nullcontext)
     finally:
         pool.shutdown(cancel_futures=True)
 

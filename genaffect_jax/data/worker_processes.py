@@ -7,11 +7,12 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import parent_process, resource_tracker
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -71,6 +72,48 @@ def describe_shared_memory() -> str:
     except OSError:
         return "shared memory"
     return f"{SHARED_MEMORY} ({usage.total / 1e6:.1f} MB, {usage.free / 1e6:.1f} MB free)"
+
+
+class WorkerContext(SpawnContext):
+    """Starts the processes of one pool, and can kill them.
+
+    Spawned, not forked: the main process may run JAX's threads.
+    """
+
+    def __init__(self) -> None:
+        self.started: list[SpawnProcess] = []
+
+    def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]  # noqa: N802
+        """A process that is remembered."""
+        process = SpawnProcess(*args, **kwargs)
+        self.started.append(process)
+        return process
+
+    def kill(self) -> None:
+        """Kills all processes that were started and have not ended."""
+        for process in self.started:
+            if process.pid is not None:
+                process.kill()
+
+
+@contextmanager
+def worker_pool(
+    workers: int, initializer: Callable[..., object] = init_worker, initargs: tuple[Any, ...] = ()
+) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes, which end with the block: after their tasks, or at once if the block fails.
+
+    A pool that breaks while it starts a process does not know that one (Python 3.11): nobody would end it, and the end
+    of the pool would wait for it for ever. Therefore its processes are killed here.
+    """
+    context = WorkerContext()
+    pool = ProcessPoolExecutor(workers, context, initializer=initializer, initargs=initargs)
+    try:
+        yield pool
+    except BaseException:
+        context.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def submit(

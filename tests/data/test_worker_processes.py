@@ -10,10 +10,11 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnProcess
 
 import pytest
 
-from genaffect_jax.data.worker_processes import starting_workers, submit
+from genaffect_jax.data.worker_processes import WorkerContext, starting_workers, submit, worker_pool
 
 REPORT = """
 import os, signal
@@ -39,22 +40,36 @@ def test_processes_inherit_one_thread_and_a_blocked_ctrl_c_and_this_process_stay
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kills a process by its number")
 def test_a_worker_killed_while_another_one_starts_is_the_pools_own_error() -> None:
-    class Context(type(multiprocessing.get_context("spawn"))):  # type: ignore[misc]
+    class Context(WorkerContext):
         """Whose second process starts after the first was killed and the pool has noticed it."""
 
-        started: list[multiprocessing.Process] = []
-
-        def Process(self, *args: object, **kwargs: object) -> multiprocessing.Process:  # noqa: N802
+        def Process(self, *args: object, **kwargs: object) -> SpawnProcess:  # noqa: N802
             process = super().Process(*args, **kwargs)
-            if self.started:
+            if len(self.started) == 2:
                 os.kill(self.started[0].pid, signal.SIGKILL)
                 time.sleep(1.0)  # pools of Python 3.12 and later wait for `submit`
-            self.started.append(process)
             return process
 
-    pool = ProcessPoolExecutor(2, Context())
+    context = Context()
+    pool = ProcessPoolExecutor(2, context)
     with pytest.raises(BrokenProcessPool):
         # One of them starts the second process while the pool closes, or finds it closed.
         [task.result() for task in [submit(pool, time.sleep, 60) for _ in range(3)]]
+    context.kill()
     pool.shutdown(cancel_futures=True)
-    assert len(Context.started) == 2
+    assert len(context.started) == 2
+
+
+def test_a_block_that_fails_does_not_wait_for_its_workers() -> None:
+    def fail() -> None:
+        with worker_pool(2) as pool:
+            for _ in range(2):
+                submit(pool, time.sleep, 600)
+            time.sleep(0.5)
+            raise ValueError("planted")
+
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="planted"):
+        fail()
+    assert time.monotonic() - began < 60
+    assert not multiprocessing.active_children()

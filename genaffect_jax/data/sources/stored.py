@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from genaffect_jax.avatars import Identity, render, sample_identity
 from genaffect_jax.avatars.wardrobe import redress
 from genaffect_jax.data.sources.base import Example, count_text
 from genaffect_jax.data.sources.procedural import examples_of
-from genaffect_jax.data.worker_processes import init_worker, starting_workers, submit
+from genaffect_jax.data.worker_processes import starting_workers, submit, worker_pool
 from genaffect_jax.errors import DataError
 from genaffect_jax.io.atomic import new_folder
 from genaffect_jax.io.progress import progress_bar
@@ -184,16 +183,13 @@ def _results(tasks: list[_Task], workers: int) -> Iterator[Iterator[tuple[int, l
     if workers == 0:
         yield map(_render_people, tasks)
         return
-    # Spawned, not forked: the main process may run JAX's threads.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=init_worker)
     try:
-        with starting_workers():
-            rendering = [submit(pool, _render_people, task) for task in tasks]
-        yield (done.result() for done in as_completed(rendering))
+        with worker_pool(workers) as pool:
+            with starting_workers():
+                rendering = [submit(pool, _render_people, task) for task in tasks]
+            yield (done.result() for done in as_completed(rendering))
     except BrokenProcessPool as e:
         raise DataError(
             f"rendering avatars: a worker process was killed ({e}). If the machine runs out of memory, render with "
             "fewer workers"
         ) from e
-    finally:
-        pool.shutdown(cancel_futures=True)
