@@ -5,12 +5,14 @@ A run may be continued with the same images or weights under another path. Their
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from genaffect_jax.checkpoints.digests import RunDigests, content_digest
 from genaffect_jax.checkpoints.run_dir import Run, RunDir
 from genaffect_jax.config import DenoiserRun, EncoderRun, to_json
 from genaffect_jax.data.sources.base import Source
+from genaffect_jax.errors import WeightsError
 from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.io.weight_file import PACKAGE_PREFIX, resolve_weights
 from genaffect_jax.models.face_encoders.onnx_expression import ONNX_SUFFIX, OnnxExpressionEncoder
@@ -34,13 +36,16 @@ def settle_sources(run_dir: RunDir, config: Run, images: Source) -> None:
 
     Raises:
         ConfigError: a path differs from that of the run, and the content too, or the content was not recorded.
-        WeightsError: there is nothing under a path.
+        WeightsError: there is nothing under a changed path.
         CheckpointError: the record is damaged.
     """
     if not is_first():
         return
     if not run_dir.has_checkpoint:
-        sources = {name: source_digest(name, value) for name, value in weight_sources(config).items()}
+        sources: dict[str, str] = {}
+        for name, value in weight_sources(config).items():
+            with suppress(WeightsError):  # what cannot be read ends the start where it is read, in better words
+                sources[name] = source_digest(name, value)
         if config.data.root is not None:
             sources[IMAGES] = images.fingerprint()
         RunDigests(RunDigests.read(run_dir).files, sources).write(run_dir)
