@@ -264,7 +264,11 @@ def test_a_terminal_that_closes_with_nobody_left_to_read_costs_no_step(preset, t
     command = [sys.executable, "-m", "genaffect_jax.train", "--config", str(config), "--workdir", str(workdir)]
     command += ["--data.workers", "1"]
     options = {"env": {**os.environ, "XLA_FLAGS": xla_flags(devices=1)}, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **options, start_new_session=True) as process:
+
+    def heard() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may be under nohup
+
+    with subprocess.Popen(command, **options, start_new_session=True, preexec_fn=heard) as process:
         try:
             assert any("step 3/" in line for line in process.stderr)
             process.stderr.close()  # as `| head` does; a row is printed at every step
