@@ -143,7 +143,7 @@ def test_a_model_whose_conditions_enter_in_another_way_is_not_exported(tmp_path,
     conditioning = dataclasses.replace(config.model.conditioning, attention="concatenated")
     model = dataclasses.replace(config.model, conditioning=conditioning)
     save_run(tmp_path / "run", dataclasses.replace(config, model=model))
-    for name in ("diffusers", "single-file", "merge", "onnx"):
+    for name in ("diffusers", "single-file", "merge"):
         out = tmp_path / "out.safetensors"
         assert command(name, "--model", tmp_path / "run", "--out", out) == WRONG_ARGUMENT
         assert "only models with 'decoupled' are exported" in capsys.readouterr().err

@@ -263,7 +263,7 @@ def test_a_failed_save_keeps_the_old_folder_and_leaves_nothing_else(saved, param
     rename = tensor_files.os.rename
 
     def fail_at_the_last_moment(source: Path, target: Path) -> None:
-        if Path(source).name == "new":
+        if Path(source).parent.name == "new" and Path(source).name == WHOLE:
             raise OSError("Interrupted")
         rename(source, target)
 
