@@ -292,7 +292,9 @@ def test_the_sampler_of_a_text_model_samples_its_own_images_on_every_chip(tiny_c
         text=dataclasses.replace(tiny_config.text, embeddings=Path("not-read")),
     )
     mesh = make_mesh(MeshConfig(fsdp=2), jax.devices()[:4])
-    images, kv_cache = lower_sampler(config, mesh, SamplerSpec(mode="joint", shared=4, anchors=1), 3, steps=2).out_info
+    images, kv_cache, _ = lower_sampler(
+        config, mesh, SamplerSpec(mode="joint", shared=4, anchors=1), 3, steps=2
+    ).out_info
     assert (images.shape, images.dtype, kv_cache) == ((1, 4 * 3, 32, 32, 3), jnp.uint8, None)
 
 
