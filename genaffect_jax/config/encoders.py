@@ -27,6 +27,12 @@ def require_crop(crop: Crop, name: str) -> None:
     require(inside, name, crop, "must be left, top and side as shares of the image's side, inside the image")
 
 
+def describe_crop(crop: Crop) -> str:
+    """The part of an image that an encoder reads, in words."""
+    left, top, side = crop
+    return "the whole image" if crop == WHOLE else f"the square at {left:g}, {top:g} of side {side:g} of the image"
+
+
 @dataclass(frozen=True)
 class FaceEncoderConfig:
     """A network from an image of a face to one vector."""

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float32, UInt8
 
 from genaffect_jax.config import DType
-from genaffect_jax.config.encoders import WHOLE, FaceEncoderConfig
+from genaffect_jax.config.encoders import FaceEncoderConfig, describe_crop
 from genaffect_jax.errors import ConfigError, WeightsError
 from genaffect_jax.expressions.action_units import LOWEST, WIDTH
 from genaffect_jax.io.weight_file import checksum, load_weights, read_config, read_metadata, resolve_weights
@@ -22,8 +22,8 @@ from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.xla import deterministic_options
 
 EVALUATOR = "evaluator"  # in the names of encoders that only measure
-# Images per call of the compiled program; other numbers are padded to the next size. Two processors take 40 % less time
-# for an image in eights than in calls of 64 (docs/notes/evaluation.md#time).
+# Images per call of the compiled program; other numbers are padded to the next size. Two processors take up to 40 %
+# less time for an image in eights than in calls of 64 (docs/notes/evaluation.md#time).
 CPU_CALL_SIZES, CALL_SIZES = (1, 8), (1, 8, 64)
 
 
@@ -64,9 +64,7 @@ class AvatarEncoder:
     @property
     def preprocessing(self) -> str:
         """What is done to an image before the network reads it, for reports."""
-        side, (left, top, share) = self.config.image_size, self.config.crop
-        whole = self.config.crop == WHOLE
-        part = "the whole image" if whole else f"the square at {left:g}, {top:g} of side {share:g} of the image"
+        part, side = describe_crop(self.config.crop), self.config.image_size
         return f"{part}, resized linearly with antialiasing to {side} px, RGB from -1 to 1"
 
     def vectors(self, parameters: Parameters, images: UInt8[Array, "B S S 3"]) -> Float32[Array, "B W"]:

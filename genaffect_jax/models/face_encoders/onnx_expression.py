@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from genaffect_jax.config.encoders import WHOLE, Crop, require_crop
+from genaffect_jax.config.encoders import WHOLE, Crop, describe_crop, require_crop
 from genaffect_jax.errors import ConfigError, WeightsError, install_command
 from genaffect_jax.io.atomic import copy_atomically, write_atomically
 
@@ -102,9 +102,7 @@ class OnnxExpressionEncoder:
     @property
     def preprocessing(self) -> str:
         """What is done to an image before the network reads it, for reports."""
-        left, top, share = self.settings.crop
-        whole = self.settings.crop == WHOLE
-        part = "the whole image" if whole else f"the square at {left:g}, {top:g} of side {share:g} of the image"
+        part = describe_crop(self.settings.crop)
         numbers = f"(pixel - {list(self.settings.mean)}) * {list(self.settings.scale)}"
         return f"{part}, resized to {self.settings.image_size} px, {self.settings.channels.upper()} as {numbers}"
 
