@@ -20,9 +20,9 @@ from genaffect_jax.checkpoints.digests import require_checkpoint_intact, write_c
 from genaffect_jax.checkpoints.frozen import FrozenParams
 from genaffect_jax.checkpoints.preservation import LatestAndBest
 from genaffect_jax.checkpoints.run_dir import RunDir
-from genaffect_jax.errors import CheckpointError
+from genaffect_jax.errors import CheckpointError, LostProcessError
 from genaffect_jax.models.functional import Functional, Parameters
-from genaffect_jax.parallel.distributed import first_process_first, is_first, others_agree
+from genaffect_jax.parallel.distributed import first_process_first, is_first, lost_process_behind, others_agree
 from genaffect_jax.parallel.sharding import parameter_shardings, place
 
 Found = TypeVar("Found")
@@ -164,6 +164,7 @@ class Checkpoints:
 
         Raises:
             CheckpointError: this save, or the one before, failed.
+            LostProcessError: it failed because another process of the job is lost.
         """
         step = int(state.step)
         self._wait()
@@ -193,6 +194,7 @@ class Checkpoints:
 
         Raises:
             CheckpointError: a save has failed.
+            LostProcessError: it failed because another process of the job is lost.
         """
         if self._saving is not None and not self._manager.is_saving_in_progress():
             self._wait()
@@ -306,6 +308,7 @@ class Checkpoints:
 
         Raises:
             CheckpointError: the last save failed.
+            LostProcessError: it failed because another process of the job is lost.
         """
         self._wait()
         try:
@@ -320,9 +323,14 @@ class Checkpoints:
             raise self._failed(e) from e
         self._saving = None
 
-    def _failed(self, error: Exception) -> CheckpointError:
-        """The error for a save that failed; its half-written files are removed, as the disk may be full."""
+    def _failed(self, error: Exception) -> CheckpointError | LostProcessError:
+        """The error for a save that failed; its half-written files are removed, as the disk may be full.
+
+        If processes cannot reach each other, the next start removes them: the files may be those of a live process.
+        """
         step, self._saving = self._saving, None
+        if lost := lost_process_behind(error):
+            return lost
         self._remove_partial()
         free = shutil.disk_usage(self.folder).free
         self._manager.reload()
@@ -364,6 +372,8 @@ class Checkpoints:
             try:
                 found = read(step)
             except Exception as e:  # orbax and tensorstore raise ValueError, KeyError, OSError, or Exception itself
+                if lost := lost_process_behind(e):
+                    raise lost from e
                 if not others_agree(f"checkpoint {step} cannot be read"):
                     raise CheckpointError(
                         f"{self.folder / str(step)}: cannot be read by this process, but by others ({e}); all hosts "

@@ -102,10 +102,20 @@ def lost_processes_named() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as e:
-        if not any(sign in str(e) for sign in _UNREACHABLE):
+        lost = lost_process_behind(e)
+        if lost is None:
             raise
-        reason = str(e).splitlines()[0]
-        raise LostProcessError(f"another process of the job is lost or cannot be reached ({reason}). {CONTINUE}") from e
+        raise lost from e
+
+
+def lost_process_behind(error: BaseException | None) -> LostProcessError | None:
+    """What to raise if an error, or one of its causes, is JAX's way to say that another process does not answer."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in _UNREACHABLE):
+            reason = str(error).splitlines()[0]
+            return LostProcessError(f"another process of the job is lost or cannot be reached ({reason}). {CONTINUE}")
+        error = error.__cause__
+    return None
 
 
 def is_first() -> bool:

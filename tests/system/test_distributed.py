@@ -132,21 +132,24 @@ LOST = "another process of the job is lost or cannot be reached"
 
 
 def ends_after_a_loss(pair, survivor, killed_at):
-    """The last line that the survivor said, once it has ended."""
+    """Exit statuses and what each process said, once the survivor has ended and has said which it lost."""
     pair.started[survivor].wait(timeout=PATIENCE)
     seconds = time.monotonic() - killed_at
     codes, said = pair.ends()
     assert seconds < HEARTBEAT + 20, said
     assert codes[survivor] == 75, said
-    last = said[survivor].splitlines()[-1]
+    # JAX's own threads may still write until the process is gone.
+    last = [line for line in said[survivor].splitlines() if line.startswith("error: ")][-1]
     assert last.startswith(f"error: process {survivor} of 2")
     assert LOST in last
     assert "start all processes again" in last
     return codes, said
 
 
-def test_when_the_system_kills_process_0_both_supervisors_say_what_happened(tmp_path):
-    with worker_pair(tmp_path / "a", tmp_path / "run", steps=10_000, pause=0.02) as pair:
+@pytest.mark.parametrize("checkpoint_every", [5, 1])  # between two saves, mostly, and in one
+def test_when_the_system_kills_process_0_both_supervisors_say_what_happened(tmp_path, checkpoint_every):
+    options = {"steps": 10_000, "pause": 0.02, "checkpoint_every": checkpoint_every}
+    with worker_pair(tmp_path / "a", tmp_path / "run", **options) as pair:
         wait_for_checkpoint(pair, tmp_path / "run")
         supervisor = pair.started[0].pid
         children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
