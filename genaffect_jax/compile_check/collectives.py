@@ -34,6 +34,8 @@ class Collective:
     """One of `KINDS`."""
     size: int
     """Bytes of the whole array: the result of a gather, the operand of a reduction or an exchange."""
+    dtypes: frozenset[str]
+    """Types of the arrays, as HLO names them (`bf16`, `f32`)."""
     devices: int
     """Number of participating devices; 0 where the text does not say."""
     times: int
@@ -82,7 +84,8 @@ def collectives(hlo: str) -> list[Collective]:
             if match is None:
                 continue
             operation, result, kind, start = match.groups()
-            sizes = [_bytes(*array) for array in _ARRAY.findall(result)]
+            arrays = _ARRAY.findall(result)
+            sizes = [_bytes(*array) for array in arrays]
             members = _group(line)
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
@@ -95,7 +98,9 @@ def collectives(hlo: str) -> list[Collective]:
                 size = sum(sizes)
             chain = _CHAIN.search(line)
             key = ("chain", f"{kind} {chain[1]}") if chain else (name, operation)
-            known = Collective(kind, size, members, turns[name], name in unknown)
+            known = Collective(
+                kind, size, frozenset(dtype for dtype, _ in arrays), members, turns[name], name in unknown
+            )
             if key not in found or found[key].times < known.times:
                 found[key] = known
     return list(found.values())

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from genaffect_jax.kernels.gradient_sums import rounded, sum_dtype
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(x: Float[Array, "*batch i"], kernel: Float[Array, "i o"], out_dtype: Any) -> Float[Array, "*batch o"]:
@@ -38,12 +40,15 @@ def input_gradient(
 
 
 def kernel_gradient(x: Float[Array, "*batch i"], gradient: Float[Array, "*batch o"], dtype: Any) -> Float[Array, "i o"]:
-    """The gradient of the kernel from that of `x @ kernel`, in `dtype`."""
+    """The gradient of the kernel from that of `x @ kernel`, in `dtype`; summed over devices in float32."""
     rows = prod(x.shape[:-1])
-    by_rows = (((0,), (0,)), ((), ()))
-    return jax.lax.dot_general(
-        x.reshape(rows, x.shape[-1]), gradient.reshape(rows, gradient.shape[-1]), by_rows, preferred_element_type=dtype
+    total = jax.lax.dot_general(
+        x.reshape(rows, x.shape[-1]),
+        gradient.reshape(rows, gradient.shape[-1]),
+        (((0,), (0,)), ((), ())),
+        preferred_element_type=sum_dtype(x, dtype),
     )
+    return rounded(total, dtype)
 
 
 matmul.defvjp(_forward, _backward)

@@ -33,10 +33,9 @@ def run_partitioned(
     """
     first = arrays[0]
     assert first is not None
-    mesh = jax.typeof(first).sharding.mesh
-    free = [size for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True) if kind == AxisType.Auto]
-    if all(size == 1 for size in free):
+    if not is_cut(first):
         return function(*arrays)
+    mesh = jax.typeof(first).sharding.mesh
     sizes = dict(zip(axes[0], first.shape, strict=True))
 
     def spec(names: Axes) -> PartitionSpec:
@@ -48,6 +47,15 @@ def run_partitioned(
     given = tuple(None if x is None else spec(names) for x, names in zip(arrays, axes, strict=True))
     results = jax.tree.map(spec, out, is_leaf=_is_axes)
     return jax.shard_map(function, mesh=mesh, in_specs=given, out_specs=results, check_vma=False)(*arrays)
+
+
+def is_cut(x: Array) -> bool:
+    """Whether the compiler may cut an array over several devices, as far as a program that is traced knows.
+
+    False on one device, inside a `jax.shard_map`, and in a jitted function whose arguments lay on no mesh.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    return any(size > 1 and kind == AxisType.Auto for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True))
 
 
 def _is_axes(x: Any) -> bool:

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer, variance_scaling, zeros
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from genaffect_jax.kernels.convolution import convolve
 from genaffect_jax.kernels.fused_bias import add_bias
 from genaffect_jax.kernels.fused_mlp import gelu_products
 from genaffect_jax.kernels.matmul import matmul
@@ -146,18 +146,17 @@ class MLP(nnx.Module):
 
 
 class Conv(nnx.Conv):
-    """A convolution over images [B, H, W, C] whose bias is added by `kernels.fused_bias.add_bias`.
+    """A convolution over images [B, H, W, C] with the gradients of `kernels.convolution` and `kernels.fused_bias`.
 
     XLA sums the gradient of a bias over all pixels at a fraction of a GPU's memory rate.
     """
 
     def __call__(self, inputs: Float[Array, "B H W i"]) -> Float[Array, "B h w o"]:  # type: ignore[override]
-        product = jax.lax.conv_general_dilated(
+        product = convolve(
             inputs.astype(self.dtype),
             self.kernel[...].astype(self.dtype),
-            self.strides,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            self.strides,
+            self.padding,
         )
         assert self.bias is not None
         return add_bias(product, self.bias[...])

@@ -166,8 +166,8 @@ ENTRY %main (p: bf16[96,128]) -> bf16[96,128] {
 
 def test_what_the_tpu_compiler_writes_is_read() -> None:
     assert collectives(TPU_TEXT) == [
-        Collective("all-gather", 1536 * 128 * 2, 16, 13),
-        Collective("reduce-scatter", 1536 * 128 * 4, 16, 13),
+        Collective("all-gather", 1536 * 128 * 2, frozenset({"bf16"}), 16, 13),
+        Collective("reduce-scatter", 1536 * 128 * 4, frozenset({"f32"}), 16, 13),
     ]
 
 

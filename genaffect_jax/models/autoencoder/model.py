@@ -13,13 +13,15 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import lecun_normal
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Key, UInt8
 
 from genaffect_jax.config import AutoencoderConfig
+from genaffect_jax.kernels.convolution import convolve
 from genaffect_jax.kernels.fused_bias import add_bias
 from genaffect_jax.kernels.group_norm import group_norm
-from genaffect_jax.models.layers import VECTOR_AXES, conv
+from genaffect_jax.models.layers import VECTOR_AXES, Linear, conv
 
 NORM_EPSILON = 1e-6  # diffusers resnet_eps of the autoencoder (not torch's 1e-5)
 LOGVAR_RANGE = (-30.0, 20.0)  # DiagonalGaussianDistribution of the latent diffusion code base
@@ -65,15 +67,8 @@ class Posterior:
         return 0.5 * jnp.sum(self.mean**2 + jnp.exp(self.logvar) - 1.0 - self.logvar, axis=(-3, -2, -1))
 
 
-def _linear(channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(
-        channels,
-        channels,
-        dtype=dtype,
-        rngs=rngs,
-        kernel_metadata={"logical_axes": LINEAR_AXES},
-        bias_metadata={"logical_axes": VECTOR_AXES},
-    )
+def _linear(channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> Linear:
+    return Linear(channels, channels, axes=LINEAR_AXES, kernel_init=lecun_normal(), rngs=rngs, dtype=dtype)
 
 
 class GroupNorm(nnx.Module):
@@ -163,9 +158,7 @@ class Upsample(nnx.Module):
         kernels = kernels.astype(self.conv.dtype)
 
         def phase(p: int, q: int) -> Float[Array, "B h w C"]:
-            return jax.lax.conv_general_dilated(
-                x, kernels[p, q], (1, 1), ((1 - p, p), (1 - q, q)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
+            return convolve(x, kernels[p, q], (1, 1), ((1 - p, p), (1 - q, q)))
 
         rows = [jnp.concatenate([phase(p, 0), phase(p, 1)], -1) for p in (0, 1)]  # column parities, pixel by pixel
         y = jnp.stack(rows, 2).reshape(B, 2 * h, 2 * w, C)

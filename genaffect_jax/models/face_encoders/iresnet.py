@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from genaffect_jax.config.encoders import FaceEncoderConfig
+from genaffect_jax.kernels.gradient_sums import spread
 from genaffect_jax.models.layers import VECTOR_AXES, conv
 
 PRELU_SLOPE = 0.25  # where a PReLU starts (He et al. 2015, section 2.1)
@@ -27,7 +28,7 @@ class ChannelAffine(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32), logical_axes=VECTOR_AXES)
 
     def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
-        return x * self.scale[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+        return x * spread(self.scale[...], x.shape, x.dtype) + spread(self.bias[...], x.shape, x.dtype)
 
 
 class PReLU(nnx.Module):
@@ -37,7 +38,7 @@ class PReLU(nnx.Module):
         self.slope = nnx.Param(jnp.full((channels,), PRELU_SLOPE, jnp.float32), logical_axes=VECTOR_AXES)
 
     def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
-        return jnp.where(x > 0, x, x * self.slope[...].astype(x.dtype))
+        return jnp.where(x > 0, x, x * spread(self.slope[...], x.shape, x.dtype))
 
 
 class IResNetBlock(nnx.Module):

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
 from genaffect_jax.config.encoders import WHOLE, Crop, FaceEncoderConfig
+from genaffect_jax.kernels.gradient_sums import spread
 from genaffect_jax.models.autoencoder.model import Downsample, GroupNorm, ResnetBlock
 from genaffect_jax.models.face_encoders.iresnet import IResNetTrunk
 from genaffect_jax.models.layers import MLP, Linear, RMSNorm, conv
@@ -128,7 +129,7 @@ class TransformerTrunk(nnx.Module):
         for layer, norm in zip(self.stem, self.norms, strict=True):
             x = norm(layer(x))
         x = x.reshape(len(x), -1, x.shape[-1])
-        x = x + self.position[...].astype(x.dtype)
+        x = x + spread(self.position[...], x.shape, x.dtype)
         for block in self.blocks:
             x = block(x)
         return self.norm(x).mean(1)

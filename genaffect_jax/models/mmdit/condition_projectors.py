@@ -16,6 +16,7 @@ from jax.nn.initializers import normal, variance_scaling, zeros
 from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.config import ConditioningConfig, MMDiTConfig
+from genaffect_jax.kernels.gradient_sums import spread
 from genaffect_jax.kernels.norms import layer_norm
 from genaffect_jax.models.layer_stack import LayerStack
 from genaffect_jax.models.layers import MLP, Linear, RMSNorm
@@ -163,9 +164,9 @@ class IdentityProjector(nnx.Module):
             tokens, _ = self.stack.run(lambda layer, x, _: (layer(x, mask), None), tokens)
         else:
             context = tokens
-            queries = jnp.broadcast_to(self.queries[...].astype(self.dtype), (groups, *self.queries.shape))
+            queries = spread(self.queries[...], (groups, *self.queries.shape), self.dtype)
             tokens, _ = self.stack.run(lambda layer, x, _: (layer(x, context, mask), None), queries)
-        null = jnp.broadcast_to(self.null[...].astype(self.dtype), tokens.shape)
+        null = spread(self.null[...], tokens.shape, self.dtype)
         return jnp.where(absent[:, None, None], null, layer_norm(tokens).astype(self.dtype)), (
             mask if self.queries is None else None
         )
@@ -205,8 +206,8 @@ class ExpressionProjector(nnx.Module):
         self, expression: Float[Array, "G E W"], drop: Bool[Array, "G E"] | None = None
     ) -> Float[Array, "G E K D"]:
         """Tokens of each image; images where `drop` is True get the learned null tokens."""
-        base = self.base[...].astype(self.dtype)
-        tokens = self.mlp(expression).reshape(*expression.shape[:-1], *base.shape) + base
+        shape = (*expression.shape[:-1], *self.base.shape)
+        tokens = self.mlp(expression).reshape(shape) + spread(self.base[...], shape, self.dtype)
         if drop is None:
             return tokens
-        return jnp.where(drop[..., None, None], self.null[...].astype(self.dtype), tokens)
+        return jnp.where(drop[..., None, None], spread(self.null[...], shape, self.dtype), tokens)

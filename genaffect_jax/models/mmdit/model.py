@@ -19,6 +19,7 @@ from jax.nn.initializers import normal, zeros
 from jaxtyping import Array, Bool, Float
 
 from genaffect_jax.config import ConditionAttention, MMDiTConfig
+from genaffect_jax.kernels.gradient_sums import spread
 from genaffect_jax.kernels.norms import modulated_norm
 from genaffect_jax.models.layer_stack import LayerStack, join_layers
 from genaffect_jax.models.layers import Linear
@@ -272,8 +273,7 @@ class MMDiT(nnx.Module):
         if self.register_tokens is None:
             assert conditions.text is not None
             return image, conditions.text
-        tokens = self.register_tokens[...].astype(self.dtype)
-        text = jnp.broadcast_to(tokens, (*latents.shape[:2], *tokens.shape))
+        text = spread(self.register_tokens[...], (*latents.shape[:2], *self.register_tokens.shape), self.dtype)
         return image, text if conditions.text is None else _append(text, conditions.text)
 
     def _embed_timestep(self, timestep: Float[Array, "G E"], conditions: Conditions) -> Float[Array, "G E D"]:
