@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from genaffect_jax.checkpoints.manager import LATEST
 from genaffect_jax.config import to_json
-from genaffect_jax.errors import WeightsError
+from genaffect_jax.errors import WeightsError, listed
 from genaffect_jax.export.checksums import require_replaceable, write_checksums
 from genaffect_jax.export.evidence import CASES, Case, collect
 from genaffect_jax.export.model_card import licence_of, model_card
@@ -142,7 +142,7 @@ def rounded(trained: TrainedModel, dtype: WeightDType) -> TrainedModel:
         found = {name: jnp.asarray(value).astype(dtype).astype(jnp.float32) for name, value in parameters.items()}
         bad = [name for name, value in found.items() if not bool(jnp.isfinite(value).all())]
         if bad:
-            raise WeightsError(f"not exported: numbers that are not finite as {dtype} in {', '.join(bad)}")
+            raise WeightsError(f"not exported: numbers that are not finite as {dtype} in {listed(bad, separator=', ')}")
         return found
 
     def face(encoder: Any) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from genaffect_jax.errors import ConfigError, WeightsError, install_command
+from genaffect_jax.errors import ConfigError, WeightsError, install_command, listed
 from genaffect_jax.io.weight_file import checksum
 
 try:
@@ -163,7 +163,7 @@ def _load(kind: Any, folder: Path, unused: tuple[str, ...] = ()) -> Any:
         for key, found, needed in sorted(report["mismatched_keys"])
     ]
     if problems:
-        raise WeightsError(f"{folder}: the weights do not fit config.json: " + "; ".join(problems))
+        raise WeightsError(f"{folder}: the weights do not fit config.json: " + listed(problems))
     return model.eval()
 
 

@@ -64,7 +64,9 @@ def save_weights(
     stored = {name: jnp.asarray(np.asarray(value)).astype(dtype) for name, value in sorted(parameters.items())}
     bad = [name for name, value in stored.items() if not bool(jnp.isfinite(value).all())]
     if bad:
-        raise WeightsError(f"{path}: not written: numbers that are not finite as {dtype} in {bad}")
+        raise WeightsError(
+            f"{path}: not written: numbers that are not finite as {dtype} in {listed(bad, separator=', ')}"
+        )
     content = save(stored, {**metadata, _CONFIG: to_json(config)})
     write_atomically(path, content, durable=True)
 
@@ -93,10 +95,10 @@ def load_weights(network: Shaped, path: Path, config: object | None = None) -> d
             raise WeightsError(f"{path}: does not fit the network: " + listed(problems))
         types = {name: file.get_slice(name).get_dtype() for name in shapes}
         if wrong := [f"{name} ({found})" for name, found in types.items() if found not in _FLOATS]:
-            raise WeightsError(f"{path}: {', '.join(wrong)}: must be one of {', '.join(_FLOATS)}")
+            raise WeightsError(f"{path}: {listed(wrong, separator=', ')}: must be one of {', '.join(_FLOATS)}")
         loaded = {name: jnp.asarray(file.get_tensor(name), s.dtype) for name, s in network.shapes.items()}
     if bad := [name for name, value in loaded.items() if not bool(jnp.isfinite(value).all())]:
-        raise WeightsError(f"{path}: numbers that are not finite in {', '.join(bad)}")
+        raise WeightsError(f"{path}: numbers that are not finite in {listed(bad, separator=', ')}")
     return loaded
 
 

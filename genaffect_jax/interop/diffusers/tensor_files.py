@@ -76,7 +76,7 @@ class StoredTensors:
             else:
                 bad.append(f"{key} has type {header.get_dtype()}")
         if bad:
-            raise WeightsError(f"{'; '.join(bad)}: must be {', '.join(DTYPES)}")
+            raise WeightsError(f"{listed(bad)}: must be {', '.join(DTYPES)}")
 
     def read(self, key: str) -> np.ndarray:
         """One tensor, in its stored type, as a new array."""
@@ -247,7 +247,7 @@ def _open_shards(index: Path, stack: ExitStack) -> dict[str, Any]:
         if weight_map.get(key) != name
     ]
     if problems:
-        raise WeightsError(f"{index}: does not fit its files: {'; '.join(problems)}")
+        raise WeightsError(f"{index}: does not fit its files: {listed(problems)}")
     return {key: files[name] for key, name in weight_map.items()}
 
 

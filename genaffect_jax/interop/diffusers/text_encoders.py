@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float
 
-from genaffect_jax.errors import ConfigError, WeightsError, install_command
+from genaffect_jax.errors import ConfigError, WeightsError, install_command, listed
 from genaffect_jax.interop.diffusers.pipeline_folder import ENCODERS, T5, text_parts
 from genaffect_jax.io.weight_file import WeightDType
 
@@ -119,7 +119,7 @@ class TextEncoders:
             for key, found, needed in sorted(report["mismatched_keys"])
         ]
         if problems:
-            raise WeightsError(f"{folder}: the weights do not fit config.json: " + "; ".join(problems))
+            raise WeightsError(f"{folder}: the weights do not fit config.json: " + listed(problems))
         return model.to(self._device)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float32
 
 from genaffect_jax.config import TextConfig
 from genaffect_jax.data.prompts.table import PromptTable
-from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.errors import ConfigError, WeightsError, listed
 from genaffect_jax.expressions.action_units import CHANNELS, DEGREES, neutral
 from genaffect_jax.expressions.prototypes import WordPrototypes
 from genaffect_jax.expressions.vocabulary import vocabulary
@@ -173,7 +173,9 @@ def _require_writable(folder: Path, prototypes: WordPrototypes) -> None:
         raise WeightsError(f"{folder}: not written: the vocabulary has no words {', '.join(unknown)}")
     bad = sorted(name for name, vector in prototypes.vectors.items() if not np.isfinite(vector).all())
     if bad:
-        raise WeightsError(f"{folder}: not written: vectors with numbers that are not finite: {', '.join(bad)}")
+        raise WeightsError(
+            f"{folder}: not written: vectors with numbers that are not finite: {listed(bad, separator=', ')}"
+        )
 
 
 def _read_prototypes(path: Path, config: dict[str, Any], source: dict[str, Any]) -> WordPrototypes:

@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper, save_model
+from onnx import TensorProto, helper, load_model, numpy_helper, save_model
 from PIL import Image
 from rich.console import Console
 from support.devices import first_device
@@ -16,9 +16,11 @@ from support.face_detectors import photo, write_detector
 from genaffect_jax import sample
 from genaffect_jax.checkpoints.components import install_encoders
 from genaffect_jax.checkpoints.run_dir import RunDir
+from genaffect_jax.checkpoints.sources import source_digest
 from genaffect_jax.config import AuxiliaryConfig, ConditioningConfig, DataConfig, DenoiserRun, LoraConfig, TrainConfig
 from genaffect_jax.data.face_encoders import ExpressionEncoder
 from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.evaluation.run import load_evaluators
 from genaffect_jax.export.merge import merge_lora
 from genaffect_jax.expressions.prototypes import WordPrototypes
 from genaffect_jax.models.face_encoders.encoder import load_conditioning_encoder, load_exemplar_encoder
@@ -123,6 +125,11 @@ def test_the_crop_is_read_and_resized(tmp_path):
         ({"scale": 2.0}, "both 'scale' and 'std'"),
         ({"mean": [1, 2]}, r"mean=\[1, 2\]: must be one number or three numbers"),
         ({"std": 0}, "must not be 0"),
+        ({"mean": 10**400}, "must be one number or three numbers"),
+        ({"image_size": -16}, "image_size=-16: must be 1 to 2048"),
+        ({"image_size": 10**9}, "image_size=1000000000: must be 1 to 2048"),
+        ({"image_size": 16.0}, "image_size=16.0: must be a positive number"),
+        ({"onnx": "net\0.onnx"}, "cannot be read"),
         ({"channels": "grb"}, "channels='grb': must be rgb or bgr"),
         ({"crop": [0.5, 0.5, 0.6]}, "crop=.*inside the image"),
         ({"onnx": "../net.onnx"}, "must be the name of a file in the same folder"),
@@ -237,10 +244,45 @@ def test_double_outputs_are_read_and_one_that_is_not_finite_later_is_refused(tmp
         encoder(np.full((1, SIDE, SIDE, 3), 255, np.uint8))
 
 
-def test_files_that_cannot_be_copied_or_read_are_refused(tmp_path):
+def test_a_network_with_weights_in_another_file_is_refused_everywhere_and_in_its_own_folder_too(
+    config, tmp_path, monkeypatch
+):
     path = write(tmp_path)
     save_model(make_network(), tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
-    with pytest.raises(WeightsError, match="its weights lie in other files"):
+    monkeypatch.chdir(tmp_path)  # where onnxruntime finds them
+    words = r"net.onnx: its weights lie in other files \('net.data'\).*onnx.save\(onnx.load\('net.onnx'\), 'one.onnx'\)"
+    uses = {
+        "as it is": lambda: OnnxExpressionEncoder(path),
+        "as exemplar": lambda: load_exemplar_encoder(str(path)),
+        "as condition": lambda: install_encoders(
+            RunDir(tmp_path / "run"), dataclasses.replace(config.model, expression_encoder=str(path))
+        ),
+        "as evaluator": lambda: load_evaluators(None, "package:identity_evaluator", str(path), True),
+        "as digest": lambda: source_digest("model.expression_encoder", str(path)),
+    }
+    for use in uses.values():
+        with pytest.raises(WeightsError, match=words):
+            use()
+    assert not (tmp_path / "run").exists()
+    save_model(load_model("net.onnx"), "one.onnx")  # as the message says
+    write(tmp_path / "whole", load_model("one.onnx"))
+    batch = images(2)
+    np.testing.assert_allclose(
+        OnnxExpressionEncoder(tmp_path / "whole" / "encoder.json")(batch), by_hand(batch), atol=1e-4
+    )
+
+
+def test_files_that_cannot_be_copied_or_read_are_refused(tmp_path):
+    path = write(tmp_path)
+    (tmp_path / "net.onnx").write_bytes(b"no network")
+    with pytest.raises(WeightsError, match="damaged, or no ONNX file"):
+        OnnxExpressionEncoder(path)
+    (tmp_path / "net.onnx").unlink()
+    (tmp_path / "net.onnx").mkdir()
+    with pytest.raises(WeightsError, match=r"net.onnx: cannot be read: Is a directory"):
+        OnnxExpressionEncoder(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(WeightsError, match="not JSON"):
         OnnxExpressionEncoder(path)
     path.write_text("[]")
     with pytest.raises(WeightsError, match="holds a list, must be an object"):
