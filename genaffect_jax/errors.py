@@ -115,7 +115,7 @@ def require(condition: bool, field: str, found: object, allowed: str) -> None:
         raise ConfigError(allowed, field=field, found=str(found))
 
 
-def listed(problems: Sequence[str], most: int = 40, *, separator: str = "; ", characters: int = 800) -> str:
+def listed(problems: Sequence[str], most: int = 40, *, separator: str = "; ", characters: int = 900) -> str:
     """The first problems in one line, and how many more there are: a wrong file can have thousands.
 
     Args:

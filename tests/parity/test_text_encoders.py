@@ -121,7 +121,10 @@ BREAKS = {
     "no folder": (lambda f: shutil.rmtree(f), r"copy: no such folder"),
     "no encoder": (lambda f: shutil.rmtree(f / "text_encoder_3"), r"copy/text_encoder_3: no such folder"),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer_2"), r"copy/tokenizer_2: no such folder"),
-    "no index": (lambda f: (f / "model_index.json").unlink(), r"model_index\.json: no such file"),
+    "no index and not all encoders": (
+        lambda f: [(f / "model_index.json").unlink(), shutil.rmtree(f / "text_encoder_3")],
+        r"model_index\.json: no such file, and of .* the folder has text_encoder, text_encoder_2",
+    ),
     "no config": (lambda f: (f / "text_encoder" / "config.json").unlink(), r"text_encoder/config\.json: no such file"),
     "empty tokenizer": (
         lambda f: [p.unlink() for p in (f / "tokenizer_3").iterdir()],
@@ -132,7 +135,7 @@ BREAKS = {
         r"tokenizer_3: not readable as a T5Tokenizer",
     ),
     "truncated": (truncate, r"text_encoder_3/model\.safetensors: damaged, or no safetensors file"),
-    "pickle": (pickled, r"text_encoder/model\.safetensors: no such file.*pytorch_model\.bin is no safetensors file"),
+    "pickle": (pickled, r"text_encoder: has neither .*pytorch_model\.bin.*pickle files are not read"),
     "missing key": (
         lambda f: weights(f, lambda s: s.pop("text_projection.weight")),
         r"text_encoder_2: the weights do not fit config\.json: missing text_projection\.weight",

@@ -189,7 +189,9 @@ def _is_file(source: Path) -> bool:
 
 def _require_no_variant(source: Path, variant: str | None) -> None:
     if variant is not None:
-        raise WeightsError(f"{source}: variant {variant!r}: a file has no variants, name a folder")
+        raise WeightsError(
+            f"{source}: a file has no variants, name a diffusers folder or no variant", field="variant", found=variant
+        )
 
 
 def write_component(

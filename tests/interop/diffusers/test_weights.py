@@ -143,7 +143,7 @@ def test_a_variant_is_read_by_its_name(saved: tuple[Path, Path], parameters: Par
         stem, suffix = name.rsplit(".", 1)
         (copy / name).rename(copy / f"{stem}.fp16.{suffix}")
         assert_same(read_transformer(copy, variant="fp16")[1], parameters)
-        with pytest.raises(WeightsError, match=rf"has neither {WHOLE} nor {INDEX} \(has .*fp16"):
+        with pytest.raises(WeightsError, match="has weights of the variant fp16 alone"):
             read_transformer(copy)
 
 
@@ -179,7 +179,7 @@ def mixed_types(tensors: dict) -> None:
 
 
 BROKEN_WHOLE = {
-    "no configuration": (lambda f: (f / "config.json").unlink(), r"config\.json: no such file"),
+    "no configuration": (lambda f: (f / "config.json").unlink(), r"has neither config\.json of a transformer"),
     "damaged configuration": (lambda f: (f / "config.json").write_text("{"), r"config\.json: not JSON"),
     "other class": (edit_json("config.json", lambda c: c.update(_class_name="Flux")), "_class_name is 'Flux'"),
     "other network": (edit_json("config.json", lambda c: c.update(qk_norm="layer_norm")), r"config\.json: .*qk_norm"),
@@ -198,7 +198,7 @@ BROKEN_WHOLE = {
     "whole and index": (lambda f: (f / INDEX).write_text("{}"), "has both"),
     "more blocks than weights": (
         edit_json("config.json", lambda c: c.update(num_layers=5)),
-        r"transformer_blocks\.4\.attn\.to_q\.bias: missing",
+        r"transformer_blocks\.4\.ff\.net\.2\.bias: missing .*; and \d+ more",
     ),
 }
 BROKEN_SHARDS = {
@@ -300,7 +300,9 @@ def test_what_diffusers_cannot_hold_is_named_and_not_written(parameters: Paramet
         save_transformer(branched.merge(random_parameters(branched)), tmp_path / "a")
     added = branched.shapes.keys() - parameters.keys()
     assert len(added) > 10
-    assert all(f"unknown {name}" in str(error.value) for name in added)
+    named = [name for name in added if f" {name}" in str(error.value)]
+    assert len(named) > 5
+    assert f"and {len(added) - len(named)} more" in str(error.value)
     assert not any(tmp_path.iterdir())
 
 
