@@ -80,6 +80,8 @@ def run(arguments: Arguments, console: Console) -> bool:
         arguments.model, arguments.out, DTYPES[arguments.dtype], arguments.checkpoint, overwrite=arguments.overwrite
     ):
         console.print(line)
+    if (dtype := DTYPES[arguments.dtype]) != "float32":
+        console.print(f"load it with from_pretrained(..., dtype=torch.{dtype}); without, diffusers makes it float32")
     size = sum(file.stat().st_size for file in arguments.out.rglob("*") if file.is_file())
     console.print(f"{arguments.out}: {size / 1e6:.1f} MB; python {arguments.out / 'check.py'} compares it with PyTorch")
     return True
