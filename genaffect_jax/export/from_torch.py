@@ -54,6 +54,8 @@ def run(arguments: Arguments, console: Console) -> bool:
     """Converts and prints one line; raises as `from_torch`."""
     from_torch(arguments.folder, arguments.out, arguments.variant)
     console.print(f"{arguments.out}: run folder of {arguments.folder}, to sample from")
+    shift = scheduler_shift(arguments.folder)
+    console.print(f"noise schedule: shift {shift:g} of scheduler_config.json, where diffusers does not save set_shift")
     return True
 
 

@@ -16,9 +16,12 @@ diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.torch
 
 from support.devices import first_device  # noqa: E402
+from support.exported import save_text_run  # noqa: E402
 from support.tiny_sd3 import tiny_pipeline  # noqa: E402
 
+from genaffect_jax.config import SamplingConfig  # noqa: E402
 from genaffect_jax.export import diffusers as export  # noqa: E402
+from genaffect_jax.export.evidence import Case  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 HALF = ("float16", "bfloat16")
@@ -44,30 +47,30 @@ def dtypes(pipe: Any) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def exported(runs, tmp_path_factory, request) -> Path:
-    """A place with `out/exported`, whose weights are stored in the parameter's type, and `face.png`."""
-    place = tmp_path_factory.mktemp(request.param)
-    with first_device():
-        export.export_diffusers(runs["text"], place / "out" / "exported", request.param)
+def exports(tmp_path_factory) -> dict[str, Path]:
+    """By stored type, a place with `out/exported` and `face.png`."""
+    trained, places = tmp_path_factory.mktemp("run"), {}
+    save_text_run(trained)
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    Image.fromarray(pixels).save(place / "face.png")
-    return place
+    for dtype in HALF:
+        places[dtype] = tmp_path_factory.mktemp(dtype)
+        with first_device():
+            cases = [Case("short", 1, SamplingConfig(steps=1))]
+            export.export_diffusers(trained, places[dtype] / "out" / "exported", dtype, cases=cases)
+        Image.fromarray(pixels).save(places[dtype] / "face.png")
+    return places
 
 
-@pytest.mark.parametrize("exported", ["float32", "float16"], indirect=True)
-def test_the_words_of_the_readme_run_and_make_float32_of_any_folder(exported, monkeypatch):
-    monkeypatch.chdir(exported)
+def test_the_words_of_the_readme_run_and_make_float32_of_half_precision(exports, monkeypatch):
+    monkeypatch.chdir(exports["float16"])
     found = run(block(ROOT / "README.md", "from diffusers import DiffusionPipeline"))
     assert dtypes(found["pipe"]) == {"float32"}
     assert np.asarray(Image.open("joy.png")).std() > 1
-    run(block(ROOT / "docs" / "guide" / "export.md", "number, image"))
-    assert np.asarray(Image.open("2.png")).std() > 1
 
 
-@pytest.mark.parametrize("exported", HALF, indirect=True)
-def test_the_words_of_the_guide_and_of_the_model_card_keep_the_stored_type(exported, monkeypatch, capsys):
-    monkeypatch.chdir(exported)
-    dtype = next(name for name in HALF if f"weights in {name}." in Path("out/exported/README.md").read_text())
+@pytest.mark.parametrize("dtype", HALF)
+def test_the_words_of_the_guide_and_of_the_model_card_keep_the_stored_type(dtype, exports, monkeypatch):
+    monkeypatch.chdir(exports[dtype])
     guide = block(ROOT / "docs" / "guide" / "export.md", "dtype=torch.float16").replace("float16", dtype)
     card = block(Path("out/exported/README.md"), "from_pretrained")
     images = [run(guide), run(card, DIR="out/exported")]

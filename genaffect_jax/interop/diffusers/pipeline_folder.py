@@ -80,6 +80,10 @@ def text_parts(folder: Path, variant: str | None = None) -> TextParts:
 def scheduler_shift(folder: Path) -> float:
     """The resolution shift of a pipeline's noise schedule, for `diffusion.schedule.euler_sigmas`.
 
+    It is that of the scheduler's constructor. diffusers 0.42.1 does not save what `set_shift` changed, so a folder
+    cannot show it; the schedule after it is not that of any constructor either (the ends of the range keep the old
+    shift).
+
     Raises:
         WeightsError: `scheduler/scheduler_config.json` is missing or not readable, or describes another schedule than
             the flow-matching Euler schedule with a fixed shift.

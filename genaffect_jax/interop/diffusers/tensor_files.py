@@ -57,7 +57,7 @@ class ArrayTensors:
 
     def read(self, key: str) -> np.ndarray:
         """One array."""
-        return np.ascontiguousarray(self._arrays[key])
+        return np.asarray(self._arrays[key], order="C")
 
 
 class StoredTensors:
@@ -145,7 +145,10 @@ def write_tensors(
         )
         # The header's entry tells readers such as transformers that the axis order is PyTorch's.
         header = {**(metadata or {}), "format": "pt"}
-        save_file({key: tensors.read(key) for key in keys}, folder / name, metadata=header)
+        # safetensors 0.8 writes an array that is not in C order as its memory lies, under its shape, and says nothing.
+        arrays = {key: np.asarray(tensors.read(key), order="C") for key in keys}
+        save_file(arrays, folder / name, metadata=header)
+        del arrays
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())
         weight_map.update(dict.fromkeys(keys, name))

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from genaffect_jax.config import AutoencoderConfig, MeshConfig, MMDiTConfig
 from genaffect_jax.errors import WeightsError
 from genaffect_jax.interop.diffusers import tensor_files
+from genaffect_jax.interop.diffusers.tensor_files import ArrayTensors, write_tensors
 from genaffect_jax.interop.diffusers.weights import (
     AUTOENCODER,
     TRANSFORMER,
@@ -145,6 +146,31 @@ def test_a_variant_is_read_by_its_name(saved: tuple[Path, Path], parameters: Par
         assert_same(read_transformer(copy, variant="fp16")[1], parameters)
         with pytest.raises(WeightsError, match="has weights of the variant fp16 alone"):
             read_transformer(copy)
+
+
+def test_arrays_in_any_order_of_memory_are_written_with_their_values(tmp_path: Path) -> None:
+    rows = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    arrays = {
+        "transposed": rows.T,
+        "column-major": np.asfortranarray(rows),
+        "reversed": rows[::-1],
+        "strided": rows[:, ::2, 1:],
+        "scalar": np.array(3.0, np.float32),
+    }
+
+    class AsTheyLie(ArrayTensors):
+        def read(self, key: str) -> np.ndarray:
+            return arrays[key]
+
+    for number, tensors in enumerate((ArrayTensors(arrays), AsTheyLie(arrays))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write_tensors(folder, tensors, 2**30)
+        stored = load_file(folder / WHOLE)
+        assert stored.keys() == arrays.keys()
+        for key, value in arrays.items():
+            assert stored[key].shape == value.shape
+            np.testing.assert_array_equal(stored[key], value, err_msg=key)
 
 
 def edit_tensors(change: Callable[[dict], None]) -> Callable[[Path], None]:
