@@ -46,7 +46,6 @@ def parse_model(content: bytes, name: str) -> Any:
 
 def _other_files(model: Any) -> Iterator[str]:
     """The files that a model depends on, as it names them; found in every message of the file, wherever it stands."""
-    from google.protobuf.message import Message
     from onnx import TensorProto
 
     rest = [model]
@@ -61,7 +60,10 @@ def _other_files(model: Any) -> Iterator[str]:
             if "embed_mode" in given and given["embed_mode"].i == 0:
                 yield given["ep_cache_context"].s.decode(errors="replace") if "ep_cache_context" in given else ""
         for _, value in message.ListFields():
-            if isinstance(value, Message):
-                rest.append(value)
-            elif not isinstance(value, str | bytes | int | float):
-                rest += [part for part in value if isinstance(part, Message)]
+            parts = [value] if isinstance(value, str | bytes | int | float) or _is_message(value) else value
+            rest += [part for part in parts if _is_message(part)]
+
+
+def _is_message(value: Any) -> bool:
+    """Whether a field's value is a message of protobuf, not a number, a text or a list."""
+    return hasattr(value, "ListFields")

@@ -12,6 +12,7 @@ from genaffect_jax.errors import WeightsError
 from genaffect_jax.interop.diffusers.folders import PIPELINE_FILE
 from genaffect_jax.interop.diffusers.tensor_files import read_json
 from genaffect_jax.interop.diffusers.weight_files import TRANSFORMERS_STEM, find_weights
+from genaffect_jax.io.weight_file import unreadable
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 T5 = "text_encoder_3"
@@ -153,7 +154,7 @@ def _encoder_files(folder: Path, variant: str | None) -> list[Path]:
         except FileNotFoundError as e:
             raise WeightsError(f"{path}: no such file, but {found.name} names it") from e
         except (SafetensorError, OSError) as e:
-            raise WeightsError(f"{path}: damaged, or no safetensors file ({e})") from e
+            raise unreadable(path, e) from e
     return [config, *weights, *([found] if weights != [found] else [])]
 
 

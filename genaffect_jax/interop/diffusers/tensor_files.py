@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from genaffect_jax.errors import WeightsError, listed
 from genaffect_jax.interop.diffusers.weight_files import DIFFUSERS_STEM, find_weights
-from genaffect_jax.io.weight_file import DTYPES, WeightDType
+from genaffect_jax.io.weight_file import DTYPES, WeightDType, unreadable
 
 WRITTEN_NAMES = re.compile(
     rf"{DIFFUSERS_STEM}(-\d{{5}}-of-\d{{5}})?\.safetensors|{DIFFUSERS_STEM}\.safetensors\.index\.json"
@@ -202,10 +202,8 @@ def open_file(path: Path) -> Any:
     try:
         # Not memory-mapped, as the pages that have been read would count as this process's memory.
         return safe_open(path, framework="numpy", backend="pread")
-    except FileNotFoundError as e:
-        raise WeightsError(f"{path}: no such file") from e
     except (SafetensorError, OSError) as e:
-        raise WeightsError(f"{path}: damaged, or no safetensors file ({e})") from e
+        raise unreadable(path, e) from e
 
 
 def read_json(path: Path) -> dict[str, Any]:

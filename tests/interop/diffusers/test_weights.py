@@ -209,6 +209,10 @@ BROKEN_WHOLE = {
     "damaged configuration": (lambda f: (f / "config.json").write_text("{"), r"config\.json: not JSON"),
     "other class": (edit_json("config.json", lambda c: c.update(_class_name="Flux")), "_class_name is 'Flux'"),
     "other network": (edit_json("config.json", lambda c: c.update(qk_norm="layer_norm")), r"config\.json: .*qk_norm"),
+    "a one-file checkpoint by another name": (
+        edit_tensors(lambda t: t.update({"model.diffusion_model.final_layer.linear.bias": t["proj_out.bias"]})),
+        r"keys begin with model\.diffusion_model\., .* name the \.safetensors file itself",
+    ),
     "no weights": (lambda f: (f / WHOLE).unlink(), rf"has neither {WHOLE}"),
     "pickle": (only_a_pickle, "pickle files are not read"),
     "truncated": (truncate, rf"{WHOLE}: damaged"),
