@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Self
 
+MOST_CHARACTERS = 2000
+"""Length of a message, and of the value that it shows. What libraries and files of others put into one has no limit."""
 # LOST is EX_TEMPFAIL of sysexits.h: nothing is wrong in this process, and the same command may succeed later.
 COMPLETE, FAILED, WRONG_ARGUMENT, LOST, INTERRUPTED = 0, 1, 2, 75, 130
 
@@ -23,8 +25,11 @@ class GenAffectError(Exception):
     """
 
     def __init__(self, reason: str, *, field: str | None = None, found: object = None) -> None:
-        self.reason, self.field, self.found = reason, field, found
-        super().__init__(reason if field is None else f"{field}{'' if found is None else f'={found}'}: {reason}")
+        self.reason, self.field = shortened(reason), field
+        self.found = found if found is None or len(str(found)) <= MOST_CHARACTERS else shortened(str(found))
+        super().__init__(
+            self.reason if field is None else f"{field}{'' if found is None else f'={self.found}'}: {self.reason}"
+        )
 
     @property
     def on_command_line(self) -> str:
@@ -110,10 +115,27 @@ def require(condition: bool, field: str, found: object, allowed: str) -> None:
         raise ConfigError(allowed, field=field, found=str(found))
 
 
-def listed(problems: Sequence[str], most: int = 40) -> str:
-    """The first problems in one line, and how many more there are: a wrong file can have thousands."""
-    more = len(problems) - most
-    return "; ".join(problems[:most]) + (f"; and {more} more" if more > 0 else "")
+def listed(problems: Sequence[str], most: int = 40, *, separator: str = "; ", characters: int = 900) -> str:
+    """The first problems in one line, and how many more there are: a wrong file can have thousands.
+
+    Args:
+        problems: at least one is shown, each up to 300 characters long.
+        most: largest number shown.
+        separator: stands between them.
+        characters: length from which no more are added.
+    """
+    shown = [shortened(problem, 300) for problem in problems[:most]]
+    while len(shown) > 1 and len(separator.join(shown)) > characters:
+        shown.pop()
+    more = len(problems) - len(shown)
+    return separator.join(shown) + (f"{separator}and {more} more" if more > 0 else "")
+
+
+def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
+    """A text of at most about `most` characters; of a longer one the middle is left out, and how much is said."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most * 3 // 4]} ...({len(text) - most} characters left out)... {text[-(most // 4) :]}"
 
 
 def install_command(extra: str) -> str:

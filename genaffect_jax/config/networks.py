@@ -349,6 +349,10 @@ class ModelConfig:
     transformer_weights: FileName = ""
     """Initial weights of the denoiser's training: a diffusers folder, or a one-file SD3 checkpoint (`.safetensors` with
     keys `model.diffusion_model.*`); empty to train from scratch."""
+    autoencoder_variant: str = field(default="", metadata=ADDED_LATER)
+    """Variant of the files in the diffusers folder autoencoder_weights, such as fp16; empty for files without one."""
+    transformer_variant: str = field(default="", metadata=ADDED_LATER)
+    """Variant of the files in the diffusers folder transformer_weights, such as fp16; empty for files without one."""
     identity_encoder: FileName = ""
     """Face encoder whose embeddings of the references condition the denoiser: `package:NAME` or a weight file; empty
     for none."""
@@ -381,6 +385,12 @@ class ModelConfig:
             "prediction",
             self.prediction,
             "must be velocity, the output that transformer_weights were trained for",
+        )
+        require(
+            bool(self.transformer_weights) or not self.transformer_variant,
+            "model.transformer_variant",
+            self.transformer_variant,
+            "needs model.transformer_weights",
         )
         require(
             not self.transformer_weights or conditioning.attention == "decoupled",

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from genaffect_jax.checkpoints.manager import LATEST
 from genaffect_jax.config import to_json
-from genaffect_jax.errors import WeightsError
+from genaffect_jax.errors import WeightsError, listed
 from genaffect_jax.export.checksums import require_replaceable, write_checksums
 from genaffect_jax.export.evidence import CASES, Case, collect
 from genaffect_jax.export.model_card import licence_of, model_card
@@ -80,6 +80,8 @@ def run(arguments: Arguments, console: Console) -> bool:
         arguments.model, arguments.out, DTYPES[arguments.dtype], arguments.checkpoint, overwrite=arguments.overwrite
     ):
         console.print(line)
+    if (dtype := DTYPES[arguments.dtype]) != "float32":
+        console.print(f"load it with from_pretrained(..., dtype=torch.{dtype}); without, diffusers makes it float32")
     size = sum(file.stat().st_size for file in arguments.out.rglob("*") if file.is_file())
     console.print(f"{arguments.out}: {size / 1e6:.1f} MB; python {arguments.out / 'check.py'} compares it with PyTorch")
     return True
@@ -142,7 +144,7 @@ def rounded(trained: TrainedModel, dtype: WeightDType) -> TrainedModel:
         found = {name: jnp.asarray(value).astype(dtype).astype(jnp.float32) for name, value in parameters.items()}
         bad = [name for name, value in found.items() if not bool(jnp.isfinite(value).all())]
         if bad:
-            raise WeightsError(f"not exported: numbers that are not finite as {dtype} in {', '.join(bad)}")
+            raise WeightsError(f"not exported: numbers that are not finite as {dtype} in {listed(bad, separator=', ')}")
         return found
 
     def face(encoder: Any) -> Any:

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import DenoiserRun, from_json
-from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.errors import ConfigError, WeightsError, listed
 from genaffect_jax.export.trained import write_denoiser
 from genaffect_jax.interop.diffusers.adapter import read_adapter, read_run, unite
 from genaffect_jax.interop.diffusers.face_encoder import read_face_encoder
@@ -46,17 +46,26 @@ class Arguments:
     """Folder of an export, trained further in PyTorch or not."""
     out: Path
     """Run folder to write; it must not exist."""
+    variant: str | None = None
+    """Variant of the weight files, if save_pretrained was given one, such as fp16; None for files without a variant."""
 
 
 def run(arguments: Arguments, console: Console) -> bool:
     """Converts and prints one line; raises as `from_torch`."""
-    from_torch(arguments.folder, arguments.out)
+    from_torch(arguments.folder, arguments.out, arguments.variant)
     console.print(f"{arguments.out}: run folder of {arguments.folder}, to sample from")
+    shift = scheduler_shift(arguments.folder)
+    console.print(f"noise schedule: shift {shift:g} of scheduler_config.json, where diffusers does not save set_shift")
     return True
 
 
-def from_torch(folder: Path, out: Path) -> None:
+def from_torch(folder: Path, out: Path, variant: str | None = None) -> None:
     """Writes the run folder; it appears whole.
+
+    Args:
+        folder: the exported folder.
+        out: the run folder.
+        variant: variant of the weight files of all components; None for the files without one.
 
     Raises:
         ConfigError: `out` exists, or `folder` is no folder of an export.
@@ -76,17 +85,17 @@ def from_torch(folder: Path, out: Path) -> None:
         raise WeightsError(f"{folder}: the adapter's config.json says step {step}, must be at least 0")
     # Sampling begins with the folder's schedule, as in PyTorch.
     config = dataclasses.replace(config, flow=dataclasses.replace(config.flow, shift=scheduler_shift(folder)))
-    parameters = _denoiser(folder, config)
+    parameters = _denoiser(folder, config, variant)
     diverged = [name for name, value in parameters.items() if not bool(jnp.isfinite(value).all())]
     if diverged:
-        raise WeightsError(f"{folder}: holds numbers that are not finite, in {', '.join(diverged)}")
+        raise WeightsError(f"{folder}: holds numbers that are not finite, in {listed(diverged, separator=', ')}")
     with new_folder(out) as new:
         run_dir = RunDir(new)
-        _write_components(folder, run_dir, config)
+        _write_components(folder, run_dir, config, variant)
         write_denoiser(run_dir, config, step, parameters)
 
 
-def _denoiser(folder: Path, config: DenoiserRun) -> Parameters:
+def _denoiser(folder: Path, config: DenoiserRun, variant: str | None) -> Parameters:
     found = read_transformer_config(folder)
     expected = prompted_config(config.model.mmdit)
     differences = [
@@ -96,14 +105,14 @@ def _denoiser(folder: Path, config: DenoiserRun) -> Parameters:
     ]
     if differences:
         raise WeightsError(f"{folder / 'transformer'}: not the transformer of this adapter: {'; '.join(differences)}")
-    transformer = read_transformer(folder, dtype="float32")[1]
-    adapter = read_adapter(folder, config.model, dtype="float32")
+    transformer = read_transformer(folder, dtype="float32", variant=variant)[1]
+    adapter = read_adapter(folder, config.model, dtype="float32", variant=variant)
     return unite(register_parameters(config.model.mmdit, transformer), adapter)
 
 
-def _write_components(folder: Path, run_dir: RunDir, config: DenoiserRun) -> None:
+def _write_components(folder: Path, run_dir: RunDir, config: DenoiserRun, variant: str | None) -> None:
     model = config.model
-    found, autoencoder = read_autoencoder(folder, dtype="float32")
+    found, autoencoder = read_autoencoder(folder, dtype="float32", variant=variant)
     if found != model.autoencoder:
         raise WeightsError(
             f"{folder / 'vae'}: not the autoencoder of this adapter: {found}, must be {model.autoencoder}"
@@ -116,9 +125,9 @@ def _write_components(folder: Path, run_dir: RunDir, config: DenoiserRun) -> Non
         if wanted:
             if not (folder / part).is_dir():
                 raise WeightsError(f"{folder}: has no {part}/, which the model needs (ONNX encoders are not exported)")
-            encoder, parameters, metadata = read_face_encoder(folder / part)
+            encoder, parameters, metadata = read_face_encoder(folder / part, variant=variant)
             save_weights(parameters, path, "float32", encoder, metadata)
-    expressions = read_expressions(folder)
+    expressions = read_expressions(folder, variant)
     if expressions.prototypes is not None:
         # The weight file of the encoder was written above, so its checksum is another one.
         new_checksum = checksum(run_dir.expression_encoder)

@@ -26,6 +26,7 @@ def model_card(trained: TrainedModel, dtype: WeightDType, evidence: Mapping[str,
     model, licence = trained.config.model, licence_of(trained)
     encoders = [e for e in (trained.faces.identity, trained.faces.expression) if e is not None]
     words = "the 135 emotion words" if trained.prototypes is None else f"{len(trained.prototypes.vectors)} words"
+    named = "" if dtype == "float32" else f", dtype=torch.{dtype}"  # else diffusers makes float32 of the files
     lines = [
         "---",
         f"license: {licence.lower()}",
@@ -41,14 +42,17 @@ def model_card(trained: TrainedModel, dtype: WeightDType, evidence: Mapping[str,
         f"{__version__}, step {trained.step}, weights in {dtype}.",
         "",
         "```python",
+        *([] if dtype == "float32" else ["import torch"]),
         "from diffusers import DiffusionPipeline",
         "",
-        "pipe = DiffusionPipeline.from_pretrained(DIR, custom_pipeline=DIR, trust_remote_code=True)",
+        f"pipe = DiffusionPipeline.from_pretrained(DIR, custom_pipeline=DIR, trust_remote_code=True{named})",
         'images = pipe("face.png", "joy, anger:0.6, 0.5*fear + 0.5*surprise").images',
         "```",
         "",
         "`DIR` is the path of this folder. The same steps are modular blocks: `ModularPipeline.from_pretrained(DIR,",
-        "trust_remote_code=True)`, then `load_components()`; its `blocks.doc` lists the settings.",
+        f"trust_remote_code=True)`, then `load_components({named.removeprefix(', ')})`; its `blocks.doc` lists the",
+        "settings.",
+        *(["Without `dtype` diffusers makes float32 of the weights."] if named else []),
         "",
         "## Contents",
         "",

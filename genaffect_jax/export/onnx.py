@@ -122,7 +122,7 @@ def export_onnx(
             shutil.move(components / EXPRESSIONS, new / EXPRESSIONS)
         differences = largest_differences(trained, new, described)
         require_equal(differences)
-        description = _description(trained, opset, differences)
+        description = _description(trained, opset, differences, new)
         (new / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         package = importlib.resources.files("genaffect_jax")
         for source in (package.joinpath("interop", "onnx", SAMPLER), package.joinpath("assets", "LICENSE")):
@@ -137,9 +137,14 @@ def _require_installed() -> None:
         raise ConfigError(f"export onnx needs {', '.join(missing)}: {install_command('torch')}")
 
 
-def _description(trained: TrainedModel, opset: int, differences: dict[str, float]) -> dict[str, Any]:
-    """The content of `onnx.json`."""
+def _description(trained: TrainedModel, opset: int, differences: dict[str, float], folder: Path) -> dict[str, Any]:
+    """The content of `onnx.json`; `folder` holds the graphs."""
     model = trained.config.model
+    graphs: dict[str, Any] = {}
+    for name, signature in signatures(model).items():
+        file = f"{name}.onnx"
+        beside = {"weights": f"{file}.data"} if (folder / f"{file}.data").exists() else {}
+        graphs[name] = {"file": file, **beside, **signature.as_json()}
     return {
         "format": FORMAT,
         "model": f"{trained.name}, step {trained.step}",
@@ -147,9 +152,7 @@ def _description(trained: TrainedModel, opset: int, differences: dict[str, float
         "opset": opset,
         "versions": {name: version(name) for name in ("genaffect_jax", *_NEEDED)},
         "axes": AXES,
-        "graphs": {
-            name: {"file": f"{name}.onnx", **signature.as_json()} for name, signature in signatures(model).items()
-        },
+        "graphs": graphs,
         "sampling": {
             "shift": trained.config.flow.shift,
             "sigmas": "shifted(linspace(shifted(1), shifted(0.001), steps)), then 0; "

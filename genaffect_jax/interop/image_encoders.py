@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from genaffect_jax.errors import ConfigError, WeightsError, install_command
+from genaffect_jax.errors import ConfigError, WeightsError, install_command, listed
+from genaffect_jax.interop.diffusers.weight_files import TRANSFORMERS_STEM, variants, whole_name
 from genaffect_jax.io.weight_file import checksum
 
 try:
@@ -124,6 +125,11 @@ def _check(folder: Path, option: str, kinds: Sequence[str]) -> None:
     if kind not in kinds:
         raise ConfigError(f"holds a model of type {kind}, must be {' or '.join(kinds)}", field=option, found=folder)
     if not _weight_files(folder):
+        if there := variants([path.name for path in folder.iterdir()], TRANSFORMERS_STEM):
+            raise WeightsError(
+                f"{folder}: its weights are there as the variant {' or '.join(there)} alone; files without a variant "
+                f"are read, so save or rename the one to use as {whole_name(TRANSFORMERS_STEM)}"
+            )
         raise WeightsError(
             f"{folder}: no {' or '.join(_WEIGHTS)}; other formats are not read: save the model as safetensors"
         )
@@ -163,7 +169,7 @@ def _load(kind: Any, folder: Path, unused: tuple[str, ...] = ()) -> Any:
         for key, found, needed in sorted(report["mismatched_keys"])
     ]
     if problems:
-        raise WeightsError(f"{folder}: the weights do not fit config.json: " + "; ".join(problems))
+        raise WeightsError(f"{folder}: the weights do not fit config.json: " + listed(problems))
     return model.eval()
 
 

@@ -27,6 +27,14 @@ DTYPES: dict[str, WeightDType] = {"F32": "float32", "F16": "float16", "BF16": "b
 """Types of numbers that weights may have, by their names in safetensors files."""
 PACKAGE_PREFIX = "package:"
 _CONFIG = "config"
+_PICKLE = "it begins as a pickle does, which can run any code and is not read: convert it to safetensors"
+_OTHER_FILES = {
+    b"PK\x03\x04": _PICKLE,  # torch.save writes a zip file of a pickle and numbers
+    b"\x80": _PICKLE,
+    b"version https://git-lfs": "it is a Git LFS pointer, in whose place the download should put the file",
+    b"<": "it begins as a web page does, so the download went wrong",
+}
+"""What other files that are taken for weights begin with."""
 C = TypeVar("C")
 
 _FLOATS = ("F64", "F32", "F16", "BF16")  # the types in which parameters may be stored, by safetensors' names
@@ -64,7 +72,9 @@ def save_weights(
     stored = {name: jnp.asarray(np.asarray(value)).astype(dtype) for name, value in sorted(parameters.items())}
     bad = [name for name, value in stored.items() if not bool(jnp.isfinite(value).all())]
     if bad:
-        raise WeightsError(f"{path}: not written: numbers that are not finite as {dtype} in {bad}")
+        raise WeightsError(
+            f"{path}: not written: numbers that are not finite as {dtype} in {listed(bad, separator=', ')}"
+        )
     content = save(stored, {**metadata, _CONFIG: to_json(config)})
     write_atomically(path, content, durable=True)
 
@@ -93,10 +103,10 @@ def load_weights(network: Shaped, path: Path, config: object | None = None) -> d
             raise WeightsError(f"{path}: does not fit the network: " + listed(problems))
         types = {name: file.get_slice(name).get_dtype() for name in shapes}
         if wrong := [f"{name} ({found})" for name, found in types.items() if found not in _FLOATS]:
-            raise WeightsError(f"{path}: {', '.join(wrong)}: must be one of {', '.join(_FLOATS)}")
+            raise WeightsError(f"{path}: {listed(wrong, separator=', ')}: must be one of {', '.join(_FLOATS)}")
         loaded = {name: jnp.asarray(file.get_tensor(name), s.dtype) for name, s in network.shapes.items()}
     if bad := [name for name, value in loaded.items() if not bool(jnp.isfinite(value).all())]:
-        raise WeightsError(f"{path}: numbers that are not finite in {', '.join(bad)}")
+        raise WeightsError(f"{path}: numbers that are not finite in {listed(bad, separator=', ')}")
     return loaded
 
 
@@ -193,12 +203,29 @@ def checksum(path: Path) -> str:
         raise WeightsError(f"{path}: cannot be read: {e.strerror or e}") from e
 
 
+def unreadable(path: Path, error: Exception) -> WeightsError:
+    """The error about a file that safetensors cannot open; says what the file is where its first bytes show it.
+
+    Args:
+        path: the file.
+        error: what safetensors raised.
+    """
+    if path.is_dir():
+        return WeightsError(f"{path}: is a folder, must be a safetensors file")
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except FileNotFoundError:
+        return WeightsError(f"{path}: no such file")
+    except OSError as e:  # no permission, or a circle of links
+        return WeightsError(f"{path}: cannot be read: {e.strerror or e}")
+    torn = start[8:9] == b"{"  # the length of a header, which may be any bytes, and the header
+    hint = next((f"; {hint}" for mark, hint in _OTHER_FILES.items() if start.startswith(mark) and not torn), "")
+    return WeightsError(f"{path}: damaged, or no safetensors file ({error}){hint}")
+
+
 def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="flax")
-    except FileNotFoundError as e:
-        raise WeightsError(f"{path}: no such file") from e
-    except SafetensorError as e:
-        raise WeightsError(f"{path}: damaged, or no safetensors file ({e})") from e
-    except OSError as e:  # no permission, a folder or a circle of links
-        raise WeightsError(f"{path}: cannot be read: {e.strerror or e}") from e
+    except (SafetensorError, OSError) as e:
+        raise unreadable(path, e) from e

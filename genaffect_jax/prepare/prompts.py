@@ -41,6 +41,8 @@ class Arguments:
     """Cache folder; results are cached by prompt and encoder checksum. Default: prompt_cache beside out."""
     device: str = "cpu"
     """Device of the text encoders: cpu, cuda or cuda:N."""
+    variant: str | None = None
+    """Variant of the text encoders' weight files, such as fp16; None for the files without a variant."""
     dtype: WeightDType = "bfloat16"
     """Type of the text encoders and of the table; float32 needs twice the memory (T5: 19 GB)."""
 
@@ -55,7 +57,7 @@ def prepare(arguments: Arguments) -> PromptTable:
     run = load_preset(arguments.config, DenoiserRun)
     if not run.model.mmdit.reads_prompts:
         raise ConfigError("its model has register tokens and reads no prompts", field="config", found=arguments.config)
-    parts = text_parts(arguments.pipeline)
+    parts = text_parts(arguments.pipeline, arguments.variant)
     cache_dir = arguments.cache or arguments.out.parent / "prompt_cache"
     with progress_bar("reading text encoder files", len(parts.files)) as step:
         digest = digest_files(parts.files, cache_dir, step)
@@ -67,7 +69,11 @@ def prepare(arguments: Arguments) -> PromptTable:
         )
 
         encoders = TextEncoders(
-            arguments.pipeline, max_sequence_length=length, device=arguments.device, dtype=arguments.dtype
+            arguments.pipeline,
+            max_sequence_length=length,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            variant=arguments.variant,
         )
         return encoders.encode
 

@@ -181,6 +181,14 @@ def test_other_files_are_refused(small, tmp_path):
     assert not (tmp_path / "x.safetensors").exists()
 
 
+def test_a_file_whose_weights_lie_in_another_one_is_refused(small, tmp_path):
+    model = onnx.load(small / "folded.onnx")
+    onnx.save(model, tmp_path / "w.onnx", save_as_external_data=True, location="w.data", size_threshold=0)
+    with pytest.raises(WeightsError, match=r"w.onnx: its weights lie in other files \('w.data'\)"):
+        convert_arcface(tmp_path / "w.onnx", tmp_path / "x.safetensors", name="x", licence="x")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_types_of_numbers_that_are_not_read_are_named(tmp_path):
     header = {"conv1.weight": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}
     text = json.dumps(header).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from safetensors.numpy import save_file
 
 from genaffect_jax.config import AutoencoderConfig, MMDiTConfig
 from genaffect_jax.errors import WeightsError
+from genaffect_jax.interop.diffusers.tensor_files import open_file
 from genaffect_jax.io import atomic
 from genaffect_jax.io import weight_file as weights
 from genaffect_jax.io.weight_file import (
@@ -124,7 +126,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(parameters, tmp_pat
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
 def test_numbers_that_do_not_fit_the_stored_type_are_refused(value: float, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"finite as float16 in \['bad'\]"):
+    with pytest.raises(WeightsError, match=r"finite as float16 in bad"):
         save_weights({"good": jnp.ones(2), "bad": jax.numpy.array([1.0, value])}, tmp_path / "a", "float16", CONFIG)
     assert not any(tmp_path.iterdir())
 
@@ -163,3 +165,28 @@ def test_package_names_resolve_inside_the_package_only(tmp_path, monkeypatch) ->
     assert resolve_weights(str(tmp_path / "outside.safetensors")) == tmp_path / "outside.safetensors"
     with pytest.raises(WeightsError, match="no such file"):
         resolve_weights(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"PK\x03\x04\x00\x00\x08\x08" + bytes(90), "begins as a pickle does, .*not read: convert it to safetensors"),
+        (pickle.dumps({"weight": [0.0] * 40}), "begins as a pickle does"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a Git LFS pointer"),
+        (b"<!DOCTYPE html><html>" + bytes(90), "begins as a web page does"),
+        (b"", r"damaged, or no safetensors file \([^)]*\)$"),
+        ((0x80).to_bytes(8, "little") + b'{"a": {', r"damaged, or no safetensors file \([^)]*\)$"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_without_unsafe_advice(content: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(content)
+    for read in (read_metadata, open_file):
+        with pytest.raises(WeightsError, match=words) as error:
+            read(path)
+        assert "weights_only" not in str(error.value)
+    path.unlink()
+    path.mkdir()
+    for read in (read_metadata, open_file):
+        with pytest.raises(WeightsError, match="is a folder, must be a safetensors file"):
+            read(path)

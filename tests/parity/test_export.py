@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import struct
+import warnings
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from support.exported import KINDS, load, save_prompts, to_pil
 from support.sd3_runs import run_config, save_run
 
 from genaffect_jax.config import LoraConfig, SamplingConfig
+from genaffect_jax.export import __main__ as export
 from genaffect_jax.export.diffusers import export_diffusers
 from genaffect_jax.export.evidence import Case, collect, pipeline_settings
 from genaffect_jax.export.from_torch import from_torch
@@ -187,6 +189,37 @@ def test_the_round_trip_is_the_identity_bit_for_bit(runs, folders, pipes, kind, 
                 np.testing.assert_array_equal(after.prototypes.vectors[word], vector)
         if before.prompts is not None:
             np.testing.assert_array_equal(after.prompts.tokens, before.prompts.tokens)
+
+
+def test_saving_warns_of_a_shift_that_the_folder_does_not_keep_and_the_import_says_which_it_takes(
+    folders, tmp_path, capsys
+) -> None:
+    pipe = load(folders["text"])
+    kept = pipe.scheduler.config.shift
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        pipe.save_pretrained(tmp_path / "plain")
+    pipe.scheduler.set_shift(kept + 2)
+    with pytest.warns(UserWarning, match=rf"shift is saved as {kept:g}: set_shift\({kept + 2:g}\) is no part"):
+        pipe.save_pretrained(tmp_path / "set")
+    assert export.main(["from-torch", str(tmp_path / "set"), "--out", str(tmp_path / "home")]) == 0
+    assert f"shift {kept:g} of scheduler_config.json" in " ".join(capsys.readouterr().err.split())
+    assert TrainedModel.load(tmp_path / "home").config.flow.shift == kept
+
+
+def test_a_variant_of_the_whole_folder_comes_home_if_it_is_named(folders, tmp_path, capsys) -> None:
+    load(folders["faces"]).save_pretrained(tmp_path / "saved", variant="fp16")
+    arguments = ["from-torch", str(tmp_path / "saved"), "--out", str(tmp_path / "home")]
+    assert export.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "error: --variant: " in said
+    assert "has weights of the variant fp16 alone" in said
+    assert not (tmp_path / "home").exists()
+    assert export.main([*arguments, "--variant", "fp16"]) == 0
+    from_torch(folders["faces"], tmp_path / "plain")
+    expected, found = (parameters(TrainedModel.load(tmp_path / name)) for name in ("plain", "home"))
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
 
 
 @pytest.mark.parametrize("kind", ["text", "faces"])

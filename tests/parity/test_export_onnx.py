@@ -27,6 +27,7 @@ from genaffect_jax.export.onnx_check import IMAGE_TOLERANCE, TOLERANCE, Sizes, l
 from genaffect_jax.export.trained import TrainedModel
 from genaffect_jax.expressions.grammar import parse_expressions
 from genaffect_jax.interop.onnx.signatures import signatures
+from genaffect_jax.io.onnx_file import parse_model
 from genaffect_jax.models.build import build_networks
 
 for library in ("torch", "diffusers", "onnxscript"):
@@ -123,7 +124,19 @@ def test_large_weights_lie_beside_their_graph_and_small_ones_within(exports):
         for name in ("conditions", "denoiser", "decoder"):
             graph = exports[kind].folder / f"{name}.onnx"
             assert graph.with_name(f"{name}.onnx.data").exists() == external
+            described = json.loads(graph.with_name("onnx.json").read_text())["graphs"][name]
+            assert described.get("weights") == (f"{name}.onnx.data" if external else None)
+            assert (f"{name}.onnx.data" in graph.with_name("SHA256SUMS").read_text()) == external
             onnx.checker.check_model(graph)
+
+
+def test_a_graph_without_its_weights_is_named_and_is_no_encoder(exports, tmp_path):
+    folder = shutil.copytree(exports["prompted"].folder, tmp_path / "copy")
+    with pytest.raises(WeightsError, match=r"its weights lie in other files \('decoder.onnx.data'\)"):
+        parse_model((folder / "decoder.onnx").read_bytes(), "decoder.onnx")
+    (folder / "decoder.onnx.data").unlink()
+    with pytest.raises(FileNotFoundError, match=r"decoder.onnx.data: no such file; decoder.onnx needs it"):
+        Sampler(folder)
 
 
 def test_graphs_name_no_file_of_the_machine_that_wrote_them(exports):

@@ -11,7 +11,7 @@ import pytest
 from genaffect_jax.errors import WeightsError
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
+diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.torch
 
 from safetensors.torch import load_file, save_file  # noqa: E402
@@ -19,6 +19,7 @@ from support.tiny_sd3 import T5_WIDTH, tiny_pipeline  # noqa: E402
 
 from genaffect_jax.config import TextConfig  # noqa: E402
 from genaffect_jax.data.prompts.table import PromptTable, all_prompts  # noqa: E402
+from genaffect_jax.diffusion.schedule import euler_sigmas  # noqa: E402
 from genaffect_jax.interop.diffusers import text_encoders  # noqa: E402
 from genaffect_jax.interop.diffusers.pipeline_folder import scheduler_shift, text_parts  # noqa: E402
 from genaffect_jax.interop.diffusers.text_encoders import TextEncoders  # noqa: E402
@@ -82,6 +83,22 @@ def test_a_prompt_longer_than_the_encoders_take_is_cut_with_a_warning(with_t5):
     assert tokens.shape[1] == 97
 
 
+def test_a_shift_that_was_set_later_is_in_no_folder_and_of_no_constructor(tmp_path):
+    """Why the guide asks for a new scheduler: the import could not see `set_shift`."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_shift(5.0)
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    assert scheduler_shift(tmp_path) == 3.0
+    again = diffusers.FlowMatchEulerDiscreteScheduler.from_config(scheduler.config, shift=5.0)
+    again.save_pretrained(tmp_path / "again" / "scheduler")
+    assert scheduler_shift(tmp_path / "again") == 5.0
+    for each in (scheduler, again):
+        each.set_timesteps(4)
+    np.testing.assert_allclose(again.sigmas, euler_sigmas(4, 5.0), atol=1e-6)
+    assert np.abs(scheduler.sigmas.numpy() - euler_sigmas(4, 5.0)).max() > 1e-3
+    assert np.abs(scheduler.sigmas.numpy() - euler_sigmas(4, 3.0)).max() > 1e-3
+
+
 def test_the_noise_schedule_is_read_from_the_folder(with_t5, tmp_path):
     assert scheduler_shift(with_t5[1]) == 3.0
     path = tmp_path / "scheduler" / "scheduler_config.json"
@@ -121,7 +138,10 @@ BREAKS = {
     "no folder": (lambda f: shutil.rmtree(f), r"copy: no such folder"),
     "no encoder": (lambda f: shutil.rmtree(f / "text_encoder_3"), r"copy/text_encoder_3: no such folder"),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer_2"), r"copy/tokenizer_2: no such folder"),
-    "no index": (lambda f: (f / "model_index.json").unlink(), r"model_index\.json: no such file"),
+    "no index and not all encoders": (
+        lambda f: [(f / "model_index.json").unlink(), shutil.rmtree(f / "text_encoder_3")],
+        r"model_index\.json: no such file, and of .* the folder has text_encoder, text_encoder_2",
+    ),
     "no config": (lambda f: (f / "text_encoder" / "config.json").unlink(), r"text_encoder/config\.json: no such file"),
     "empty tokenizer": (
         lambda f: [p.unlink() for p in (f / "tokenizer_3").iterdir()],
@@ -132,7 +152,7 @@ BREAKS = {
         r"tokenizer_3: not readable as a T5Tokenizer",
     ),
     "truncated": (truncate, r"text_encoder_3/model\.safetensors: damaged, or no safetensors file"),
-    "pickle": (pickled, r"text_encoder/model\.safetensors: no such file.*pytorch_model\.bin is no safetensors file"),
+    "pickle": (pickled, r"text_encoder: has neither .*pytorch_model\.bin.*pickle files are not read"),
     "missing key": (
         lambda f: weights(f, lambda s: s.pop("text_projection.weight")),
         r"text_encoder_2: the weights do not fit config\.json: missing text_projection\.weight",
@@ -204,6 +224,26 @@ def test_prepare_writes_all_prompts_and_runs_no_encoder_twice(with_t5, tmp_path,
     assert loaded == [1]
     again = PromptTable.read(out)
     np.testing.assert_allclose(again.tokens, table.tokens, atol=1e-6)
+
+
+def test_prepare_takes_the_variant_of_the_weight_files_and_names_it_where_there_is_no_other(with_t5, tmp_path, capsys):
+    with_t5[0].save_pretrained(tmp_path / "fp16", variant="fp16")
+    (tmp_path / "fp16" / "model_index.json").unlink()  # all three encoders are there
+    (tmp_path / "preset.py").write_text(PRESET.format(width=T5_WIDTH))
+
+    def run(name, pipeline, *more):
+        argv = ["--config", str(tmp_path / "preset.py"), "--pipeline", str(pipeline), "--out", str(tmp_path / name)]
+        return prepare.main(["prompts", *argv, "--dtype", "float32", *more])
+
+    capsys.readouterr()
+    assert run("x", tmp_path / "fp16") == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: --variant: {tmp_path / 'fp16' / 'text_encoder'} has weights of the variant fp16")
+    assert said.count("\n") == 1
+    assert run("named", tmp_path / "fp16", "--variant", "fp16") == 0
+    assert run("plain", with_t5[1]) == 0
+    expected, found = (PromptTable.read(tmp_path / name) for name in ("plain", "named"))
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
 
 
 def test_prepare_refuses_a_pipeline_that_does_not_fit_the_preset(with_t5, tmp_path, capsys):

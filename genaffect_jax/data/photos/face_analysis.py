@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from genaffect_jax.errors import ConfigError, install_command
+from genaffect_jax.errors import ConfigError, WeightsError, install_command
+from genaffect_jax.io.onnx_file import parse_model
 
 THRESHOLD = 0.5  # insightface's own default of the detection score
 
@@ -50,7 +51,8 @@ class FaceFinder:
             models: folder of a model pack (with .onnx files), or an insightface root that holds one, `models/<pack>/`.
 
         Raises:
-            ConfigError: there is no model pack or no detector in it, or the extra `photo` is not installed.
+            ConfigError: there is no model pack or no detector in it, a file of it is damaged or depends on another file
+                (`io.onnx_file`), or the extra `photo` is not installed.
         """
         self._analysis = _load(models, ["detection"])
 
@@ -151,6 +153,12 @@ def _load(models: Path, modules: Sequence[str]) -> Any:
         raise ConfigError(f"face models {pack}: no face detector among {names}") from e
     except Exception as e:  # onnx and onnxruntime have error classes of their own for damaged files
         raise ConfigError(f"face models {pack}: cannot be loaded: {type(e).__name__}: {e}") from e
+    for model in analysis.models.values():
+        file = Path(model.model_file)
+        try:
+            parse_model(file.read_bytes(), file.name)
+        except (WeightsError, OSError) as e:
+            raise ConfigError(f"face models {pack}: {file.name}: {e}") from e
     return analysis
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from genaffect_jax.errors import WeightsError, install_command
+from genaffect_jax.errors import WeightsError
 from genaffect_jax.interop.arcface.layers import Affine, FoldedLayers
+from genaffect_jax.io.onnx_file import parse_model
 
 _PASSING = ("Identity", "Dropout", "Cast")  # do nothing in inference
 _RESHAPING = ("Unsqueeze", "Transpose")  # of weights: a PReLU's slopes (in any shape), a matrix
@@ -88,18 +89,10 @@ def read_layers(path: Path) -> FoldedLayers:
     """The layers of an ONNX file.
 
     Raises:
-        WeightsError: the package `onnx` is not installed, the file is damaged or lacks weights, or the graph is not an
-            IResNet.
+        WeightsError: as `io.onnx_file.parse_model`, or the graph is not an IResNet.
+        OSError: the file cannot be read.
     """
-    try:
-        import onnx
-    except ImportError as e:
-        raise WeightsError(f"an .onnx file needs the package onnx ({install_command('photo')})") from e
-    try:
-        model = onnx.load(path)
-    except Exception as e:  # protobuf and onnx have error classes of their own
-        raise WeightsError(f"damaged, or no ONNX file ({type(e).__name__}: {e})") from e
-    return _walk(Graph(model))
+    return _walk(Graph(parse_model(path.read_bytes(), path.name)))
 
 
 def _walk(graph: Graph) -> FoldedLayers:

@@ -70,9 +70,11 @@ def read_arcface(weights: Path, crop: Crop = ARCFACE_CROP) -> tuple[FaceEncoderC
         expected = {key: s.shape for key, s in build_encoder(config).shapes.items()}
         problems = misfits({key: value.shape for key, value in layers.parameters.items()}, expected)
         if problems:
-            raise WeightsError(f"does not fit an IResNet of widths {config.widths}: {'; '.join(problems)}")
+            raise WeightsError(f"does not fit an IResNet of widths {config.widths}: {listed(problems)}")
     except WeightsError as e:
         raise WeightsError(f"{weights}: {e}") from e
+    except OSError as e:
+        raise WeightsError(f"{weights}: cannot be read: {e.strerror or e}") from e
     return config, {key: value.astype(np.float32) for key, value in layers.parameters.items()}
 
 
@@ -111,7 +113,7 @@ def _read_state(path: Path) -> Arrays:
             f"{key} is {kind}" for key, kind in types.items() if kind not in _READ_TYPES and not key.endswith(_UNUSED)
         ]
         if unread:
-            raise WeightsError(f"{listed(unread, 3)}; tensors of {', '.join(_READ_TYPES)} are read")
+            raise WeightsError(f"{listed(unread)}; tensors of {', '.join(_READ_TYPES)} are read")
         state = dict(load_file(path))
     except (SafetensorError, OSError) as e:
         raise WeightsError(f"damaged, or no safetensors file ({e})") from e
@@ -135,7 +137,7 @@ def _layers_of_state(state: Arrays) -> FoldedLayers:
         if state[key].ndim != ranks:
             problems.append(f"{key} has shape {state[key].shape}, must have {ranks} axes")
     if not depths or problems:
-        raise WeightsError(f"no state dict of an IResNet: {'; '.join(problems)}")
+        raise WeightsError(f"no state dict of an IResNet: {listed(problems)}")
     layers = FoldedLayers()
 
     def norm(name: str) -> Affine:

@@ -150,13 +150,16 @@ def read_run(folder: Path) -> dict[str, Any]:
     return run
 
 
-def read_adapter(folder: Path, config: ModelConfig, *, dtype: WeightDType | None = None) -> Parameters:
+def read_adapter(
+    folder: Path, config: ModelConfig, *, dtype: WeightDType | None = None, variant: str | None = None
+) -> Parameters:
     """The adapter's parameters.
 
     Args:
         folder: a pipeline's folder, or the adapter's own.
         config: the model, without low-rank additions.
         dtype: type of the parameters; None for each parameter's stored type.
+        variant: variant of the files (`fp16`).
 
     Raises:
         WeightsError: a file is missing or damaged, or the adapter is of another model (differences are named).
@@ -170,7 +173,7 @@ def read_adapter(folder: Path, config: ModelConfig, *, dtype: WeightDType | None
     ]
     if differences:
         raise WeightsError(f"{own / CONFIG_FILE}: of another model: {'; '.join(differences)}")
-    with open_tensors(own) as stored:
+    with open_tensors(own, variant) as stored:
         return read_parameters(*_table(config), stored, own, dtype)
 
 

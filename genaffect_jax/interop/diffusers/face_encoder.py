@@ -70,19 +70,20 @@ def write_face_encoder(source: str, folder: Path, *, dtype: WeightDType | None =
 
 
 def read_face_encoder(
-    folder: Path, *, dtype: WeightDType | None = None
+    folder: Path, *, dtype: WeightDType | None = None, variant: str | None = None
 ) -> tuple[FaceEncoderConfig, Parameters, dict[str, str]]:
     """Configuration, flat parameters and metadata of a face encoder, as `io.weight_file.save_weights` takes them.
 
     Args:
         folder: the component's own folder.
         dtype: type of the parameters, rounded to nearest; None for each parameter's stored type.
+        variant: variant of the files (`fp16`).
 
     Raises:
         WeightsError: a file is missing or damaged, an entry of `config.json` is unknown or not allowed, or keys or
             shapes are not exactly those of the network (some are named).
     """
-    header, parameters = read_component(FACE_ENCODER, folder, dtype)
+    header, parameters = read_component(FACE_ENCODER, folder, dtype, variant=variant)
     return header.encoder, parameters, dict(header.metadata)
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from genaffect_jax.errors import WeightsError
+from genaffect_jax.errors import WeightsError, listed
 from genaffect_jax.interop.diffusers.tensor_files import WRITTEN_NAMES, read_json
 from genaffect_jax.io.atomic import new_folder
 
@@ -21,13 +21,19 @@ def component_folder(folder: Path, name: str) -> Path:
     """The component's own folder: `folder`, or `folder/name` if `folder` is a pipeline, whole or in part.
 
     Raises:
-        WeightsError: there is no such folder.
+        WeightsError: there is no such folder, or it is neither; the message says what is there.
     """
-    inside = (folder / PIPELINE_FILE).is_file() or ((folder / name).is_dir() and not (folder / CONFIG_FILE).exists())
-    own = folder / name if inside else folder
-    if not own.is_dir():
-        raise WeightsError(f"{own}: no such folder")
-    return own
+    if not folder.is_dir():
+        raise WeightsError(f"{folder}: {'is no folder' if folder.exists() else 'no such folder'}")
+    if not name or ((folder / CONFIG_FILE).exists() and not (folder / PIPELINE_FILE).is_file()):
+        return folder
+    if (folder / name).is_dir():
+        return folder / name
+    if (folder / PIPELINE_FILE).is_file():
+        raise WeightsError(f"{folder / name}: no such folder; the pipeline has {_contents(folder)}")
+    raise WeightsError(
+        f"{folder}: has neither {CONFIG_FILE} of a {name} nor the {name}/ of a pipeline (has {_contents(folder)})"
+    )
 
 
 def read_config(folder: Path, class_name: str) -> dict[str, Any]:
@@ -58,6 +64,11 @@ def new_component(folder: Path, class_name: str, config: dict[str, Any]) -> Iter
         yield new
 
 
+def _contents(folder: Path) -> str:
+    names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
+    return listed(names, separator=", ", characters=300) or "nothing"
+
+
 def _refuse_foreign(folder: Path, class_name: str) -> None:
     if not folder.exists():
         return
@@ -65,6 +76,8 @@ def _refuse_foreign(folder: Path, class_name: str) -> None:
         raise WeightsError(f"{folder}: is no folder; weights are not written over it")
     foreign = sorted(p.name for p in folder.iterdir() if p.name != CONFIG_FILE and not WRITTEN_NAMES.fullmatch(p.name))
     if foreign:
-        raise WeightsError(f"{folder}: holds other files ({', '.join(foreign)}); weights are not written over them")
+        raise WeightsError(
+            f"{folder}: holds other files ({listed(foreign, separator=', ')}); weights are not written over them"
+        )
     if any(folder.iterdir()):
         read_config(folder, class_name)

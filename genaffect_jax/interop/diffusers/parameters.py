@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from genaffect_jax.errors import WeightsError
+from genaffect_jax.errors import WeightsError, listed
 from genaffect_jax.interop.diffusers.rules import Piece, Rule, Shape, match
 from genaffect_jax.interop.diffusers.tensor_files import Tensors
 from genaffect_jax.io.weight_file import WeightDType, misfits
@@ -84,7 +84,7 @@ class ParameterTensors:
             f"{name} lies partly on other hosts" for name, p in parameters.items() if not p.is_fully_addressable
         ]
         if problems:
-            raise WeightsError(f"{where}: not written: {class_name} with other parameters: {'; '.join(problems)}")
+            raise WeightsError(f"{where}: not written: {class_name} with other parameters: {listed(problems)}")
         self._pieces = {piece.key: piece for piece in match(rules, shapes, None, str(where))}
         self._parameters, self._where = parameters, where
         self.shapes = {key: piece.shape for key, piece in self._pieces.items()}

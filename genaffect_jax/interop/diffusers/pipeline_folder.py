@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from genaffect_jax.errors import WeightsError
 from genaffect_jax.interop.diffusers.folders import PIPELINE_FILE
 from genaffect_jax.interop.diffusers.tensor_files import read_json
+from genaffect_jax.interop.diffusers.weight_files import TRANSFORMERS_STEM, find_weights
+from genaffect_jax.io.weight_file import unreadable
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 T5 = "text_encoder_3"
@@ -20,7 +22,6 @@ _TOKENIZER_FILES = {
     "tokenizer_2": (("tokenizer.json",), ("vocab.json", "merges.txt")),
     "tokenizer_3": (("tokenizer.json",), ("spiece.model",)),
 }
-_WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,19 @@ class TextParts:
     files: dict[str, Path]
 
 
-def text_parts(folder: Path) -> TextParts:
+def text_parts(folder: Path, variant: str | None = None) -> TextParts:
     """Finds the tokenizers and text encoders of a pipeline folder.
+
+    Args:
+        folder: the pipeline's folder. It may lack `model_index.json` if all three encoders are there.
+        variant: variant of the encoders' weight files (`fp16`); None for the files without one.
 
     Raises:
         WeightsError: the folder, a part of it or a file is missing or cannot be read; the message names it.
     """
     if not folder.is_dir():
         raise WeightsError(f"{folder}: no such folder (a diffusers pipeline folder was expected)")
-    index = read_json(folder / PIPELINE_FILE)
+    index = _index(folder)
     t5 = _is_there(index, T5, folder)
     parts = ENCODERS if t5 else ENCODERS[:2]
     files: dict[str, Path] = {}
@@ -59,7 +64,10 @@ def text_parts(folder: Path) -> TextParts:
                 raise WeightsError(f"{folder / PIPELINE_FILE}: {part} is null, only {T5} may be")
             if not (folder / part).is_dir():
                 raise WeightsError(f"{folder / part}: no such folder; the pipeline's {part} belongs there")
-        found = [*_encoder_files(folder / encoder), *_tokenizer_files(folder / tokenizer, _TOKENIZER_FILES[tokenizer])]
+        found = [
+            *_encoder_files(folder / encoder, variant),
+            *_tokenizer_files(folder / tokenizer, _TOKENIZER_FILES[tokenizer]),
+        ]
         files |= {path.relative_to(folder).as_posix(): path for path in found}
     if t5:
         return TextParts(folder, t5, None, files)
@@ -72,6 +80,10 @@ def text_parts(folder: Path) -> TextParts:
 
 def scheduler_shift(folder: Path) -> float:
     """The resolution shift of a pipeline's noise schedule, for `diffusion.schedule.euler_sigmas`.
+
+    It is that of the scheduler's constructor. diffusers 0.42.1 does not save what `set_shift` changed, so a folder
+    cannot show it; the schedule after it is not that of any constructor either (the ends of the range keep the old
+    shift).
 
     Raises:
         WeightsError: `scheduler/scheduler_config.json` is missing or not readable, or describes another schedule than
@@ -104,6 +116,20 @@ def scheduler_shift(folder: Path) -> float:
     return float(shift)
 
 
+def _index(folder: Path) -> dict[str, Any]:
+    """The content of `model_index.json`, or what the folders say in its place."""
+    if (folder / PIPELINE_FILE).exists():
+        return read_json(folder / PIPELINE_FILE)
+    there = [part for part in ENCODERS if (folder / part).is_dir()]
+    if tuple(there) == ENCODERS:
+        return {part: True for encoder in ENCODERS for part in (encoder, encoder.replace("text_encoder", "tokenizer"))}
+    # Without T5 its tokens are zeros, which gives other prompts: a download of some folders must not decide that.
+    raise WeightsError(
+        f"{folder / PIPELINE_FILE}: no such file, and of {', '.join(ENCODERS)} the folder has "
+        f"{', '.join(there) or 'none'}: name the folder of a whole pipeline, or add the file or the folders"
+    )
+
+
 def _is_there(index: dict[str, Any], part: str, folder: Path) -> bool:
     if part not in index:
         raise WeightsError(f"{folder / PIPELINE_FILE}: has no entry {part!r}; is this an SD3 pipeline?")
@@ -111,35 +137,25 @@ def _is_there(index: dict[str, Any], part: str, folder: Path) -> bool:
     return not (entry is None or entry == [None, None])
 
 
-def _encoder_files(folder: Path) -> list[Path]:
-    config, single, index = folder / "config.json", folder / _WEIGHTS, folder / f"{_WEIGHTS}.index.json"
+def _encoder_files(folder: Path, variant: str | None) -> list[Path]:
+    config = folder / "config.json"
     read_json(config)
-    if single.is_file() and index.is_file():
-        # transformers would read the whole file without a word, however old it is.
-        raise WeightsError(f"{folder}: has both {single.name} and {index.name}; which one counts is not clear")
-    if single.is_file():
-        weights = [single]
-    elif index.is_file():
-        shards = read_json(index).get("weight_map")
+    found = find_weights(folder, TRANSFORMERS_STEM, variant)
+    weights = [found]
+    if found.suffix == ".json":
+        shards = read_json(found).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
-            raise WeightsError(f"{index}: weight_map must map keys to files of the same folder")
+            raise WeightsError(f"{found}: weight_map must map keys to files of the same folder")
         weights = [folder / name for name in sorted(set(shards.values()))]
-    else:
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        found = f"; {', '.join(pickles)} is no safetensors file and is not read" if pickles else ""
-        variants = sorted(p.name for p in folder.glob("model.*.safetensors"))
-        if variants:
-            found = f"; {', '.join(variants)} is a variant: save it under the plain name to have it read"
-        raise WeightsError(f"{single}: no such file (nor {index.name}){found}")
     for path in weights:
         try:
             with safe_open(path, framework="np"):
                 pass
         except FileNotFoundError as e:
-            raise WeightsError(f"{path}: no such file, but {index.name} names it") from e
+            raise WeightsError(f"{path}: no such file, but {found.name} names it") from e
         except (SafetensorError, OSError) as e:
-            raise WeightsError(f"{path}: damaged, or no safetensors file ({e})") from e
-    return [config, *weights, *([index] if weights != [single] else [])]
+            raise unreadable(path, e) from e
+    return [config, *weights, *([found] if weights != [found] else [])]
 
 
 def _tokenizer_files(folder: Path, choices: tuple[tuple[str, ...], ...]) -> list[Path]:

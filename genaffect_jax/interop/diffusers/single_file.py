@@ -99,7 +99,6 @@ def _prefix(keys: set[str], layout: Layout, path: Path) -> str:
     if not any(key.startswith(layout.prefix) for key in keys):
         raise WeightsError(f"{path}: no one-file checkpoint with this network: no key begins with {layout.prefix}")
     if keys > known:
-        raise WeightsError(
-            f"{path}: unknown {', '.join(sorted(keys - known))}; keys must begin with {', '.join(_PREFIXES)}"
-        )
+        unknown = listed(sorted(keys - known), separator=", ")
+        raise WeightsError(f"{path}: unknown {unknown}; keys must begin with {', '.join(_PREFIXES)}")
     return layout.prefix

@@ -22,12 +22,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from genaffect_jax.errors import WeightsError, listed
-from genaffect_jax.io.weight_file import DTYPES, WeightDType
+from genaffect_jax.interop.diffusers.weight_files import DIFFUSERS_STEM, find_weights
+from genaffect_jax.io.weight_file import DTYPES, WeightDType, unreadable
 
-STEM = "diffusion_pytorch_model"
-WRITTEN_NAMES = re.compile(rf"{STEM}(-\d{{5}}-of-\d{{5}})?\.safetensors|{STEM}\.safetensors\.index\.json")
+WRITTEN_NAMES = re.compile(
+    rf"{DIFFUSERS_STEM}(-\d{{5}}-of-\d{{5}})?\.safetensors|{DIFFUSERS_STEM}\.safetensors\.index\.json"
+)
 """File names that `write_tensors` makes."""
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class Tensors(Protocol):
@@ -56,7 +57,7 @@ class ArrayTensors:
 
     def read(self, key: str) -> np.ndarray:
         """One array."""
-        return np.ascontiguousarray(self._arrays[key])
+        return np.asarray(self._arrays[key], order="C")
 
 
 class StoredTensors:
@@ -76,7 +77,7 @@ class StoredTensors:
             else:
                 bad.append(f"{key} has type {header.get_dtype()}")
         if bad:
-            raise WeightsError(f"{'; '.join(bad)}: must be {', '.join(DTYPES)}")
+            raise WeightsError(f"{listed(bad)}: must be {', '.join(DTYPES)}")
 
     def read(self, key: str) -> np.ndarray:
         """One tensor, in its stored type, as a new array."""
@@ -96,22 +97,16 @@ def open_tensors(folder: Path, variant: str | None = None) -> Iterator[StoredTen
         variant: reads `diffusion_pytorch_model.<variant>.safetensors` (or its index), for example `fp16`.
 
     Raises:
-        WeightsError: there is no safetensors file, or both a single one and an index; a file is missing or damaged; the
-            index and the files disagree; or a type of numbers is unknown.
+        WeightsError: as `weight_files.find_weights`; a file is missing or damaged; the index and the files disagree; or
+            a type of numbers is unknown.
     """
-    suffix = "" if variant is None else f".{variant}"
-    whole = folder / f"{STEM}{suffix}.safetensors"
-    index = folder / f"{STEM}.safetensors.index{suffix}.json"
-    if whole.is_file() and index.is_file():
-        raise WeightsError(f"{folder}: has both {whole.name} and {index.name}; which one counts is not clear")
-    if not whole.is_file() and not index.is_file():
-        raise WeightsError(_nothing_found(folder, whole, index))
+    found = find_weights(folder, DIFFUSERS_STEM, variant)
     with ExitStack() as stack:
-        if whole.is_file():
-            file = stack.enter_context(open_file(whole))
-            places = dict.fromkeys(file.keys(), file)
+        if found.suffix == ".json":
+            places = _open_shards(found, stack)
         else:
-            places = _open_shards(index, stack)
+            file = stack.enter_context(open_file(found))
+            places = dict.fromkeys(file.keys(), file)
         try:
             stored = StoredTensors(places)
         except WeightsError as e:
@@ -143,16 +138,23 @@ def write_tensors(
         room -= size
     weight_map = {}
     for number, keys in enumerate(shards, start=1):
-        name = f"{STEM}.safetensors" if len(shards) == 1 else f"{STEM}-{number:05}-of-{len(shards):05}.safetensors"
+        name = (
+            f"{DIFFUSERS_STEM}.safetensors"
+            if len(shards) == 1
+            else f"{DIFFUSERS_STEM}-{number:05}-of-{len(shards):05}.safetensors"
+        )
         # The header's entry tells readers such as transformers that the axis order is PyTorch's.
         header = {**(metadata or {}), "format": "pt"}
-        save_file({key: tensors.read(key) for key in keys}, folder / name, metadata=header)
+        # safetensors 0.8 writes an array that is not in C order as its memory lies, under its shape, and says nothing.
+        arrays = {key: np.asarray(tensors.read(key), order="C") for key in keys}
+        save_file(arrays, folder / name, metadata=header)
+        del arrays
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())
         weight_map.update(dict.fromkeys(keys, name))
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        (folder / f"{STEM}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / f"{DIFFUSERS_STEM}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def write_file(path: Path, tensors: Tensors, metadata: Mapping[str, str], hash_entry: str | None = None) -> None:
@@ -200,10 +202,8 @@ def open_file(path: Path) -> Any:
     try:
         # Not memory-mapped, as the pages that have been read would count as this process's memory.
         return safe_open(path, framework="numpy", backend="pread")
-    except FileNotFoundError as e:
-        raise WeightsError(f"{path}: no such file") from e
     except (SafetensorError, OSError) as e:
-        raise WeightsError(f"{path}: damaged, or no safetensors file ({e})") from e
+        raise unreadable(path, e) from e
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -216,7 +216,9 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise WeightsError(f"{path}: no such file") from e
-    except ValueError as e:
+    except OSError as e:  # no permission, a folder or a circle of links
+        raise WeightsError(f"{path}: cannot be read: {e.strerror or e}") from e
+    except (ValueError, RecursionError) as e:
         raise WeightsError(f"{path}: not JSON ({e})") from e
     if not isinstance(values, dict):
         raise WeightsError(f"{path}: must hold a JSON object, holds a {type(values).__name__}")
@@ -247,15 +249,5 @@ def _open_shards(index: Path, stack: ExitStack) -> dict[str, Any]:
         if weight_map.get(key) != name
     ]
     if problems:
-        raise WeightsError(f"{index}: does not fit its files: {'; '.join(problems)}")
+        raise WeightsError(f"{index}: does not fit its files: {listed(problems)}")
     return {key: files[name] for key, name in weight_map.items()}
-
-
-def _nothing_found(folder: Path, whole: Path, index: Path) -> str:
-    if not folder.is_dir():
-        return f"{folder}: no such folder"
-    found = sorted(p.name for p in folder.iterdir())
-    message = f"{folder}: has neither {whole.name} nor {index.name} (has {', '.join(found) or 'nothing'})"
-    if any(name.endswith(_PICKLES) for name in found):
-        message += "; pickle files are not read, as they can run any code: convert them to safetensors"
-    return message

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float
 
-from genaffect_jax.errors import ConfigError, WeightsError, install_command
+from genaffect_jax.errors import ConfigError, WeightsError, install_command, listed
 from genaffect_jax.interop.diffusers.pipeline_folder import ENCODERS, T5, text_parts
 from genaffect_jax.io.weight_file import WeightDType
 
@@ -37,6 +37,7 @@ class TextEncoders:
         max_sequence_length: tokens of T5; longer prompts are truncated with a warning.
         device: `cpu`, `cuda` or `cuda:N`.
         dtype: type of the weights, the computation and the result.
+        variant: variant of the weight files (`fp16`); None for the files without one.
 
     Raises:
         WeightsError: a folder or file is missing or damaged, or its weights do not fit its configuration.
@@ -44,9 +45,16 @@ class TextEncoders:
     """
 
     def __init__(
-        self, folder: Path, *, max_sequence_length: int, device: str = "cpu", dtype: WeightDType = "float32"
+        self,
+        folder: Path,
+        *,
+        max_sequence_length: int,
+        device: str = "cpu",
+        dtype: WeightDType = "float32",
+        variant: str | None = None,
     ) -> None:
-        parts = text_parts(folder)
+        parts = text_parts(folder, variant)
+        self._variant = variant
         self._width = parts.width
         self._max_sequence_length = max_sequence_length
         self._dtype: torch.dtype = getattr(torch, dtype)
@@ -106,6 +114,7 @@ class TextEncoders:
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
+                variant=self._variant,
                 dtype=self._dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # the report lists them too, so that one error can name all
@@ -119,7 +128,7 @@ class TextEncoders:
             for key, found, needed in sorted(report["mismatched_keys"])
         ]
         if problems:
-            raise WeightsError(f"{folder}: the weights do not fit config.json: " + "; ".join(problems))
+            raise WeightsError(f"{folder}: the weights do not fit config.json: " + listed(problems))
         return model.to(self._device)
 
 

@@ -167,7 +167,14 @@ def _opened(
             yield config, tensors
         return
     config = _read_config(component, source)
-    with open_tensors(component_folder(source, component.folder), variant) as stored:
+    folder = component_folder(source, component.folder)
+    with open_tensors(folder, variant) as stored:
+        layout = component.original
+        if layout is not None and any(key.startswith(layout.prefix) for key in stored.shapes):
+            raise WeightsError(
+                f"{folder}: its keys begin with {layout.prefix}, as those of a one-file checkpoint do: name the "
+                ".safetensors file itself in place of the folder"
+            )
         yield config, stored
 
 
@@ -189,7 +196,9 @@ def _is_file(source: Path) -> bool:
 
 def _require_no_variant(source: Path, variant: str | None) -> None:
     if variant is not None:
-        raise WeightsError(f"{source}: variant {variant!r}: a file has no variants, name a folder")
+        raise WeightsError(
+            f"{source}: a file has no variants, name a diffusers folder or no variant", field="variant", found=variant
+        )
 
 
 def write_component(

@@ -49,6 +49,10 @@ class Sampler:
     ) -> None:
         self.folder = Path(folder)
         self.description: dict[str, Any] = json.loads((self.folder / "onnx.json").read_text())
+        for graph in self.description["graphs"].values():
+            for name in (graph["file"], graph.get("weights", graph["file"])):
+                if not (self.folder / name).is_file():
+                    raise FileNotFoundError(f"{self.folder / name}: no such file; {graph['file']} needs it")
         providers = list(providers or onnxruntime.get_available_providers())
         self.conditions, self.denoiser, self.decoder = (
             onnxruntime.InferenceSession(str(self.folder / f"{name}.onnx"), options, providers=providers)

@@ -15,7 +15,7 @@ from jaxtyping import Float32
 
 from genaffect_jax.config import TextConfig
 from genaffect_jax.data.prompts.table import PromptTable
-from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.errors import ConfigError, WeightsError, listed
 from genaffect_jax.expressions.action_units import CHANNELS, DEGREES, neutral
 from genaffect_jax.expressions.prototypes import WordPrototypes
 from genaffect_jax.expressions.vocabulary import vocabulary
@@ -86,11 +86,12 @@ def write_expressions(
         write_tensors(temporary, ArrayTensors({_TOKENS: tokens, _POOLED: pooled}), tokens.nbytes + pooled.nbytes)
 
 
-def read_expressions(folder: Path) -> FolderExpressions:
+def read_expressions(folder: Path, variant: str | None = None) -> FolderExpressions:
     """Reads a folder of `write_expressions`, or one that the class wrote with `save_pretrained`.
 
     Args:
         folder: the component's folder, or a pipeline's with an `expressions/`.
+        variant: variant of the files (`fp16`).
 
     Raises:
         WeightsError: a file is missing or damaged or of another class, or channels and words are not those of this
@@ -113,7 +114,7 @@ def read_expressions(folder: Path) -> FolderExpressions:
     prompts = None
     if names := _entry(path, config, "prompts", list):
         table = _entry(path, source, "prompts", dict)
-        with open_tensors(folder) as stored:
+        with open_tensors(folder, variant) as stored:
             if stored.shapes.keys() != {_TOKENS, _POOLED}:
                 raise WeightsError(f"{folder}: holds {sorted(stored.shapes)}, must hold {_TOKENS} and {_POOLED}")
             prompts = PromptTable(
@@ -173,7 +174,9 @@ def _require_writable(folder: Path, prototypes: WordPrototypes) -> None:
         raise WeightsError(f"{folder}: not written: the vocabulary has no words {', '.join(unknown)}")
     bad = sorted(name for name, vector in prototypes.vectors.items() if not np.isfinite(vector).all())
     if bad:
-        raise WeightsError(f"{folder}: not written: vectors with numbers that are not finite: {', '.join(bad)}")
+        raise WeightsError(
+            f"{folder}: not written: vectors with numbers that are not finite: {listed(bad, separator=', ')}"
+        )
 
 
 def _read_prototypes(path: Path, config: dict[str, Any], source: dict[str, Any]) -> WordPrototypes:

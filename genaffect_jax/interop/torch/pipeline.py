@@ -1,6 +1,7 @@
 """Gen-AFFECT in diffusers, as modular blocks and as a pipeline: a person and a text of expressions in, images out."""
 
 import sys
+import warnings
 
 import diffusers
 import diffusers.modular_pipelines as modular
@@ -224,6 +225,18 @@ class GenAffectPipeline(diffusers.DiffusionPipeline, SD3LoraLoaderMixin):
     def __call__(self, image, expressions, **settings):
         """The images of a set, in the order of the expressions."""
         return diffusers.ImagePipelineOutput(self.run(image=image, expressions=expressions, **settings).get("images"))
+
+    def save_pretrained(self, save_directory, *args, **options):
+        """As of every pipeline; warns of a noise schedule that the folder does not keep."""
+        kept = self.scheduler.config.get("shift")
+        now = getattr(self.scheduler, "shift", kept)  # not every scheduler has the property
+        if now != kept:
+            warnings.warn(
+                f"{save_directory}: the scheduler's shift is saved as {kept:g}: set_shift({now:g}) is no part of its "
+                "configuration; use FlowMatchEulerDiscreteScheduler.from_config(scheduler.config, shift=...)",
+                stacklevel=2,
+            )
+        super().save_pretrained(save_directory, *args, **options)
 
     def run(self, **inputs):
         """The state after the last block, which holds what was computed on the way."""

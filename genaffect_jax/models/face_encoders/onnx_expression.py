@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +24,14 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from genaffect_jax.config.encoders import WHOLE, Crop, describe_crop, require_crop
-from genaffect_jax.errors import ConfigError, WeightsError, install_command
+from genaffect_jax.errors import ConfigError, WeightsError, install_command, listed
 from genaffect_jax.io.atomic import copy_atomically, write_atomically
+from genaffect_jax.io.onnx_file import parse_model
 
 ONNX_SUFFIX = ".json"
 FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)")
+_LARGEST = float(np.finfo(np.float32).max)
+LARGEST_SIDE = 2048  # of an image, in pixels: three of them are run when an encoder is read
 BATCH = 32  # images in one run of a network that takes any number
 
 
@@ -76,16 +78,17 @@ class OnnxExpressionEncoder:
         """Reads the settings in a JSON file and the network beside it.
 
         Raises:
-            WeightsError: a file is missing or damaged, a setting is unknown, missing or not allowed, the network has no
-                such output or not one image as its input, its output is not one finite vector for each image by itself,
-                or onnxruntime is not installed.
+            WeightsError: a file is missing or damaged, a setting is unknown, missing or not allowed, the network
+                depends on another file, has no such output or not one image as its input, its output is not one finite
+                vector for each image by itself, or onnx or onnxruntime is not installed.
         """
         self.settings = read_settings(path)
         self._file = path.with_name(self.settings.onnx)
-        try:
-            content = self._file.read_bytes()
-        except OSError as e:
-            raise WeightsError(f"{path}: onnx={self.settings.onnx!r}: no such file beside it") from e
+        content = _read(self._file, f"{path}: onnx={self.settings.onnx!r}: no such file beside it")
+        try:  # a network whose weights the checksum would not see is refused
+            parse_model(content, self._file.name)
+        except WeightsError as e:
+            raise WeightsError(f"{self._file}: {e}") from e
         decisive = dataclasses.asdict(dataclasses.replace(self.settings, onnx=""))
         digest = hashlib.sha256(content)
         digest.update(json.dumps(decisive, sort_keys=True).encode())
@@ -220,10 +223,8 @@ def read_settings(path: Path) -> OnnxSettings:
             problems are named.
     """
     try:
-        values = json.loads(path.read_text("utf-8"))
-    except OSError as e:
-        raise WeightsError(f"{path}: no such file") from e
-    except ValueError as e:
+        values = json.loads(_read(path, f"{path}: no such file"))
+    except (ValueError, RecursionError) as e:
         raise WeightsError(f"{path}: not JSON ({e})") from e
     if not isinstance(values, Mapping):
         raise WeightsError(f"{path}: holds a {type(values).__name__}, must be an object")
@@ -232,6 +233,8 @@ def read_settings(path: Path) -> OnnxSettings:
     for field, kind in (("onnx", str), ("name", str), ("licence", str), ("image_size", int), ("output", str)):
         if field in values and (not isinstance(values[field], kind) or not values[field] or values[field] is True):
             problems.append(f"{field}={values[field]!r}: must be a {'text' if kind is str else 'positive number'}")
+        elif kind is int and field in values and not 1 <= values[field] <= LARGEST_SIDE:
+            problems.append(f"{field}={values[field]}: must be 1 to {LARGEST_SIDE}")
     if isinstance(values.get("onnx"), str) and Path(values["onnx"]).name != values["onnx"]:
         problems.append(f"onnx={values['onnx']!r}: must be the name of a file in the same folder")
     for field, allowed in (("channels", ("rgb", "bgr")), ("layout", ("nchw", "nhwc"))):
@@ -252,7 +255,7 @@ def read_settings(path: Path) -> OnnxSettings:
         except ConfigError as e:
             problems.append(str(e))
     if problems:
-        raise WeightsError(f"{path}: {'; '.join(problems)}")
+        raise WeightsError(f"{path}: {listed(problems)}")
     return OnnxSettings(**values)
 
 
@@ -271,7 +274,7 @@ def _three(value: object, field: str, problems: list[str]) -> tuple[float, ...]:
     good = (
         isinstance(numbers, list)
         and len(numbers) == 3
-        and all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
+        and all(isinstance(n, (int, float)) and not isinstance(n, bool) and abs(n) <= _LARGEST for n in numbers)
     )
     if not good or not isinstance(numbers, list):
         problems.append(f"{field}={value!r}: must be {'' if field == 'crop' else 'one number or '}three numbers")
@@ -279,12 +282,24 @@ def _three(value: object, field: str, problems: list[str]) -> tuple[float, ...]:
     return tuple(float(n) for n in numbers)
 
 
+def _read(path: Path, absent: str) -> bytes:
+    """The content of a file; `absent` is the message if there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as e:
+        raise WeightsError(absent) from e
+    except OSError as e:  # no permission, a folder or a circle of links
+        raise WeightsError(f"{path}: cannot be read: {e.strerror or e}") from e
+    except ValueError as e:  # a name that no file can have
+        raise WeightsError(f"{path}: cannot be read: {e}") from e
+
+
 def _open_session(content: bytes, file: Path) -> Any:
     try:
         import onnxruntime
     except ImportError as e:
         raise WeightsError(f"{file}: an ONNX file needs onnxruntime ({install_command('photo')})") from e
-    try:  # from memory, so that a file whose weights lie in other files is refused: a copy would lack them
+    try:  # from memory: what is run is what the checksum is of
         return onnxruntime.InferenceSession(content, providers=onnxruntime.get_available_providers())
     except Exception as e:  # onnxruntime raises exceptions of its own
-        raise WeightsError(f"{file}: damaged, no ONNX file, or its weights lie in other files ({e})") from e
+        raise WeightsError(f"{file}: damaged, or no ONNX file ({e})") from e

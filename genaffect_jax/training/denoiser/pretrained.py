@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -31,13 +32,16 @@ def initial_parameters(config: ModelConfig, mesh: Mesh) -> Parameters:
 
     Raises:
         WeightsError: the configuration there differs from `config.mmdit` in more than `sample_size`, `scan_layers`
-            and `remat` (all differences are listed); or see `interop.diffusers.weights.read_transformer`.
+            and `remat` (all differences are listed), or its files have other variants; or see
+            `interop.diffusers.weights.read_transformer`.
     """
     if not config.transformer_weights:
         return {}
     source = Path(config.transformer_weights)
     _require_equal(read_transformer_config(source), config.mmdit, source, "model.mmdit", FREE_FIELDS)
-    parameters = {f"{MMDIT}{name}": p for name, p in read_transformer(source, dtype="float32", mesh=mesh)[1].items()}
+    with _variant_of("transformer"):
+        read = read_transformer(source, dtype="float32", mesh=mesh, variant=config.transformer_variant or None)[1]
+    parameters = {f"{MMDIT}{name}": p for name, p in read.items()}
     for name in list(parameters):
         if name.endswith(QUERY_KERNEL):
             for key_kernel in branch_key_kernels(name):
@@ -45,18 +49,26 @@ def initial_parameters(config: ModelConfig, mesh: Mesh) -> Parameters:
     return parameters
 
 
-def place_autoencoder(config: AutoencoderConfig, source: str, path: Path) -> None:
+def place_autoencoder(config: AutoencoderConfig, source: str, path: Path, variant: str = "") -> None:
     """Writes the weight file of the frozen autoencoder from `source`, the value of `ModelConfig.autoencoder_weights`.
+
+    `variant` is that of `ModelConfig.autoencoder_variant`.
 
     A weight file of this package is copied; a diffusers folder, of an autoencoder or of a pipeline, and a one-file
     checkpoint are converted. Everything is read and checked before anything is written.
 
     Raises:
         WeightsError: there is no such file or folder, it is damaged, its configuration is not `config`, or a file is
-            neither a weight file nor a checkpoint with an autoencoder.
+            neither a weight file nor a checkpoint with an autoencoder, or the source has no such variant.
     """
     place = Path(source)
     if not place.is_dir():
+        if variant:
+            raise WeightsError(
+                f"{source}: a file has no variants, name a diffusers folder or no variant",
+                field="model.autoencoder_variant",
+                found=variant,
+            )
         place = resolve_weights(source)
         if not holds_autoencoder(place):
             if not is_weight_file(place):
@@ -67,9 +79,21 @@ def place_autoencoder(config: AutoencoderConfig, source: str, path: Path) -> Non
             load_weights(Functional(lambda rngs: AutoencoderKL(config, rngs=rngs)), place, config)
             copy_atomically(place, path)
             return
-    found, parameters = read_autoencoder(place, dtype="float32")
+    with _variant_of("autoencoder"):
+        found, parameters = read_autoencoder(place, dtype="float32", variant=variant or None)
     _require_equal(found, config, place, "model.autoencoder", ())
     save_weights(parameters, path, "float32", config)
+
+
+@contextmanager
+def _variant_of(part: str) -> Iterator[None]:
+    """Errors about a variant name the setting of this command."""
+    try:
+        yield
+    except WeightsError as e:
+        if e.field == "variant":
+            raise e.renamed(f"model.{part}_variant") from e
+        raise
 
 
 def _require_equal(found: object, wanted: object, source: Path, name: str, free: Collection[str]) -> None:

@@ -104,7 +104,9 @@ def train_denoiser(config: DenoiserRun, workdir: Path, console: Console) -> bool
             run_dir,
             networks.autoencoder,
             model.autoencoder,
-            lambda path: place_autoencoder(model.autoencoder, model.autoencoder_weights, path),
+            lambda path: place_autoencoder(
+                model.autoencoder, model.autoencoder_weights, path, model.autoencoder_variant
+            ),
         )
         faces = install_encoders(run_dir, config.model)
         source = open_source(config.data, run_dir)

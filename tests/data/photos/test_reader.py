@@ -1,8 +1,10 @@
 """Photo files through insightface's own code, with a detector that reads marked faces."""
 
 import json
+import shutil
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 from support.arcface_models import random_state, write_onnx
@@ -160,6 +162,17 @@ def test_models_are_checked_before_insightface_could_download(models, tmp_path):
         PhotoReader("none", models)
     with pytest.raises(ConfigError, match="face_index=1: needs align 'face'"):
         PhotoReader("none", face_index=1)
+
+
+def test_face_models_whose_weights_lie_in_another_file_are_refused(models, tmp_path):
+    shutil.copytree(models / "models" / "tiny", tmp_path / "pack")
+    model = onnx.load(tmp_path / "pack" / "rec.onnx")
+    onnx.save(model, tmp_path / "pack" / "rec.onnx", save_as_external_data=True, location="rec.data", size_threshold=0)
+    FaceFinder(tmp_path / "pack")  # reads the detector alone
+    with pytest.raises(
+        ConfigError, match=r"face models .*pack: rec.onnx: its weights lie in other files \('rec.data'\)"
+    ):
+        InsightFaceEncoder(tmp_path / "pack", licence="none")
 
 
 def test_insightfaces_embedding_equals_this_packages_of_the_aligned_image(models, aligner, tmp_path):

@@ -100,7 +100,7 @@ def edit_tensors(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[
             edit_tensors(lambda t: t.update({"head.net.2.bias": np.zeros(3, np.float32)})),
             r"head\.net\.2\.bias: shape \(3,\), must be \(40,\)",
         ),
-        (edit_config({"architecture": "iresnet", "depths": [1, 1, 1, 1]}), r"key blocks\.0\.norm\.weight: missing"),
+        (edit_config({"architecture": "iresnet", "depths": [1, 1, 1, 1]}), r"key blocks\.0\.norm1\.weight: unmapped"),
         (edit_config({"architecture": "vgg"}), "architecture=vgg: must be one of residual, transformer, iresnet"),
         (edit_config({"_class_name": "AutoencoderKL"}), "must be 'GenAffectFaceEncoder'"),
         (edit_config({"colour": 1}), "unknown keys .'colour'."),

@@ -142,7 +142,7 @@ BROKEN = {
     ),
     "missing block": (
         edit(lambda t: [t.pop(key) for key in list(t) if "joint_blocks.1." in key]),
-        rf"missing {X}joint_blocks\.1\.x_block\.attn\.qkv\.weight",
+        rf"missing {X}joint_blocks\.1\.context_block\.attn\.qkv\.weight",
     ),
     "wrong shape": (
         edit(lambda t: t.update({f"{X}joint_blocks.0.x_block.attn.qkv.bias": ONE})),
@@ -200,7 +200,7 @@ def test_text_encoders_in_the_file_are_ignored(networks, saved: Path, tmp_path: 
 
 
 def test_a_file_has_no_variant(saved: Path) -> None:
-    with pytest.raises(WeightsError, match="variant 'fp16': a file has no variants"):
+    with pytest.raises(WeightsError, match=r"variant=fp16: .*: a file has no variants"):
         read_transformer(saved, variant="fp16")
 
 

@@ -7,18 +7,21 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper, save_model
+from onnx import load_model, save_model
 from PIL import Image
 from rich.console import Console
 from support.devices import first_device
 from support.face_detectors import photo, write_detector
+from support.onnx_encoders import SETTINGS, SIDE, WIDTH, by_hand, images, make_network, weights, write
 
 from genaffect_jax import sample
 from genaffect_jax.checkpoints.components import install_encoders
 from genaffect_jax.checkpoints.run_dir import RunDir
+from genaffect_jax.checkpoints.sources import source_digest
 from genaffect_jax.config import AuxiliaryConfig, ConditioningConfig, DataConfig, DenoiserRun, LoraConfig, TrainConfig
 from genaffect_jax.data.face_encoders import ExpressionEncoder
 from genaffect_jax.errors import ConfigError, WeightsError
+from genaffect_jax.evaluation.run import load_evaluators
 from genaffect_jax.export.merge import merge_lora
 from genaffect_jax.expressions.prototypes import WordPrototypes
 from genaffect_jax.models.face_encoders.encoder import load_conditioning_encoder, load_exemplar_encoder
@@ -26,52 +29,6 @@ from genaffect_jax.models.face_encoders.onnx_expression import OnnxExpressionEnc
 from genaffect_jax.pipeline import Pipeline
 from genaffect_jax.training.denoiser.auxiliary import load_auxiliary
 from genaffect_jax.training.denoiser.task import train_denoiser
-
-SIDE, WIDTH = 16, 6
-SETTINGS = {
-    "onnx": "net.onnx",
-    "name": "tiny",
-    "licence": "none given",
-    "image_size": SIDE,
-    "output": "vector",
-    "mean": [120.0, 110.0, 100.0],
-    "std": [50.0, 60.0, 70.0],
-}
-
-
-def weights():
-    return np.random.default_rng(0).standard_normal((3 * SIDE * SIDE, WIDTH)).astype(np.float32) / 30
-
-
-def make_network(*, batch="batch", layout="nchw"):
-    """A linear network whose second output is the vector."""
-    axes = [batch, 3, SIDE, SIDE] if layout == "nchw" else [batch, SIDE, SIDE, 3]
-    nodes = [
-        helper.make_node("Flatten", ["image"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "w"], ["vector"]),
-        helper.make_node("Softmax", ["vector"], ["words"]),
-    ]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, WIDTH]) for name in ("words", "vector")]
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, axes)
-    graph = helper.make_graph(nodes, "net", [image], outputs, [numpy_helper.from_array(weights(), "w")])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-
-
-def write(folder, network=None, **changes):
-    """An encoder's two files; gives the path of the settings."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_model(network or make_network(), folder / "net.onnx")
-    values = {key: value for key, value in {**SETTINGS, **changes}.items() if value is not None}
-    (folder / "encoder.json").write_text(json.dumps(values))
-    return folder / "encoder.json"
-
-
-def images(count, side=SIDE, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
-
-
-def by_hand(batch, mean=SETTINGS["mean"], std=SETTINGS["std"]):
-    return ((batch - np.array(mean)) / std).transpose(0, 3, 1, 2).reshape(len(batch), -1) @ weights()
 
 
 def test_images_enter_as_the_settings_say(tmp_path):
@@ -123,6 +80,11 @@ def test_the_crop_is_read_and_resized(tmp_path):
         ({"scale": 2.0}, "both 'scale' and 'std'"),
         ({"mean": [1, 2]}, r"mean=\[1, 2\]: must be one number or three numbers"),
         ({"std": 0}, "must not be 0"),
+        ({"mean": 10**400}, "must be one number or three numbers"),
+        ({"image_size": -16}, "image_size=-16: must be 1 to 2048"),
+        ({"image_size": 10**9}, "image_size=1000000000: must be 1 to 2048"),
+        ({"image_size": 16.0}, "image_size=16.0: must be a positive number"),
+        ({"onnx": "net\0.onnx"}, "cannot be read"),
         ({"channels": "grb"}, "channels='grb': must be rgb or bgr"),
         ({"crop": [0.5, 0.5, 0.6]}, "crop=.*inside the image"),
         ({"onnx": "../net.onnx"}, "must be the name of a file in the same folder"),
@@ -134,113 +96,45 @@ def test_settings_that_do_not_fit_are_refused(tmp_path, changes, words):
         OnnxExpressionEncoder(write(tmp_path, **changes))
 
 
-FLAT = (("Flatten", ["image"], ["flat"], {}), ("MatMul", ["flat", "w"], ["linear"], {}))
-
-
-def other_network(*nodes, kind=TensorProto.FLOAT, axes=("batch", 3, SIDE, SIDE)):
-    """A network of `nodes` (operation, inputs, outputs, attributes); the last gives the vector."""
-    made = [helper.make_node(operation, inputs, outputs, **more) for operation, inputs, outputs, more in nodes]
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, axes)
-    constants = [
-        numpy_helper.from_array(weights(), "w"),
-        numpy_helper.from_array(np.array([0], np.int64), "first"),
-        numpy_helper.from_array(np.array([1], np.int64), "second"),
-        numpy_helper.from_array(np.array([0.0], np.float32), "zero"),
-        numpy_helper.from_array(np.array([255.0], np.float32), "white"),
-        numpy_helper.from_array(np.array([-1, 3 * SIDE * SIDE], np.int64), "shape"),
-    ]
-    output = helper.make_tensor_value_info("vector", kind, None)
-    graph = helper.make_graph(made, "net", [image], [output], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-
-
-SUMS = {"axes": [0], "keepdims": 1}
-REFUSED_NETWORKS = {
-    "one row for several images": ([*FLAT, ("ReduceMean", ["linear"], ["vector"], SUMS)], {}, "has shape .*one vector"),
-    "scalar": ([*FLAT, ("ReduceMean", ["linear"], ["vector"], {"keepdims": 0})], {}, r"has shape \(\)"),
-    "one number for each image": (
-        [*FLAT, ("ReduceMean", ["linear"], ["vector"], {"axes": [1], "keepdims": 0})],
-        {},
-        r"has shape \(1,\)",
-    ),
-    "a map for each image": ([("Relu", ["image"], ["vector"], {})], {}, r"has shape \(1, 3, 16, 16\)"),
-    "batch and width exchanged": (
-        [*FLAT, ("Transpose", ["linear"], ["vector"], {"perm": [1, 0]})],
-        {},
-        r"has shape \(6, 1\) for 1 images",
-    ),
-    "batch and channels exchanged": (
-        [
-            ("Transpose", ["image"], ["turned"], {"perm": [1, 0, 2, 3]}),
-            ("Reshape", ["turned", "shape"], ["flat"], {}),
-            ("MatMul", ["flat", "w"], ["vector"], {}),
-        ],
-        {},
-        "is another one among other images",
-    ),
-    "mean over the batch": (
-        [
-            *FLAT,
-            ("ReduceMean", ["linear"], ["mean"], SUMS),
-            ("Sub", ["linear", "mean"], ["difference"], {}),
-            ("Add", ["difference", "mean"], ["same"], {}),
-            ("Add", ["same", "mean"], ["vector"], {}),
-        ],
-        {},
-        "is another one among other images",
-    ),
-    "no width": ([*FLAT, ("Slice", ["linear", "first", "first", "second"], ["vector"], {})], {}, r"has shape \(1, 0\)"),
-    "not finite": ([*FLAT, ("Div", ["linear", "zero"], ["vector"], {})], {}, "not finite"),
-    "whole numbers": (
-        [*FLAT, ("Cast", ["linear"], ["vector"], {"to": TensorProto.INT64})],
-        {"kind": TensorProto.INT64},
-        r"is tensor\(int64\), must be tensor\(float\)",
-    ),
-    "8 bits": (
-        [*FLAT, ("Cast", ["linear"], ["vector"], {"to": TensorProto.UINT8})],
-        {"kind": TensorProto.UINT8},
-        r"is tensor\(uint8\)",
-    ),
-    "truths": (
-        [*FLAT, ("Greater", ["linear", "zero"], ["vector"], {})],
-        {"kind": TensorProto.BOOL},
-        r"is tensor\(bool\)",
-    ),
-    "four images at once": ([*FLAT, ("Relu", ["linear"], ["vector"], {})], {"axes": (4, 3, SIDE, SIDE)}, "first axis"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED_NETWORKS)
-def test_a_network_that_is_not_one_vector_for_each_image_is_refused(tmp_path, name):
-    nodes, changes, words = REFUSED_NETWORKS[name]
-    with pytest.raises(WeightsError, match=words):
-        OnnxExpressionEncoder(write(tmp_path, other_network(*nodes, **changes)))
-
-
-def test_double_outputs_are_read_and_one_that_is_not_finite_later_is_refused(tmp_path):
-    double = other_network(*FLAT, ("Cast", ["linear"], ["vector"], {"to": TensorProto.DOUBLE}), kind=TensorProto.DOUBLE)
-    batch = images(3)
-    read = OnnxExpressionEncoder(write(tmp_path / "a", double))(batch)
-    assert read.dtype == np.float32
-    np.testing.assert_allclose(read, by_hand(batch), atol=1e-4)
-    # Infinite for a white image alone, and none of the images of the first check is white.
-    least = ("ReduceMin", ["flat"], ["least"], {"axes": [1], "keepdims": 1})
-    steep = other_network(
-        *FLAT,
-        least,
-        ("Sub", ["white", "least"], ["below"], {}),
-        ("Log", ["below"], ["log"], {}),
-        ("Add", ["linear", "log"], ["vector"], {}),
+def test_a_network_with_weights_in_another_file_is_refused_everywhere_and_in_its_own_folder_too(
+    config, tmp_path, monkeypatch
+):
+    path = write(tmp_path)
+    save_model(make_network(), tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
+    monkeypatch.chdir(tmp_path)  # where onnxruntime finds them
+    words = r"net.onnx: its weights lie in other files \('net.data'\).*onnx.save\(onnx.load\('net.onnx'\), 'one.onnx'\)"
+    uses = {
+        "as it is": lambda: OnnxExpressionEncoder(path),
+        "as exemplar": lambda: load_exemplar_encoder(str(path)),
+        "as condition": lambda: install_encoders(
+            RunDir(tmp_path / "run"), dataclasses.replace(config.model, expression_encoder=str(path))
+        ),
+        "as evaluator": lambda: load_evaluators(None, "package:identity_evaluator", str(path), True),
+        "as digest": lambda: source_digest("model.expression_encoder", str(path)),
+    }
+    for use in uses.values():
+        with pytest.raises(WeightsError, match=words):
+            use()
+    assert not (tmp_path / "run").exists()
+    save_model(load_model("net.onnx"), "one.onnx")  # as the message says
+    write(tmp_path / "whole", load_model("one.onnx"))
+    batch = images(2)
+    np.testing.assert_allclose(
+        OnnxExpressionEncoder(tmp_path / "whole" / "encoder.json")(batch), by_hand(batch), atol=1e-4
     )
-    encoder = OnnxExpressionEncoder(write(tmp_path / "b", steep, mean=0.0, std=1.0, scale=None))
-    with pytest.raises(WeightsError, match="not finite"):
-        encoder(np.full((1, SIDE, SIDE, 3), 255, np.uint8))
 
 
 def test_files_that_cannot_be_copied_or_read_are_refused(tmp_path):
     path = write(tmp_path)
-    save_model(make_network(), tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
-    with pytest.raises(WeightsError, match="its weights lie in other files"):
+    (tmp_path / "net.onnx").write_bytes(b"no network")
+    with pytest.raises(WeightsError, match="damaged, or no ONNX file"):
+        OnnxExpressionEncoder(path)
+    (tmp_path / "net.onnx").unlink()
+    (tmp_path / "net.onnx").mkdir()
+    with pytest.raises(WeightsError, match=r"net.onnx: cannot be read: Is a directory"):
+        OnnxExpressionEncoder(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(WeightsError, match="not JSON"):
         OnnxExpressionEncoder(path)
     path.write_text("[]")
     with pytest.raises(WeightsError, match="holds a list, must be an object"):

@@ -145,6 +145,32 @@ def test_weights_of_another_network_are_refused_with_every_difference(pipeline_f
     assert "sample_size" not in str(error.value)
 
 
+def test_a_variant_is_read_where_the_settings_name_it_and_is_named_where_they_do_not(pipeline_folder, tmp_path):
+    folder = shutil.copytree(pipeline_folder, tmp_path / "released")
+    for part in ("transformer", "vae"):
+        whole = folder / part / "diffusion_pytorch_model.safetensors"
+        whole.rename(whole.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    (folder / "model_index.json").unlink()
+    mesh, plain = make_mesh(MeshConfig()), model(folder)
+    with pytest.raises(WeightsError, match="transformer has weights of the variant fp16 alone") as error:
+        initial_parameters(plain, mesh)
+    assert error.value.on_command_line.startswith("--model.transformer_variant: ")
+    with pytest.raises(WeightsError, match="vae has weights of the variant fp16 alone") as error:
+        place_autoencoder(AUTOENCODER, str(folder), tmp_path / "vae.safetensors")
+    assert error.value.on_command_line.startswith("--model.autoencoder_variant: ")
+    named = dataclasses.replace(plain, transformer_variant="fp16", autoencoder_variant="fp16")
+    expected = initial_parameters(model(pipeline_folder), mesh)
+    for name, value in initial_parameters(named, mesh).items():
+        np.testing.assert_array_equal(value, expected[name])
+    place_autoencoder(AUTOENCODER, str(folder), tmp_path / "vae.safetensors", "fp16")
+    place_autoencoder(AUTOENCODER, str(pipeline_folder), tmp_path / "plain.safetensors")
+    assert (tmp_path / "vae.safetensors").read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
+    with pytest.raises(WeightsError, match=r"model.autoencoder_variant=fp16: .*: a file has no variants"):
+        place_autoencoder(AUTOENCODER, str(tmp_path / "vae.safetensors"), tmp_path / "x.safetensors", "fp16")
+    with pytest.raises(ConfigError, match=r"model.transformer_variant=fp16: needs model.transformer_weights"):
+        ModelConfig(transformer_variant="fp16")
+
+
 def test_a_missing_folder_and_a_needless_one_are_named(pipeline_folder, tmp_path):
     with pytest.raises(WeightsError, match="nowhere: no such folder"):
         initial_parameters(model(tmp_path / "nowhere"), make_mesh(MeshConfig()))
