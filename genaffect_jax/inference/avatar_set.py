@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from genaffect_jax.errors import DataError, GenAffectError, OutputError
+from genaffect_jax.errors import DataError, GenAffectError, InUseError, OutputError
 from genaffect_jax.expressions.action_units import CHANNELS
 from genaffect_jax.expressions.grammar import Expression
 from genaffect_jax.inference.set_folder import FILES, SETTINGS_FILE, check_output, own_files, read_index
@@ -261,6 +261,8 @@ def _expression(record: dict[str, Any]) -> Expression:
 def _made_meanwhile_passes() -> Iterator[None]:
     try:
         yield
+    except InUseError:
+        pass
     except OSError as e:
         if e.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
