@@ -35,7 +35,7 @@ def content(folder):
 
 
 def killed_at(call, monkeypatch, work):
-    """Whether `work` came as far as this call of a function that changes a folder; it and all later calls do nothing."""
+    """Whether `work` reached this call of a function that changes a folder; it and all later calls do nothing."""
     count = 0
 
     def counted(function):
