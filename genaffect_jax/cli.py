@@ -28,7 +28,7 @@ from genaffect_jax.checkpoints.background_errors import told_once
 from genaffect_jax.config import DistributedConfig
 from genaffect_jax.config.file_name import NAMES_FILES
 from genaffect_jax.errors import COMPLETE, EXIT_STATUS, FAILED, INTERRUPTED, ConfigError, GenAffectError
-from genaffect_jax.io.output import expendable_output
+from genaffect_jax.io.output import PlainConsole, expendable_output, one_line
 from genaffect_jax.parallel.distributed import are_several, describe_process, is_first, join, lost_processes_named
 from genaffect_jax.parallel.supervisor import supervise
 
@@ -83,8 +83,8 @@ def parse(arguments: type[Arguments], argv: Sequence[str] | None) -> Arguments:
 
     A wrong option or value ends the program with exit status 2 and a message on stderr, before any work.
     """
-    with _refusals_shown(arguments):
-        return local_paths(tyro.cli(arguments, prog=program_name(), args=argv, use_underscores=True))
+    with _refusals_shown(argv, arguments) as words:
+        return local_paths(tyro.cli(arguments, prog=program_name(), args=words, use_underscores=True))
 
 
 def parse_with_preset(
@@ -106,21 +106,20 @@ def parse_with_preset(
 
     A wrong option or value ends the program with exit status 2 and a message on stderr, before any work.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path, default=default_preset)
-    with _refusals_shown(*kinds):
-        preset: Any = load_preset(_local("config", first.parse_known_args(argv)[0].config), *kinds)
+    with _refusals_shown(argv, *kinds) as words:
+        preset: Any = load_preset(_local("config", first.parse_known_args(words)[0].config), *kinds)
         preset = preset if adapt is None else adapt(preset)
     required = [f.name for f in dataclasses.fields(arguments) if f.default is f.default_factory is dataclasses.MISSING]
     given = dict.fromkeys(required, tyro.MISSING)
-    with _refusals_shown(type(preset)):
+    with _refusals_shown(argv, type(preset)) as words:
         return local_paths(
             tyro.cli(
                 arguments[type(preset)],
                 prog=program_name(),
                 default=arguments(**{**given, "config": default_preset, "run": preset}),
-                args=argv,
+                args=words,
                 config=(tyro.conf.FlagConversionOff,),
                 use_underscores=True,
             )
@@ -207,7 +206,7 @@ def run(work: Callable[[Console], bool], distributed: DistributedConfig | None =
     """
     with expendable_output():
         if distributed is None or not are_several(distributed):
-            return _status(lambda: work(_console()))
+            return _status(lambda: work(PlainConsole()))
         return supervise(distributed, lambda joined: _run_with_others(work, distributed, joined))
 
 
@@ -218,12 +217,12 @@ def run_subcommand(commands: Mapping[str, Any], argv: Sequence[str] | None) -> i
         commands: names and modules, each with `Arguments` and `run(arguments, console)`.
         argv: command line without the program's name; `sys.argv` when left out.
     """
-    with _refusals_shown(*(module.Arguments for module in commands.values())):
+    with _refusals_shown(argv, *(module.Arguments for module in commands.values())) as words:
         arguments: Any = local_paths(
             tyro.extras.subcommand_cli_from_dict(
                 {name: module.Arguments for name, module in commands.items()},
                 prog=program_name(),
-                args=argv,
+                args=words,
                 use_underscores=True,
             )
         )
@@ -232,37 +231,62 @@ def run_subcommand(commands: Mapping[str, Any], argv: Sequence[str] | None) -> i
 
 
 @contextmanager
-def _refusals_shown(*kinds: type) -> Iterator[None]:
+def _refusals_shown(argv: Sequence[str] | None, *kinds: type) -> Iterator[list[str]]:
     """Ends the program with one line and exit status 2 if a ConfigError is raised in the block.
 
     tyro turns an error of a nested configuration into a panel of its own and a SystemExit; the panel is dropped and the
     error shown instead. Everything else that tyro prints, suggestions for misspelled options among it, stays.
 
     Args:
+        argv: command line without the program's name; `sys.argv` when left out.
         kinds: the configuration classes whose fields are options.
+
+    Yields:
+        The words of the command line, all of them UTF-8.
     """
-    held, refused = _HeldOutput(sys.stderr), None
+    words = list(sys.argv[1:] if argv is None else argv)
+    held, refused = _HeldOutput(sys.stderr, words), None
     try:
         with redirect_stderr(held):
-            yield
+            _require_utf8(words)
+            yield words
     except (ConfigError, SystemExit) as e:
         refused = _config_error_behind(e)
         if refused is None:
             raise
     finally:
         if refused is None:
-            sys.stderr.write(held.getvalue())
+            sys.stderr.write(held.shown())
     if refused is not None:
-        print(f"error: {_as_option(refused, kinds).on_command_line}", file=sys.stderr)
+        print(f"error: {one_line(_as_option(refused, kinds).on_command_line)}", file=sys.stderr)
         sys.exit(EXIT_STATUS[type(refused)])
 
 
-class _HeldOutput(io.StringIO):
-    """Keeps what is written; is a terminal if `stream` is one, so that colours stay."""
+def _require_utf8(words: Sequence[str]) -> None:
+    # What a command is given ends up in JSON, in weight files' headers and in libraries that take UTF-8 only.
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as e:
+            raise ConfigError(f"{one_line(word)}: not UTF-8; rename the file or folder") from e
 
-    def __init__(self, stream: TextIO) -> None:
+
+class _HeldOutput(io.StringIO):
+    """Keeps what is written; is a terminal if `stream` is one, so that colours stay.
+
+    Escape sequences of the command line itself, which messages repeat, are not to reach a terminal. If there are any,
+    nothing is coloured, so that every one is known to be theirs.
+    """
+
+    def __init__(self, stream: TextIO, words: Sequence[str]) -> None:
         super().__init__()
-        self.isatty = stream.isatty  # type: ignore[method-assign]
+        self._plain = any(one_line(word) != word for word in words) or not stream.isatty()
+        self.isatty = lambda: not self._plain  # type: ignore[method-assign]
+
+    def shown(self) -> str:
+        """What was written, as it may be shown."""
+        text = self.getvalue()
+        return "\n".join(map(one_line, text.split("\n"))) if self._plain else text
 
 
 def _config_error_behind(error: BaseException) -> ConfigError | None:
@@ -287,11 +311,6 @@ def _field_paths(kind: type, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{field.name}"
 
 
-def _console(quiet: bool = False) -> Console:
-    """Standard error. Texts are printed as they are: a path may hold `[red]` or `:joy:`, rich's own notation."""
-    return Console(stderr=True, quiet=quiet, markup=False, emoji=False)
-
-
 def _run_with_others(
     work: Callable[[Console], bool], distributed: DistributedConfig, joined: Callable[[str], None]
 ) -> int:
@@ -302,7 +321,7 @@ def _run_with_others(
         join(distributed)
         joined(describe_process())
         with lost_processes_named():
-            complete = work(_console(quiet=not is_first()))
+            complete = work(PlainConsole(quiet=not is_first()))
             jax.distributed.shutdown()  # waits for the others
         together = True
         return complete
@@ -323,7 +342,7 @@ def _run_with_others(
 def _status(work: Callable[[], bool]) -> int:
     def tell(error: str) -> None:
         where = f"{describe_process()}: " if jax.distributed.is_initialized() else ""
-        print(f"error: {where}{error}", file=sys.stderr)
+        print(f"error: {one_line(f'{where}{error}')}", file=sys.stderr)
 
     try:
         with told_once():

@@ -34,6 +34,7 @@ from genaffect_jax.config.numbers import LARGEST_SIZE, require_usable_numbers
 from genaffect_jax.errors import COMPLETE, FAILED, ConfigError, GenAffectError
 from genaffect_jax.inference.program import SamplerSpec
 from genaffect_jax.io.atomic import write_atomically
+from genaffect_jax.io.output import PlainConsole
 from genaffect_jax.models.flops import step_flops
 from genaffect_jax.parallel.chips import Chip
 from genaffect_jax.parallel.mesh import make_mesh
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fits: list[bool] = []
 
     def work(_: Console) -> bool:
-        fits.append(check_fit(arguments, Console(markup=False, emoji=False)))
+        fits.append(check_fit(arguments, PlainConsole(stderr=False)))
         return True
 
     status = cli.run(work)
