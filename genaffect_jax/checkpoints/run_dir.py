@@ -19,6 +19,7 @@ from genaffect_jax.config import AutoencoderRun, DenoiserRun, EncoderRun, from_j
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.io.lock import locked
+from genaffect_jax.io.output import one_line
 from genaffect_jax.parallel.distributed import describe_process, is_first
 
 # Fields that may differ when a run continues. What is learned depends on them in the order of sums alone; on
@@ -83,9 +84,10 @@ class RunDir:
             tell: called with one line if other settings are replaced.
 
         Raises:
-            ConfigError: the folder belongs to a run with other settings, which are listed, or cannot be written to; or
-                the hosts do not share it.
+            ConfigError: the folder belongs to a run with other settings, which are listed, cannot be written to, or
+                has a path that is not UTF-8; or the hosts do not share it.
         """
+        _require_utf8(path, "workdir")
         run_dir, text = cls(path), to_json(config)
         if not is_first():
             if not run_dir.config.exists() or run_dir.config.read_text() != text:
@@ -115,8 +117,9 @@ class RunDir:
         """The folder of a training that has been started.
 
         Raises:
-            ConfigError: the folder is missing or has no checkpoints.
+            ConfigError: the folder is missing, has no checkpoints, or has a path that is not UTF-8.
         """
+        _require_utf8(path, "model")
         run_dir = cls(path)
         if not run_dir.checkpoints.is_dir():
             raise ConfigError(
@@ -375,6 +378,16 @@ def held_run_folder(path: Path) -> Iterator[None]:
                     stack.callback(_remove_if_empty, path)
                 stack.enter_context(locked(path))
         yield
+
+
+def _require_utf8(path: Path, field: str) -> None:
+    # The library that writes checkpoints takes whole paths, links followed, as UTF-8.
+    whole = os.path.realpath(path)
+    try:
+        whole.encode()
+    except UnicodeEncodeError as e:
+        reason = f"its whole path, {one_line(whole)}, is not UTF-8; rename the folder, or take another"
+        raise ConfigError(reason, field=field, found=path) from e
 
 
 def _remove_if_empty(folder: Path) -> None:

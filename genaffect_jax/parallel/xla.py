@@ -112,8 +112,8 @@ def use_compilation_cache() -> Path | None:
         jax.config.update("jax_compilation_cache_dir", None)
         reason = f"{e.filename}: {e.strerror}" if isinstance(e, OSError) and e.strerror else str(e)
         print(
-            f"warning: compiled programs are not kept for the next start ({one_line(reason)}); JAX_COMPILATION_CACHE_DIR names a "
-            "folder for them",
+            f"warning: compiled programs are not kept for the next start ({one_line(reason)}); "
+            "JAX_COMPILATION_CACHE_DIR names a folder for them",
             file=sys.stderr,
         )
         return None

@@ -82,7 +82,7 @@ def test_an_argument_that_is_not_utf8_is_refused_at_once(name, tmp_path, monkeyp
     for main, argv in commands(name):
         status, said = said_by(main, argv, monkeypatch, io.StringIO())
         assert (status, said.count("\n"), raw(said)) == (2, 1, []), (argv, said)
-        assert said.startswith("error: ") and "not UTF-8" in said, (argv, said)
+        assert (said.startswith("error: "), "not UTF-8" in said) == (True, True), (argv, said)
     for option in ("--workdir=", "--workdir=sub/"):
         status, said = said_by(train.main, [f"{option}{name}"], monkeypatch, io.StringIO())
         assert (status, "not UTF-8; rename" in said) == (2, True)
