@@ -15,7 +15,7 @@ import re
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, get_args, get_type_hints
@@ -38,14 +38,17 @@ Preset = TypeVar("Preset")
 _program: str | None = None
 # pathlib makes one slash of two. A single letter is a drive of Windows.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+# Titles of tyro's panels about the value of an option, and what its colours look like.
+_ABOUT_VALUES = ("Value error", "Invalid choice", "Missing argument")
+_COLOUR = re.compile("\x1b\\[[0-9;]*m")
 # Of options that take images from a folder (`--data folder:DIR`).
 _FOLDER = "folder:"
 
-# No defects of this program: disk full, quota or limit of file sizes reached, read-only, not allowed, disk broken, and
-# folders or circles of links where a file should be, or files where a folder should be.
+# No defects of this program: disk full, quota or limit of file sizes reached, read-only, not allowed, disk broken,
+# folders or circles of links where a file should be, files where a folder should be, and names that are too long.
 _MACHINE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
-    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
 )
 
 
@@ -60,8 +63,9 @@ def load_preset(path: Path, *kinds: type[Preset]) -> Preset:
         ConfigError: the file is missing, has no `config`, or makes another kind of configuration.
     """
     names = " or ".join(kind.__name__ for kind in kinds)
-    if not path.is_file():
-        nearby = ", ".join(sorted(p.name for p in path.parent.glob("*.py"))) or "nothing"
+    if not os.path.isfile(path):  # also false for a name that no file can have
+        files = path.parent.glob("*.py") if os.path.isdir(path.parent) else ()
+        nearby = ", ".join(sorted(p.name for p in files)) or "nothing"
         raise ConfigError(f"no such preset ({path.parent} has {nearby})", field="config", found=path)
     preset = runpy.run_path(str(path)).get("config")
     if not callable(preset):
@@ -84,7 +88,9 @@ def parse(arguments: type[Arguments], argv: Sequence[str] | None) -> Arguments:
     A wrong option or value ends the program with exit status 2 and a message on stderr, before any work.
     """
     with _refusals_shown(argv, arguments) as words:
-        return local_paths(tyro.cli(arguments, prog=program_name(), args=words, use_underscores=True))
+        return local_paths(
+            tyro.cli(arguments, prog=program_name(), args=words, use_underscores=True), _options_left_empty(words)
+        )
 
 
 def parse_with_preset(
@@ -122,7 +128,8 @@ def parse_with_preset(
                 args=words,
                 config=(tyro.conf.FlagConversionOff,),
                 use_underscores=True,
-            )
+            ),
+            _options_left_empty(words),
         )
 
 
@@ -132,7 +139,17 @@ def run_as(name: str) -> None:
     _program = name
 
 
-def local_paths(arguments: Arguments, prefix: str = "") -> Arguments:
+def _options_left_empty(words: Sequence[str]) -> set[str]:
+    """Names of the options without a value, as `--out "$UNSET"` leaves them: a path would become the current folder."""
+    named = [word.removeprefix("--").partition("=") for word in words]
+    return {
+        name.replace("-", "_")
+        for (name, _, value), word, following in zip(named, words, [*words[1:], "value"], strict=True)
+        if word.startswith("--") and ((word.endswith("=") and not value) or (word == f"--{name}" and not following))
+    }
+
+
+def local_paths(arguments: Arguments, empty: Collection[str] = (), prefix: str = "") -> Arguments:
     """The arguments of a command with the home folder in place of a leading `~`, in all fields that name files.
 
     These are fields of type Path and of type `config.file_name.FileName`, alone or in tuples, also in nested
@@ -141,20 +158,23 @@ def local_paths(arguments: Arguments, prefix: str = "") -> Arguments:
 
     Args:
         arguments: a dataclass; a field `run` holds the preset, whose fields have options of their own names.
+        empty: options that were given without a value.
         prefix: of the option names.
 
     Raises:
-        ConfigError: a field holds a URL, which is never a file or folder of this machine, or names the home folder of
-            nobody.
+        ConfigError: a field holds a URL, which is never a file or folder of this machine, names the home folder of
+            nobody, or is a path that was left empty.
     """
     hints, changes = get_type_hints(type(arguments), include_extras=True), {}
     for field in dataclasses.fields(arguments):  # type: ignore[arg-type]
         value, name = getattr(arguments, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
-            local: Any = local_paths(value, "" if name == "run" else f"{name}.")
+            local: Any = local_paths(value, empty, "" if name == "run" else f"{name}.")
         else:
             names_files = NAMES_FILES in _metadata(hints[field.name])
             parts = value if isinstance(value, tuple) else (value,)
+            if name in empty and isinstance(value, Path):
+                raise ConfigError("is empty; name a file or folder (. is the current folder)", field=name)
             expanded = tuple(
                 _local(name, part) if isinstance(part, Path) or (names_files and isinstance(part, str)) else part
                 for part in parts
@@ -224,7 +244,8 @@ def run_subcommand(commands: Mapping[str, Any], argv: Sequence[str] | None) -> i
                 prog=program_name(),
                 args=words,
                 use_underscores=True,
-            )
+            ),
+            _options_left_empty(words),
         )
     command = next(module for module in commands.values() if isinstance(arguments, module.Arguments))
     return run(lambda console: command.run(arguments, console))
@@ -235,7 +256,8 @@ def _refusals_shown(argv: Sequence[str] | None, *kinds: type) -> Iterator[list[s
     """Ends the program with one line and exit status 2 if a ConfigError is raised in the block.
 
     tyro turns an error of a nested configuration into a panel of its own and a SystemExit; the panel is dropped and the
-    error shown instead. Everything else that tyro prints, suggestions for misspelled options among it, stays.
+    error shown instead. Its panels about values become one line too. Everything else that tyro prints stays: what is
+    missing, and suggestions for misspelled options.
 
     Args:
         argv: command line without the program's name; `sys.argv` when left out.
@@ -248,7 +270,7 @@ def _refusals_shown(argv: Sequence[str] | None, *kinds: type) -> Iterator[list[s
     held, refused = _HeldOutput(sys.stderr, words), None
     try:
         with redirect_stderr(held):
-            _require_utf8(words)
+            _require_texts(words)
             yield words
     except (ConfigError, SystemExit) as e:
         refused = _config_error_behind(e)
@@ -262,13 +284,15 @@ def _refusals_shown(argv: Sequence[str] | None, *kinds: type) -> Iterator[list[s
         sys.exit(EXIT_STATUS[type(refused)])
 
 
-def _require_utf8(words: Sequence[str]) -> None:
+def _require_texts(words: Sequence[str]) -> None:
     # What a command is given ends up in JSON, in weight files' headers and in libraries that take UTF-8 only.
     for word in words:
         try:
             word.encode()
         except UnicodeEncodeError as e:
             raise ConfigError(f"{one_line(word)}: not UTF-8; rename the file or folder") from e
+        if "\0" in word:  # never from a shell
+            raise ConfigError(f"{one_line(word)}: holds a NUL, which no file name and no text can")
 
 
 class _HeldOutput(io.StringIO):
@@ -286,7 +310,23 @@ class _HeldOutput(io.StringIO):
     def shown(self) -> str:
         """What was written, as it may be shown."""
         text = self.getvalue()
+        about_value = _in_panel_about_value(text)
+        if about_value is not None:
+            return f"error: {one_line(about_value)}\n"
         return "\n".join(map(one_line, text.split("\n"))) if self._plain else text
+
+
+def _in_panel_about_value(text: str) -> str | None:
+    """The reason in a panel of tyro's about the value of an option; None if the text is no such panel."""
+    title, *lines = [_COLOUR.sub("", line).strip("│|╭╮╰╯ ") for line in text.split("\n")] or [""]
+    if title.strip("─- ") not in _ABOUT_VALUES:
+        return None
+    reason: list[str] = []
+    for line in lines:
+        if reason and not line.strip("─-"):
+            break  # a rule, behind which the help of the option stands, or the paragraph's end
+        reason.append(line)
+    return " ".join(reason).strip("─- ").removeprefix("Error parsing ")
 
 
 def _config_error_behind(error: BaseException) -> ConfigError | None:
