@@ -7,6 +7,7 @@ docs/guide/run_folder.md describes the same files for users.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -85,7 +86,8 @@ class RunDir:
 
         Raises:
             ConfigError: the folder belongs to a run with other settings, which are listed, cannot be written to, or
-                has a path that is not UTF-8; or the hosts do not share it.
+                has a path that is not UTF-8, or holds the `config.json` of another program; or the hosts do not share
+                it.
         """
         _require_utf8(path, "workdir")
         run_dir, text = cls(path), to_json(config)
@@ -98,6 +100,7 @@ class RunDir:
                     found=path,
                 )
             return run_dir
+        run_dir._require_own_settings()
         if run_dir.has_checkpoint and run_dir.config.exists():
             changed = run_dir._changed(config)
             if others := [change.line for change in changed if not change.may_move]:
@@ -325,6 +328,17 @@ class RunDir:
                 found=self.path,
             ) from e
         return [change for change in _differences(before, config) if change.field not in _MAY_CHANGE]
+
+    def _require_own_settings(self) -> None:
+        # Many programs write a config.json, such as beside weights; ours always has these entries.
+        try:
+            found = json.loads(self.config.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return  # there is none, or a damaged one
+        if isinstance(found, dict) and not {"train", "data"} & found.keys():
+            shown = ", ".join(map(str, list(found)[:3])) or "nothing"
+            reason = f"holds a {self.config.name} of another program (entries: {shown}); name a new or empty folder"
+            raise ConfigError(reason, field="workdir", found=self.path)
 
     def _replaced(self, config: Run) -> str | None:
         """What a start without checkpoint changes in `config.json`; None if nothing."""

@@ -108,6 +108,14 @@ def test_until_there_is_a_checkpoint_other_settings_replace_the_old_ones_and_say
     assert from_json(DenoiserRun, run_dir.config.read_text()) == tiny_config
 
 
+@pytest.mark.parametrize("content", ['{"_class_name": "AutoencoderKL"}', "{}", '{"model_type": "clip", "dtype": "f"}'])
+def test_the_configuration_of_another_program_is_not_written_over(tiny_config, tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"workdir=.*holds a config.json of another program .*name a new or empty"):
+        RunDir.create(tmp_path, tiny_config, pytest.fail)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("config.json", content)]
+
+
 def test_damaged_settings_of_a_run_with_a_checkpoint_are_one_error_that_names_the_file(tiny_config, tmp_path):
     run_dir = begun(tmp_path / "run", tiny_config)
     for content in (b"{ torn", b"\xff\xfe", b"[]", b"null"):
