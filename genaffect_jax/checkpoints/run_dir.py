@@ -7,20 +7,17 @@ docs/guide/run_folder.md describes the same files for users.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from genaffect_jax.checkpoints.claim import require_own_settings, require_utf8
 from genaffect_jax.config import AutoencoderRun, DenoiserRun, EncoderRun, from_json, to_json
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.io.atomic import write_atomically
-from genaffect_jax.io.lock import locked
-from genaffect_jax.io.output import one_line
 from genaffect_jax.parallel.distributed import describe_process, is_first
 
 # Fields that may differ when a run continues. What is learned depends on them in the order of sums alone; on
@@ -89,7 +86,7 @@ class RunDir:
                 has a path that is not UTF-8, or holds the `config.json` of another program; or the hosts do not share
                 it.
         """
-        _require_utf8(path, "workdir")
+        require_utf8(path, "workdir")
         run_dir, text = cls(path), to_json(config)
         if not is_first():
             if not run_dir.config.exists() or run_dir.config.read_text() != text:
@@ -100,7 +97,7 @@ class RunDir:
                     found=path,
                 )
             return run_dir
-        run_dir._require_own_settings()
+        require_own_settings(path, run_dir.config)
         if run_dir.has_checkpoint and run_dir.config.exists():
             changed = run_dir._changed(config)
             if others := [change.line for change in changed if not change.may_move]:
@@ -122,7 +119,7 @@ class RunDir:
         Raises:
             ConfigError: the folder is missing, has no checkpoints, or has a path that is not UTF-8.
         """
-        _require_utf8(path, "model")
+        require_utf8(path, "model")
         run_dir = cls(path)
         if not run_dir.checkpoints.is_dir():
             raise ConfigError(
@@ -329,17 +326,6 @@ class RunDir:
             ) from e
         return [change for change in _differences(before, config) if change.field not in _MAY_CHANGE]
 
-    def _require_own_settings(self) -> None:
-        # Many programs write a config.json, such as beside weights; ours always has these entries.
-        try:
-            found = json.loads(self.config.read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return  # there is none, or a damaged one
-        if isinstance(found, dict) and not {"train", "data"} & found.keys():
-            shown = ", ".join(map(str, list(found)[:3])) or "nothing"
-            reason = f"holds a {self.config.name} of another program (entries: {shown}); name a new or empty folder"
-            raise ConfigError(reason, field="workdir", found=self.path)
-
     def _replaced(self, config: Run) -> str | None:
         """What a start without checkpoint changes in `config.json`; None if nothing."""
         if not self.config.exists():
@@ -371,42 +357,6 @@ class Change:
     def may_move(self) -> bool:
         """Whether the setting names a file or folder that may lie elsewhere now."""
         return self.field in _MAY_MOVE and bool(self.before) and bool(self.now)
-
-
-@contextmanager
-def held_run_folder(path: Path) -> Iterator[None]:
-    """Keeps other trainings out of a run folder during the block; of several processes the first one holds it.
-
-    The folder is made if it is not there, and goes again if nothing was written into it. A folder that cannot be
-    written to is not held; `RunDir.create` says why.
-
-    Raises:
-        InUseError: another training holds it; the message names its host and process.
-    """
-    with ExitStack() as stack:
-        if is_first():
-            there = path.exists()
-            with contextlib.suppress(OSError):
-                path.mkdir(parents=True, exist_ok=True)
-                if not there:
-                    stack.callback(_remove_if_empty, path)
-                stack.enter_context(locked(path))
-        yield
-
-
-def _require_utf8(path: Path, field: str) -> None:
-    # The library that writes checkpoints takes whole paths, links followed, as UTF-8.
-    whole = os.path.realpath(path)
-    try:
-        whole.encode()
-    except UnicodeEncodeError as e:
-        reason = f"its whole path, {one_line(whole)}, is not UTF-8; rename the folder, or take another"
-        raise ConfigError(reason, field=field, found=path) from e
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[Change]:

@@ -141,44 +141,6 @@ def test_a_description_that_names_files_elsewhere_is_refused(folder, tmp_path, e
     assert (tmp_path / "thesis.png").read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        ("images", 0, "expression"),
-        ("images", 0, "provenance"),
-        ("images", 0, "word"),
-        ("images", 0, "weight"),
-        ("images", 0, "vector"),
-        ("config",),
-        ("config", "conditioning"),
-        ("seed",),
-        ("images",),
-        ("references",),
-    ],
-)
-@pytest.mark.parametrize("value", [{}, [], True, "x", 1.5, None, float("nan"), 10**400, "deleted"])
-def test_an_edited_description_is_read_or_refused_in_one_line(folder, place, value):
-    found = json.loads((folder / "set.json").read_text())
-    entry = found
-    for key in place[:-1]:
-        entry = entry[key]
-    entry[place[-1]] = value
-    if value == "deleted":
-        del entry[place[-1]]
-    (folder / "set.json").write_text(json.dumps(found))
-    refused, avatars = "", None
-    try:
-        avatars = AvatarSet.load(folder)
-    except DataError as e:
-        refused = str(e)
-    if avatars is None:
-        assert (str(folder) in refused, refused.count("\n")) == (True, 0)
-    else:
-        assert place[0] == "seed" or value == "x" or place[-1] in ("word", "weight"), refused
-        avatars.save(folder)  # what was read can be written again
-        assert AvatarSet.load(folder).settings == avatars.settings
-
-
 @pytest.mark.parametrize("left", ["lost+found", ".DS_Store", LOCK_FILE, ".genaffect-new.0123abcd"])
 def test_what_systems_leave_in_an_empty_folder_does_not_count(tmp_path, left):
     (tmp_path / left).mkdir()
