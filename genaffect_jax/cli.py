@@ -15,7 +15,7 @@ import re
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, get_args, get_type_hints
@@ -28,7 +28,7 @@ from genaffect_jax.checkpoints.background_errors import told_once
 from genaffect_jax.config import DistributedConfig
 from genaffect_jax.config.file_name import NAMES_FILES
 from genaffect_jax.errors import COMPLETE, EXIT_STATUS, FAILED, INTERRUPTED, ConfigError, GenAffectError
-from genaffect_jax.io.output import expendable_output
+from genaffect_jax.io.output import PlainConsole, expendable_output, one_line
 from genaffect_jax.parallel.distributed import are_several, describe_process, is_first, join, lost_processes_named
 from genaffect_jax.parallel.supervisor import supervise
 
@@ -38,14 +38,17 @@ Preset = TypeVar("Preset")
 _program: str | None = None
 # pathlib makes one slash of two. A single letter is a drive of Windows.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+# Titles of tyro's panels about the value of an option, and what its colours look like.
+_ABOUT_VALUES = ("Value error", "Invalid choice", "Missing argument")
+_COLOUR = re.compile("\x1b\\[[0-9;]*m")
 # Of options that take images from a folder (`--data folder:DIR`).
 _FOLDER = "folder:"
 
-# No defects of this program: disk full, quota or limit of file sizes reached, read-only, not allowed, disk broken, and
-# folders or circles of links where a file should be, or files where a folder should be.
+# No defects of this program: disk full, quota or limit of file sizes reached, read-only, not allowed, disk broken,
+# folders or circles of links where a file should be, files where a folder should be, and names that are too long.
 _MACHINE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
-    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
 )
 
 
@@ -60,8 +63,9 @@ def load_preset(path: Path, *kinds: type[Preset]) -> Preset:
         ConfigError: the file is missing, has no `config`, or makes another kind of configuration.
     """
     names = " or ".join(kind.__name__ for kind in kinds)
-    if not path.is_file():
-        nearby = ", ".join(sorted(p.name for p in path.parent.glob("*.py"))) or "nothing"
+    if not os.path.isfile(path):  # also false for a name that no file can have
+        files = path.parent.glob("*.py") if os.path.isdir(path.parent) else ()
+        nearby = ", ".join(sorted(p.name for p in files)) or "nothing"
         raise ConfigError(f"no such preset ({path.parent} has {nearby})", field="config", found=path)
     preset = runpy.run_path(str(path)).get("config")
     if not callable(preset):
@@ -83,8 +87,10 @@ def parse(arguments: type[Arguments], argv: Sequence[str] | None) -> Arguments:
 
     A wrong option or value ends the program with exit status 2 and a message on stderr, before any work.
     """
-    with _refusals_shown(arguments):
-        return local_paths(tyro.cli(arguments, prog=program_name(), args=argv, use_underscores=True))
+    with _refusals_shown(argv, arguments) as words:
+        return local_paths(
+            tyro.cli(arguments, prog=program_name(), args=words, use_underscores=True), _options_left_empty(words)
+        )
 
 
 def parse_with_preset(
@@ -106,24 +112,24 @@ def parse_with_preset(
 
     A wrong option or value ends the program with exit status 2 and a message on stderr, before any work.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path, default=default_preset)
-    with _refusals_shown(*kinds):
-        preset: Any = load_preset(_local("config", first.parse_known_args(argv)[0].config), *kinds)
+    with _refusals_shown(argv, *kinds) as words:
+        preset: Any = load_preset(_local("config", first.parse_known_args(words)[0].config), *kinds)
         preset = preset if adapt is None else adapt(preset)
     required = [f.name for f in dataclasses.fields(arguments) if f.default is f.default_factory is dataclasses.MISSING]
     given = dict.fromkeys(required, tyro.MISSING)
-    with _refusals_shown(type(preset)):
+    with _refusals_shown(argv, type(preset)) as words:
         return local_paths(
             tyro.cli(
                 arguments[type(preset)],
                 prog=program_name(),
                 default=arguments(**{**given, "config": default_preset, "run": preset}),
-                args=argv,
+                args=words,
                 config=(tyro.conf.FlagConversionOff,),
                 use_underscores=True,
-            )
+            ),
+            _options_left_empty(words),
         )
 
 
@@ -133,7 +139,17 @@ def run_as(name: str) -> None:
     _program = name
 
 
-def local_paths(arguments: Arguments, prefix: str = "") -> Arguments:
+def _options_left_empty(words: Sequence[str]) -> set[str]:
+    """Names of the options without a value, as `--out "$UNSET"` leaves them: a path would become the current folder."""
+    named = [word.removeprefix("--").partition("=") for word in words]
+    return {
+        name.replace("-", "_")
+        for (name, _, value), word, following in zip(named, words, [*words[1:], "value"], strict=True)
+        if word.startswith("--") and ((word.endswith("=") and not value) or (word == f"--{name}" and not following))
+    }
+
+
+def local_paths(arguments: Arguments, empty: Collection[str] = (), prefix: str = "") -> Arguments:
     """The arguments of a command with the home folder in place of a leading `~`, in all fields that name files.
 
     These are fields of type Path and of type `config.file_name.FileName`, alone or in tuples, also in nested
@@ -142,20 +158,23 @@ def local_paths(arguments: Arguments, prefix: str = "") -> Arguments:
 
     Args:
         arguments: a dataclass; a field `run` holds the preset, whose fields have options of their own names.
+        empty: options that were given without a value.
         prefix: of the option names.
 
     Raises:
-        ConfigError: a field holds a URL, which is never a file or folder of this machine, or names the home folder of
-            nobody.
+        ConfigError: a field holds a URL, which is never a file or folder of this machine, names the home folder of
+            nobody, or is a path that was left empty.
     """
     hints, changes = get_type_hints(type(arguments), include_extras=True), {}
     for field in dataclasses.fields(arguments):  # type: ignore[arg-type]
         value, name = getattr(arguments, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
-            local: Any = local_paths(value, "" if name == "run" else f"{name}.")
+            local: Any = local_paths(value, empty, "" if name == "run" else f"{name}.")
         else:
             names_files = NAMES_FILES in _metadata(hints[field.name])
             parts = value if isinstance(value, tuple) else (value,)
+            if name in empty and isinstance(value, Path):
+                raise ConfigError("is empty; name a file or folder (. is the current folder)", field=name)
             expanded = tuple(
                 _local(name, part) if isinstance(part, Path) or (names_files and isinstance(part, str)) else part
                 for part in parts
@@ -207,7 +226,7 @@ def run(work: Callable[[Console], bool], distributed: DistributedConfig | None =
     """
     with expendable_output():
         if distributed is None or not are_several(distributed):
-            return _status(lambda: work(_console()))
+            return _status(lambda: work(PlainConsole()))
         return supervise(distributed, lambda joined: _run_with_others(work, distributed, joined))
 
 
@@ -218,51 +237,96 @@ def run_subcommand(commands: Mapping[str, Any], argv: Sequence[str] | None) -> i
         commands: names and modules, each with `Arguments` and `run(arguments, console)`.
         argv: command line without the program's name; `sys.argv` when left out.
     """
-    with _refusals_shown(*(module.Arguments for module in commands.values())):
+    with _refusals_shown(argv, *(module.Arguments for module in commands.values())) as words:
         arguments: Any = local_paths(
             tyro.extras.subcommand_cli_from_dict(
                 {name: module.Arguments for name, module in commands.items()},
                 prog=program_name(),
-                args=argv,
+                args=words,
                 use_underscores=True,
-            )
+            ),
+            _options_left_empty(words),
         )
     command = next(module for module in commands.values() if isinstance(arguments, module.Arguments))
     return run(lambda console: command.run(arguments, console))
 
 
 @contextmanager
-def _refusals_shown(*kinds: type) -> Iterator[None]:
+def _refusals_shown(argv: Sequence[str] | None, *kinds: type) -> Iterator[list[str]]:
     """Ends the program with one line and exit status 2 if a ConfigError is raised in the block.
 
     tyro turns an error of a nested configuration into a panel of its own and a SystemExit; the panel is dropped and the
-    error shown instead. Everything else that tyro prints, suggestions for misspelled options among it, stays.
+    error shown instead. Its panels about values become one line too. Everything else that tyro prints stays: what is
+    missing, and suggestions for misspelled options.
 
     Args:
+        argv: command line without the program's name; `sys.argv` when left out.
         kinds: the configuration classes whose fields are options.
+
+    Yields:
+        The words of the command line, all of them UTF-8.
     """
-    held, refused = _HeldOutput(sys.stderr), None
+    words = list(sys.argv[1:] if argv is None else argv)
+    held, refused = _HeldOutput(sys.stderr, words), None
     try:
         with redirect_stderr(held):
-            yield
+            _require_texts(words)
+            yield words
     except (ConfigError, SystemExit) as e:
         refused = _config_error_behind(e)
         if refused is None:
             raise
     finally:
         if refused is None:
-            sys.stderr.write(held.getvalue())
+            sys.stderr.write(held.shown())
     if refused is not None:
-        print(f"error: {_as_option(refused, kinds).on_command_line}", file=sys.stderr)
+        print(f"error: {one_line(_as_option(refused, kinds).on_command_line)}", file=sys.stderr)
         sys.exit(EXIT_STATUS[type(refused)])
 
 
-class _HeldOutput(io.StringIO):
-    """Keeps what is written; is a terminal if `stream` is one, so that colours stay."""
+def _require_texts(words: Sequence[str]) -> None:
+    # What a command is given ends up in JSON, in weight files' headers and in libraries that take UTF-8 only.
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as e:
+            raise ConfigError(f"{one_line(word)}: not UTF-8; rename the file or folder") from e
+        if "\0" in word:  # never from a shell
+            raise ConfigError(f"{one_line(word)}: holds a NUL, which no file name and no text can")
 
-    def __init__(self, stream: TextIO) -> None:
+
+class _HeldOutput(io.StringIO):
+    """Keeps what is written; is a terminal if `stream` is one, so that colours stay.
+
+    Escape sequences of the command line itself, which messages repeat, are not to reach a terminal. If there are any,
+    nothing is coloured, so that every one is known to be theirs.
+    """
+
+    def __init__(self, stream: TextIO, words: Sequence[str]) -> None:
         super().__init__()
-        self.isatty = stream.isatty  # type: ignore[method-assign]
+        self._plain = any(one_line(word) != word for word in words) or not stream.isatty()
+        self.isatty = lambda: not self._plain  # type: ignore[method-assign]
+
+    def shown(self) -> str:
+        """What was written, as it may be shown."""
+        text = self.getvalue()
+        about_value = _in_panel_about_value(text)
+        if about_value is not None:
+            return f"error: {one_line(about_value)}\n"
+        return "\n".join(map(one_line, text.split("\n"))) if self._plain else text
+
+
+def _in_panel_about_value(text: str) -> str | None:
+    """The reason in a panel of tyro's about the value of an option; None if the text is no such panel."""
+    title, *lines = [_COLOUR.sub("", line).strip("│|╭╮╰╯ ") for line in text.split("\n")] or [""]
+    if title.strip("─- ") not in _ABOUT_VALUES:
+        return None
+    reason: list[str] = []
+    for line in lines:
+        if reason and not line.strip("─-"):
+            break  # a rule, behind which the help of the option stands, or the paragraph's end
+        reason.append(line)
+    return " ".join(reason).strip("─- ").removeprefix("Error parsing ")
 
 
 def _config_error_behind(error: BaseException) -> ConfigError | None:
@@ -287,11 +351,6 @@ def _field_paths(kind: type, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{field.name}"
 
 
-def _console(quiet: bool = False) -> Console:
-    """Standard error. Texts are printed as they are: a path may hold `[red]` or `:joy:`, rich's own notation."""
-    return Console(stderr=True, quiet=quiet, markup=False, emoji=False)
-
-
 def _run_with_others(
     work: Callable[[Console], bool], distributed: DistributedConfig, joined: Callable[[str], None]
 ) -> int:
@@ -302,7 +361,7 @@ def _run_with_others(
         join(distributed)
         joined(describe_process())
         with lost_processes_named():
-            complete = work(_console(quiet=not is_first()))
+            complete = work(PlainConsole(quiet=not is_first()))
             jax.distributed.shutdown()  # waits for the others
         together = True
         return complete
@@ -323,7 +382,7 @@ def _run_with_others(
 def _status(work: Callable[[], bool]) -> int:
     def tell(error: str) -> None:
         where = f"{describe_process()}: " if jax.distributed.is_initialized() else ""
-        print(f"error: {where}{error}", file=sys.stderr)
+        print(f"error: {one_line(f'{where}{error}')}", file=sys.stderr)
 
     try:
         with told_once():

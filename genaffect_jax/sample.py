@@ -9,6 +9,7 @@ python -m genaffect_jax.sample --model out/sd35 --identity face.png --lora ink.s
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -176,7 +177,7 @@ def run(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
 def parse_lora(text: str) -> tuple[str, float]:
     """File and weight of one LoRA: `a.safetensors:0.8`, or `a.safetensors` with weight 1."""
     path, colon, weight = text.rpartition(":")
-    if colon and not Path(text).exists():
+    if colon and not os.path.exists(text):
         with suppress(ValueError):
             return path, float(weight)
     return text, 1.0

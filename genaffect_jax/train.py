@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from genaffect_jax import cli
-from genaffect_jax.checkpoints.run_dir import held_run_folder
+from genaffect_jax.checkpoints.claim import held_run_folder
 from genaffect_jax.config import AutoencoderRun, DenoiserRun, DistributedConfig, EncoderRun
 from genaffect_jax.training.autoencoder.task import train_autoencoder
 from genaffect_jax.training.denoiser.task import train_denoiser

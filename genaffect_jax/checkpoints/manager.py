@@ -21,6 +21,7 @@ from genaffect_jax.checkpoints.frozen import FrozenParams
 from genaffect_jax.checkpoints.preservation import LatestAndBest
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.errors import CheckpointError, LostProcessError
+from genaffect_jax.io.output import one_line
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.distributed import first_process_first, is_first, lost_process_behind, others_agree
 from genaffect_jax.parallel.sharding import parameter_shardings, place
@@ -88,7 +89,7 @@ class Checkpoints:
         self.frozen_folder = run_dir.frozen_params
         self._frozen = FrozenParams(run_dir)
         self.damaged_folder = run_dir.damaged
-        self._warn = warn
+        self._warn = lambda message: warn(one_line(message))  # it may be printed as it is
         self._unreadable: set[int] = set()
         self._values: dict[int, float | None] = {}
         self._saving: int | None = None

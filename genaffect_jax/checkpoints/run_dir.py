@@ -9,16 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from genaffect_jax.checkpoints.claim import require_own_settings, require_utf8
 from genaffect_jax.config import AutoencoderRun, DenoiserRun, EncoderRun, from_json, to_json
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.io.atomic import write_atomically
-from genaffect_jax.io.lock import locked
 from genaffect_jax.parallel.distributed import describe_process, is_first
 
 # Fields that may differ when a run continues. What is learned depends on them in the order of sums alone; on
@@ -83,9 +82,11 @@ class RunDir:
             tell: called with one line if other settings are replaced.
 
         Raises:
-            ConfigError: the folder belongs to a run with other settings, which are listed, or cannot be written to; or
-                the hosts do not share it.
+            ConfigError: the folder belongs to a run with other settings, which are listed, cannot be written to, or
+                has a path that is not UTF-8, or holds the `config.json` of another program; or the hosts do not share
+                it.
         """
+        require_utf8(path, "workdir")
         run_dir, text = cls(path), to_json(config)
         if not is_first():
             if not run_dir.config.exists() or run_dir.config.read_text() != text:
@@ -96,6 +97,7 @@ class RunDir:
                     found=path,
                 )
             return run_dir
+        require_own_settings(path, run_dir.config)
         if run_dir.has_checkpoint and run_dir.config.exists():
             changed = run_dir._changed(config)
             if others := [change.line for change in changed if not change.may_move]:
@@ -115,8 +117,9 @@ class RunDir:
         """The folder of a training that has been started.
 
         Raises:
-            ConfigError: the folder is missing or has no checkpoints.
+            ConfigError: the folder is missing, has no checkpoints, or has a path that is not UTF-8.
         """
+        require_utf8(path, "model")
         run_dir = cls(path)
         if not run_dir.checkpoints.is_dir():
             raise ConfigError(
@@ -354,32 +357,6 @@ class Change:
     def may_move(self) -> bool:
         """Whether the setting names a file or folder that may lie elsewhere now."""
         return self.field in _MAY_MOVE and bool(self.before) and bool(self.now)
-
-
-@contextmanager
-def held_run_folder(path: Path) -> Iterator[None]:
-    """Keeps other trainings out of a run folder during the block; of several processes the first one holds it.
-
-    The folder is made if it is not there, and goes again if nothing was written into it. A folder that cannot be
-    written to is not held; `RunDir.create` says why.
-
-    Raises:
-        InUseError: another training holds it; the message names its host and process.
-    """
-    with ExitStack() as stack:
-        if is_first():
-            there = path.exists()
-            with contextlib.suppress(OSError):
-                path.mkdir(parents=True, exist_ok=True)
-                if not there:
-                    stack.callback(_remove_if_empty, path)
-                stack.enter_context(locked(path))
-        yield
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[Change]:

@@ -31,9 +31,10 @@ from genaffect_jax.compile_check.topology import topology_devices
 from genaffect_jax.compile_check.train_step import lower_train_step, trained_share
 from genaffect_jax.config import DenoiserRun, GuidanceMode
 from genaffect_jax.config.numbers import LARGEST_SIZE, require_usable_numbers
-from genaffect_jax.errors import COMPLETE, FAILED, ConfigError, GenAffectError
+from genaffect_jax.errors import COMPLETE, FAILED, ConfigError, GenAffectError, require
 from genaffect_jax.inference.program import SamplerSpec
 from genaffect_jax.io.atomic import write_atomically
+from genaffect_jax.io.output import PlainConsole
 from genaffect_jax.models.flops import step_flops
 from genaffect_jax.parallel.chips import Chip
 from genaffect_jax.parallel.mesh import make_mesh
@@ -69,6 +70,10 @@ class Arguments(Generic[Run]):
 
     def __post_init__(self) -> None:
         require_usable_numbers(self, largest=LARGEST_SIZE)
+        for name in ("images", "steps", "anchors"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        for name, high in (("consistency", 1.0), ("reserve", 0.99)):
+            require(0 <= getattr(self, name) <= high, name, getattr(self, name), f"must be within 0 and {high:g}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fits: list[bool] = []
 
     def work(_: Console) -> bool:
-        fits.append(check_fit(arguments, Console(markup=False, emoji=False)))
+        fits.append(check_fit(arguments, PlainConsole(stderr=False)))
         return True
 
     status = cli.run(work)
@@ -132,16 +137,6 @@ def without_files(run: Any) -> Any:
 
 
 def _check(arguments: Arguments) -> None:
-    for name, value, low, high in (
-        ("images", arguments.images, 1, None),
-        ("steps", arguments.steps, 1, None),
-        ("anchors", arguments.anchors, 1, None),
-        ("consistency", arguments.consistency, 0, 1),
-        ("reserve", arguments.reserve, 0, 0.99),
-    ):
-        if value < low or (high is not None and value > high):
-            allowed = f"at least {low}" if high is None else f"within {low} and {high}"
-            raise ConfigError(f"must be {allowed}", field=name, found=value)
     if not arguments.programs:
         raise ConfigError("name train, sampler or both", field="programs")
     if arguments.json is not None and not arguments.json.parent.is_dir():

@@ -38,7 +38,7 @@ def from_json(cls: type[T], text: str) -> T:
     """
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as e:
+    except (ValueError, RecursionError) as e:  # also a number of thousands of digits, and lists in lists in lists
         raise ConfigError(f"configuration: not JSON ({e})") from e
     return _build(cls, values, cls.__name__)
 
@@ -64,10 +64,7 @@ def with_changes(config: T, changes: Mapping[str, Any]) -> T:
         plain = value.item() if isinstance(value, np.generic) else value
         if typing.get_origin(hints[name]) is tuple:
             plain = list(plain) if isinstance(plain, (tuple, list)) else [plain]
-        try:
-            checked[name] = _build(hints[name], plain, name)
-        except TypeError as e:  # not even convertible, such as an object in a path's place
-            raise ConfigError(f"{e}", field=name, found=repr(value)) from e
+        checked[name] = _build(hints[name], plain, name)
     return dataclasses.replace(config, **checked)  # type: ignore[type-var]
 
 
@@ -101,6 +98,7 @@ def _build(kind: Any, value: Any, name: str) -> Any:
             raise ConfigError(f"{name}={value!r}: must be a list")
         return tuple(_build(arguments[0], v, name) for v in value)
     if kind is Path:
+        require(isinstance(value, (str, Path)), name, repr(value), "must be a path")
         return Path(value)
     number = int | float if kind is float else kind
     require(
@@ -109,4 +107,7 @@ def _build(kind: Any, value: Any, name: str) -> Any:
         repr(value),
         f"must be of type {kind.__name__}",
     )
-    return kind(value)
+    try:
+        return kind(value)
+    except OverflowError as e:
+        raise ConfigError("must be finite", field=name, found=f"{str(value)[:20]}...") from e

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,8 @@ ARCFACE_CROP: Crop = (0.125, 0.125, 0.75)
 
 def require_crop(crop: Crop, name: str) -> None:
     """Raises ConfigError unless the crop lies inside the image."""
-    inside = len(crop) == 3 and min(crop[:2]) >= 0.0 and crop[2] > 0.0 and max(crop[:2]) + crop[2] <= 1.0 + 1e-9
+    numbers = len(crop) == 3 and all(map(math.isfinite, crop))
+    inside = numbers and min(crop[:2]) >= 0.0 and crop[2] > 0.0 and max(crop[:2]) + crop[2] <= 1.0 + 1e-9
     require(inside, name, crop, "must be left, top and side as shares of the image's side, inside the image")
 
 

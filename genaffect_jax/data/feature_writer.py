@@ -23,14 +23,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
-from rich.console import Console
 
 from genaffect_jax.data.cached_features import FIELDS, open_rows
 from genaffect_jax.data.sources.base import Source
 from genaffect_jax.data.worker_processes import init_worker, starting_workers, submit, worker_pool
 from genaffect_jax.errors import DataError
 from genaffect_jax.io.atomic import new_file, remove_partial
-from genaffect_jax.io.output import print_plainly
+from genaffect_jax.io.output import PlainConsole, print_plainly
 from genaffect_jax.io.progress import progress_bar
 
 Encode = Callable[[UInt8[np.ndarray, "B S S 3"]], Mapping[str, Any]]
@@ -107,7 +106,7 @@ def _remove_stale(final: Path, path: Path) -> None:
         file.unlink(missing_ok=True)
     if stale:
         print_plainly(
-            Console(stderr=True),
+            PlainConsole(),
             f"{final.parent}: encoded images of earlier starts are of other images or networks and are removed "
             f"({', '.join(file.name for file in stale)}; {freed / 1e6:.1f} MB)",
         )

@@ -13,7 +13,6 @@ import grain
 import numpy as np
 from absl import flags
 from jaxtyping import Int
-from rich.console import Console
 
 from genaffect_jax.data.cached_features import CachedFeatures
 from genaffect_jax.data.example_table import Column, example_table, gather
@@ -21,6 +20,7 @@ from genaffect_jax.data.groups import GroupSampler, Pairs
 from genaffect_jax.data.sources.base import Source, examples_digest
 from genaffect_jax.data.worker_processes import describe_shared_memory, init_worker, starting_workers
 from genaffect_jax.errors import DataError
+from genaffect_jax.io.output import PlainConsole, print_plainly
 from genaffect_jax.parallel.processors import usable_processors
 
 Batch = dict[str, np.ndarray]
@@ -157,13 +157,8 @@ class Loader(Iterator[Batch]):
                         f"memory, or {describe_shared_memory()} is full, lower data.workers; 0 loads in the main "
                         "process"
                     ) from e
-                Console(stderr=True).print(
-                    f"warning: {killed}; all restart at batch {self._next}, in the same order",
-                    style="yellow",
-                    markup=False,
-                    emoji=False,
-                    highlight=False,
-                    soft_wrap=True,
+                print_plainly(
+                    PlainConsole(), f"warning: {killed}; all restart at batch {self._next}, in the same order"
                 )
 
     def _fetch(self) -> Batch:

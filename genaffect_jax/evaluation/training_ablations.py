@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from genaffect_jax.checkpoints.run_dir import RunDir, held_run_folder
+from genaffect_jax.checkpoints.claim import held_run_folder
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import DenoiserRun
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.evaluation.ablations import Prepare, ablated_settings

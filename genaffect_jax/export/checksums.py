@@ -6,6 +6,8 @@ from pathlib import Path
 
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.io.destination import why_not_writable
+from genaffect_jax.io.exchange import STAGE, is_part_of_exchange, undo_killed_exchange
+from genaffect_jax.io.lock import locked
 from genaffect_jax.io.weight_file import checksum
 
 CHECKSUMS = "SHA256SUMS"
@@ -27,11 +29,19 @@ def is_as_written(folder: Path) -> bool:
 
 
 def require_replaceable(out: Path, overwrite: bool) -> None:
-    """Raises ConfigError unless `out` can be written to and is new or empty, or an export in which nothing changed."""
+    """Checks that an export can be written to a folder; what a killed one left there is put right first.
+
+    Raises:
+        ConfigError: `out` cannot be written to, or is neither new nor empty nor an export in which nothing changed.
+        InUseError: another process is exporting to it.
+    """
     reason = why_not_writable(out)
     if reason is not None:
         raise ConfigError(reason, field="out", found=out)
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if any(out.glob(f"{STAGE}*")):  # an export that was killed while it took its place
+        with locked(out):
+            undo_killed_exchange(out)
+    if not out.exists() or (out.is_dir() and all(is_part_of_exchange(path.name) for path in out.iterdir())):
         return
     if not overwrite:
         raise ConfigError("is not empty; name a new folder, or set overwrite", field="out", found=out)
@@ -42,7 +52,7 @@ def require_replaceable(out: Path, overwrite: bool) -> None:
 
 def _names(folder: Path) -> list[str]:
     files = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir())
-    return sorted(name for name in files if name != CHECKSUMS)
+    return sorted(name for name in files if name != CHECKSUMS and not is_part_of_exchange(name))
 
 
 def _sums(folder: Path) -> dict[str, str]:

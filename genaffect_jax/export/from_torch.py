@@ -31,6 +31,7 @@ from genaffect_jax.interop.diffusers.register_tokens import prompted_config, reg
 from genaffect_jax.interop.diffusers.weights import read_autoencoder, read_transformer, read_transformer_config
 from genaffect_jax.interop.torch.expressions_folder import read_expressions
 from genaffect_jax.io.atomic import new_folder
+from genaffect_jax.io.exchange import STAGE
 from genaffect_jax.io.weight_file import checksum, save_weights
 from genaffect_jax.models.functional import Parameters
 
@@ -74,7 +75,9 @@ def from_torch(folder: Path, out: Path, variant: str | None = None) -> None:
     if out.exists():
         raise ConfigError("exists; name a new folder", field="out", found=out)
     if not (folder / PIPELINE_FILE).is_file():
-        raise ConfigError(f"no exported folder (it has no {PIPELINE_FILE})", field="folder", found=folder)
+        killed = any(folder.glob(f"{STAGE}*"))
+        why = "; an export to it was killed: repeat it with overwrite, which restores what was there" if killed else ""
+        raise ConfigError(f"no exported folder (it has no {PIPELINE_FILE}){why}", field="folder", found=folder)
     origin = read_run(folder)
     try:
         config = from_json(DenoiserRun, json.dumps(origin["config"]))

@@ -64,6 +64,9 @@ class Arguments:
     overwrite: bool = False
     """Replace an earlier export in the folder."""
 
+    def __post_init__(self) -> None:
+        _require_opset(self.opset)
+
 
 def run(arguments: Arguments, console: Console) -> bool:
     """Exports, checks and prints what was measured; raises as `export_onnx`."""
@@ -106,7 +109,7 @@ def export_onnx(
         CheckpointError, DataError, WeightsError: see `TrainedModel.load`; or a parameter is not finite, or a graph
             differs from the networks by more than `onnx_check.TOLERANCE`.
     """
-    require(opset in OPSETS, "opset", opset, f"must be {OPSETS[0]} to {OPSETS[-1]}")
+    _require_opset(opset)
     require_replaceable(out, overwrite)
     _require_installed()
     from genaffect_jax.interop.torch.onnx_graphs import write_graphs
@@ -129,6 +132,10 @@ def export_onnx(
             (new / source.name).write_bytes(source.read_bytes())
         write_checksums(new)
     return differences
+
+
+def _require_opset(opset: int) -> None:
+    require(opset in OPSETS, "opset", opset, f"must be {OPSETS[0]} to {OPSETS[-1]}")
 
 
 def _require_installed() -> None:

@@ -6,8 +6,8 @@ is the output of a face encoder, and the vector of a word is a mean over images.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -130,7 +130,7 @@ class AnySpace:
         return np.zeros(0, np.float32)
 
     def image(self, file: str) -> Float[np.ndarray, " 0"]:
-        if not Path(file).is_file():
+        if not os.path.isfile(file):  # also false for a name that no file can have
             raise ExpressionError(f"expression '{file}': no such image file")
         return np.zeros(0, np.float32)
 

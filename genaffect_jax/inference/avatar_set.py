@@ -8,13 +8,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from genaffect_jax.errors import DataError, GenAffectError, OutputError
+from genaffect_jax.errors import DataError, GenAffectError, InUseError, OutputError
 from genaffect_jax.expressions.action_units import CHANNELS
 from genaffect_jax.expressions.grammar import Expression
 from genaffect_jax.inference.set_folder import FILES, SETTINGS_FILE, check_output, own_files, read_index
@@ -161,8 +162,11 @@ class AvatarSet:
         try:
             expressions = tuple(map(_expression, index["images"]))
             anchors = tuple(map(_expression, saved.pop("anchor_expressions")))
+            saved["config"]["conditioning"]["expression_space"]  # decides how vectors are written
         except (ValueError, KeyError, TypeError, OverflowError) as e:
             raise DataError(f"{folder}: {DAMAGED} ({SETTINGS_FILE}: {type(e).__name__}: {e})") from e
+        if len({expression.vector.size for expression in (*expressions, *anchors)}) != 1:
+            raise DataError(f"{folder}: {DAMAGED} ({SETTINGS_FILE}: vectors of different lengths)")
         if references.shape[1:] != images.shape[1:]:
             raise DataError(f"{folder}: {DAMAGED} (references and images of different sizes)")
         return cls(references, images, expressions, anchors, saved, Origin(real_folder(folder), len(images)))
@@ -251,16 +255,21 @@ class AvatarSet:
 
 def _expression(record: dict[str, Any]) -> Expression:
     vector = record["vector"]
-    numbers = [vector[c] for c in CHANNELS] if isinstance(vector, dict) else vector
-    return Expression(
-        record["expression"], np.array(numbers, np.float32), record["provenance"], record["word"], record["weight"]
-    )
+    for key, kinds in (("expression", str), ("provenance", str), ("word", (str, NoneType)), ("weight", (int, float))):
+        if not isinstance(record[key], kinds):
+            raise TypeError(f"{key} is {type(record[key]).__name__}")
+    numbers = np.array([vector[c] for c in CHANNELS] if isinstance(vector, dict) else vector, np.float32)
+    if numbers.ndim != 1 or not numbers.size or not np.isfinite([*numbers, record["weight"]]).all():
+        raise ValueError("vector and weight must be finite numbers")
+    return Expression(record["expression"], numbers, record["provenance"], record["word"], record["weight"])
 
 
 @contextmanager
 def _made_meanwhile_passes() -> Iterator[None]:
     try:
         yield
+    except InUseError:
+        pass
     except OSError as e:
         if e.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise

@@ -20,6 +20,8 @@ from glob import escape
 from pathlib import Path
 from uuid import uuid4
 
+from genaffect_jax.io.exchange import exchanged, is_part_of_exchange
+
 _PROBE = ".mode"  # ending of a file that is made to see the permissions of new files
 
 
@@ -78,52 +80,46 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """An empty folder to fill; when the block ends without an error, it becomes `folder`.
 
     All files in it, and in folders below, get permissions as those of `new_file`. A folder that exists stays itself,
-    with its mode, group, links to it and what is mounted there: the files are moved into it, one after the other. A
-    process that is killed in that moment leaves some of them moved, and the rest in a hidden folder inside.
+    with its mode, group, links to it and what is mounted there: its entries are exchanged for the new ones, one after
+    the other, and a process killed in that moment leaves a folder that readers refuse and the next call restores
+    (`io.exchange`).
 
     Args:
         folder: the target; links are followed, and the folder that holds it is made if need be.
-        replace: what an earlier `folder` holds is moved away and, once the new files are there, removed; what may be
-            removed is for the caller to check.
+        replace: what an earlier `folder` holds is removed once the new files are there; what may be removed is for the
+            caller to check.
 
     Raises:
+        InUseError: `folder` exists, and another process is filling it.
         OSError: the folder cannot be written, or `folder` holds something and `replace` is not set.
     """
     folder = Path(os.path.realpath(folder))
-    existed = folder.is_dir()
+    if folder.is_dir():
+        with exchanged(folder) as new:
+            if not replace:
+                _require_empty(folder)
+            yield new
+            _set_ordinary_permissions(_files(new), probe=new.parent / _PROBE)
+            if not replace:
+                _require_empty(folder)
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # One hidden folder on the same disk, as renaming needs, holds the new and, for a moment, the old files.
-    place, prefix = (folder, ".new.") if existed else (folder.parent, f".{folder.name}.")
-    with tempfile.TemporaryDirectory(dir=place, prefix=prefix) as scratch:
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
+    # Beside the folder, on the same disk, as renaming needs.
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        new = Path(scratch) / "new"
         new.mkdir()
         yield new
-        files = (Path(root, name) for root, _, names in os.walk(new) for name in names)
-        _set_ordinary_permissions(files, probe=Path(scratch) / _PROBE)
-        if existed:
-            _move_in(new, folder, old, replace)
-        else:
-            os.rename(new, folder)
+        _set_ordinary_permissions(_files(new), probe=Path(scratch) / _PROBE)
+        os.rename(new, folder)
 
 
-def _move_in(new: Path, folder: Path, old: Path, replace: bool) -> None:
-    """Moves what is in `new` into an existing folder, what was there to `old`; after an error, all moves are undone."""
-    before = [path for path in folder.iterdir() if path != new.parent]
-    if before and not replace:
+def _files(folder: Path) -> Iterator[Path]:
+    return (Path(root, name) for root, _, names in os.walk(folder) for name in names)
+
+
+def _require_empty(folder: Path) -> None:
+    if not all(is_part_of_exchange(path.name) for path in folder.iterdir()):
         raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
-    old.mkdir()
-    moves = [(path, old / path.name) for path in before] + [
-        (path, folder / path.name) for path in sorted(new.iterdir())
-    ]
-    done: list[tuple[Path, Path]] = []
-    try:
-        for source, target in moves:
-            os.rename(source, target)
-            done.append((source, target))
-    except BaseException:
-        for source, target in reversed(done):
-            os.rename(target, source)
-        raise
 
 
 def _set_ordinary_permissions(files: Iterable[Path], *, probe: Path) -> None:

@@ -1,14 +1,21 @@
-"""Standard output and error that nobody reads: what cannot be printed is dropped, and decides nothing else."""
+"""Standard output and error: what is printed is plain text, and what cannot be printed decides nothing else.
+
+Names of files and people come from others. A terminal would obey an escape sequence in them, and a line end in a name
+would make two messages of one.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO, cast
 
 from rich.console import Console
+
+_NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @contextmanager
@@ -28,9 +35,41 @@ def expendable_output() -> Iterator[None]:
             stream.flush()  # else it would fail when Python ends
 
 
+def one_line(text: str) -> str:
+    """The text in one line that moves nothing on a terminal.
+
+    Control characters (ESC, CR, LF, DEL, C1), line and paragraph separators and marks that change the direction of
+    writing become `\\x1b`, `\\n`, `\\u202e`; bytes of a file name that are not UTF-8 become `\\xfc`.
+    """
+    return _NOT_SHOWN.sub(lambda found: _escaped(found[0]), text)
+
+
+def _escaped(character: str) -> str:
+    undecoded = "\udc80" <= character <= "\udcff"  # a byte, as os.fsdecode gives it
+    return f"\\x{ord(character) - 0xDC00:02x}" if undecoded else character.encode("unicode_escape").decode("ascii")
+
+
+class PlainConsole(Console):
+    """A console that prints texts as they are, each as one line (`one_line`).
+
+    rich's own notation, such as `[red]` or `:joy:`, may stand in a path and means nothing here.
+
+    Args:
+        quiet: print nothing.
+        stderr: write to standard error.
+    """
+
+    def __init__(self, *, quiet: bool = False, stderr: bool = True) -> None:
+        super().__init__(stderr=stderr, quiet=quiet, markup=False, emoji=False)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's, with every text in one line."""
+        super().print(*(one_line(o) if isinstance(o, str) else o for o in objects), **options)
+
+
 def print_plainly(console: Console, line: str) -> None:
-    """Prints a line that a user should notice, as it is: paths in it may look like rich's markup."""
-    console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    """Prints a line that a user should notice."""
+    console.print(one_line(line), style="yellow", markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 class _Expendable:

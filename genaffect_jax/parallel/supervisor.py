@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from genaffect_jax.config.distributed import DistributedConfig
 from genaffect_jax.errors import FAILED, INTERRUPTED, LOST
+from genaffect_jax.io.output import one_line
 from genaffect_jax.parallel.distributed import CONTINUE, cluster_of
 
 
@@ -71,13 +72,13 @@ def supervise(config: DistributedConfig, work: Callable[[Callable[[str], None]],
         os.close(lifeline)
     code = os.waitstatus_to_exitcode(status)
     if name is None and not passed_on:
-        print(f"error: {_missing(config)}", file=sys.stderr)
+        print(f"error: {one_line(_missing(config))}", file=sys.stderr)
         return LOST
     if code >= 0:
         return code
     if -code in passed_on or (passed_on and not name):
         return INTERRUPTED
-    print(f"error: {name or _place(config)} {_killed(-code, bool(name))}", file=sys.stderr)
+    print(f"error: {one_line(name or _place(config))} {_killed(-code, bool(name))}", file=sys.stderr)
     return LOST
 
 

@@ -13,6 +13,8 @@ from typing import Literal
 
 import jax
 
+from genaffect_jax.io.output import one_line
+
 CompilerOptions = dict[str, bool | int | str]
 Platform = Literal["cpu", "gpu", "tpu"]
 _target: ContextVar[Platform | None] = ContextVar("target", default=None)
@@ -110,8 +112,8 @@ def use_compilation_cache() -> Path | None:
         jax.config.update("jax_compilation_cache_dir", None)
         reason = f"{e.filename}: {e.strerror}" if isinstance(e, OSError) and e.strerror else str(e)
         print(
-            f"warning: compiled programs are not kept for the next start ({reason}); JAX_COMPILATION_CACHE_DIR names a "
-            "folder for them",
+            f"warning: compiled programs are not kept for the next start ({one_line(reason)}); "
+            "JAX_COMPILATION_CACHE_DIR names a folder for them",
             file=sys.stderr,
         )
         return None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from genaffect_jax.config.encoders import ARCFACE_CROP
+from genaffect_jax.config.encoders import ARCFACE_CROP, require_crop
 from genaffect_jax.interop.arcface.weights import convert_arcface
 from genaffect_jax.io.weight_file import WeightDType
 
@@ -32,6 +32,9 @@ class Arguments:
     fits images written by python -m genaffect_jax.prepare photos; 0 0 1 is the whole image."""
     dtype: WeightDType = "float32"
     """Type the numbers are stored in."""
+
+    def __post_init__(self) -> None:
+        require_crop(self.crop, "crop")
 
 
 def run(arguments: Arguments, console: Console) -> bool:

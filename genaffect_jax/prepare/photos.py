@@ -10,8 +10,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from genaffect_jax.data.photos.align_folder import REJECTED, align_folder
-from genaffect_jax.data.photos.reader import MIN_FACE, PhotoAligner
+from genaffect_jax.config.numbers import LARGEST_SIZE, require_usable_numbers
+from genaffect_jax.data.photos.align_folder import REJECTED, align_folder, require_side
+from genaffect_jax.data.photos.reader import MIN_FACE, PhotoAligner, require_face_choice
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Arguments:
     """Side of the images, in pixels."""
     min_face: float = MIN_FACE
     """Least side of the square of eyes, nose and mouth, in pixels of the photo; photos below it are left out."""
+
+    def __post_init__(self) -> None:
+        require_usable_numbers(self, largest=LARGEST_SIZE)
+        require_face_choice(self.face_index, self.min_face)
+        require_side(self.size)
 
 
 def run(arguments: Arguments, console: Console) -> bool:

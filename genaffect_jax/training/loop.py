@@ -23,6 +23,7 @@ from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import DType, TrainConfig
 from genaffect_jax.errors import DataError
+from genaffect_jax.io.output import print_plainly
 from genaffect_jax.parallel.chips import peak_flops
 from genaffect_jax.parallel.distributed import first_process_first, is_first
 from genaffect_jax.parallel.environment import describe_environment
@@ -69,7 +70,7 @@ def _fit(task: Task, config: TrainConfig, mesh: Mesh, run_dir: RunDir, console: 
     checkpoints = Checkpoints(
         run_dir.path,
         config.keep_checkpoints,
-        lambda message: console.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True),
+        lambda message: print_plainly(console, f"warning: {message}"),
         config.keep_best,
     )
     state = _begin_or_continue(task, config, optimizer, mesh, checkpoints, console)
@@ -191,7 +192,7 @@ def _keep_environment(config: TrainConfig, mesh: Mesh, run_dir: RunDir, step: in
     if told is not None:
         console.print(told, soft_wrap=True)
     if config.deterministic and (doubt := unmeasured(mesh)) is not None:
-        console.print(f"warning: {doubt}", style="yellow", soft_wrap=True)
+        print_plainly(console, f"warning: {doubt}")
 
 
 class _Interval:

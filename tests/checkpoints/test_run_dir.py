@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,14 @@ def test_until_there_is_a_checkpoint_other_settings_replace_the_old_ones_and_say
     assert from_json(DenoiserRun, run_dir.config.read_text()) == tiny_config
 
 
+@pytest.mark.parametrize("content", ['{"_class_name": "AutoencoderKL"}', "{}", '{"model_type": "clip", "dtype": "f"}'])
+def test_the_configuration_of_another_program_is_not_written_over(tiny_config, tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"workdir=.*holds a config.json of another program .*name a new or empty"):
+        RunDir.create(tmp_path, tiny_config, pytest.fail)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("config.json", content)]
+
+
 def test_damaged_settings_of_a_run_with_a_checkpoint_are_one_error_that_names_the_file(tiny_config, tmp_path):
     run_dir = begun(tmp_path / "run", tiny_config)
     for content in (b"{ torn", b"\xff\xfe", b"[]", b"null"):
@@ -118,6 +127,20 @@ def test_damaged_settings_of_a_run_with_a_checkpoint_are_one_error_that_names_th
     run_dir.config.mkdir()
     with pytest.raises(ConfigError, match=r"config\.json: Is a directory"):
         RunDir.create(run_dir.path, tiny_config)
+
+
+@pytest.mark.parametrize("kind", ["the folder", "the folder above", "the target of a link"])
+def test_a_path_that_is_not_utf8_is_refused_before_anything_is_written(kind, tiny_config, tmp_path, monkeypatch):
+    bad = tmp_path / os.fsdecode(b"M\xfcller")
+    bad.mkdir()
+    monkeypatch.chdir(bad)
+    path = {"the folder": bad, "the folder above": Path("w"), "the target of a link": tmp_path / "link"}[kind]
+    (tmp_path / "link").symlink_to(bad)
+    with pytest.raises(ConfigError, match=r"workdir=.*M.xfcller.*not UTF-8"):
+        RunDir.create(path, tiny_config)
+    with pytest.raises(ConfigError, match=r"model=.*M.xfcller.*not UTF-8"):
+        RunDir.open(path)
+    assert list(bad.iterdir()) == []
 
 
 def test_a_folder_without_checkpoints_is_no_run_folder_and_is_left_alone(tmp_path):

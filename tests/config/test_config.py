@@ -124,6 +124,28 @@ def test_json_of_the_wrong_type_is_refused(value):
         from_json(DenoiserRun, json.dumps(values))
 
 
+@pytest.mark.parametrize("value", [True, 0, 1.5, [], {}])
+def test_a_path_in_json_is_a_text(value):
+    values = json.loads(to_json(DenoiserRun()))
+    values["data"]["root"] = value
+    with pytest.raises(ConfigError, match=r"data.root=.*must be a path"):
+        from_json(DenoiserRun, json.dumps(values))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, "", "\0", "NaN", "nul"])
+def test_text_that_is_no_configuration_is_one_error(text):
+    with pytest.raises(ConfigError, match=r"^(configuration: not JSON|DenoiserRun=)") as refused:
+        from_json(DenoiserRun, text)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_whole_number_too_large_for_a_float_is_refused_by_name():
+    values = json.loads(to_json(DenoiserRun()))
+    values["data"]["pose_scale"] = -(10**400)
+    with pytest.raises(ConfigError, match=r"data.pose_scale=-1000.*must be finite"):
+        from_json(DenoiserRun, json.dumps(values))
+
+
 def test_derived_fields_follow_the_others():
     network = MMDiTConfig(in_channels=8, num_attention_heads=5, attention_head_dim=16)
     assert (network.out_channels, network.caption_projection_dim) == (8, 80)

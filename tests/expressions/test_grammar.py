@@ -215,3 +215,9 @@ def test_a_mistake_is_named_and_the_way_out_shown(text, message):
 def test_one_expression_means_one():
     with pytest.raises(ExpressionError, match=r"expression 'joy/\*': stands for 33 expressions, expected one"):
         parse_expression("joy/*")
+
+
+def test_texts_of_the_grammars_own_tokens_are_parsed_or_refused_in_one_line(load_benchmark) -> None:
+    outcomes, faults = load_benchmark("fuzz_expressions").run(1500, seed=1)
+    assert faults == []
+    assert min(outcomes["parsed"], outcomes["refused"]) > 150

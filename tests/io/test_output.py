@@ -1,10 +1,13 @@
-"""Output that nobody reads is no error, and changes no exit status."""
+"""Output is plain text; that nobody reads it is no error, and changes no exit status."""
 
 import os
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
+
+from genaffect_jax.io.output import PlainConsole, one_line, print_plainly
 
 PROGRAM = """
 import sys
@@ -40,3 +43,23 @@ def test_a_program_goes_on_and_ends_well_when_its_output_cannot_be_written(kind,
             process.kill()
         assert process.returncode == 0
     assert (tmp_path / "done").read_text() == "done"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("joy \u00e9 \u6f22 \U0001f600 [red] :joy:", "joy \u00e9 \u6f22 \U0001f600 [red] :joy:"),
+        ("a\x1b[31mb", "a\\x1b[31mb"),
+        ("a\nb\rc\td", "a\\nb\\rc\\td"),
+        ("\x00\x07\x08\x7f\x9b", "\\x00\\x07\\x08\\x7f\\x9b"),
+        ("a\u2028b\u2029c\x85d", "a\\u2028b\\u2029c\\x85d"),
+        ("gnp\u202e.exe\u2066", "gnp\\u202e.exe\\u2066"),
+        (os.fsdecode(b"M\xfcller\xff"), "M\\xfcller\\xff"),
+        ("\ud800", "\\ud800"),
+    ],
+)
+def test_what_is_printed_is_one_line_that_moves_nothing(text, shown, capsys):
+    assert one_line(text) == shown
+    PlainConsole().print(text, soft_wrap=True)
+    print_plainly(Console(stderr=True), text)
+    assert capsys.readouterr().err == f"{shown}\n{shown}\n"

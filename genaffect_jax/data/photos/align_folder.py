@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,13 @@ from genaffect_jax.data.sources.tables import METADATA
 from genaffect_jax.errors import ConfigError, DataError, require
 from genaffect_jax.io.atomic import new_folder
 from genaffect_jax.io.image_grid import write_png
+from genaffect_jax.io.images import MAX_PIXELS
 from genaffect_jax.io.progress import progress_bar
 
 ALIGNED = "aligned.jsonl"
 REJECTED = "rejected.jsonl"
+LARGEST_SIDE = math.isqrt(MAX_PIXELS)
+"""Side of the largest images that are written, in pixels: larger ones could not be read again."""
 _NAMED = 5  # files listed in an error message
 
 
@@ -50,7 +54,7 @@ def align_folder(root: Path, out: Path, align: Callable[[Path, int], AlignedPhot
         DataError: there is no such folder, its metadata is malformed, or no photo could be aligned.
         ConfigError: `out` exists or lies in `root`, or the size is not positive.
     """
-    require(size >= 1, "size", size, "must be at least 1 pixel")
+    require_side(size)
     if out.exists():
         raise ConfigError("exists; name a new folder", field="out", found=out)
     if root.resolve() in out.resolve().parents:
@@ -93,6 +97,11 @@ def align_folder(root: Path, out: Path, align: Callable[[Path, int], AlignedPhot
         if by_metadata:
             _write_rows(new / METADATA[0], labels)
     return FolderReport(len(rows), len(rejected), several)
+
+
+def require_side(size: int) -> None:
+    """Raises ConfigError unless images can have this side, in pixels."""
+    require(1 <= size <= LARGEST_SIDE, "size", size, f"must be 1 to {LARGEST_SIDE} pixels")
 
 
 def _free_name(labelled: LabelledFile, taken: set[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,6 +37,12 @@ class AlignedPhoto:
     """Share of the image inside the photo; the rest repeats the photo's edge."""
 
 
+def require_face_choice(face_index: int, min_face: float) -> None:
+    """Raises ConfigError unless the numbers of `PhotoAligner` can be met by a photo."""
+    require(face_index >= 0, "face_index", face_index, "must be at least 0 (0: the largest face)")
+    require(min_face >= 0 and math.isfinite(min_face), "min_face", min_face, "must be at least 0 pixels, and finite")
+
+
 class PhotoAligner:
     """Reads photo files and aligns one face of each."""
 
@@ -50,8 +57,7 @@ class PhotoAligner:
         Raises:
             ConfigError: as `FaceFinder`, or a number is negative.
         """
-        require(face_index >= 0, "face_index", face_index, "must be at least 0 (0: the largest face)")
-        require(min_face >= 0, "min_face", min_face, "must be at least 0 pixels")
+        require_face_choice(face_index, min_face)
         self.face_index, self.min_face = face_index, min_face
         self._find = FaceFinder(models)
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from genaffect_jax.errors import DataError
 from genaffect_jax.io.array_file import read_arrays, write_arrays
 from genaffect_jax.io.atomic import write_atomically
+from genaffect_jax.io.output import one_line
 
 # Part of every key: increment it if the same files and text give other embeddings than before.
 _VERSION = 1
@@ -56,7 +57,7 @@ class PromptCache:
             if entries.get("prompt") != prompt or arrays.keys() != {"tokens", "pooled"}:
                 raise DataError(f"{path}: not the entry of {prompt!r}")
         except DataError as e:
-            warnings.warn(f"prompt cache: {e}; it is computed again", stacklevel=2)
+            warnings.warn(f"prompt cache: {one_line(str(e))}; it is computed again", stacklevel=2)
             return None
         return arrays["tokens"], arrays["pooled"]
 

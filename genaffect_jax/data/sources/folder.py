@@ -16,7 +16,6 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-from rich.console import Console
 
 from genaffect_jax.data.sources.base import Example, count_text
 from genaffect_jax.data.sources.layouts import Listing, Row, list_folder, table_above
@@ -25,6 +24,7 @@ from genaffect_jax.expressions.action_units import WIDTH
 from genaffect_jax.expressions.grammar import ExpressionError, parse_expression
 from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.io.images import FORMATS, MAX_PIXELS, read_image
+from genaffect_jax.io.output import PlainConsole, print_plainly
 from genaffect_jax.io.progress import progress_bar
 
 _NAMED = 5  # names listed in an error message before "and n more"
@@ -277,14 +277,10 @@ def _report(root: Path, usable: int, rejected: list[Row], listing: Listing, see:
     for row in rejected:
         kinds[row.reason.split(":")[0].split(" (")[0]] += 1
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    Console(stderr=True).print(
+    print_plainly(
+        PlainConsole(),
         f"{root}: {usable} images used, {len(rejected)} rejected ({counts}), {len(listing.ignored)} other files "
         f"ignored; {see}",
-        style="yellow",
-        markup=False,
-        emoji=False,
-        highlight=False,
-        soft_wrap=True,
     )
 
 

@@ -13,7 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from genaffect_jax.data.sources.tables import METADATA, is_table, read_table
+from genaffect_jax.data.sources.tables import METADATA, is_table, person_name, read_table
 from genaffect_jax.errors import DataError
 
 # Files that systems, tools and people leave beside images.
@@ -73,8 +73,8 @@ def require_folder(root: Path) -> None:
 def list_folder(root: Path) -> Listing:
     """Lists a folder by its layout: metadata.jsonl or metadata.csv if there is one, else one folder per person.
 
-    Names of people are compared in Unicode's composed form (NFC), so that one name written in two forms, as by macOS
-    and Linux, is one person; a table finds its files in either form.
+    Names of people are compared as `tables.person_name` writes them, so that one name in two forms of Unicode, as by
+    macOS and Linux, is one person; a table finds its files in either form.
 
     Raises:
         DataError: the root is missing or not a folder, or its metadata is malformed (`tables.read_table`), names a file
@@ -126,8 +126,10 @@ def _list_identity_folders(root: Path) -> Listing:
             )
         if reason := _ignored(file):
             listing.ignored.append(Row(file, reason))
+        elif len(parts) == 2 and not person_name(parts[0]):
+            listing.rejected.append(Row(file, "unlabelled: the folder's name is blank"))
         elif len(parts) == 2:
-            identity = unicodedata.normalize("NFC", parts[0])
+            identity = person_name(parts[0])
             listing.labelled.append(LabelledFile(file, identity, expression_in_name(parts[1])))
         else:
             listing.rejected.append(Row(file, "unlabelled: an image lies in <identity>/<expression>[_n].<suffix>"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ _READ = (*FILE_COLUMNS, "identity", "expression")
 _NO_VALUE: frozenset[str] = frozenset({"", "nan", "NaN", "NAN", "<NA>", "NaT", "None", "null", "NULL", "N/A", "#N/A"})
 
 
+# Zero-width space, word joiner, byte order mark, soft hyphen. Joiners of letters (U+200C, U+200D) do change a name.
+_INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad]")
+
+
 @dataclass(frozen=True)
 class TableRow:
     """One row as written; identity and expression are empty if there is none."""
@@ -27,7 +32,7 @@ class TableRow:
     """Line of the table, from 1."""
     file: str
     identity: str
-    """In Unicode's composed form (NFC)."""
+    """As `person_name` writes it."""
     expression: str
 
 
@@ -68,7 +73,16 @@ def _row(values: dict[str, object], line: int, where: str) -> TableRow:
         raise DataError(f"{where}: {columns[0]} is empty")
     identity, expression = (_text(values[c], c, where) for c in ("identity", "expression"))
     identity, expression = ("" if text in _NO_VALUE else text for text in (identity, expression))
-    return TableRow(line, files[0], unicodedata.normalize("NFC", identity), expression)
+    return TableRow(line, files[0], person_name(identity), expression)
+
+
+def person_name(text: str) -> str:
+    """The name in the form in which people are compared, so that two who look the same are one.
+
+    It is in Unicode's composed form (NFC), without characters that have no width and no meaning in a name, and without
+    white space at its ends.
+    """
+    return unicodedata.normalize("NFC", _INVISIBLE.sub("", text)).strip()
 
 
 def _text(value: object, column: str, where: str) -> str:

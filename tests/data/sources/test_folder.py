@@ -329,6 +329,26 @@ def test_one_name_in_two_unicode_forms_is_one_person(root: Path) -> None:
         opened(root)
 
 
+@pytest.mark.parametrize("other", ["anna ", " anna", "an\u200bna", "\ufeffanna", "anna\u00a0", "an\u00adna"])
+def test_two_names_that_look_the_same_are_one_person(root: Path, other: str) -> None:
+    before = [e.identity for e in opened(root).examples].count("anna")
+    for name in ("joy", "fear"):
+        image(root / "anna" / f"{name}_7.png")
+        image(root / other / f"{name}_8.png")
+    image(root / " " / "joy.png")
+    found = opened(root)
+    assert [e.identity for e in found.examples].count("anna") == before + 4
+    assert [row.reason for row in found.rejected if row.file == " /joy.png"] == [
+        "unlabelled: the folder's name is blank"
+    ]
+    table = all_lines(root) + [
+        {"file": f"anna/{name}.png", "identity": person, "expression": name[:-2]}
+        for person, name in (("anna", "joy_7"), (other, "fear_7"))
+    ]
+    metadata(root, table)
+    assert other not in {e.identity for e in opened(root).examples}
+
+
 def test_a_folder_that_cannot_be_listed_is_rejected_by_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.scandir
 
