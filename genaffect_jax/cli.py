@@ -15,6 +15,7 @@ import re
 import runpy
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -27,7 +28,15 @@ from rich.console import Console
 from genaffect_jax.checkpoints.background_errors import told_once
 from genaffect_jax.config import DistributedConfig
 from genaffect_jax.config.file_name import NAMES_FILES
-from genaffect_jax.errors import COMPLETE, EXIT_STATUS, FAILED, INTERRUPTED, ConfigError, GenAffectError
+from genaffect_jax.errors import (
+    COMPLETE,
+    EXIT_STATUS,
+    FAILED,
+    INTERRUPTED,
+    ConfigError,
+    GenAffectError,
+    UnfamiliarIdentityWarning,
+)
 from genaffect_jax.io.output import expendable_output
 from genaffect_jax.parallel.distributed import are_several, describe_process, is_first, join, lost_processes_named
 from genaffect_jax.parallel.supervisor import supervise
@@ -320,13 +329,29 @@ def _run_with_others(
     return status
 
 
+@contextmanager
+def _unfamiliar_in_one_line() -> Iterator[None]:
+    """Prints `UnfamiliarIdentityWarning`, each time, without the place in the code that Python prints before it."""
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, UnfamiliarIdentityWarning):
+            print(f"warning: {message}", file=sys.stderr)
+        else:
+            as_before(message, category, *rest, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UnfamiliarIdentityWarning)
+        as_before, warnings.showwarning = warnings.showwarning, show
+        yield
+
+
 def _status(work: Callable[[], bool]) -> int:
     def tell(error: str) -> None:
         where = f"{describe_process()}: " if jax.distributed.is_initialized() else ""
         print(f"error: {where}{error}", file=sys.stderr)
 
     try:
-        with told_once():
+        with told_once(), _unfamiliar_in_one_line():
             return COMPLETE if work() else INTERRUPTED
     except GenAffectError as e:
         tell(e.on_command_line)

@@ -87,6 +87,10 @@ class LostProcessError(GenAffectError, RuntimeError):
     """Another process of the job is gone, or cannot be reached."""
 
 
+class UnfamiliarIdentityWarning(UserWarning):
+    """An image that gives the identity lies far outside of what the model was trained on; the message names it."""
+
+
 EXIT_STATUS: dict[type[GenAffectError], int] = {
     ConfigError: WRONG_ARGUMENT,
     ExpressionError: WRONG_ARGUMENT,
@@ -119,3 +123,11 @@ def listed(problems: Sequence[str], most: int = 40) -> str:
 def install_command(extra: str) -> str:
     """The command that installs an optional dependency, in the project's folder."""
     return f"pip install -c constraints.txt -e '.[{extra}]'"
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value of any type in one short line, for a message: arrays by type and shape, long texts cut."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype} array of shape {value.shape}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"

@@ -10,22 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from genaffect_jax import cli
 from genaffect_jax.checkpoints.manager import LATEST
@@ -35,9 +27,11 @@ from genaffect_jax.errors import INTERRUPTED, ConfigError, require
 from genaffect_jax.expressions.grammar import Expression, check_expressions
 from genaffect_jax.expressions.interpolation import morph_expressions
 from genaffect_jax.inference.avatar_set import AvatarSet
+from genaffect_jax.inference.references import MOST_REFERENCES
 from genaffect_jax.inference.set_folder import check_output
+from genaffect_jax.io.progress import chunk_bar
 from genaffect_jax.parallel.xla import use_compilation_cache
-from genaffect_jax.pipeline import MOST_REFERENCES, Pipeline
+from genaffect_jax.pipeline import Pipeline
 
 # Options of consistent attention, which have no effect without shared tokens.
 SHARING = (
@@ -164,8 +158,8 @@ def run(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
     wanted, anchors = _expressions(pipeline, arguments)
     images = len(wanted) + MOST_REFERENCES + (0 if earlier is None else len(earlier.images))
     check_output(folder, target, room=ROOM_PER_PIXEL * images * pipeline.config.model.image_size**2)
-    with _progress(console) as progress:
-        avatars = _sample(pipeline, arguments, earlier, wanted, anchors, progress)
+    with chunk_bar("sampling", console) as progress:
+        avatars = _sample(pipeline, arguments, earlier, wanted, anchors, progress, partial(_print_line, console))
     saved = avatars.save(folder, None if arguments.morph is None else arguments.animation)
     if len(saved.images) > len(avatars.images):
         others = len(saved.images) - len(avatars.images)
@@ -199,36 +193,20 @@ def _sample(
     wanted: Sequence[Expression],
     anchors: Sequence[Expression],
     progress: Callable[[int, int], None],
+    tell: Callable[[str], object],
 ) -> AvatarSet:
     if earlier is not None:
-        return pipeline.add(earlier, wanted, progress)
+        return pipeline.add(earlier, wanted, progress, tell)
     settings = SamplingConfig(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplingConfig)})
     if arguments.morph is not None:
         settings = dataclasses.replace(settings, set_seed_noise="shared")
-    return pipeline(arguments.identity, wanted, settings=settings, anchor_expressions=anchors, progress=progress)
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar; in a log file, one line for every chunk."""
-    # Images come in chunks; the spinner shows that one is on its way.
-    columns = (
-        SpinnerColumn(),
-        TextColumn("sampling"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+    return pipeline(
+        arguments.identity, wanted, settings=settings, anchor_expressions=anchors, progress=progress, tell=tell
     )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=None)
 
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-            if not console.is_terminal:
-                console.print(f"sampled {done}/{total}")
 
-        yield progress
+def _print_line(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":
