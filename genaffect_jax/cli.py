@@ -83,6 +83,7 @@ def load_preset(path: Path, *kinds: type[Preset]) -> Preset:
     return run
 
 
+@expendable_output()  # the help, too, may have no reader
 def parse(arguments: type[Arguments], argv: Sequence[str] | None) -> Arguments:
     """Parses a command line without preset.
 
@@ -96,6 +97,7 @@ def parse(arguments: type[Arguments], argv: Sequence[str] | None) -> Arguments:
         return local_paths(tyro.cli(arguments, prog=program_name(), args=argv, use_underscores=True))
 
 
+@expendable_output()
 def parse_with_preset(
     arguments: Any,
     kinds: Sequence[type],
@@ -220,6 +222,7 @@ def run(work: Callable[[Console], bool], distributed: DistributedConfig | None =
         return supervise(distributed, lambda joined: _run_with_others(work, distributed, joined))
 
 
+@expendable_output()
 def run_subcommand(commands: Mapping[str, Any], argv: Sequence[str] | None) -> int:
     """Runs the command that the command line names; returns the exit status.
 

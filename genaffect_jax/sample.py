@@ -49,24 +49,25 @@ DEFAULT_EXPRESSIONS = "joy,sadness,anger,fear,surprise,disgust,neutral"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(SamplingConfig):
-    """Sample the avatar set of one identity."""
+class SetArguments:
+    """What a set is made of; the settings of sampling follow in `Arguments`."""
 
     model: Path
     """Run folder of a training."""
+    identity: tuple[FileName, ...] = ()
+    """One to four images of one person: image files, or seed:N for the procedural avatar number N. Required, except
+    with add_to."""
+    expressions: str = ""
+    """Expressions: words, blends (0.6*joy + 0.4*surprise), action units (AU6=0.5,AU12=0.9), clusters, all, and image
+    files that show one (face.png; face.png:1.3 exaggerates it, face.png:0.5 softens it). Default: six emotions and
+    neutral."""
+    out: Path | None = None
+    """Folder for sheet.png, one PNG per image, and set.json. Required, except with add_to."""
     checkpoint: str = LATEST
     """Checkpoint to sample from: latest, best (by the loss on held-out people), or the number of a step."""
     lora: tuple[FileName, ...] = ()
     """LoRA files of other programs, each with its weight after a colon (style.safetensors:0.8; default 1), all added to
     the model."""
-    identity: tuple[FileName, ...] = ()
-    """One to four images of one person: image files, or seed:N for the procedural avatar number N."""
-    out: Path | None = None
-    """Folder for sheet.png, one PNG per image, and set.json."""
-    expressions: str = ""
-    """Expressions: words, blends (0.6*joy + 0.4*surprise), action units (AU6=0.5,AU12=0.9), clusters, all, and image
-    files that show one (face.png; face.png:1.3 exaggerates it, face.png:0.5 softens it). Default: six emotions and
-    neutral."""
     expression_encoder: FileName | None = None
     """Encoder that reads expressions from image files: package:expression_avatar, a weight file, or the .json of an
     ONNX encoder. Default: the model's own."""
@@ -89,6 +90,12 @@ class Arguments(SamplingConfig):
     """Images of a morph, at least 2."""
     animation: Literal["gif", "webp"] = "gif"
     """File type of a morph's animation."""
+
+
+# Dataclasses take the fields of the last base first, and options are listed in that order.
+@dataclass(frozen=True, kw_only=True)
+class Arguments(SamplingConfig, SetArguments):
+    """Sample the avatar set of one identity."""
 
     def check(self) -> None:
         """Raises ConfigError for options that do not go together."""
