@@ -127,7 +127,7 @@ def install_command(extra: str) -> str:
 
 def shown(value: object, most: int = 80) -> str:
     """A value of any type in one short line, for a message: arrays by type and shape, long texts cut."""
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
+    if getattr(value, "ndim", 0) and hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"{value.dtype} array of shape {value.shape}"
     text = " ".join(repr(value).split())
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"

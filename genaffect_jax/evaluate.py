@@ -56,7 +56,8 @@ class EvaluationArguments:
     on are left out."""
     align: Literal["none", "face"] | None = None
     """Treatment of a folder's images: none takes the centre square; face detects the face and moves it to the place it
-    has in aligned training images. Default: none for a folder that `prepare photos` wrote, else as the model's training
+    has in aligned training images. Default: none for a folder that `python -m
+    genaffect_jax.prepare photos` wrote, else as the model's training
     images were treated."""
     face_models: Path | None = None
     """Folder of an insightface model pack (.onnx files), or an insightface root with one pack; needed to align."""

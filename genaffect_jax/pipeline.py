@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,19 @@ from genaffect_jax.data.prompts.table import PromptTable, prompt_for
 from genaffect_jax.errors import ConfigError, shown
 from genaffect_jax.expressions.grammar import Expression, parse_expressions
 from genaffect_jax.expressions.space import ExpressionSpace
+from genaffect_jax.inference.arguments import (
+    checked_align,
+    checked_checkpoint,
+    checked_devices,
+    checked_encoder,
+    checked_face_index,
+    checked_loras,
+    checked_path,
+)
 from genaffect_jax.inference.avatar_set import AvatarSet
 from genaffect_jax.inference.chunking import Progress, SampleRequest, SetSampler
 from genaffect_jax.inference.expression_spaces import open_expression_space
+from genaffect_jax.inference.noise_ids import noise_ids_of
 from genaffect_jax.inference.program import IMAGES, make_program
 from genaffect_jax.inference.references import MOST_REFERENCES, Identity, as_identities, read_reference
 from genaffect_jax.inference.settings import resolve_settings
@@ -123,9 +132,9 @@ class Pipeline:
         devices: Sequence[jax.Device] | None = None,
         *,
         align: Align | None = None,
-        face_models: Path | None = None,
+        face_models: str | Path | None = None,
         face_index: int = 0,
-        checkpoint: str = LATEST,
+        checkpoint: str | int = LATEST,
         loras: Sequence[tuple[str | Path, float]] = (),
     ) -> Pipeline:
         """Loads the averaged weights of a checkpoint from the run folder of a training.
@@ -153,14 +162,21 @@ class Pipeline:
             DataError, WeightsError: a prompt table, word prototypes, autoencoder or face encoder is missing or damaged,
                 or a LoRA file is, does not fit the denoiser or changes nothing.
         """
-        run_dir = RunDir.open(Path(model))
+        checkpoint, align, face_index = (
+            checked_checkpoint(checkpoint),
+            checked_align(align),
+            checked_face_index(face_index),
+        )
+        expression_encoder, wanted = checked_encoder(expression_encoder), checked_loras(loras)
+        face_models = None if face_models is None else checked_path(face_models, "face_models")
+        mesh = Mesh(np.array(checked_devices(devices)), (IMAGES,))
+        run_dir = RunDir.open(checked_path(model, "model"))
         checkpoints = Checkpoints(run_dir.path)
         step = checkpoints.step(checkpoint)
         config = from_json(DenoiserRun, checkpoints.config(step))
         photos = PhotoReader(align or config.data.align, face_models, face_index)
-        files = [read_lora(Path(path), weight, config.model.mmdit) for path, weight in loras]
+        files = [read_lora(path, weight, config.model.mmdit) for path, weight in wanted]
         denoiser, autoencoder = build_networks(config.model, config.train.compute_dtype)
-        mesh = Mesh(np.array(jax.local_devices() if devices is None else devices), (IMAGES,))
         one_axis = make_mesh(MeshConfig(), mesh.devices.tolist())
         # Kernels are cast after the additions: half precision would lose most of them.
         changed = frozenset().union(*(file.parameters for file in files))
@@ -190,7 +206,7 @@ class Pipeline:
         *,
         settings: SamplingConfig | None = None,
         anchor_expressions: Expressions = (),
-        progress: Progress | bool = False,
+        progress: Progress | bool | None = None,
         tell: Tell | None = None,
         **changes: Any,
     ) -> AvatarSet:
@@ -225,8 +241,6 @@ class Pipeline:
         settings = with_changes(settings, changes)
         wanted = self._expressions(expressions, "expressions")
         anchors = self._expressions(anchor_expressions, "anchor_expressions")
-        if not wanted:
-            raise ConfigError("none given; a set needs at least one", field="expressions")
         identities, names = as_identities(identity)
         references = np.stack([self.reference(one) for one in identities])
         distances = None if self.reference_check is None else self.reference_check(references)
@@ -239,7 +253,7 @@ class Pipeline:
         self,
         avatars: AvatarSet,
         expressions: Expressions,
-        progress: Progress | bool = False,
+        progress: Progress | bool | None = None,
         tell: Tell | None = None,
     ) -> AvatarSet:
         """The set with more expressions, which look as if they had been part of it: same person, settings and anchors.
@@ -247,9 +261,11 @@ class Pipeline:
         `progress` and `tell` are those of `__call__`.
 
         Raises:
-            ConfigError: another model sampled the set.
+            ConfigError: another model sampled the set, or no expression is given.
             ExpressionError, DataError, MemoryLimitError, SamplingError: see `__call__`.
         """
+        if not isinstance(avatars, AvatarSet):
+            raise ConfigError("must be an AvatarSet", field="avatars", found=shown(avatars))
         if avatars.settings["model"] != self.name:
             raise ConfigError(f"the set was sampled by another model, {avatars.settings['model']}; this is {self.name}")
         more = self._expressions(expressions, "expressions")
@@ -269,7 +285,10 @@ class Pipeline:
 
         Raises:
             ExpressionError: the text is not understood, an image cannot be read, or the model knows no such word.
+            ConfigError: it is no text.
         """
+        if not isinstance(expressions, str):
+            raise ConfigError("must be a text such as 'joy, anger:0.6'", field="expressions", found=shown(expressions))
         return parse_expressions(expressions, self.space)
 
     def reference(self, identity: Identity) -> UInt8[np.ndarray, "S S 3"]:
@@ -292,6 +311,8 @@ class Pipeline:
                 allowed = "must be a text such as 'joy, anger:0.6', or a list of texts and of what `parse` returns"
                 raise ConfigError(allowed, field=field, found=shown(part))
             found += self.parse(part) if isinstance(part, str) else [part]
+        if not found and field == "expressions":
+            raise ConfigError("none given; a set needs at least one", field=field)
         return tuple(found)
 
     def _sample(
@@ -368,21 +389,6 @@ class Pipeline:
                 **{module.__name__: module.__version__ for module in (jax, flax, np)},
             },
         }
-
-
-def noise_ids_of(expressions: Sequence[Expression]) -> Int32[np.ndarray, " E"]:
-    """The numbers that, with the seed, decide the noise of images; each from the expression vector alone.
-
-    An image therefore does not depend on the rest of its set. Equal expressions in one set are told apart by how often
-    they occurred before.
-    """
-    seen: dict[bytes, int] = {}
-    numbers = []
-    for expression in expressions:
-        key = np.round(expression.vector, 4).astype("<f4").tobytes()
-        seen[key] = seen.get(key, -1) + 1
-        numbers.append(zlib.crc32(key + bytes([seen[key] % 256])) & 0x7FFFFFFF)
-    return np.array(numbers, np.int32)
 
 
 def _first_anchors(wanted: tuple[Expression, ...], settings: SamplingConfig) -> tuple[Expression, ...]:

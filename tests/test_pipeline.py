@@ -15,9 +15,10 @@ from genaffect_jax.config import MeshConfig
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.expressions.action_units import CHANNELS
 from genaffect_jax.expressions.grammar import ExpressionError, parse_expressions
+from genaffect_jax.inference.noise_ids import noise_ids_of
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.pipeline import Pipeline, noise_ids_of
+from genaffect_jax.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")

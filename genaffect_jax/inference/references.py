@@ -20,8 +20,11 @@ MOST_REFERENCES = 4
 # Name of an identity that was given as pixels.
 ARRAY = "array"
 
+# Paths that a message repeats whole.
+_LONGEST = 300
+
 Identity = str | Path | UInt8[np.ndarray, "S S 3"]
-_ALLOWED = "must be an image file, seed:N or a uint8 array, or a list of them"
+_ALLOWED = "must be an image file, seed:N or a uint8 NumPy array, or a list of them"
 
 
 def as_identities(identity: Identity | Sequence[Identity]) -> tuple[list[Any], list[str]]:
@@ -59,11 +62,17 @@ def read_reference(identity: Identity, size: int, photos: PhotoReader) -> UInt8[
     if text.startswith("seed:"):
         number = text.removeprefix("seed:")
         # Python reads no numbers of more than 4,300 digits.
-        known = number.isdecimal() and len(number) <= len(str(LARGEST_SEED)) and int(number) <= LARGEST_SEED
+        known = (
+            number.isascii()
+            and number.isdecimal()
+            and len(number) <= len(str(LARGEST_SEED))
+            and int(number) <= LARGEST_SEED
+        )
         found = text if len(text) < 50 else f"{text[:40]}... ({len(text)} characters)"
         require(known, "identity", found, f"seed:N needs a whole number N from 0 to {LARGEST_SEED}")
         return render(sample_identity(int(number)), neutral(), size)
     try:
         return photos(Path(identity), size)
     except DataError as e:
-        raise DataError(str(e), field="identity", found=text) from e
+        found = text if text.isprintable() and len(text) <= _LONGEST else shown(text)
+        raise DataError(str(e), field="identity", found=found) from e

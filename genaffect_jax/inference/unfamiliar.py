@@ -44,7 +44,9 @@ def warn_of_unfamiliar(names: Sequence[str], distances: Sequence[float], stackle
     """
     far = [(name, distance) for name, distance in zip(names, distances, strict=True) if not distance <= 1]
     if far:
-        named = ", ".join(f"{name} ({distance:.1f} times the largest usual distance from them)" for name, distance in far)
+        named = ", ".join(
+            f"{name} ({distance:.1f} times the largest usual distance from them)" for name, distance in far
+        )
         warnings.warn(
             f"identity: unlike the images that the model was trained on: {named}; the images may lose what makes the "
             "person",

@@ -75,13 +75,13 @@ def chunk_bar(what: str, console: Console) -> Iterator[Callable[[int, int], None
 
 
 @contextmanager
-def watched(progress: Done | bool, tell: Tell | None) -> Iterator[tuple[Done | None, Tell | None]]:
+def watched(progress: Done | bool | None, tell: Tell | None) -> Iterator[tuple[Done | None, Tell | None]]:
     """The functions that stand for what a caller gave: True is a bar on stderr, with all lines.
 
     Raises:
         ConfigError: one is neither a function nor, for `progress`, True or False.
     """
-    if not isinstance(progress, bool) and not callable(progress):
+    if progress is not None and not isinstance(progress, bool) and not callable(progress):
         raise ConfigError("must be True, False or a function of two numbers", field="progress", found=shown(progress))
     if tell is not None and not callable(tell):
         raise ConfigError("must be a function of one line", field="tell", found=shown(tell))
