@@ -1,4 +1,4 @@
-"""All errors that this package raises on purpose, and the exit status of each.
+"""All errors that this package raises on purpose, the exit status of each, and warnings with a class of their own.
 
 An error names the thing, what was found and what is allowed. An error about a setting names its field (`chunk`), as in
 Python; a command shows it as an option (`--chunk`).
