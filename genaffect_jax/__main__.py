@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from genaffect_jax import cli
 from genaffect_jax.errors import COMPLETE, WRONG_ARGUMENT
+from genaffect_jax.io.output import expendable_output
 
 # Modules are imported when they are run: a list of commands needs no JAX.
 COMMANDS = {
@@ -28,9 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that the first argument names, or lists all; returns the exit status."""
     name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if name in ("--help", "-h"):
-        print("usage: genaffect COMMAND [OPTIONS]; genaffect COMMAND --help explains the options\n")
-        for command, (module, about) in COMMANDS.items():
-            print(f"  {command:<15}{about} (python -m {module.removesuffix('.__main__')})")
+        with expendable_output():
+            print("usage: genaffect COMMAND [OPTIONS]; genaffect COMMAND --help explains the options\n")
+            for command, (module, about) in COMMANDS.items():
+                print(f"  {command:<15}{about} (python -m {module.removesuffix('.__main__')})")
         return COMPLETE
     if name not in COMMANDS:
         print(f"error: {name}: no command; the commands are {', '.join(COMMANDS)}", file=sys.stderr)

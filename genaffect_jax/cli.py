@@ -27,8 +27,16 @@ from rich.console import Console
 from genaffect_jax.checkpoints.background_errors import told_once
 from genaffect_jax.config import DistributedConfig
 from genaffect_jax.config.file_name import NAMES_FILES
-from genaffect_jax.errors import COMPLETE, EXIT_STATUS, FAILED, INTERRUPTED, ConfigError, GenAffectError
-from genaffect_jax.io.output import PlainConsole, expendable_output, one_line
+from genaffect_jax.errors import (
+    COMPLETE,
+    EXIT_STATUS,
+    FAILED,
+    INTERRUPTED,
+    ConfigError,
+    GenAffectError,
+    UnfamiliarIdentityWarning,
+)
+from genaffect_jax.io.output import PlainConsole, expendable_output, one_line, warned_in_one_line
 from genaffect_jax.parallel.distributed import are_several, describe_process, is_first, join, lost_processes_named
 from genaffect_jax.parallel.supervisor import supervise
 
@@ -78,6 +86,7 @@ def load_preset(path: Path, *kinds: type[Preset]) -> Preset:
     return run
 
 
+@expendable_output()  # the help, too, may have no reader
 def parse(arguments: type[Arguments], argv: Sequence[str] | None) -> Arguments:
     """Parses a command line without preset.
 
@@ -93,6 +102,7 @@ def parse(arguments: type[Arguments], argv: Sequence[str] | None) -> Arguments:
         )
 
 
+@expendable_output()
 def parse_with_preset(
     arguments: Any,
     kinds: Sequence[type],
@@ -230,6 +240,7 @@ def run(work: Callable[[Console], bool], distributed: DistributedConfig | None =
         return supervise(distributed, lambda joined: _run_with_others(work, distributed, joined))
 
 
+@expendable_output()
 def run_subcommand(commands: Mapping[str, Any], argv: Sequence[str] | None) -> int:
     """Runs the command that the command line names; returns the exit status.
 
@@ -385,7 +396,7 @@ def _status(work: Callable[[], bool]) -> int:
         print(f"error: {one_line(f'{where}{error}')}", file=sys.stderr)
 
     try:
-        with told_once():
+        with told_once(), warned_in_one_line(UnfamiliarIdentityWarning):
             return COMPLETE if work() else INTERRUPTED
     except GenAffectError as e:
         tell(e.on_command_line)

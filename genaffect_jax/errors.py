@@ -1,4 +1,4 @@
-"""All errors that this package raises on purpose, and the exit status of each.
+"""All errors that this package raises on purpose, the exit status of each, and warnings with a class of their own.
 
 An error names the thing, what was found and what is allowed. An error about a setting names its field (`chunk`), as in
 Python; a command shows it as an option (`--chunk`).
@@ -92,6 +92,10 @@ class LostProcessError(GenAffectError, RuntimeError):
     """Another process of the job is gone, or cannot be reached."""
 
 
+class UnfamiliarIdentityWarning(UserWarning):
+    """An image that gives the identity lies far outside of what the model was trained on; the message names it."""
+
+
 EXIT_STATUS: dict[type[GenAffectError], int] = {
     ConfigError: WRONG_ARGUMENT,
     ExpressionError: WRONG_ARGUMENT,
@@ -141,3 +145,11 @@ def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
 def install_command(extra: str) -> str:
     """The command that installs an optional dependency, in the project's folder."""
     return f"pip install -c constraints.txt -e '.[{extra}]'"
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value of any type in one short line, for a message: arrays by type and shape, long texts cut."""
+    if getattr(value, "ndim", 0) and hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype} array of shape {value.shape}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"

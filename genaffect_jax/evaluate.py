@@ -41,8 +41,8 @@ from genaffect_jax.pipeline import Pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(SamplingConfig):
-    """Measure a trained model on people that it has never seen."""
+class EvaluationArguments:
+    """What is measured, and on whom; the settings of sampling follow in `Arguments`."""
 
     model: Path
     """Run folder of a training."""
@@ -56,7 +56,8 @@ class Arguments(SamplingConfig):
     on are left out."""
     align: Literal["none", "face"] | None = None
     """Treatment of a folder's images: none takes the centre square; face detects the face and moves it to the place it
-    has in aligned training images. Default: none for a folder that `prepare photos` wrote, else as the model's training
+    has in aligned training images. Default: none for a folder that `python -m
+    genaffect_jax.prepare photos` wrote, else as the model's training
     images were treated."""
     face_models: Path | None = None
     """Folder of an insightface model pack (.onnx files), or an insightface root with one pack; needed to align."""
@@ -88,6 +89,12 @@ class Arguments(SamplingConfig):
     """Seeds under which some people are sampled, from `seed` on, at least 2; 0 for no figures of seeds."""
     diversity_people: int = 8
     """People that are sampled under these seeds, at most all; 0 for none."""
+
+
+# Dataclasses take the fields of the last base first, and options are listed in that order.
+@dataclass(frozen=True, kw_only=True)
+class Arguments(SamplingConfig, EvaluationArguments):
+    """Measure a trained model on people that it has never seen."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

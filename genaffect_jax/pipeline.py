@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,47 +13,56 @@ import flax
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Int32, UInt8
 
-from genaffect_jax.avatars import render, sample_identity
 from genaffect_jax.checkpoints.components import (
     FaceEncoders,
     read_autoencoder,
     read_encoders,
+    read_latent_range,
     read_prompts,
-    read_prototypes,
 )
 from genaffect_jax.checkpoints.manager import LATEST, Checkpoints
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import DenoiserRun, MeshConfig, SamplingConfig, from_json, to_json, with_changes
-from genaffect_jax.config.sampling import LARGEST_SEED
 from genaffect_jax.data.face_encoders import ExpressionEncoder
+from genaffect_jax.data.latent_range import LatentRange
 from genaffect_jax.data.photos.reader import Align, PhotoReader
 from genaffect_jax.data.prompts.table import PromptTable, prompt_for
-from genaffect_jax.errors import ConfigError, DataError, ExpressionError, require
-from genaffect_jax.expressions.action_units import WIDTH, neutral
+from genaffect_jax.errors import ConfigError, shown
 from genaffect_jax.expressions.grammar import Expression, parse_expressions
-from genaffect_jax.expressions.space import EncoderSpace, ExpressionSpace, UnitSpace
+from genaffect_jax.expressions.space import ExpressionSpace
+from genaffect_jax.inference.arguments import (
+    checked_align,
+    checked_checkpoint,
+    checked_devices,
+    checked_encoder,
+    checked_face_index,
+    checked_loras,
+    checked_path,
+)
 from genaffect_jax.inference.avatar_set import AvatarSet
 from genaffect_jax.inference.chunking import Progress, SampleRequest, SetSampler
+from genaffect_jax.inference.expression_spaces import open_expression_space
+from genaffect_jax.inference.noise_ids import noise_ids_of
 from genaffect_jax.inference.program import IMAGES, make_program
+from genaffect_jax.inference.references import MOST_REFERENCES, Identity, as_identities, read_reference
 from genaffect_jax.inference.settings import resolve_settings
+from genaffect_jax.inference.unfamiliar import ReferenceCheck, warn_of_unfamiliar
 from genaffect_jax.interop.diffusers.lora import add_loras, read_lora
+from genaffect_jax.io.progress import watched
 from genaffect_jax.io.weight_file import checksum
 from genaffect_jax.models.build import build_networks
-from genaffect_jax.models.face_encoders.encoder import load_exemplar_encoder
 from genaffect_jax.models.functional import Parameters
 from genaffect_jax.models.mmdit.score_bound import LARGEST_SCORE, score_bound
 from genaffect_jax.models.prompts import Prompts
+from genaffect_jax.parallel.compilation import Tell
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import replicated
 from genaffect_jax.version import __version__
 
-# Reference images of one identity. Fewer are padded to this number, so one program serves all numbers.
-MOST_REFERENCES = 4
 DEFAULT_ANCHORS = 8
 
-Identity = str | Path | UInt8[np.ndarray, "S S 3"]
 Expressions = str | Expression | Sequence[str | Expression]
 
 
@@ -73,6 +81,8 @@ class Pipeline:
         photos: reads image files.
         prompts: text embeddings of all prompts; None for a model that reads none.
         sampler: runs the program in chunks.
+        reference_check: measures how far references lie from the training's images; None for a model whose run folder
+            does not say what is usual.
     """
 
     def __init__(
@@ -86,6 +96,7 @@ class Pipeline:
         space: ExpressionSpace,
         photos: PhotoReader,
         mesh: Mesh,
+        known: LatentRange | None = None,
     ):
         """Takes the parts as they are; use `Pipeline.load`."""
         self.config = config
@@ -101,13 +112,17 @@ class Pipeline:
             frozen_components["identity_encoder"] = faces.identity.parameters
         denoiser, frozen_components = jax.device_put((denoiser, frozen_components), replicated(mesh))
         dtype = config.train.compute_dtype
+        networks = build_networks(config.model, dtype, max_free=score_bound(denoiser) <= LARGEST_SCORE)
         program = make_program(
             config.model,
-            *build_networks(config.model, dtype, max_free=score_bound(denoiser) <= LARGEST_SCORE),
+            *networks,
             identity_encoder=None if faces.identity is None else faces.identity.network,
             mesh=mesh,
         )
         self.sampler = SetSampler(config.model, program, denoiser, frozen_components, dtype, mesh.size)
+        self.reference_check = (
+            None if known is None else ReferenceCheck(known, networks[1], frozen_components["autoencoder"])
+        )
 
     @classmethod
     def load(
@@ -117,9 +132,9 @@ class Pipeline:
         devices: Sequence[jax.Device] | None = None,
         *,
         align: Align | None = None,
-        face_models: Path | None = None,
+        face_models: str | Path | None = None,
         face_index: int = 0,
-        checkpoint: str = LATEST,
+        checkpoint: str | int = LATEST,
         loras: Sequence[tuple[str | Path, float]] = (),
     ) -> Pipeline:
         """Loads the averaged weights of a checkpoint from the run folder of a training.
@@ -147,14 +162,21 @@ class Pipeline:
             DataError, WeightsError: a prompt table, word prototypes, autoencoder or face encoder is missing or damaged,
                 or a LoRA file is, does not fit the denoiser or changes nothing.
         """
-        run_dir = RunDir.open(Path(model))
+        checkpoint, align, face_index = (
+            checked_checkpoint(checkpoint),
+            checked_align(align),
+            checked_face_index(face_index),
+        )
+        expression_encoder, wanted = checked_encoder(expression_encoder), checked_loras(loras)
+        face_models = None if face_models is None else checked_path(face_models, "face_models")
+        mesh = Mesh(np.array(checked_devices(devices)), (IMAGES,))
+        run_dir = RunDir.open(checked_path(model, "model"))
         checkpoints = Checkpoints(run_dir.path)
         step = checkpoints.step(checkpoint)
         config = from_json(DenoiserRun, checkpoints.config(step))
         photos = PhotoReader(align or config.data.align, face_models, face_index)
-        files = [read_lora(Path(path), weight, config.model.mmdit) for path, weight in loras]
+        files = [read_lora(path, weight, config.model.mmdit) for path, weight in wanted]
         denoiser, autoencoder = build_networks(config.model, config.train.compute_dtype)
-        mesh = Mesh(np.array(jax.local_devices() if devices is None else devices), (IMAGES,))
         one_axis = make_mesh(MeshConfig(), mesh.devices.tolist())
         # Kernels are cast after the additions: half precision would lose most of them.
         changed = frozenset().union(*(file.parameters for file in files))
@@ -172,9 +194,10 @@ class Pipeline:
         faces = read_encoders(run_dir, config.model)
         if faces.identity is not None:
             name += f", {faces.identity.name} {faces.identity.checksum[:12]}"
-        space = _expression_space(config, run_dir, faces, expression_encoder, photos)
+        space = open_expression_space(config, run_dir, faces, expression_encoder, photos)
         autoencoder_parameters = read_autoencoder(run_dir, autoencoder, config.model.autoencoder)
-        return cls(config, parameters, autoencoder_parameters, name, prompts, faces, space, photos, mesh)
+        known = read_latent_range(run_dir)
+        return cls(config, parameters, autoencoder_parameters, name, prompts, faces, space, photos, mesh, known)
 
     def __call__(
         self,
@@ -183,10 +206,14 @@ class Pipeline:
         *,
         settings: SamplingConfig | None = None,
         anchor_expressions: Expressions = (),
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
+        tell: Tell | None = None,
         **changes: Any,
     ) -> AvatarSet:
         """Samples one set.
+
+        A reference far outside of what the model was trained on is an `UnfamiliarIdentityWarning`; the set is sampled
+        all the same.
 
         Args:
             identity: an image file, `seed:N` (procedural avatar number N, neutral), or a uint8 RGB image of the
@@ -196,7 +223,9 @@ class Pipeline:
             settings: how to sample.
             anchor_expressions: expressions of the anchors, part of the set or not. Default: the first
                 `settings.anchors` of the set.
-            progress: called with (images done, images in all).
+            progress: True shows a bar on stderr, and when the program is compiled; or a function that is called with
+                (images done, images in all).
+            tell: called with a line before a program is compiled, which takes longer than a set, and one afterwards.
             changes: single settings, by the names of `SamplingConfig`: `steps=4, consistency=0.3`.
 
         Raises:
@@ -208,34 +237,43 @@ class Pipeline:
         """
         settings = SamplingConfig() if settings is None else settings
         if not isinstance(settings, SamplingConfig):
-            raise ConfigError("must be a SamplingConfig", field="settings", found=repr(settings))
+            raise ConfigError("must be a SamplingConfig", field="settings", found=shown(settings))
         settings = with_changes(settings, changes)
         wanted = self._expressions(expressions, "expressions")
         anchors = self._expressions(anchor_expressions, "anchor_expressions")
-        if not wanted:
-            raise ConfigError("none given; a set needs at least one", field="expressions")
-        identities: list[Any] = list(identity) if isinstance(identity, (list, tuple)) else [identity]
-        if not 1 <= len(identities) <= MOST_REFERENCES:
-            raise ConfigError(f"{len(identities)} images, must be 1 to {MOST_REFERENCES}", field="identity")
-        names = ["array" if isinstance(one, np.ndarray) else str(one) for one in identities]
+        identities, names = as_identities(identity)
         references = np.stack([self.reference(one) for one in identities])
-        images, anchors = self._sample(references, wanted, noise_ids_of(wanted), anchors, settings, progress)
-        return AvatarSet(references, images, wanted, anchors, self._record(names, wanted, settings))
+        distances = None if self.reference_check is None else self.reference_check(references)
+        warn_of_unfamiliar(names, distances or [0.0] * len(names), stacklevel=2)
+        with watched(progress, tell) as told:
+            images, anchors = self._sample(references, wanted, noise_ids_of(wanted), anchors, settings, *told)
+        return AvatarSet(references, images, wanted, anchors, self._record(names, wanted, settings, distances))
 
-    def add(self, avatars: AvatarSet, expressions: Expressions, progress: Progress | None = None) -> AvatarSet:
+    def add(
+        self,
+        avatars: AvatarSet,
+        expressions: Expressions,
+        progress: Progress | bool | None = None,
+        tell: Tell | None = None,
+    ) -> AvatarSet:
         """The set with more expressions, which look as if they had been part of it: same person, settings and anchors.
 
+        `progress` and `tell` are those of `__call__`.
+
         Raises:
-            ConfigError: another model sampled the set.
+            ConfigError: another model sampled the set, or no expression is given.
             ExpressionError, DataError, MemoryLimitError, SamplingError: see `__call__`.
         """
+        if not isinstance(avatars, AvatarSet):
+            raise ConfigError("must be an AvatarSet", field="avatars", found=shown(avatars))
         if avatars.settings["model"] != self.name:
             raise ConfigError(f"the set was sampled by another model, {avatars.settings['model']}; this is {self.name}")
         more = self._expressions(expressions, "expressions")
         fields = {f.name for f in dataclasses.fields(SamplingConfig)}
         settings = from_json(SamplingConfig, json.dumps({k: v for k, v in avatars.settings.items() if k in fields}))
         noise_ids = noise_ids_of([*avatars.expressions, *more])[len(avatars.expressions) :]
-        images, _ = self._sample(avatars.references, more, noise_ids, avatars.anchors, settings, progress)
+        with watched(progress, tell) as told:
+            images, _ = self._sample(avatars.references, more, noise_ids, avatars.anchors, settings, *told)
         return dataclasses.replace(
             avatars,
             images=np.concatenate([avatars.images, images]),
@@ -247,7 +285,10 @@ class Pipeline:
 
         Raises:
             ExpressionError: the text is not understood, an image cannot be read, or the model knows no such word.
+            ConfigError: it is no text.
         """
+        if not isinstance(expressions, str):
+            raise ConfigError("must be a text such as 'joy, anger:0.6'", field="expressions", found=shown(expressions))
         return parse_expressions(expressions, self.space)
 
     def reference(self, identity: Identity) -> UInt8[np.ndarray, "S S 3"]:
@@ -257,26 +298,7 @@ class Pipeline:
             ConfigError: a malformed `seed:N`, or an array of the wrong shape or type.
             DataError: the file cannot be read as an image.
         """
-        size = self.config.model.image_size
-        if isinstance(identity, np.ndarray):
-            if identity.shape != (size, size, 3) or identity.dtype != np.uint8:
-                found = f"{identity.dtype} {identity.shape}"
-                raise ConfigError(f"must be uint8 ({size}, {size}, 3)", field="identity", found=found)
-            return identity
-        if not isinstance(identity, (str, Path)):
-            allowed = "must be an image file, seed:N or a uint8 array, or a list of them"
-            raise ConfigError(allowed, field="identity", found=repr(identity))
-        text = str(identity)
-        if text.startswith("seed:"):
-            number = text.removeprefix("seed:")
-            known = number.isdecimal() and len(number) <= len(str(LARGEST_SEED)) and int(number) <= LARGEST_SEED
-            found = text if len(text) < 50 else f"{text[:40]}... ({len(text)} characters)"
-            require(known, "identity", found, f"seed:N needs a whole number N from 0 to {LARGEST_SEED}")
-            return render(sample_identity(int(number)), neutral(), size)
-        try:
-            return self.photos(Path(identity), size)
-        except DataError as e:
-            raise DataError(str(e), field="identity", found=text) from e
+        return read_reference(identity, self.config.model.image_size, self.photos)
 
     def __repr__(self) -> str:
         return f"<Pipeline of {self.name}, {self.config.model.image_size} px>"
@@ -287,8 +309,10 @@ class Pipeline:
         for part in parts:
             if not isinstance(part, (str, Expression)):
                 allowed = "must be a text such as 'joy, anger:0.6', or a list of texts and of what `parse` returns"
-                raise ConfigError(allowed, field=field, found=repr(part))
+                raise ConfigError(allowed, field=field, found=shown(part))
             found += self.parse(part) if isinstance(part, str) else [part]
+        if not found and field == "expressions":
+            raise ConfigError("none given; a set needs at least one", field=field)
         return tuple(found)
 
     def _sample(
@@ -299,6 +323,7 @@ class Pipeline:
         anchors: tuple[Expression, ...],
         settings: SamplingConfig,
         progress: Progress | None,
+        tell: Tell | None,
     ) -> tuple[UInt8[np.ndarray, "E S S 3"], tuple[Expression, ...]]:
         """The images of the wanted expressions, and the anchors that they read."""
         spec, params = resolve_settings(self.config.model, self.config.flow.shift, settings)
@@ -325,6 +350,7 @@ class Pipeline:
             settings,
             return_anchors,
             progress,
+            tell,
         )
         first = len(anchors) if return_anchors else 0
         order = {i: first + place for place, i in enumerate(rest)}
@@ -341,12 +367,19 @@ class Pipeline:
         width = self.config.model.conditioning.expression_width
         return SampleRequest(vectors.reshape(len(expressions), width), noise, rows)
 
-    def _record(self, names: list[str], wanted: tuple[Expression, ...], settings: SamplingConfig) -> dict[str, Any]:
+    def _record(
+        self,
+        names: list[str],
+        wanted: tuple[Expression, ...],
+        settings: SamplingConfig,
+        distances: list[float] | None,
+    ) -> dict[str, Any]:
         """Everything that decided the images, for `set.json`."""
         return {
             "model": self.name,
             "identity": names[0] if len(names) == 1 else names,
             "align": self.photos.align,
+            **({} if distances is None else {"reference_distances": [round(d, 3) for d in distances]}),
             **json.loads(to_json(settings)),
             **({} if self.prompts is None else {"prompts": [prompt_for(e, self.config.text) for e in wanted]}),
             "config": json.loads(to_json(self.config.model)),
@@ -358,59 +391,8 @@ class Pipeline:
         }
 
 
-def noise_ids_of(expressions: Sequence[Expression]) -> Int32[np.ndarray, " E"]:
-    """The numbers that, with the seed, decide the noise of images; each from the expression vector alone.
-
-    An image therefore does not depend on the rest of its set. Equal expressions in one set are told apart by how often
-    they occurred before.
-    """
-    seen: dict[bytes, int] = {}
-    numbers = []
-    for expression in expressions:
-        key = np.round(expression.vector, 4).astype("<f4").tobytes()
-        seen[key] = seen.get(key, -1) + 1
-        numbers.append(zlib.crc32(key + bytes([seen[key] % 256])) & 0x7FFFFFFF)
-    return np.array(numbers, np.int32)
-
-
 def _first_anchors(wanted: tuple[Expression, ...], settings: SamplingConfig) -> tuple[Expression, ...]:
     if settings.anchors is not None and settings.anchors > len(wanted):
         reason = f"the set has {len(wanted)} expressions; there cannot be more anchors"
         raise ConfigError(reason, field="anchors", found=settings.anchors)
     return wanted[: settings.anchors or DEFAULT_ANCHORS]
-
-
-def _expression_space(
-    config: DenoiserRun,
-    run_dir: RunDir,
-    faces: FaceEncoders,
-    given: str | ExpressionEncoder | None,
-    photos: PhotoReader,
-) -> ExpressionSpace:
-    """The model's vectors of words and image files; `given` reads image files in place of the model's own encoder."""
-    own: ExpressionEncoder | None = faces.expression
-    encoder = load_exemplar_encoder(given) if isinstance(given, str) else given or own
-
-    def read(file: str) -> Float32[np.ndarray, " W"]:
-        if encoder is None:
-            raise ExpressionError(
-                f"expression '{file}': an image needs an expression encoder, and this model has none; set "
-                "expression_encoder ('package:expression_avatar' reads procedural avatars)"
-            )
-        try:
-            image = photos.largest(Path(file), config.model.image_size)
-        except DataError as e:
-            raise ExpressionError(f"expression '{file}': {e}") from e
-        return encoder(image[None])[0]
-
-    if config.model.conditioning.expression_space == "units":
-        if encoder is not None and encoder.width != WIDTH:
-            reason = f"gives {encoder.width} numbers, this model's expressions are {WIDTH} action units"
-            raise ConfigError(reason, field="expression_encoder", found=encoder.name)
-        return UnitSpace(read)
-    if own is None or encoder is None or encoder.checksum != own.checksum:
-        raise ConfigError(
-            "this model's expressions are vectors of its own encoder; leave it out", field="expression_encoder"
-        )
-    prototypes = read_prototypes(run_dir, own)
-    return EncoderSpace(prototypes.encoder, prototypes.vectors, read)

@@ -11,22 +11,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from genaffect_jax import cli
 from genaffect_jax.checkpoints.manager import LATEST
@@ -36,9 +28,11 @@ from genaffect_jax.errors import INTERRUPTED, ConfigError, require
 from genaffect_jax.expressions.grammar import Expression, check_expressions
 from genaffect_jax.expressions.interpolation import morph_expressions
 from genaffect_jax.inference.avatar_set import AvatarSet
+from genaffect_jax.inference.references import MOST_REFERENCES
 from genaffect_jax.inference.set_folder import check_output
+from genaffect_jax.io.progress import chunk_bar
 from genaffect_jax.parallel.xla import use_compilation_cache
-from genaffect_jax.pipeline import MOST_REFERENCES, Pipeline
+from genaffect_jax.pipeline import Pipeline
 
 # Options of consistent attention, which have no effect without shared tokens.
 SHARING = (
@@ -56,24 +50,25 @@ DEFAULT_EXPRESSIONS = "joy,sadness,anger,fear,surprise,disgust,neutral"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(SamplingConfig):
-    """Sample the avatar set of one identity."""
+class SetArguments:
+    """What a set is made of; the settings of sampling follow in `Arguments`."""
 
     model: Path
     """Run folder of a training."""
+    identity: tuple[FileName, ...] = ()
+    """One to four images of one person: image files, or seed:N for the procedural avatar number N. Required, except
+    with add_to."""
+    expressions: str = ""
+    """Expressions: words, blends (0.6*joy + 0.4*surprise), action units (AU6=0.5,AU12=0.9), clusters, all, and image
+    files that show one (face.png; face.png:1.3 exaggerates it, face.png:0.5 softens it). Default: six emotions and
+    neutral."""
+    out: Path | None = None
+    """Folder for sheet.png, one PNG per image, and set.json. Required, except with add_to."""
     checkpoint: str = LATEST
     """Checkpoint to sample from: latest, best (by the loss on held-out people), or the number of a step."""
     lora: tuple[FileName, ...] = ()
     """LoRA files of other programs, each with its weight after a colon (style.safetensors:0.8; default 1), all added to
     the model."""
-    identity: tuple[FileName, ...] = ()
-    """One to four images of one person: image files, or seed:N for the procedural avatar number N."""
-    out: Path | None = None
-    """Folder for sheet.png, one PNG per image, and set.json."""
-    expressions: str = ""
-    """Expressions: words, blends (0.6*joy + 0.4*surprise), action units (AU6=0.5,AU12=0.9), clusters, all, and image
-    files that show one (face.png; face.png:1.3 exaggerates it, face.png:0.5 softens it). Default: six emotions and
-    neutral."""
     expression_encoder: FileName | None = None
     """Encoder that reads expressions from image files: package:expression_avatar, a weight file, or the .json of an
     ONNX encoder. Default: the model's own."""
@@ -96,6 +91,12 @@ class Arguments(SamplingConfig):
     """Images of a morph, at least 2."""
     animation: Literal["gif", "webp"] = "gif"
     """File type of a morph's animation."""
+
+
+# Dataclasses take the fields of the last base first, and options are listed in that order.
+@dataclass(frozen=True, kw_only=True)
+class Arguments(SamplingConfig, SetArguments):
+    """Sample the avatar set of one identity."""
 
     def check(self) -> None:
         """Raises ConfigError for options that do not go together."""
@@ -165,8 +166,8 @@ def run(arguments: Arguments, console: Console) -> tuple[Path, AvatarSet]:
     wanted, anchors = _expressions(pipeline, arguments)
     images = len(wanted) + MOST_REFERENCES + (0 if earlier is None else len(earlier.images))
     check_output(folder, target, room=ROOM_PER_PIXEL * images * pipeline.config.model.image_size**2)
-    with _progress(console) as progress:
-        avatars = _sample(pipeline, arguments, earlier, wanted, anchors, progress)
+    with chunk_bar("sampling", console) as progress:
+        avatars = _sample(pipeline, arguments, earlier, wanted, anchors, progress, partial(_print_line, console))
     saved = avatars.save(folder, None if arguments.morph is None else arguments.animation)
     if len(saved.images) > len(avatars.images):
         others = len(saved.images) - len(avatars.images)
@@ -200,36 +201,20 @@ def _sample(
     wanted: Sequence[Expression],
     anchors: Sequence[Expression],
     progress: Callable[[int, int], None],
+    tell: Callable[[str], object],
 ) -> AvatarSet:
     if earlier is not None:
-        return pipeline.add(earlier, wanted, progress)
+        return pipeline.add(earlier, wanted, progress, tell)
     settings = SamplingConfig(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplingConfig)})
     if arguments.morph is not None:
         settings = dataclasses.replace(settings, set_seed_noise="shared")
-    return pipeline(arguments.identity, wanted, settings=settings, anchor_expressions=anchors, progress=progress)
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar; in a log file, one line for every chunk."""
-    # Images come in chunks; the spinner shows that one is on its way.
-    columns = (
-        SpinnerColumn(),
-        TextColumn("sampling"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+    return pipeline(
+        arguments.identity, wanted, settings=settings, anchor_expressions=anchors, progress=progress, tell=tell
     )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=None)
 
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-            if not console.is_terminal:
-                console.print(f"sampled {done}/{total}")
 
-        yield progress
+def _print_line(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -36,10 +36,10 @@ Run = TypeVar("Run")
 class Arguments(Generic[Run]):
     """Train the network that the preset describes."""
 
-    config: Path
-    """Preset: a Python file with config()."""
     workdir: Path
     """Run folder: checkpoints, metrics.jsonl, TensorBoard events, sample sheets, weights."""
+    config: Path
+    """Preset: a Python file with config()."""
     run: Annotated[Run, tyro.conf.arg(name="")]
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """Other processes of the same training; each is started with the same options

@@ -15,9 +15,10 @@ from genaffect_jax.config import MeshConfig
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.expressions.action_units import CHANNELS
 from genaffect_jax.expressions.grammar import ExpressionError, parse_expressions
+from genaffect_jax.inference.noise_ids import noise_ids_of
 from genaffect_jax.models.build import build_networks
 from genaffect_jax.parallel.mesh import make_mesh
-from genaffect_jax.pipeline import Pipeline, noise_ids_of
+from genaffect_jax.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +187,55 @@ def test_a_list_of_texts_is_one_request(pipeline):
     np.testing.assert_array_equal(pipeline("seed:1", parsed[0], steps=1).images, expected.images[2:])
     assert repr(pipeline).startswith("<Pipeline of trained")
     assert len(repr(pipeline)) < 200
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p, s: p.parse(None), "expressions=None: must be a text"),
+        (lambda p, s: p.parse(["joy"]), r"expressions=\['joy'\]: must be a text"),
+        (lambda p, s: p("seed:1", (w for w in ["joy"]), steps=1), "expressions=<generator object"),
+        (lambda p, s: p("seed:1", [["joy"]], steps=1), r"expressions=\['joy'\]: must be a text"),
+        (lambda p, s: p("seed:1", b"joy", steps=1), "expressions=b'joy': must be a text"),
+        (lambda p, s: p("seed:1", np.zeros(40, np.float32), steps=1), r"expressions=float32 array of shape \(40,\)"),
+        (lambda p, s: p("seed:1", "joy", steps=1, progress=3), "progress=3: must be True, False or a function"),
+        (lambda p, s: p("seed:1", "joy", steps=1, tell="x"), "tell='x': must be a function of one line"),
+        (lambda p, s: p.add(s, []), "expressions: none given"),
+        (lambda p, s: p.add(s, None), "expressions=None: must be a text"),
+        (lambda p, s: p.add("out/set", "joy"), "avatars='out/set': must be an AvatarSet"),
+        (lambda p, s: s.save(None), "folder=None: must be the path"),
+        (lambda p, s: s.save("a\0b"), "folder='a.x00b': must be the path"),
+        (lambda p, s: s.save("set", animation="mp4"), "animation='mp4': must be gif or webp"),
+    ],
+)
+def test_calls_with_something_else_name_the_argument(pipeline, call, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    avatars = pipeline("seed:1", "joy", steps=1)
+    with pytest.raises(ConfigError, match=message):
+        call(pipeline, avatars)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_is_a_function_of_numbers_or_a_bar_and_compilations_are_told(pipeline, capfd):
+    done, lines = [], []
+    # A chunk of another size is a program that no test before has compiled in this process.
+    pipeline(
+        "seed:1",
+        "joy, fear, anger",
+        steps=1,
+        chunk=1,
+        progress=lambda *numbers: done.append(numbers),
+        tell=lines.append,
+    )
+    assert done == [(1, 3), (2, 3), (3, 3)]
+    assert all(line.startswith(("compiling the sampler", "compiled in")) for line in lines)
+    assert capfd.readouterr() == ("", "")  # nothing is printed unasked
+    avatars = pipeline("seed:1", "joy, fear, anger", steps=1, chunk=1, progress=True)
+    out, error = capfd.readouterr()
+    assert out == ""
+    assert "sampling: 3 of 3" in error
+    pipeline.add(avatars, "sadness", progress=True)
+    assert "sampling: 1 of 1" in capfd.readouterr().err
 
 
 def test_a_set_shows_its_sheet_in_a_notebook_and_prints_short(pipeline):

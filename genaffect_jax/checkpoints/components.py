@@ -1,4 +1,5 @@
-"""The frozen components of a denoiser's run folder: autoencoder, face encoders, word prototypes and prompt table.
+"""The frozen components of a denoiser's run folder: autoencoder, face encoders, word prototypes, prompt table, and the
+range of the training images' latents.
 
 `install_*` puts a component into the folder when a run begins, and reads it; a run that continues finds it there. The
 folder therefore stays usable when the original files move or change. As long as there is no checkpoint, every start
@@ -18,10 +19,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int32
 
-from genaffect_jax.checkpoints.digests import is_recorded, record_files, require_intact
+from genaffect_jax.checkpoints.digests import is_recorded, record_files, remove_file, require_intact
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import AutoencoderConfig, DenoiserRun, ModelConfig, TextConfig
 from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
+from genaffect_jax.data.latent_range import LatentRange
 from genaffect_jax.data.prompts.table import PromptTable, prompt_for
 from genaffect_jax.data.sources.base import Example
 from genaffect_jax.errors import ConfigError, DataError, WeightsError
@@ -181,6 +183,40 @@ def read_prototypes(run_dir: RunDir, encoder: ExpressionEncoder) -> WordPrototyp
     prototypes = WordPrototypes.read(run_dir.word_prototypes)
     prototypes.check(encoder.name, encoder.checksum)
     return prototypes
+
+
+def install_latent_range(run_dir: RunDir, fit: Callable[[], LatentRange | None]) -> LatentRange | None:
+    """Fits the range of the training images, unless the run continues with the one there, and reads it. A run that an
+    earlier version began gets one when it continues.
+
+    Args:
+        run_dir: the run folder.
+        fit: fits the range; None if there are too few people.
+
+    Raises:
+        WeightsError, DataError: as `read_latent_range`.
+    """
+    if installs(run_dir, run_dir.latent_range):
+        fitted = fit()
+        if fitted is None:
+            remove_file(run_dir, run_dir.latent_range)  # of an earlier start with other images
+            return None
+        fitted.write(run_dir.latent_range)
+        record_files(run_dir, [run_dir.latent_range])
+    return read_latent_range(run_dir)
+
+
+def read_latent_range(run_dir: RunDir) -> LatentRange | None:
+    """The range of the training images; None in a folder without one.
+
+    Raises:
+        WeightsError: the file is damaged, or gone though it was written.
+        DataError: it holds no latent range.
+    """
+    if not os.path.lexists(run_dir.latent_range) and not is_recorded(run_dir, run_dir.latent_range):
+        return None
+    require_intact(run_dir, run_dir.latent_range)
+    return LatentRange.read(run_dir.latent_range)
 
 
 def install_prompts(

@@ -109,6 +109,14 @@ def record_files(run_dir: RunDir, files: Iterable[Path]) -> None:
         RunDigests({**known.files, **new}, known.sources).write(run_dir)
 
 
+def remove_file(run_dir: RunDir, file: Path) -> None:
+    """Removes a file of the run folder, if it is there, and its record."""
+    file.unlink(missing_ok=True)
+    known, name = RunDigests.read(run_dir), file.relative_to(run_dir.path).as_posix()
+    if name in known.files:
+        RunDigests({n: d for n, d in known.files.items() if n != name}, known.sources).write(run_dir)
+
+
 def is_recorded(run_dir: RunDir, file: Path) -> bool:
     """Whether the digest of a file of the run folder is recorded."""
     return file.relative_to(run_dir.path).as_posix() in RunDigests.read(run_dir).files

@@ -239,6 +239,12 @@ class RunDir:
         return self.path / "prompts.safetensors"
 
     @property
+    def latent_range(self) -> Path:
+        """What is usual among the training images, by which unfamiliar references are recognised; absent if there were
+        too few people, or in folders of earlier versions."""
+        return self.path / "latent_range.safetensors"
+
+    @property
     def components(self) -> list[Path]:
         """The files of frozen components that are there: all that a sampler reads beside a checkpoint."""
         onnx = self.onnx_expression_encoder
@@ -250,6 +256,7 @@ class RunDir:
             onnx.with_suffix(".onnx"),
             self.word_prototypes,
             self.prompts,
+            self.latent_range,
         )
         return [file for file in files if file.exists()]
 

@@ -46,10 +46,10 @@ Run = TypeVar("Run")
 class Arguments(Generic[Run]):
     """Compile a preset's training step and sampler for TPUs that you do not have."""
 
-    config: Path
-    """Preset: a Python file with config()."""
     topology: str
     """Kind of chip and number of chips along each axis: v5e:4x4, v5p:2x2x2, v6e:4x4."""
+    config: Path
+    """Preset: a Python file with config()."""
     run: Annotated[Run, tyro.conf.arg(name="")]
     programs: tuple[Literal["train", "sampler"], ...] = ("train", "sampler")
     """Programs to compile."""

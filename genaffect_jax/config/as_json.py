@@ -46,7 +46,8 @@ def from_json(cls: type[T], text: str) -> T:
 def with_changes(config: T, changes: Mapping[str, Any]) -> T:
     """The configuration with single fields changed from Python, whose values are checked like those of a file.
 
-    NumPy's numbers count as numbers, a tuple as a list, and a single number as a list of one where a list is expected.
+    NumPy's numbers count as numbers, its arrays and tuples as lists, and a single number as a list of one where a list
+    is expected.
 
     Raises:
         ConfigError: an unknown field, or a value of the wrong type or not allowed.
@@ -61,7 +62,7 @@ def with_changes(config: T, changes: Mapping[str, Any]) -> T:
         raise ConfigError(f"no setting; the settings are those of {type(config).__name__}{hint}", field=unknown[0])
     checked = {}
     for name, value in changes.items():
-        plain = value.item() if isinstance(value, np.generic) else value
+        plain = value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
         if typing.get_origin(hints[name]) is tuple:
             plain = list(plain) if isinstance(plain, (tuple, list)) else [plain]
         checked[name] = _build(hints[name], plain, name)

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from genaffect_jax.evaluation.protocol import Protocol
-from genaffect_jax.pipeline import Identity, Pipeline
+from genaffect_jax.inference.references import Identity
+from genaffect_jax.pipeline import Pipeline
 
 NO_WORD = -1
 _NAMED = 5  # names and reasons in a sentence before "and n more"

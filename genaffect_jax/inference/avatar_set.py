@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,6 +18,7 @@ from PIL import Image
 from genaffect_jax.errors import DataError, GenAffectError, InUseError, OutputError
 from genaffect_jax.expressions.action_units import CHANNELS
 from genaffect_jax.expressions.grammar import Expression
+from genaffect_jax.inference.arguments import Animation, checked_animation, checked_path
 from genaffect_jax.inference.set_folder import FILES, SETTINGS_FILE, check_output, own_files, read_index
 from genaffect_jax.io.animation import write_animation
 from genaffect_jax.io.atomic import new_folder
@@ -92,7 +93,7 @@ class AvatarSet:
             "Comment": "generated image; model {model}, seed {seed}".format(**self.settings),
         }
 
-    def save(self, folder: Path, animation: Literal["gif", "webp"] | None = None) -> AvatarSet:
+    def save(self, folder: Path, animation: Animation | None = None) -> AvatarSet:
         """Writes `sheet.png`, `NN_<expression>.png`, `reference.png` and `set.json`, all files or none.
 
         Several references are named `reference_1.png`, `reference_2.png` and so on. With `animation`, `morph.gif` or
@@ -107,12 +108,13 @@ class AvatarSet:
             The set as saved, with the images that others added.
 
         Raises:
-            ConfigError: `folder` holds files that are not an avatar set, or cannot be written to.
+            ConfigError: `folder` holds files that are not an avatar set, or cannot be written to; or an argument is not
+                allowed.
             DataError: the set in `folder` has become another one since it was read, or the same expression was added.
             InUseError: another process is saving in `folder` and does not end.
             OutputError: writing failed; the message says what is there now.
         """
-        folder = Path(folder)
+        folder, animation = checked_path(folder, "folder"), checked_animation(animation)
         check_output(folder)
         place = real_folder(folder)
         try:
@@ -140,7 +142,7 @@ class AvatarSet:
         Raises:
             DataError: the folder holds no set, or it is damaged.
         """
-        folder = Path(folder)
+        folder = checked_path(folder, "folder")
         for _ in range(READ_ATTEMPTS):
             index = read_index(folder)
             try:
@@ -171,7 +173,7 @@ class AvatarSet:
             raise DataError(f"{folder}: {DAMAGED} (references and images of different sizes)")
         return cls(references, images, expressions, anchors, saved, Origin(real_folder(folder), len(images)))
 
-    def _fill(self, new: Path, animation: Literal["gif", "webp"] | None, taken: Collection[str]) -> Index:
+    def _fill(self, new: Path, animation: Animation | None, taken: Collection[str]) -> Index:
         """Writes all files but the index, under names that are not taken."""
         note = self.note()
         references = [

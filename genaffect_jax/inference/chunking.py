@@ -19,6 +19,7 @@ from genaffect_jax.config import DType, ModelConfig, SamplingConfig
 from genaffect_jax.errors import ConfigError, MemoryLimitError, SamplingError
 from genaffect_jax.inference.program import AnchorCache, Program, SamplerParams, SamplerSpec, SetInputs, kv_cache_bytes
 from genaffect_jax.models.functional import Parameters
+from genaffect_jax.parallel.compilation import Tell, compile_telling
 from genaffect_jax.parallel.memory import device_memory, is_out_of_memory, program_bytes
 
 # Largest share of a device's memory for the anchor KV cache. Beside it lie the weights, the activations of one chunk
@@ -104,6 +105,7 @@ class SetSampler:
         settings: SamplingConfig,
         return_anchors: bool,
         progress: Progress | None = None,
+        tell: Tell | None = None,
     ) -> UInt8[np.ndarray, "A+E S S 3"]:
         """The images of the anchors (if asked for), then all others.
 
@@ -116,6 +118,7 @@ class SetSampler:
             settings: `chunk` and `kv_cache`.
             return_anchors: whether the anchors' own images are wanted.
             progress: called with (images done, images in all).
+            tell: called with lines about a compilation (`parallel.compilation`).
 
         Raises:
             ConfigError: `kv_cache` is "always" although the guidance does not allow it.
@@ -137,7 +140,7 @@ class SetSampler:
                 whole = whole.followed_by(part)
             prompt = None if whole.prompt is None else jnp.asarray(whole.prompt)[None]
             inputs = SetInputs(*person, jnp.asarray(whole.expression)[None], jnp.asarray(whole.noise_ids)[None], prompt)
-            sampled, kv_cache, finite = self._run(inputs, params, spec, kv_cache)
+            sampled, kv_cache, finite = self._run(inputs, params, spec, kv_cache, tell)
             if not finite.all():
                 raise SamplingError(_not_finite(settings))
             return sampled[0], kv_cache
@@ -183,7 +186,12 @@ class SetSampler:
         return settings.kv_cache == "always" or needed <= KV_CACHE_SHARE * device_memory()
 
     def _run(
-        self, inputs: SetInputs, params: SamplerParams, spec: SamplerSpec, kv_cache: AnchorCache | None
+        self,
+        inputs: SetInputs,
+        params: SamplerParams,
+        spec: SamplerSpec,
+        kv_cache: AnchorCache | None,
+        tell: Tell | None,
     ) -> tuple[Any, AnchorCache | None, Bool[np.ndarray, "1 E"]]:
         """One call, compiled if it is new: images, the KV cache if it is kept, and which images are finite.
 
@@ -196,7 +204,8 @@ class SetSampler:
         needed, available = 0, device_memory()
         try:
             if key not in self.compiled:
-                self.compiled[key] = self._program.lower(*arguments, spec=spec).compile()  # type: ignore[attr-defined]
+                lowered = self._program.lower(*arguments, spec=spec)  # type: ignore[attr-defined]
+                self.compiled[key] = compile_telling(lowered, "the sampler", tell)
                 self._needed[key] = program_bytes(self.compiled[key])
             needed = self._needed[key]
             if needed > available:

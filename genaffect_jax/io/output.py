@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO, cast
@@ -100,3 +101,19 @@ class _Expendable:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())
                 os.close(nowhere)
+
+
+@contextmanager
+def warned_in_one_line(category: type[Warning]) -> Iterator[None]:
+    """Prints every warning of a class as one line, without the place in the code that Python prints before it."""
+
+    def show(message: Warning | str, found: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(found, category):
+            print(one_line(f"warning: {message}"), file=sys.stderr)
+        else:
+            as_before(message, found, *rest, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", category)
+        as_before, warnings.showwarning = warnings.showwarning, show  # type: ignore[assignment]
+        yield

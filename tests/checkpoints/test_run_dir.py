@@ -15,6 +15,7 @@ from genaffect_jax.errors import ConfigError
 PACKAGE = Path(genaffect_jax.__file__).parent
 # Other folders that hold files of the same names: a diffusers component, and the images that `prepare photos` wrote.
 ELSEWHERE = {
+    "avatars": {"pipeline.py"},  # an argument
     "config.json": {
         "interop/diffusers/folders.py",
         "interop/diffusers/pipeline_folder.py",

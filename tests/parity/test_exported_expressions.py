@@ -30,10 +30,10 @@ from genaffect_jax.expressions.grammar import parse_expressions  # noqa: E402
 from genaffect_jax.expressions.prototypes import WordPrototypes  # noqa: E402
 from genaffect_jax.expressions.space import EncoderSpace, ExpressionSpace, UnitSpace  # noqa: E402
 from genaffect_jax.expressions.vocabulary import vocabulary  # noqa: E402
+from genaffect_jax.inference.noise_ids import noise_ids_of  # noqa: E402
 from genaffect_jax.interop.torch import genaffect_expressions  # noqa: E402
 from genaffect_jax.interop.torch.expressions_folder import read_expressions, write_expressions  # noqa: E402
 from genaffect_jax.interop.torch.genaffect_expressions import GenAffectExpressions  # noqa: E402
-from genaffect_jax.pipeline import noise_ids_of  # noqa: E402
 
 TEXT = TextConfig(template="a {word} face, {word}", plain="a face", negative="blurry")
 ENCODER_WIDTH = 5

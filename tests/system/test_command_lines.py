@@ -220,4 +220,4 @@ def test_sampling_writes_a_set(trained_workdir, tmp_path, capsys):
     status, text = outcome(sample.main, argv, capsys)
     assert status == 0, text
     assert len(list((tmp_path / "set").glob("0*.png"))) == 3
-    assert "sampled 3/3" in text  # no terminal here: lines instead of a bar
+    assert "sampling: 3 of 3" in text  # no terminal here: lines instead of a bar

@@ -17,6 +17,7 @@ from genaffect_jax.checkpoints.components import (
     FaceEncoders,
     install_autoencoder,
     install_encoders,
+    install_latent_range,
     install_prompts,
     install_prototypes,
 )
@@ -46,6 +47,7 @@ from genaffect_jax.training.denoiser.auxiliary import TERMS, AuxiliaryLosses, lo
 from genaffect_jax.training.denoiser.conditioning_probe import ConditioningProbe, held_out_batch
 from genaffect_jax.training.denoiser.device_cache import TABLE, cache_on_devices, gathering
 from genaffect_jax.training.denoiser.features import cache_features
+from genaffect_jax.training.denoiser.latent_range import fit_latent_range
 from genaffect_jax.training.denoiser.loss import make_denoiser_loss
 from genaffect_jax.training.denoiser.pretrained import initial_parameters, place_autoencoder
 from genaffect_jax.training.loop import fit
@@ -115,6 +117,11 @@ def train_denoiser(config: DenoiserRun, workdir: Path, console: Console) -> bool
         settle_sources(run_dir, config, source)
         features = cache_features(config, source, run_dir, faces, networks.autoencoder, autoencoder)
         _install_prototypes(config, features, people, faces, run_dir, console)
+        known = install_latent_range(
+            run_dir, lambda: fit_latent_range(config, features, people, networks.autoencoder, autoencoder)
+        )
+        if known is None:
+            console.print(f"{len(people)} people are too few to tell unfamiliar references when sampling")
         table, rows = install_prompts(run_dir, config, source.examples) or (None, None)
     if table is not None:
         console.print(f"{len(table.prompts)} prompts, {table.tokens.nbytes / 1e6:.0f} MB of {table.dtype}")
