@@ -51,6 +51,7 @@ _MAY_MOVE = (
     "text.embeddings",
     "auxiliary.identity_encoder",
     "auxiliary.expression_encoder",
+    "distillation.teacher",
     "degrade.autoencoder",
 )
 Run = DenoiserRun | AutoencoderRun | EncoderRun
@@ -234,6 +235,11 @@ class RunDir:
     def prompts(self) -> Path:
         """The prompt table: text embeddings of all prompts, of a denoiser that reads prompts."""
         return self.path / "prompts.safetensors"
+
+    @property
+    def teacher(self) -> Path:
+        """Weights of the teacher, of a student's training; sampling does not read them."""
+        return self.path / "teacher.safetensors"
 
     @property
     def components(self) -> list[Path]:
