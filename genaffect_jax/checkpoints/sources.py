@@ -93,7 +93,7 @@ def weight_sources(config: Run) -> dict[str, str]:
 
 
 def source_digest(name: str, source: str) -> str:
-    """SHA-256 of what `package:NAME`, a file or a folder holds; of a pipeline's or a run's folder, of what is read there.
+    """SHA-256 of what `package:NAME`, a file or a folder holds; of a pipeline or a run, of the part that is read.
 
     Args:
         name: the setting, such as `model.autoencoder_weights`.
