@@ -50,6 +50,7 @@ _MAY_MOVE = (
     "text.embeddings",
     "auxiliary.identity_encoder",
     "auxiliary.expression_encoder",
+    "distillation.teacher",
     "degrade.autoencoder",
 )
 Run = DenoiserRun | AutoencoderRun | EncoderRun
@@ -243,6 +244,11 @@ class RunDir:
         """What is usual among the training images, by which unfamiliar references are recognised; absent if there were
         too few people, or in folders of earlier versions."""
         return self.path / "latent_range.safetensors"
+
+    @property
+    def teacher(self) -> Path:
+        """Weights of the teacher, of a student's training; sampling does not read them."""
+        return self.path / "teacher.safetensors"
 
     @property
     def components(self) -> list[Path]:

@@ -19,6 +19,7 @@ from genaffect_jax.models.face_encoders.onnx_expression import ONNX_SUFFIX, Onnx
 from genaffect_jax.parallel.distributed import is_first
 
 IMAGES = "data.root"
+TEACHER = "distillation.teacher"
 # Folder, in that of a diffusers pipeline, that a setting reads.
 _PIPELINE_PARTS = {"model.autoencoder_weights": "vae", "model.transformer_weights": "transformer"}
 
@@ -84,6 +85,7 @@ def weight_sources(config: Run) -> dict[str, str]:
             "text.embeddings": config.text.embeddings if model.mmdit.reads_prompts else None,
             "auxiliary.identity_encoder": auxiliary.identity_weight and auxiliary.identity_encoder,
             "auxiliary.expression_encoder": auxiliary.expression_weight and auxiliary.expression_encoder,
+            TEACHER: config.distillation.teacher,
         }
     if isinstance(config, EncoderRun):
         found = {"degrade.autoencoder": config.degrade.autoencoder}
@@ -91,7 +93,7 @@ def weight_sources(config: Run) -> dict[str, str]:
 
 
 def source_digest(name: str, source: str) -> str:
-    """SHA-256 of what `package:NAME`, a file or a folder holds; of the folder of a pipeline, of the part that is read.
+    """SHA-256 of what `package:NAME`, a file or a folder holds; of a pipeline or a run, of the part that is read.
 
     Args:
         name: the setting, such as `model.autoencoder_weights`.
@@ -100,6 +102,10 @@ def source_digest(name: str, source: str) -> str:
     Raises:
         WeightsError: there is no such file, or it cannot be read.
     """
+    if name == TEACHER:
+        checkpoints = RunDir(Path(source)).checkpoints
+        steps = [int(entry.name) for entry in checkpoints.glob("*") if entry.name.isdecimal()]
+        return content_digest(checkpoints / str(max(steps, default="")) / "ema")
     if source.startswith(PACKAGE_PREFIX):
         return content_digest(resolve_weights(source))
     if source.endswith(ONNX_SUFFIX):

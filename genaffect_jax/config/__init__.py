@@ -4,6 +4,7 @@ Fields are numbers, words and nested configurations, so one JSON file describes 
 """
 
 from genaffect_jax.config.as_json import from_json, to_json, with_changes
+from genaffect_jax.config.distillation import DistillationConfig
 from genaffect_jax.config.distributed import DistributedConfig
 from genaffect_jax.config.encoders import EncoderRun, FaceEncoderConfig
 from genaffect_jax.config.networks import (
@@ -36,6 +37,7 @@ __all__ = [
     "DType",
     "DataConfig",
     "DenoiserRun",
+    "DistillationConfig",
     "DistributedConfig",
     "EncoderRun",
     "FaceEncoderConfig",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from genaffect_jax.config.as_json import ADDED_LATER
+from genaffect_jax.config.distillation import DistillationConfig
 from genaffect_jax.config.file_name import FileName
 from genaffect_jax.config.networks import AutoencoderConfig, ModelConfig
 from genaffect_jax.config.numbers import LARGEST_SIZE, require_usable_numbers
@@ -300,6 +301,8 @@ class DenoiserRun:
     """Noise levels, loss weights and dropout of conditions."""
     auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
     """Optional losses on the predicted image."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig, metadata=ADDED_LATER)
+    """A teacher, for a student that samples in few steps."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Optimization, logging, checkpoints."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -318,6 +321,12 @@ class DenoiserRun:
             "train.gradient_accumulation_steps",
             self.train.gradient_accumulation_steps,
             "must be 1 with auxiliary losses, which are means over the examples at low noise",
+        )
+        require(
+            self.distillation.teacher is None or not auxiliary,
+            "auxiliary",
+            "weights above 0",
+            "must be 0 with distillation.teacher: the teacher's images are the only target",
         )
         require(
             not self.flow.consistency or self.data.expressions_per_set >= 2,

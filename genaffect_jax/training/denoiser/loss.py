@@ -52,7 +52,7 @@ def make_denoiser_loss(
             model, frozen_components, batch, reference, drop_identity, drop_expression, drop_text
         )
         noisy = flow.interpolate(target, noise, sigma)
-        velocity = model(noisy, sigma, conditions, sharing=_sharing(config, model, keys, target)).prediction
+        velocity = model(noisy, sigma, conditions, sharing=step_sharing(config, model, keys, target)).prediction
         weight = flow.change_weight(target, reference[:, 0], config.change_weight)
         true_velocity = flow.velocity_target(target, noise)
         terms = {
@@ -92,7 +92,7 @@ def _draws(config: FlowConfig, target: Float[Array, "G E h w c"], keys: Key[Arra
     return jax.vmap(of_set)(keys)
 
 
-def _sharing(
+def step_sharing(
     config: FlowConfig, model: GenAffect, keys: Key[Array, " G"], target: Float[Array, "G E h w c"]
 ) -> Sharing | None:
     """What the targets of every set share in this step: None without consistent attention."""

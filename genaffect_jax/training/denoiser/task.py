@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -23,6 +24,7 @@ from genaffect_jax.checkpoints.components import (
 )
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.checkpoints.sources import settle_sources
+from genaffect_jax.checkpoints.teacher import install_teacher
 from genaffect_jax.config import DenoiserRun, to_json
 from genaffect_jax.data.groups import split_identities
 from genaffect_jax.data.loader import make_loader
@@ -46,6 +48,7 @@ from genaffect_jax.parallel.xla import deterministic
 from genaffect_jax.training.denoiser.auxiliary import TERMS, AuxiliaryLosses, load_auxiliary
 from genaffect_jax.training.denoiser.conditioning_probe import ConditioningProbe, held_out_batch
 from genaffect_jax.training.denoiser.device_cache import TABLE, cache_on_devices, gathering
+from genaffect_jax.training.denoiser.distillation import TEACHER, make_distillation_loss
 from genaffect_jax.training.denoiser.features import cache_features
 from genaffect_jax.training.denoiser.latent_range import fit_latent_range
 from genaffect_jax.training.denoiser.loss import make_denoiser_loss
@@ -127,7 +130,12 @@ def train_denoiser(config: DenoiserRun, workdir: Path, console: Console) -> bool
         console.print(f"{len(table.prompts)} prompts, {table.tokens.nbytes / 1e6:.0f} MB of {table.dtype}")
     data = _Data(source, features, people, held_out, table, rows)
     frozen_components = _frozen_components(config, networks, autoencoder, faces, data, mesh)
-    loss = make_denoiser_loss(config.flow, networks.autoencoder, networks.auxiliary)
+    teacher = _install_teacher(config, networks, run_dir, mesh)
+    if teacher is None:
+        loss = make_denoiser_loss(config.flow, networks.autoencoder, networks.auxiliary)
+    else:
+        loss = make_distillation_loss(config, networks.denoiser, networks.autoencoder)
+        frozen_components[TEACHER] = place(networks.denoiser.cast_kernels(teacher), replicated(mesh))
     examples = cache_on_devices(config.data, features, rows, mesh, console)
     task = Task(
         functional=networks.denoiser,
@@ -137,8 +145,8 @@ def train_denoiser(config: DenoiserRun, workdir: Path, console: Console) -> bool
         images_per_step=config.train.batch_size * config.data.expressions_per_set,
         preview=_preview(config, networks, faces, frozen_components, data),
         config=to_json(config),
-        initial=lambda: initial_parameters(config.model, mesh),
-        probe=_probe(config, networks, frozen_components, data, mesh, console),
+        initial=lambda: _initial(config, teacher, mesh),
+        probe=_probe(config, networks, frozen_components, data, mesh, console) if teacher is None else None,
         sparse_terms=TERMS,
         step_flops=step_flops(config, networks.denoiser.trainable_size / networks.denoiser.size, remat=False),
     )
@@ -161,6 +169,21 @@ def _install_prototypes(
     if config.model.conditioning.expression_space == "encoder" and faces.expression is not None:
         prototypes = install_prototypes(run_dir, features.examples, people, faces.expression)
         console.print(f"word prototypes: {len(prototypes.vectors)} words, vectors of {prototypes.encoder}")
+
+
+def _install_teacher(config: DenoiserRun, networks: _Networks, run_dir: RunDir, mesh: Mesh) -> Parameters | None:
+    """The teacher's parameters, with which its student begins; None without a teacher."""
+    if config.distillation.teacher is None:
+        return None
+    with first_process_first("teacher"):
+        return install_teacher(run_dir, config, networks.denoiser, mesh)
+
+
+def _initial(config: DenoiserRun, teacher: Parameters | None, mesh: Mesh) -> Parameters:
+    """The parameters that do not start at random; the training may write over them."""
+    if teacher is None:
+        return initial_parameters(config.model, mesh)
+    return place(jax.tree.map(jnp.copy, teacher), replicated(mesh))
 
 
 def _frozen_components(

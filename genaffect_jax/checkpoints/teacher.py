@@ -1,0 +1,82 @@
+"""The teacher of a student's training, copied into the student's run folder when the run begins."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from genaffect_jax.checkpoints.components import installs
+from genaffect_jax.checkpoints.digests import file_digest, record_files, require_intact
+from genaffect_jax.checkpoints.manager import Checkpoints
+from genaffect_jax.checkpoints.run_dir import RunDir
+from genaffect_jax.config import DenoiserRun, from_json
+from genaffect_jax.errors import ConfigError, listed
+from genaffect_jax.io.weight_file import load_weights, save_weights
+from genaffect_jax.models.functional import Functional, Parameters
+from genaffect_jax.parallel.distributed import gathered
+
+FIELD = "distillation.teacher"
+# Of `model`: where files lie, and what changes no number of the network.
+_FREE = ("autoencoder_weights", "transformer_weights", "identity_encoder", "expression_encoder")
+
+
+def install_teacher(run_dir: RunDir, config: DenoiserRun, network: Functional, mesh: Mesh) -> Parameters:
+    """Copies the teacher's averaged parameters into the folder, unless the run continues with those there, and reads
+    them, float32.
+
+    Args:
+        run_dir: the student's run folder, with its frozen networks.
+        config: the student's run; `distillation.teacher` is a run folder.
+        network: the denoiser.
+        mesh: devices.
+
+    Raises:
+        ConfigError: there is no such run folder, or its model or frozen networks are others than the student's.
+        CheckpointError, WeightsError: the teacher cannot be read.
+    """
+    teacher = config.distillation.teacher
+    assert teacher is not None
+    if installs(run_dir, run_dir.teacher):
+        parameters = _read(teacher, run_dir, config, network, mesh)
+        save_weights(gathered(parameters), run_dir.teacher, "float32", config.model)
+        record_files(run_dir, [run_dir.teacher])
+    require_intact(run_dir, run_dir.teacher)
+    return load_weights(network, run_dir.teacher)
+
+
+def _read(teacher: Path, run_dir: RunDir, config: DenoiserRun, network: Functional, mesh: Mesh) -> Parameters:
+    try:
+        source = RunDir.open(teacher)
+    except ConfigError as e:
+        raise e.renamed(FIELD) from e
+    checkpoints = Checkpoints(source.path)
+    theirs = from_json(DenoiserRun, checkpoints.config()).model
+    different = [
+        f"model.{field.name}"
+        for field in dataclasses.fields(theirs)
+        if field.name not in _FREE and getattr(theirs, field.name) != getattr(config.model, field.name)
+    ]
+    for own, other in zip(_networks(run_dir), _networks(source), strict=True):
+        if own.exists() and (not other.exists() or file_digest(other) != file_digest(own)):
+            different.append(own.name)
+    if different:
+        raise ConfigError(
+            f"a student has the model and the frozen networks of its teacher, but these differ: {listed(different)}",
+            field=FIELD,
+            found=teacher,
+        )
+    return checkpoints.averaged_parameters(network, mesh)
+
+
+def _networks(run_dir: RunDir) -> list[Path]:
+    """The frozen networks that a denoiser is trained with; not all are there."""
+    onnx = run_dir.onnx_expression_encoder
+    return [
+        run_dir.autoencoder,
+        run_dir.identity_encoder,
+        run_dir.expression_encoder,
+        onnx,
+        onnx.with_suffix(".onnx"),
+    ]
