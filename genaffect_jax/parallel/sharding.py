@@ -123,8 +123,10 @@ def check_batch(size: int, accumulate: int, mesh: Mesh) -> None:
     parts = batch_parts(mesh)
     if size % (accumulate * parts):
         raise ConfigError(
-            f"train.batch_size={size}: must be a multiple of train.gradient_accumulation_steps * mesh.data * "
-            f"mesh.fsdp = {accumulate} * {parts}, so that every device has equal shares"
+            "must be a multiple of train.gradient_accumulation_steps * mesh.data * mesh.fsdp = "
+            f"{accumulate} * {parts}, so that every device has equal shares",
+            field="train.batch_size",
+            found=size,
         )
 
 

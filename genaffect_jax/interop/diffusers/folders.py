@@ -11,6 +11,8 @@ from typing import Any
 from genaffect_jax.errors import WeightsError, listed
 from genaffect_jax.interop.diffusers.tensor_files import WRITTEN_NAMES, read_json
 from genaffect_jax.io.atomic import new_folder
+from genaffect_jax.io.exchange import is_part_of_exchange, undo_killed_exchange
+from genaffect_jax.io.lock import locked
 
 CONFIG_FILE = "config.json"
 PIPELINE_FILE = "model_index.json"
@@ -58,6 +60,9 @@ def new_component(folder: Path, class_name: str, config: dict[str, Any]) -> Iter
         WeightsError: `folder` exists and holds other files than such a component.
     """
     folder = folder.resolve()  # behind a link, the folder itself is replaced
+    if folder.is_dir():
+        with locked(folder):
+            undo_killed_exchange(folder)
     _refuse_foreign(folder, class_name)
     with new_folder(folder, replace=True) as new:
         (new / CONFIG_FILE).write_text(json.dumps({_CLASS: class_name, **config}, indent=2) + "\n", encoding="utf-8")
@@ -74,10 +79,11 @@ def _refuse_foreign(folder: Path, class_name: str) -> None:
         return
     if not folder.is_dir():
         raise WeightsError(f"{folder}: is no folder; weights are not written over it")
-    foreign = sorted(p.name for p in folder.iterdir() if p.name != CONFIG_FILE and not WRITTEN_NAMES.fullmatch(p.name))
+    names = sorted(path.name for path in folder.iterdir() if not is_part_of_exchange(path.name))
+    foreign = [name for name in names if name != CONFIG_FILE and not WRITTEN_NAMES.fullmatch(name)]
     if foreign:
         raise WeightsError(
             f"{folder}: holds other files ({listed(foreign, separator=', ')}); weights are not written over them"
         )
-    if any(folder.iterdir()):
+    if names:
         read_config(folder, class_name)

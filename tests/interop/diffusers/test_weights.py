@@ -28,6 +28,7 @@ from genaffect_jax.interop.diffusers.weights import (
     save_transformer,
     write_transformer,
 )
+from genaffect_jax.io import exchange
 from genaffect_jax.models.functional import Functional, Parameters, parameters_of
 from genaffect_jax.models.mmdit.model import MMDiT
 from genaffect_jax.parallel.mesh import make_mesh
@@ -277,6 +278,31 @@ def test_a_new_save_replaces_the_old_folder_whole(saved, parameters: Parameters,
     write_transformer(CONFIG, parameters, folder)
     assert contents(folder) == contents(saved[0])  # no shard is left behind
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_after_a_save_that_was_killed_half_way_the_next_one_succeeds(saved, parameters, tmp_path, monkeypatch) -> None:
+    folder = shutil.copytree(saved[1], tmp_path / "a")
+
+    class Killed(BaseException):
+        """Nothing runs after it: what would undo the exchange is out of action too."""
+
+    rename = exchange.os.rename
+
+    def die_when_a_shard_leaves(source: Path, target: Path) -> None:
+        if Path(target).parent.name == "old" and Path(source).suffix == ".safetensors":
+            raise Killed
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exchange, "_undo", lambda *_: None)
+        patch.setattr(exchange.os, "rename", die_when_a_shard_leaves)
+        with pytest.raises(Killed):
+            write_transformer(CONFIG, parameters, folder)
+    assert not (folder / "config.json").exists()
+    with pytest.raises(WeightsError):
+        load_transformer(folder)
+    write_transformer(CONFIG, parameters, folder)
+    assert contents(folder) == contents(saved[0])
 
 
 def test_a_failed_save_keeps_the_old_folder_and_leaves_nothing_else(saved, parameters, tmp_path, monkeypatch) -> None:
