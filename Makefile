@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 avatars: .venv/ready
 	$(BIN)/python -m genaffect_jax.train --config configs/avatar_tiny.py --workdir $(OUT)/avatar_tiny
 	$(BIN)/python -m genaffect_jax.sample --model $(OUT)/avatar_tiny --identity $(IDENTITY) \
-	  --expressions '$(EXPRESSIONS)' --steps 4 --out $(OUT)/avatars
+	  --expressions '$(EXPRESSIONS)' --out $(OUT)/avatars
 
 test: .venv/ready-dev lint
 	$(PYTEST) --ignore tests/parity

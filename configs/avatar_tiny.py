@@ -12,6 +12,7 @@ from genaffect_jax.config import (
     FlowConfig,
     MMDiTConfig,
     ModelConfig,
+    SamplingDefaults,
     TrainConfig,
 )
 
@@ -36,4 +37,6 @@ def config() -> DenoiserRun:
         # guidance_identity 1 never asks for (docs/notes/avatar_tiny.md#conditioning-probe).
         flow=FlowConfig(shift=3.0, change_weight=4.0, drop_all=0.0),
         train=TrainConfig(steps=1800, batch_size=6, learning_rate=2e-3, checkpoint_every=600, sample_every=600),
+        # More steps give softer images that are further from both conditions (docs/notes/avatar_tiny.md).
+        sampling=SamplingDefaults(steps=4),
     )

@@ -15,18 +15,19 @@ import re
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any, TextIO, TypeVar, get_args, get_type_hints
+from typing import Any, TextIO, TypeVar, get_type_hints
 
 import jax
 import tyro
 from rich.console import Console
 
 from genaffect_jax.checkpoints.background_errors import told_once
-from genaffect_jax.config import DistributedConfig
-from genaffect_jax.config.file_name import NAMES_FILES
+from genaffect_jax.checkpoints.run_dir import RunDir
+from genaffect_jax.config import DistributedConfig, SamplingDefaults
+from genaffect_jax.config.local_paths import local_path, local_paths, options_left_empty
 from genaffect_jax.errors import (
     COMPLETE,
     EXIT_STATUS,
@@ -44,13 +45,9 @@ Arguments = TypeVar("Arguments")
 Preset = TypeVar("Preset")
 
 _program: str | None = None
-# pathlib makes one slash of two. A single letter is a drive of Windows.
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 # Titles of tyro's panels about the value of an option, and what its colours look like.
 _ABOUT_VALUES = ("Value error", "Invalid choice", "Missing argument")
 _COLOUR = re.compile("\x1b\\[[0-9;]*m")
-# Of options that take images from a folder (`--data folder:DIR`).
-_FOLDER = "folder:"
 
 # No defects of this program: disk full, quota or limit of file sizes reached, read-only, not allowed, disk broken,
 # folders or circles of links where a file should be, files where a folder should be, and names that are too long.
@@ -98,7 +95,35 @@ def parse(arguments: type[Arguments], argv: Sequence[str] | None) -> Arguments:
     """
     with _refusals_shown(argv, arguments) as words:
         return local_paths(
-            tyro.cli(arguments, prog=program_name(), args=words, use_underscores=True), _options_left_empty(words)
+            tyro.cli(arguments, prog=program_name(), args=words, use_underscores=True), options_left_empty(words)
+        )
+
+
+@expendable_output()
+def parse_for_model(arguments: Any, argv: Sequence[str] | None) -> Any:
+    """Parses `--model DIR` first and everything else with the defaults of that run folder's model.
+
+    Args:
+        arguments: frozen dataclass of the command, with the fields of SamplingDefaults and `model: Path`, which must be
+            given.
+        argv: command line without the program's name; `sys.argv` when left out.
+
+    A wrong option or value ends the program with exit status 2 and a message on stderr, before any work.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--model", type=Path, nargs="?")
+    with _refusals_shown(argv, arguments) as words:
+        model = first.parse_known_args(words)[0].model
+        known = SamplingDefaults() if model is None else RunDir(local_path("model", model)).sampling_defaults()
+        return local_paths(
+            tyro.cli(
+                arguments,
+                prog=program_name(),
+                default=arguments(**_required(arguments), **dataclasses.asdict(known)),
+                args=words,
+                use_underscores=True,
+            ),
+            options_left_empty(words),
         )
 
 
@@ -125,94 +150,32 @@ def parse_with_preset(
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path, default=default_preset)
     with _refusals_shown(argv, *kinds) as words:
-        preset: Any = load_preset(_local("config", first.parse_known_args(words)[0].config), *kinds)
+        preset: Any = load_preset(local_path("config", first.parse_known_args(words)[0].config), *kinds)
         preset = preset if adapt is None else adapt(preset)
-    required = [f.name for f in dataclasses.fields(arguments) if f.default is f.default_factory is dataclasses.MISSING]
-    given = dict.fromkeys(required, tyro.MISSING)
     with _refusals_shown(argv, type(preset)) as words:
         return local_paths(
             tyro.cli(
                 arguments[type(preset)],
                 prog=program_name(),
-                default=arguments(**{**given, "config": default_preset, "run": preset}),
+                default=arguments(**{**_required(arguments), "config": default_preset, "run": preset}),
                 args=words,
                 config=(tyro.conf.FlagConversionOff,),
                 use_underscores=True,
             ),
-            _options_left_empty(words),
+            options_left_empty(words),
         )
+
+
+def _required(arguments: Any) -> dict[str, Any]:
+    """The fields without a default, to be given on the command line."""
+    fields = dataclasses.fields(arguments)
+    return {f.name: tyro.MISSING for f in fields if f.default is f.default_factory is dataclasses.MISSING}
 
 
 def run_as(name: str) -> None:
     """Says by what name this process was started, for usage texts."""
     global _program
     _program = name
-
-
-def _options_left_empty(words: Sequence[str]) -> set[str]:
-    """Names of the options without a value, as `--out "$UNSET"` leaves them: a path would become the current folder."""
-    named = [word.removeprefix("--").partition("=") for word in words]
-    return {
-        name.replace("-", "_")
-        for (name, _, value), word, following in zip(named, words, [*words[1:], "value"], strict=True)
-        if word.startswith("--") and ((word.endswith("=") and not value) or (word == f"--{name}" and not following))
-    }
-
-
-def local_paths(arguments: Arguments, empty: Collection[str] = (), prefix: str = "") -> Arguments:
-    """The arguments of a command with the home folder in place of a leading `~`, in all fields that name files.
-
-    These are fields of type Path and of type `config.file_name.FileName`, alone or in tuples, also in nested
-    configurations and where a preset set them. Shells replace `~` only where a word begins with it (not in
-    `--out=~/set`).
-
-    Args:
-        arguments: a dataclass; a field `run` holds the preset, whose fields have options of their own names.
-        empty: options that were given without a value.
-        prefix: of the option names.
-
-    Raises:
-        ConfigError: a field holds a URL, which is never a file or folder of this machine, names the home folder of
-            nobody, or is a path that was left empty.
-    """
-    hints, changes = get_type_hints(type(arguments), include_extras=True), {}
-    for field in dataclasses.fields(arguments):  # type: ignore[arg-type]
-        value, name = getattr(arguments, field.name), f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(value):
-            local: Any = local_paths(value, empty, "" if name == "run" else f"{name}.")
-        else:
-            names_files = NAMES_FILES in _metadata(hints[field.name])
-            parts = value if isinstance(value, tuple) else (value,)
-            if name in empty and isinstance(value, Path):
-                raise ConfigError("is empty; name a file or folder (. is the current folder)", field=name)
-            expanded = tuple(
-                _local(name, part) if isinstance(part, Path) or (names_files and isinstance(part, str)) else part
-                for part in parts
-            )
-            local = expanded if isinstance(value, tuple) else expanded[0]
-        if local != value:
-            changes[field.name] = local
-    return dataclasses.replace(arguments, **changes) if changes else arguments  # type: ignore[type-var]
-
-
-def _metadata(hint: Any) -> set[Any]:
-    found = set(getattr(hint, "__metadata__", ()))
-    return found.union(*(_metadata(inner) for inner in get_args(hint)))
-
-
-def _local(name: str, value: Any) -> Any:
-    source, text = "", str(value)
-    if isinstance(value, str) and text.startswith(_FOLDER):
-        source, text = _FOLDER, text.removeprefix(_FOLDER)
-    if _URL.match(text):
-        url = source + re.sub(":/+", ":///" if text.lower().startswith("file:") else "://", text, count=1)
-        reason = "is a URL; name a file or folder of this machine, where the storage may be mounted"
-        raise ConfigError(reason, field=name, found=url)
-    expanded = os.path.expanduser(text) if text.startswith("~") else text
-    if expanded.startswith("~") and not os.path.lexists(expanded.partition("/")[0]):
-        home = text.partition("/")[0]
-        raise ConfigError(f"there is no home folder {home}; write the whole path", field=name, found=value)
-    return type(value)(source + expanded) if expanded != text else value
 
 
 def program_name() -> str | None:
@@ -256,7 +219,7 @@ def run_subcommand(commands: Mapping[str, Any], argv: Sequence[str] | None) -> i
                 args=words,
                 use_underscores=True,
             ),
-            _options_left_empty(words),
+            options_left_empty(words),
         )
     command = next(module for module in commands.values() if isinstance(arguments, module.Arguments))
     return run(lambda console: command.run(arguments, console))

@@ -99,7 +99,7 @@ class Arguments(SamplingConfig, EvaluationArguments):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and evaluates; returns the exit status."""
-    arguments = cli.parse(Arguments, argv)
+    arguments = cli.parse_for_model(Arguments, argv)
     status = cli.run(lambda console: run(arguments, console))
     if status == INTERRUPTED:
         print("stopped; the same command continues", file=sys.stderr)

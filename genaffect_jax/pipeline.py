@@ -173,7 +173,8 @@ class Pipeline:
         run_dir = RunDir.open(checked_path(model, "model"))
         checkpoints = Checkpoints(run_dir.path)
         step = checkpoints.step(checkpoint)
-        config = from_json(DenoiserRun, checkpoints.config(step))
+        trained = from_json(DenoiserRun, checkpoints.config(step))
+        config = dataclasses.replace(trained, sampling=run_dir.sampling_defaults())
         photos = PhotoReader(align or config.data.align, face_models, face_index)
         files = [read_lora(path, weight, config.model.mmdit) for path, weight in wanted]
         denoiser, autoencoder = build_networks(config.model, config.train.compute_dtype)
@@ -220,7 +221,7 @@ class Pipeline:
                 model's size; or up to `MOST_REFERENCES` of them that show one person.
             expressions: a text of the expression grammar (`"joy, AU12L=0.7, face.png:1.3"`), or a list of such texts
                 and of what `parse` returned.
-            settings: how to sample.
+            settings: how to sample. Default: `config.sampling`, the model's own.
             anchor_expressions: expressions of the anchors, part of the set or not. Default: the first
                 `settings.anchors` of the set.
             progress: True shows a bar on stderr, and when the program is compiled; or a function that is called with
@@ -235,7 +236,7 @@ class Pipeline:
             MemoryLimitError: a call needs more memory than a device has.
             SamplingError: an image is not finite; the message names what to lower.
         """
-        settings = SamplingConfig() if settings is None else settings
+        settings = self.config.sampling.settings() if settings is None else settings
         if not isinstance(settings, SamplingConfig):
             raise ConfigError("must be a SamplingConfig", field="settings", found=shown(settings))
         settings = with_changes(settings, changes)

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from genaffect_jax import cli
 from genaffect_jax.checkpoints.manager import LATEST
+from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import SamplingConfig
 from genaffect_jax.config.file_name import FileName
 from genaffect_jax.errors import INTERRUPTED, ConfigError, require
@@ -101,7 +102,8 @@ class Arguments(SamplingConfig, SetArguments):
     def check(self) -> None:
         """Raises ConfigError for options that do not go together."""
         if self.add_to is not None:
-            changed = [f.name for f in dataclasses.fields(SamplingConfig) if getattr(self, f.name) != f.default]
+            own = dataclasses.asdict(RunDir(self.model).sampling_defaults().settings())
+            changed = [name for name, value in own.items() if getattr(self, name) != value]
             changed += [n for n in ("identity", "out", "morph", "anchor_expressions") if getattr(self, n)]
             if changed:
                 raise ConfigError("the set of add_to decides this; leave it out", field=changed[0])
@@ -124,7 +126,7 @@ class Arguments(SamplingConfig, SetArguments):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and samples; returns the exit status."""
-    arguments = cli.parse(Arguments, argv)
+    arguments = cli.parse_for_model(Arguments, argv)
 
     def work(console: Console) -> bool:
         folder, avatars = run(arguments, console)

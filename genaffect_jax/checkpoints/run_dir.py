@@ -7,6 +7,7 @@ docs/guide/run_folder.md describes the same files for users.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import warnings
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from genaffect_jax.checkpoints.claim import require_own_settings, require_utf8
-from genaffect_jax.config import AutoencoderRun, DenoiserRun, EncoderRun, from_json, to_json
+from genaffect_jax.config import AutoencoderRun, DenoiserRun, EncoderRun, SamplingDefaults, from_json, to_json
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.parallel.distributed import describe_process, is_first
@@ -33,6 +34,11 @@ _MAY_CHANGE = (
     "train.max_consecutive_skips",
     "train.profile_at",
     "train.deterministic",
+    "sampling.steps",
+    "sampling.solver",
+    "sampling.guidance_identity",
+    "sampling.guidance_expression",
+    "sampling.consistency",
     "data.workers",
     "data.device_cache_gib",
     "mesh.data",
@@ -142,6 +148,23 @@ class RunDir:
     def config(self) -> Path:
         """The resolved configuration, preset and options, as JSON."""
         return self.path / "config.json"
+
+    def sampling_defaults(self) -> SamplingDefaults:
+        """How the model of a denoiser's folder is sampled where nothing else is asked for; the usual settings if
+        `config.json` is gone or says nothing of it.
+
+        Raises:
+            ConfigError: `config.json` cannot be read, or is damaged.
+        """
+        try:
+            stored = json.loads(self.config.read_text(encoding="utf-8")).get("sampling", {})
+            return from_json(SamplingDefaults, json.dumps(stored)) if stored else SamplingDefaults()
+        except FileNotFoundError:
+            return SamplingDefaults()
+        except OSError as e:
+            raise ConfigError(f"{self.config}: {e.strerror}") from e
+        except (ValueError, AttributeError, RecursionError) as e:
+            raise ConfigError(f"{self.config}: damaged ({e})") from e
 
     @property
     def checkpoints(self) -> Path:

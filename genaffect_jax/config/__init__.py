@@ -7,6 +7,7 @@ from genaffect_jax.config.as_json import from_json, to_json, with_changes
 from genaffect_jax.config.distillation import DistillationConfig
 from genaffect_jax.config.distributed import DistributedConfig
 from genaffect_jax.config.encoders import EncoderRun, FaceEncoderConfig
+from genaffect_jax.config.flow import FlowConfig
 from genaffect_jax.config.networks import (
     AutoencoderConfig,
     ConditionAttention,
@@ -21,12 +22,11 @@ from genaffect_jax.config.runs import (
     DataConfig,
     DenoiserRun,
     DType,
-    FlowConfig,
     MeshConfig,
     TextConfig,
     TrainConfig,
 )
-from genaffect_jax.config.sampling import GuidanceMode, SamplingConfig, Solver
+from genaffect_jax.config.sampling import GuidanceMode, SamplingConfig, SamplingDefaults, Solver
 
 __all__ = [
     "AutoencoderConfig",
@@ -48,6 +48,7 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "SamplingConfig",
+    "SamplingDefaults",
     "Solver",
     "TextConfig",
     "TrainConfig",

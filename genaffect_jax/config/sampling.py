@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from genaffect_jax.config.as_json import ADDED_LATER
 from genaffect_jax.config.numbers import LARGEST_SIZE, require_usable_numbers
-from genaffect_jax.errors import require
+from genaffect_jax.errors import ConfigError, require
 
 LARGEST_SEED = 2**64 - 1
 LARGEST_STEPS = 10_000
@@ -123,3 +123,30 @@ class SamplingConfig:
             return "decoupled"
         # The branch without any condition would have weight 0.
         return "none" if self.guidance_expression == 1.0 else "expression"
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """Settings that a model is sampled with where nothing else is asked for: those it was measured or trained for."""
+
+    steps: int = 24
+    """See `SamplingConfig.steps`."""
+    solver: Solver = "euler"
+    """See `SamplingConfig.solver`."""
+    guidance_identity: float = 1.0
+    """See `SamplingConfig.guidance_identity`."""
+    guidance_expression: float = 1.5
+    """See `SamplingConfig.guidance_expression`."""
+    consistency: float = 0.0
+    """See `SamplingConfig.consistency`."""
+
+    def __post_init__(self) -> None:
+        require_usable_numbers(self, "sampling.", LARGEST_SIZE)
+        try:
+            self.settings()
+        except ConfigError as e:
+            raise e.renamed(f"sampling.{e.field}") from e
+
+    def settings(self) -> SamplingConfig:
+        """The settings of a set; all others have their usual values."""
+        return SamplingConfig(**{f.name: getattr(self, f.name) for f in fields(self)})
