@@ -222,8 +222,9 @@ def read_settings(path: Path) -> OnnxSettings:
         WeightsError: the file is missing or no JSON object, or its entries are not those of `OnnxSettings`; all
             problems are named.
     """
+    text = _read(path, f"{path}: no such file")
     try:
-        values = json.loads(_read(path, f"{path}: no such file"))
+        values = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise WeightsError(f"{path}: not JSON ({e})") from e
     if not isinstance(values, Mapping):

@@ -118,6 +118,8 @@ def train_denoiser(config: DenoiserRun, workdir: Path, console: Console) -> bool
         people, held_out = split_identities(source, config.data.holdout, config.train.seed)
         console.print(f"{source.describe()}: {len(people)} people to train on, {len(held_out)} held out")
         settle_sources(run_dir, config, source)
+        if config.distillation.teacher is not None and not run_dir.has_checkpoint:
+            run_dir.share_features(RunDir(config.distillation.teacher))
         features = cache_features(config, source, run_dir, faces, networks.autoencoder, autoencoder)
         _install_prototypes(config, features, people, faces, run_dir, console)
         known = install_latent_range(
