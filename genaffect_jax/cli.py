@@ -153,17 +153,23 @@ def parse_with_preset(
         preset: Any = load_preset(local_path("config", first.parse_known_args(words)[0].config), *kinds)
         preset = preset if adapt is None else adapt(preset)
     with _refusals_shown(argv, type(preset)) as words:
-        return local_paths(
-            tyro.cli(
-                arguments[type(preset)],
-                prog=program_name(),
-                default=arguments(**{**_required(arguments), "config": default_preset, "run": preset}),
-                args=words,
-                config=(tyro.conf.FlagConversionOff,),
-                use_underscores=True,
-            ),
-            options_left_empty(words),
+        found = tyro.cli(
+            arguments[type(preset)],
+            prog=program_name(),
+            default=arguments(**{**_required(arguments), "config": default_preset, "run": preset}),
+            args=words,
+            config=(tyro.conf.FlagConversionOff,),
+            use_underscores=True,
         )
+        return local_paths(_derived_anew(found), options_left_empty(words))
+
+
+def _derived_anew(config: Any) -> Any:
+    """The configuration with the fields that others decide (`init=False`) as these decide them: tyro leaves those of
+    the preset."""
+    nested = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
+    built = {name: _derived_anew(value) for name, value in nested.items() if dataclasses.is_dataclass(value)}
+    return dataclasses.replace(config, **built)
 
 
 def _required(arguments: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Options that name files, of every command: URLs are refused, `~` is home; paths are printed as they are."""
+"""Options of every command: files are no URLs, sizes can be read back, paths are printed as they are."""
 
 import dataclasses
 from pathlib import Path
@@ -10,7 +10,7 @@ import genaffect_jax.compile_check.__main__ as compile_check
 import genaffect_jax.export.__main__ as export
 import genaffect_jax.prepare.__main__ as prepare
 from genaffect_jax import cli, evaluate, sample, train
-from genaffect_jax.config import AutoencoderRun, DenoiserRun, EncoderRun
+from genaffect_jax.config import AutoencoderRun, DenoiserRun, EncoderRun, from_json, to_json
 from genaffect_jax.config.file_name import NAMES_FILES
 from genaffect_jax.prepare import arcface, photos, prompts
 
@@ -109,6 +109,26 @@ def test_a_url_is_refused_at_once_naming_the_option(main, words, given, option, 
     assert error.startswith(f"error: --{option} gs://bucket/x: is a URL"), error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("preset", "options"),
+    [
+        ("avatar_tiny", ["--model.mmdit.num_attention_heads", "4", "--model.mmdit.in_channels", "8"]),
+        ("avatar_s", ["--model.mmdit.attention_head_dim", "32"]),
+        ("identity_encoder", ["--encoder.width", "128"]),
+    ],
+)
+def test_what_is_trained_with_changed_sizes_can_be_read_back(preset, options, tmp_path):
+    # Fields that others decide are stored too, and compared when a run folder is read.
+    if "in_channels" in options[-2]:
+        options = [*options, "--model.autoencoder.latent_channels", "8"]
+    words = ["--config", str(CONFIGS / f"{preset}.py"), "--workdir", str(tmp_path), *options]
+    run = cli.parse_with_preset(train.Arguments, list(train.TRAININGS), words, Path("none")).run
+    assert from_json(type(run), to_json(run)) == run
+    if preset == "avatar_tiny":
+        network = run.model.mmdit
+        assert (network.width, network.caption_projection_dim, network.out_channels) == (4 * 64, 4 * 64, 8)
 
 
 def test_paths_are_printed_as_they_are_even_with_richs_own_notation(capsys: pytest.CaptureFixture[str]) -> None:
