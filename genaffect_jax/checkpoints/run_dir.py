@@ -274,19 +274,15 @@ class RunDir:
         return self.path / "teacher.safetensors"
 
     @property
+    def frozen_networks(self) -> list[Path]:
+        """The files of the frozen networks that a denoiser may be trained with; not all are there."""
+        onnx = self.onnx_expression_encoder
+        return [self.autoencoder, self.identity_encoder, self.expression_encoder, onnx, onnx.with_suffix(".onnx")]
+
+    @property
     def components(self) -> list[Path]:
         """The files of frozen components that are there: all that a sampler reads beside a checkpoint."""
-        onnx = self.onnx_expression_encoder
-        files = (
-            self.autoencoder,
-            self.identity_encoder,
-            self.expression_encoder,
-            onnx,
-            onnx.with_suffix(".onnx"),
-            self.word_prototypes,
-            self.prompts,
-            self.latent_range,
-        )
+        files = [*self.frozen_networks, self.word_prototypes, self.prompts, self.latent_range]
         return [file for file in files if file.exists()]
 
     @property

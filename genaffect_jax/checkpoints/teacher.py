@@ -7,7 +7,6 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from genaffect_jax.checkpoints.components import installs
 from genaffect_jax.checkpoints.digests import file_digest, record_files, require_intact
 from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.checkpoints.run_dir import RunDir
@@ -15,7 +14,7 @@ from genaffect_jax.config import DenoiserRun, from_json
 from genaffect_jax.errors import ConfigError, listed
 from genaffect_jax.io.weight_file import load_weights, save_weights
 from genaffect_jax.models.functional import Functional, Parameters
-from genaffect_jax.parallel.distributed import gathered
+from genaffect_jax.parallel.distributed import first_process_first, gathered, is_first
 
 FIELD = "distillation.teacher"
 # Of `model`: where files lie, and what changes no number of the network.
@@ -24,7 +23,7 @@ _FREE = ("autoencoder_weights", "transformer_weights", "identity_encoder", "expr
 
 def install_teacher(run_dir: RunDir, config: DenoiserRun, network: Functional, mesh: Mesh) -> Parameters:
     """Copies the teacher's averaged parameters into the folder, unless the run continues with those there, and reads
-    them, float32.
+    them, float32. All processes call it in step, as all read the teacher's checkpoint.
 
     Args:
         run_dir: the student's run folder, with its frozen networks.
@@ -38,12 +37,13 @@ def install_teacher(run_dir: RunDir, config: DenoiserRun, network: Functional, m
     """
     teacher = config.distillation.teacher
     assert teacher is not None
-    if installs(run_dir, run_dir.teacher):
-        parameters = _read(teacher, run_dir, config, network, mesh)
-        save_weights(gathered(parameters), run_dir.teacher, "float32", config.model)
-        record_files(run_dir, [run_dir.teacher])
-    require_intact(run_dir, run_dir.teacher)
-    return load_weights(network, run_dir.teacher)
+    parameters = None if run_dir.has_checkpoint else gathered(_read(teacher, run_dir, config, network, mesh))
+    with first_process_first("teacher"):
+        if parameters is not None and is_first():
+            save_weights(parameters, run_dir.teacher, "float32", config.model)
+            record_files(run_dir, [run_dir.teacher])
+        require_intact(run_dir, run_dir.teacher)
+        return load_weights(network, run_dir.teacher)
 
 
 def _read(teacher: Path, run_dir: RunDir, config: DenoiserRun, network: Functional, mesh: Mesh) -> Parameters:
@@ -58,7 +58,7 @@ def _read(teacher: Path, run_dir: RunDir, config: DenoiserRun, network: Function
         for field in dataclasses.fields(theirs)
         if field.name not in _FREE and getattr(theirs, field.name) != getattr(config.model, field.name)
     ]
-    for own, other in zip(_networks(run_dir), _networks(source), strict=True):
+    for own, other in zip(run_dir.frozen_networks, source.frozen_networks, strict=True):
         if own.exists() and (not other.exists() or file_digest(other) != file_digest(own)):
             different.append(own.name)
     if different:
@@ -68,15 +68,3 @@ def _read(teacher: Path, run_dir: RunDir, config: DenoiserRun, network: Function
             found=teacher,
         )
     return checkpoints.averaged_parameters(network, mesh)
-
-
-def _networks(run_dir: RunDir) -> list[Path]:
-    """The frozen networks that a denoiser is trained with; not all are there."""
-    onnx = run_dir.onnx_expression_encoder
-    return [
-        run_dir.autoencoder,
-        run_dir.identity_encoder,
-        run_dir.expression_encoder,
-        onnx,
-        onnx.with_suffix(".onnx"),
-    ]

@@ -59,8 +59,7 @@ def checked_align(value: Any) -> Align | None:
     Raises:
         ConfigError: it is none of them.
     """
-    if value is not None and value not in get_args(Align):
-        raise ConfigError(f"must be {' or '.join(get_args(Align))}", field="align", found=shown(value))
+    _require_choice(value, get_args(Align), "align")
     return value
 
 
@@ -107,9 +106,13 @@ def checked_animation(value: Any) -> Animation | None:
     Raises:
         ConfigError: it is none of them.
     """
-    if value is not None and value not in get_args(Animation):
-        raise ConfigError(f"must be {' or '.join(get_args(Animation))}", field="animation", found=shown(value))
+    _require_choice(value, get_args(Animation), "animation")
     return value
+
+
+def _require_choice(value: Any, choices: Sequence[str], field: str) -> None:
+    if value is not None and value not in choices:
+        raise ConfigError(f"must be {' or '.join(choices)}", field=field, found=shown(value))
 
 
 def _is_number(value: Any) -> bool:

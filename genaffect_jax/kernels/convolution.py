@@ -46,7 +46,7 @@ def _backward(strides: tuple[int, int], padding: Padding, kept: tuple[Array, Arr
     edges = [
         (low, size + (outputs - 1) * stride - pixels - low)
         for (low, _), size, pixels, outputs, stride in zip(
-            padding, kernel.shape, x.shape[1:3], gradient.shape[1:3], strides, strict=False
+            padding, kernel.shape[:2], x.shape[1:3], gradient.shape[1:3], strides, strict=True
         )
     ]
     # Every pixel of the kernel sees all images, which take the place of the channels that are summed over.

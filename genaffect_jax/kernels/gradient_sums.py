@@ -32,7 +32,7 @@ def rounded(total: Float[Array, "*size"], dtype: Any) -> Float[Array, "*size"]:
     """A sum over devices in another type, rounded only when it is complete."""
     if total.dtype == dtype:
         return total
-    # No compiler moves this operation before the sum, or drops it; the cast that follows changes no value.
+    # The TPU compiler leaves this operation where it is; the cast that follows changes no value.
     precision = jnp.finfo(dtype)
     return jax.lax.reduce_precision(total, precision.nexp, precision.nmant).astype(dtype)
 

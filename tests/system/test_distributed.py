@@ -18,7 +18,8 @@ from support import distributed_worker
 from support.xla_flags import xla_flags
 
 from genaffect_jax.checkpoints.manager import Checkpoints
-from genaffect_jax.config import DistributedConfig, to_json
+from genaffect_jax.checkpoints.run_dir import RunDir
+from genaffect_jax.config import DenoiserRun, DistillationConfig, DistributedConfig, from_json, to_json
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.parallel.distributed import are_several, cluster_of
 from genaffect_jax.training.denoiser.task import train_denoiser
@@ -249,6 +250,25 @@ def test_a_process_that_waits_for_others_can_be_stopped(tmp_path, number):
     assert (process.returncode, said) == (130, "")
 
 
+def run_train_command(config, tmp_path):
+    """Trains into `two` with the command, in two processes; exit statuses and what each said."""
+    preset = tmp_path / "preset.py"
+    preset.write_text(
+        "from genaffect_jax.config import DenoiserRun, from_json\n\n\n"
+        f"def config():\n    return from_json(DenoiserRun, {to_json(config)!r})\n"
+    )
+    words = [sys.executable, "-m", "genaffect_jax.train", "--config", str(preset), "--workdir", str(tmp_path / "two")]
+
+    def command(distributed):
+        return [
+            *words,
+            *(text for name, value in distributed.items() for text in (f"--distributed.{name}", str(value))),
+        ]
+
+    with Pair(tmp_path / "logs", command) as pair:
+        return pair.ends(400)
+
+
 @pytest.mark.slow
 def test_the_train_command_in_two_processes_equals_one_and_its_folder_is_written_once(tiny_config, tmp_path):
     train = dataclasses.replace(tiny_config.train, steps=3, batch_size=8, log_every=1, probe_every=2)
@@ -256,27 +276,7 @@ def test_the_train_command_in_two_processes_equals_one_and_its_folder_is_written
     network = dataclasses.replace(tiny_config.model.mmdit, num_layers=1)
     model = dataclasses.replace(tiny_config.model, mmdit=network)
     config = dataclasses.replace(tiny_config, train=train, data=data, model=model)
-    preset = tmp_path / "preset.py"
-    preset.write_text(
-        "from genaffect_jax.config import DenoiserRun, from_json\n\n\n"
-        f"def config():\n    return from_json(DenoiserRun, {to_json(config)!r})\n"
-    )
-
-    def command(distributed):
-        options = [text for name, value in distributed.items() for text in (f"--distributed.{name}", str(value))]
-        return [
-            sys.executable,
-            "-m",
-            "genaffect_jax.train",
-            "--config",
-            str(preset),
-            "--workdir",
-            str(tmp_path / "two"),
-            *options,
-        ]
-
-    with Pair(tmp_path / "logs", command) as pair:
-        codes, said = pair.ends(400)
+    codes, said = run_train_command(config, tmp_path)
     assert codes == [0, 0], said
     assert "8 cpu device(s) of 2 processes" in said[0]
     assert not re.search("step|images|loss", said[1])
@@ -288,6 +288,23 @@ def test_the_train_command_in_two_processes_equals_one_and_its_folder_is_written
             np.testing.assert_allclose(two[name], one[name], rtol=1e-4, err_msg=name)
     for name in ("config.json", "sheets/0000003.png", "probe.png", "autoencoder.safetensors"):
         assert (tmp_path / "two" / name).exists()
+
+
+@pytest.mark.slow
+def test_a_student_in_two_processes_learns_what_one_does(trained_workdir, tmp_path):
+    config = from_json(DenoiserRun, RunDir(trained_workdir).config.read_text())
+    distillation = DistillationConfig(teacher=trained_workdir, steps=2, teacher_steps=2)
+    config = dataclasses.replace(
+        config,
+        distillation=distillation,
+        train=dataclasses.replace(config.train, steps=3, learning_rate=1e-4, log_every=1, probe_every=0),
+    )
+    codes, said = run_train_command(config, tmp_path)
+    assert codes == [0, 0], said
+    assert train_denoiser(config, tmp_path / "one", quiet())
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert len(one) == len(two) == 2  # the first step, a compilation, has no row
+    np.testing.assert_allclose([row["loss"] for row in two], [row["loss"] for row in one], rtol=1e-3)
 
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "a[1-2]", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}

@@ -177,8 +177,7 @@ def _install_teacher(config: DenoiserRun, networks: _Networks, run_dir: RunDir, 
     """The teacher's parameters, with which its student begins; None without a teacher."""
     if config.distillation.teacher is None:
         return None
-    with first_process_first("teacher"):
-        return install_teacher(run_dir, config, networks.denoiser, mesh)
+    return install_teacher(run_dir, config, networks.denoiser, mesh)
 
 
 def _initial(config: DenoiserRun, teacher: Parameters | None, mesh: Mesh) -> Parameters:
