@@ -1,8 +1,10 @@
-"""Errors of background saves are reported once, by the caller that waits for them, without further tracebacks."""
+"""Errors of checkpoints are reported once, by the caller that waits for them, in one line and without tracebacks."""
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,3 +38,13 @@ def told_once() -> Iterator[None]:
         sys.unraisablehook = report
         for logger in loggers:
             logger.removeFilter(_without_traceback)
+
+
+def reason_of(error: BaseException) -> str:
+    """One line of an error that orbax may have wrapped in others, and tensorstore written over several lines."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{os.strerror(error.errno)} ({error.filename})" if error.filename else os.strerror(error.errno)
+    full = os.strerror(errno.ENOSPC)
+    return full if full in str(error) else " ".join(str(error).split())[:300] or type(error).__name__

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import math
-import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
+from genaffect_jax.checkpoints.background_errors import reason_of
 from genaffect_jax.checkpoints.digests import require_checkpoint_intact, write_checkpoint_digests
 from genaffect_jax.checkpoints.frozen import FrozenParams
 from genaffect_jax.checkpoints.preservation import LatestAndBest
@@ -105,7 +104,7 @@ class Checkpoints:
                 ),
             )
         except Exception as e:
-            raise CheckpointError(f"{self.folder}: cannot be read: {_reason(e)}") from e
+            raise CheckpointError(f"{self.folder}: cannot be read: {reason_of(e)}") from e
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -337,7 +336,7 @@ class Checkpoints:
         self._manager.reload()
         kept = sorted(self._manager.all_steps())
         return CheckpointError(
-            f"{self.folder / str(step)}: cannot be saved: {_reason(error)}. Its half-written files are removed, "
+            f"{self.folder / str(step)}: cannot be saved: {reason_of(error)}. Its half-written files are removed, "
             f"{_size(free)} are free. Earlier checkpoints are as they were "
             f"({', '.join(map(str, kept)) or 'there are none'}); once the cause is gone, the same command continues"
         )
@@ -385,22 +384,12 @@ class Checkpoints:
             if errors:
                 self._unreadable.update(s for s in steps if s > step)
                 self._warn(
-                    f"{self.folder / str(steps[0])} is damaged ({_reason(errors[0])}); going back to step {step}"
+                    f"{self.folder / str(steps[0])} is damaged ({reason_of(errors[0])}); going back to step {step}"
                 )
             return step, found
         raise CheckpointError(
-            f"{self.folder / str(steps[0])}: does not fit {what}, or is damaged: {_reason(errors[0])}"
+            f"{self.folder / str(steps[0])}: does not fit {what}, or is damaged: {reason_of(errors[0])}"
         ) from errors[0]
-
-
-def _reason(error: BaseException) -> str:
-    """One line of an error that orbax may have wrapped in others, and tensorstore written over several lines."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, OSError) and error.errno is not None:
-        return f"{os.strerror(error.errno)} ({error.filename})" if error.filename else os.strerror(error.errno)
-    full = os.strerror(errno.ENOSPC)
-    return full if full in str(error) else " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _size(count: float) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.avatar_sets import SETTINGS
 
 from genaffect_jax.errors import ConfigError, DataError, InUseError, OutputError
 from genaffect_jax.expressions.grammar import parse_expressions
@@ -22,14 +23,6 @@ from genaffect_jax.inference.avatar_set import AvatarSet
 from genaffect_jax.inference.set_folder import check_output
 from genaffect_jax.io import file_set
 from genaffect_jax.io.lock import LOCK_FILE, locked
-
-SETTINGS = {
-    "model": "model, step 1",
-    "seed": 0,
-    "identity": "seed:1",
-    "config": {"conditioning": {"expression_space": "units"}},
-    "versions": {},
-}
 
 
 def make(words: str, colour: int = 0) -> AvatarSet:

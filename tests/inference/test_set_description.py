@@ -4,18 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from support.avatar_sets import SETTINGS
 
 from genaffect_jax.errors import DataError
 from genaffect_jax.expressions.grammar import parse_expressions
 from genaffect_jax.inference.avatar_set import AvatarSet
-
-SETTINGS = {
-    "model": "model, step 1",
-    "seed": 0,
-    "identity": "seed:1",
-    "config": {"conditioning": {"expression_space": "units"}},
-    "versions": {},
-}
 
 
 @pytest.fixture
