@@ -163,8 +163,9 @@ def test_a_convolution_has_the_usual_gradients(dtype, side, size, stride, paddin
             assert error < (1e-5 if dtype == jnp.float32 else 1e-2)
 
 
-def test_what_four_devices_add_is_rounded_once():
-    # 256 and three times 1 on four devices: 259 rounds to 260, but 256 + 1 to 256 in bfloat16.
+def test_a_kernels_gradient_is_the_rounded_sum_on_one_device_and_on_four():
+    # 256 and three times 1: 259 rounds to 260, but 256 + 1 to 256. (CPUs add in float32 in any case; that no device
+    # rounds its part is what the programs above show.)
     x = jnp.asarray([256.0, 1.0, 1.0, 1.0], jnp.bfloat16).reshape(4, 1)
     kernel = jnp.ones((1, 1), jnp.bfloat16)
     gradient = jax.grad(lambda x, kernel: jnp.sum(matmul(x, kernel, jnp.bfloat16).astype(jnp.float32)), 1)
