@@ -169,7 +169,11 @@ def _interrupt(trainings: list[_Training]) -> None:
     for process in running:
         process.send_signal(signal.SIGINT)
     for process in running:
-        process.wait()
+        try:
+            process.wait(_RESERVE)
+        except subprocess.TimeoutExpired:  # Python may lose an interrupt that comes while it starts
+            process.terminate()
+            process.wait()
 
 
 def _gather(trainings: list[_Training], folder: Path) -> None:
