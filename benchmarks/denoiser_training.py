@@ -33,6 +33,7 @@ from genaffect_jax.models.functional import Functional
 from genaffect_jax.models.mmdit.model import MMDiT
 from genaffect_jax.parallel.mesh import make_mesh
 from genaffect_jax.parallel.sharding import parameter_shardings
+from genaffect_jax.parallel.xla import deterministic as compiled_as
 from genaffect_jax.training.optimizer import make_optimizer
 from genaffect_jax.training.profiler import STEPS as TRACED
 from genaffect_jax.training.profiler import StepProfile
@@ -65,6 +66,7 @@ def main(
     repeats: int = 6,
     layers: int = 0,
     trace: Path | None = None,
+    deterministic: bool = False,
 ) -> None:
     """Times training steps.
 
@@ -79,6 +81,7 @@ def main(
         repeats: timed runs of three steps.
         layers: only this many blocks, for a try on a small machine; 0: all.
         trace: folder for a profile of three steps, after those that are timed.
+        deterministic: compile as `train.deterministic` does.
     """
     config = dataclasses.replace(MODELS[model](), sample_size=pixels // LATENT_PIXEL, scan_layers=scan, remat=remat)
     if layers:
@@ -88,8 +91,9 @@ def main(
     mesh, optimizer = make_mesh(MeshConfig(fsdp=fsdp)), make_optimizer(TrainConfig(learning_rate=1e-5, steps=1000))
     shardings = parameter_shardings(network.logical_axes, network.shapes, mesh)
     given = {n: jax.device_put(x.astype(jnp.float32), shardings[n]) for n, x in random_parameters(network).items()}
-    state = create_state(network, optimizer, mesh, 0, given)
-    step = make_train_step(network, loss, optimizer, ema_decay=0.999, seed=0, mesh=mesh)
+    with compiled_as(deterministic):
+        state = create_state(network, optimizer, mesh, 0, given)
+        step = make_train_step(network, loss, optimizer, ema_decay=0.999, seed=0, mesh=mesh)
     rng, side = np.random.default_rng(0), config.sample_size
     shapes = {
         "latents": (batch, 1, side, side, config.in_channels),
@@ -99,7 +103,8 @@ def main(
     share = {name: (shape[0] // jax.process_count(), *shape[1:]) for name, shape in shapes.items()}
     numbers = device_batch({name: rng.standard_normal(shape, np.float32) for name, shape in share.items()}, mesh)
     start = time.perf_counter()
-    compiled = step.lower(state, {}, numbers).compile()  # type: ignore[attr-defined]
+    with compiled_as(deterministic):
+        compiled = step.lower(state, {}, numbers).compile()  # type: ignore[attr-defined]
     compilation = time.perf_counter() - start
     memory, text = compiled.memory_analysis(), compiled.as_text()
     values: list[Any] = []
@@ -138,6 +143,7 @@ def main(
         "batch": batch,
         "remat": remat,
         "scan": scan,
+        "deterministic": deterministic,
         "milliseconds": round(spent, 1),
         "tflops_a_device": round(flops / mesh.size / spent / 1e9, 1),
         "compile_seconds": round(compilation, 1),
