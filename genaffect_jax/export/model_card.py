@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from genaffect_jax.export.trained import TrainedModel
-from genaffect_jax.io.weight_file import PACKAGE_PREFIX, WeightDType
+from genaffect_jax.io.package_files import PACKAGE_PREFIX
+from genaffect_jax.io.weight_file import WeightDType
 from genaffect_jax.version import __version__
 
 PROJECT_LICENCE = "Apache-2.0"

@@ -8,7 +8,6 @@ scales of `NAME` are `NAME:scale`.
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -23,12 +22,12 @@ from genaffect_jax.config import from_json, to_json
 from genaffect_jax.errors import ConfigError, WeightsError, listed
 from genaffect_jax.io.atomic import write_atomically
 from genaffect_jax.io.eight_bit import SCALE, dequantise, is_quantised, quantise
+from genaffect_jax.io.package_files import PACKAGE_PREFIX, assets
 
 WeightDType = Literal["float32", "bfloat16", "float16"]
 StoredDType = WeightDType | Literal["int8"]
 DTYPES: dict[str, WeightDType] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Types of numbers that weights may have, by their names in safetensors files."""
-PACKAGE_PREFIX = "package:"
 _CONFIG = "config"
 _PICKLE = "it begins as a pickle does, which can run any code and is not read: convert it to safetensors"
 _OTHER_FILES = {
@@ -213,7 +212,7 @@ def resolve_weights(source: str) -> Path:
         if not path.is_file():
             raise WeightsError(f"weights {source!r}: no such file (weights inside the package: {PACKAGE_PREFIX}NAME)")
         return path
-    folder = Path(str(importlib.resources.files("genaffect_jax"))) / "assets"
+    folder = assets()
     path = folder / f"{source.removeprefix(PACKAGE_PREFIX)}.safetensors"
     if path.parent != folder or not path.is_file():
         names = sorted(f"{PACKAGE_PREFIX}{p.stem}" for p in folder.glob("*.safetensors"))
