@@ -53,8 +53,8 @@ class RunDir:
 
         Raises:
             ConfigError: the folder belongs to a run with other settings, which are listed, cannot be written to, or
-                has a path that is not UTF-8, or holds the `config.json` of another program; or the hosts do not share
-                it.
+                has a path that is not UTF-8, or holds a released model or the `config.json` of another program; or the
+                hosts do not share it.
         """
         require_utf8(path, "workdir")
         run_dir, text = cls(path), to_json(config)
@@ -68,6 +68,8 @@ class RunDir:
                 )
             return run_dir
         require_own_settings(path, run_dir.config)
+        if run_dir.denoiser.exists():
+            raise ConfigError("holds a released model, which cannot be trained", field="workdir", found=path)
         if run_dir.has_checkpoint and run_dir.config.exists():
             changed = run_dir._changed(config)
             if others := [change.line for change in changed if not change.may_move]:
