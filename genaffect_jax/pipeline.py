@@ -177,7 +177,8 @@ class Pipeline:
         config = dataclasses.replace(weights.config(), sampling=run_dir.sampling_defaults())
         photos = PhotoReader(align or config.data.align, face_models, face_index)
         files = [read_lora(path, weight, config.model.mmdit) for path, weight in wanted]
-        denoiser, autoencoder = build_networks(config.model, config.train.compute_dtype)
+        # The networks that nearly all weights are sampled with; their shapes do not depend on `max_free`.
+        denoiser, autoencoder = build_networks(config.model, config.train.compute_dtype, max_free=True)
         one_axis = make_mesh(MeshConfig(), mesh.devices.tolist())
         # Kernels are cast after the additions: half precision would lose most of them.
         changed = frozenset().union(*(file.parameters for file in files))

@@ -11,7 +11,7 @@ from genaffect_jax.checkpoints.manager import LATEST, Checkpoints
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import DenoiserRun, from_json
 from genaffect_jax.errors import CheckpointError, ConfigError, WeightsError
-from genaffect_jax.io.weight_file import load_weights, read_metadata
+from genaffect_jax.io.weight_file import read_metadata, read_weights
 from genaffect_jax.models.functional import Functional, Parameters
 from genaffect_jax.parallel.sharding import parameter_shardings
 
@@ -80,7 +80,7 @@ class AveragedWeights:
         shardings = parameter_shardings(network.logical_axes, network.shapes, mesh)
         return {
             name: jax.device_put(value.astype(types.get(name, value.dtype)), shardings[name])
-            for name, value in load_weights(network, self.run_dir.denoiser).items()
+            for name, value in read_weights(network, self.run_dir.denoiser).items()
         }
 
     def step(self) -> int:

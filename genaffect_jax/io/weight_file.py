@@ -96,7 +96,15 @@ def _as_stored(parameters: Mapping[str, jax.Array], dtype: StoredDType) -> dict[
 
 
 def load_weights(network: Shaped, path: Path, config: object | None = None) -> dict[str, jax.Array]:
-    """The parameters of a network, in the network's own types, from a file of `save_weights`.
+    """The parameters of a network, in the network's own types, from a file of `save_weights`, on the default device.
+
+    Args and errors: see `read_weights`.
+    """
+    return {name: jnp.asarray(value) for name, value in read_weights(network, path, config).items()}
+
+
+def read_weights(network: Shaped, path: Path, config: object | None = None) -> dict[str, np.ndarray]:
+    """The parameters of a network, in the network's own types, from a file of `save_weights`, in the host's memory.
 
     Args:
         network: decides names, shapes and types.
@@ -125,16 +133,13 @@ def load_weights(network: Shaped, path: Path, config: object | None = None) -> d
         ]:
             raise WeightsError(f"{path}: {listed(wrong, separator=', ')}: must be one of {', '.join(_FLOATS)}")
 
-        def read(name: str) -> Any:
-            value = file.get_tensor(name)
-            return (
-                dequantise(np.asarray(value), np.asarray(file.get_tensor(f"{name}{SCALE}")))
-                if name in integers
-                else value
-            )
+        def read(name: str) -> np.ndarray:
+            value = np.asarray(file.get_tensor(name))
+            return dequantise(value, np.asarray(file.get_tensor(f"{name}{SCALE}"))) if name in integers else value
 
-        loaded = {name: jnp.asarray(read(name), s.dtype) for name, s in network.shapes.items()}
-    if bad := [name for name, value in loaded.items() if not bool(jnp.isfinite(value).all())]:
+        # NumPy throughout: JAX would compile a program for every shape, which takes longer than reading the file.
+        loaded = {name: read(name).astype(s.dtype) for name, s in network.shapes.items()}
+    if bad := [name for name, value in loaded.items() if not np.isfinite(value).all()]:
         raise WeightsError(f"{path}: numbers that are not finite in {listed(bad, separator=', ')}")
     return loaded
 

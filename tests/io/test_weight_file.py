@@ -15,8 +15,7 @@ from safetensors.numpy import load_file, save_file
 from genaffect_jax.config import AutoencoderConfig, MMDiTConfig
 from genaffect_jax.errors import WeightsError
 from genaffect_jax.interop.diffusers.tensor_files import open_file
-from genaffect_jax.io import atomic
-from genaffect_jax.io import weight_file as weights
+from genaffect_jax.io import atomic, package_files
 from genaffect_jax.io.weight_file import (
     checksum,
     load_weights,
@@ -200,7 +199,7 @@ def test_package_names_resolve_inside_the_package_only(tmp_path, monkeypatch) ->
     (tmp_path / "assets").mkdir()
     for name in ("assets/small.safetensors", "outside.safetensors"):
         (tmp_path / name).write_bytes(b"")
-    monkeypatch.setattr(weights.importlib.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(package_files.importlib.resources, "files", lambda _: tmp_path)
     assert resolve_weights("package:small") == tmp_path / "assets" / "small.safetensors"
     for name in ("package:smal", "package:../outside"):
         with pytest.raises(WeightsError, match=r"not in this package \(has package:small\)"):
