@@ -1,9 +1,9 @@
-# Two commands on a fresh machine: `make avatars` (train a small model, draw a set) and `make test`.
+# Two commands on a fresh machine: `make avatars` (draw a set with the model of this package) and `make test`.
 # Each makes .venv with the pinned versions of constraints.txt first. Needs git, make and Python 3.11 or newer.
 SHELL := /bin/bash
 OUT ?= out
 IDENTITY ?= seed:1000020
-EXPRESSIONS ?= neutral; joy; joy:0.5; surprise; fear; anger; sadness; disgust; 0.5*joy + 0.5*surprise; AU12=1; AU43=1
+EXPRESSIONS ?= joy; joy:0.5; sadness; anger; fear; surprise; disgust; contempt; love; pity; 0.5*joy + 0.5*surprise; AU43=1
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
@@ -12,13 +12,17 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: avatars test test-fast test-torch lint clean
+.PHONY: avatars train-tiny test test-fast test-torch lint clean
 .DELETE_ON_ERROR:
 
 avatars: .venv/ready
+	$(BIN)/python -m genaffect_jax.sample --identity $(IDENTITY) --expressions '$(EXPRESSIONS)' --out $(OUT)/avatars
+
+# A small model from nothing, and a set of it.
+train-tiny: .venv/ready
 	$(BIN)/python -m genaffect_jax.train --config configs/avatar_tiny.py --workdir $(OUT)/avatar_tiny
 	$(BIN)/python -m genaffect_jax.sample --model $(OUT)/avatar_tiny --identity $(IDENTITY) \
-	  --expressions '$(EXPRESSIONS)' --out $(OUT)/avatars
+	  --expressions '$(EXPRESSIONS)' --out $(OUT)/tiny
 
 test: .venv/ready-dev lint
 	$(PYTEST) --ignore tests/parity

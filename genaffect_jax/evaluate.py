@@ -36,6 +36,7 @@ from genaffect_jax.evaluation.report import as_json, as_table, comparison_as_tab
 from genaffect_jax.evaluation.run import Cost, EvaluationRun, load_evaluators, run_evaluation
 from genaffect_jax.evaluation.similarity import load_similarity_encoders
 from genaffect_jax.evaluation.training_ablations import training_ablations
+from genaffect_jax.io.package_files import DEFAULT_MODEL
 from genaffect_jax.parallel.xla import use_compilation_cache
 from genaffect_jax.pipeline import Pipeline
 
@@ -44,10 +45,10 @@ from genaffect_jax.pipeline import Pipeline
 class EvaluationArguments:
     """What is measured, and on whom; the settings of sampling follow in `Arguments`."""
 
-    model: Path
-    """Run folder of a training."""
     out: Path
     """Folder for report.html, report.md, report.json and all readings; that of a stopped evaluation is continued."""
+    model: Path = Path(DEFAULT_MODEL)
+    """Run folder of a training, folder of a released model, or package:NAME. Default: the model of this package."""
     checkpoint: str = LATEST
     """Checkpoint to sample from: latest, best (by the loss on held-out people), or the number of a step."""
     data: FileName = "procedural"
@@ -133,7 +134,7 @@ def run(arguments: Arguments, console: Console) -> bool:
     people: People = (
         ProceduralPeople(protocol)
         if folder is None
-        else open_folder_people(folder, protocol, pipeline, RunDir(arguments.model))
+        else open_folder_people(folder, protocol, pipeline, RunDir.of_model(arguments.model))
     )
     run = EvaluationRun(pipeline, people, sampling, evaluators, similarity, diversity)
     console.print(f"model {pipeline.name}", soft_wrap=True, highlight=False)

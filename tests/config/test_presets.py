@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from genaffect_jax.checkpoints.averaged_weights import AveragedWeights
 from genaffect_jax.checkpoints.components import install_encoders
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import AutoencoderRun, DenoiserRun
+from genaffect_jax.io.package_files import DEFAULT_MODEL
 from genaffect_jax.models.build import build_networks
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -32,10 +34,15 @@ def test_avatar_s_is_conditioned_on_the_encoders_in_the_package(tmp_path):
     assert model.conditioning.expression_space == "units"  # exemplars are read, words are drawn from their units
 
 
-def test_avatar_s_has_the_planned_sizes():
+def test_avatar_s_has_the_sizes_of_the_model_in_the_package():
     model = preset("avatar_s").model
     denoiser, autoencoder = build_networks(model)
-    assert denoiser.size / 1e6 == pytest.approx(50.8, abs=0.1)
+    assert denoiser.size / 1e6 == pytest.approx(22.7, abs=0.1)
     assert autoencoder.size / 1e6 == pytest.approx(5.3, abs=0.1)
     assert model.mmdit.image_tokens == 256
     assert (256 + model.mmdit.register_tokens) % 8 == 0
+    released = AveragedWeights(Path(DEFAULT_MODEL)).config()
+    assert released.model.mmdit == model.mmdit
+    assert released.model.conditioning == model.conditioning
+    assert released.flow == preset("avatar_s").flow
+    assert released.sampling == preset("avatar_s").sampling
