@@ -43,7 +43,7 @@ class TrainedDenoiser:
 
     Attributes:
         run_dir: the run folder.
-        config: the run that trained it.
+        config: the run that trained it; `sampling` is the run folder's.
         network: a `LoraNetwork` if the model has low-rank additions.
     """
 
@@ -56,16 +56,18 @@ class TrainedDenoiser:
 
         Raises:
             ConfigError: `model` is no run folder, or that of an autoencoder or a face encoder, or of a model without
-                decoupled attention.
+                decoupled attention; or its `config.json` is damaged.
             CheckpointError: there is no complete checkpoint, or not the one asked for.
         """
         self.run_dir = RunDir.open(model)
         self._checkpoints = Checkpoints(self.run_dir.path)
         self._asked = self._checkpoints.step(checkpoint)
         try:
-            self.config = from_json(DenoiserRun, self._checkpoints.config(self._asked))
+            trained = from_json(DenoiserRun, self._checkpoints.config(self._asked))
         except ConfigError as e:
             raise ConfigError(f"no run of a denoiser, which alone is exported ({e})", field="model", found=model) from e
+        # As `Pipeline` does: the run folder's own settings may have changed after the checkpoint was saved.
+        self.config = dataclasses.replace(trained, sampling=self.run_dir.sampling_defaults())
         attention = self.config.model.conditioning.attention
         if attention != "decoupled":
             raise ConfigError(
@@ -159,7 +161,7 @@ class TrainedModel:
             checkpoint: `latest`, `best`, or the number of a step.
 
         Raises:
-            ConfigError: `model` is no run folder.
+            ConfigError: see `TrainedDenoiser`.
             CheckpointError: there is no complete checkpoint, or not the one asked for.
             DataError, WeightsError: a component is missing or damaged.
         """
