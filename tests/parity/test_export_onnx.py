@@ -87,6 +87,7 @@ def test_graphs_give_our_arrays_for_batches_that_were_neither_traced_nor_checked
     assert max(differences.values()) < TOLERANCE
 
 
+@pytest.mark.filterwarnings("ignore:the model's own consistency")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_guided_set_sampled_by_the_graphs_alone_is_ours(kind, exports):
     export, trained = exports[kind], exports[kind].trained
