@@ -101,11 +101,11 @@ def parse(arguments: type[Arguments], argv: Sequence[str] | None) -> Arguments:
 
 @expendable_output()
 def parse_for_model(arguments: Any, argv: Sequence[str] | None) -> Any:
-    """Parses `--model DIR` first and everything else with the defaults of that run folder's model.
+    """Parses `--model DIR` first and everything else with the defaults of that model.
 
     Args:
-        arguments: frozen dataclass of the command, with the fields of SamplingDefaults and `model: Path`, which must be
-            given.
+        arguments: frozen dataclass of the command, with the fields of SamplingDefaults and `model: Path`. If this has a
+            default, it may be left out.
         argv: command line without the program's name; `sys.argv` when left out.
 
     A wrong option or value ends the program with exit status 2 and a message on stderr, before any work.
@@ -114,7 +114,8 @@ def parse_for_model(arguments: Any, argv: Sequence[str] | None) -> Any:
     first.add_argument("--model", type=Path, nargs="?")
     with _refusals_shown(argv, arguments) as words:
         model = first.parse_known_args(words)[0].model
-        known = SamplingDefaults() if model is None else RunDir(local_path("model", model)).sampling_defaults()
+        model = getattr(arguments, "model", None) if model is None else local_path("model", model)
+        known = SamplingDefaults() if model is None else RunDir.of_model(model).sampling_defaults()
         return local_paths(
             tyro.cli(
                 arguments,

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int32, UInt8
 
+from genaffect_jax.checkpoints.averaged_weights import AveragedWeights
 from genaffect_jax.checkpoints.components import (
     FaceEncoders,
     read_autoencoder,
@@ -22,8 +23,7 @@ from genaffect_jax.checkpoints.components import (
     read_latent_range,
     read_prompts,
 )
-from genaffect_jax.checkpoints.manager import LATEST, Checkpoints
-from genaffect_jax.checkpoints.run_dir import RunDir
+from genaffect_jax.checkpoints.manager import LATEST
 from genaffect_jax.config import DenoiserRun, MeshConfig, SamplingConfig, from_json, to_json, with_changes
 from genaffect_jax.data.face_encoders import ExpressionEncoder
 from genaffect_jax.data.latent_range import LatentRange
@@ -50,6 +50,7 @@ from genaffect_jax.inference.references import MOST_REFERENCES, Identity, as_ide
 from genaffect_jax.inference.settings import resolve_settings
 from genaffect_jax.inference.unfamiliar import ReferenceCheck, warn_of_unfamiliar
 from genaffect_jax.interop.diffusers.lora import add_loras, read_lora
+from genaffect_jax.io.package_files import DEFAULT_MODEL
 from genaffect_jax.io.progress import watched
 from genaffect_jax.io.weight_file import checksum
 from genaffect_jax.models.build import build_networks
@@ -127,7 +128,7 @@ class Pipeline:
     @classmethod
     def load(
         cls,
-        model: str | Path,
+        model: str | Path = DEFAULT_MODEL,
         expression_encoder: str | ExpressionEncoder | None = None,
         devices: Sequence[jax.Device] | None = None,
         *,
@@ -137,10 +138,11 @@ class Pipeline:
         checkpoint: str | int = LATEST,
         loras: Sequence[tuple[str | Path, float]] = (),
     ) -> Pipeline:
-        """Loads the averaged weights of a checkpoint from the run folder of a training.
+        """Loads the averaged weights of a checkpoint from the run folder of a training, or a released model.
 
         Args:
-            model: the run folder.
+            model: the run folder, the folder of a released model, or `package:NAME`. Default: the model inside this
+                package.
             expression_encoder: reads expressions from image files: `package:NAME`, a weight file, the .json of an ONNX
                 encoder, or any encoder of action units. Default: the model's own, if it has one. A model whose
                 expressions are vectors of its own encoder accepts no other.
@@ -156,8 +158,8 @@ class Pipeline:
                 (`interop.diffusers.lora`).
 
         Raises:
-            ConfigError: the folder is no run folder, the encoder's vectors do not fit the model, the face models
-                are missing, or the weight of a LoRA file is zero.
+            ConfigError: the folder is no run folder and no released model, the encoder's vectors do not fit the model,
+                the face models are missing, or the weight of a LoRA file is zero.
             CheckpointError: there is no complete checkpoint, or not the one asked for.
             DataError, WeightsError: a prompt table, word prototypes, autoencoder or face encoder is missing or damaged,
                 or a LoRA file is, does not fit the denoiser or changes nothing.
@@ -170,23 +172,21 @@ class Pipeline:
         expression_encoder, wanted = checked_encoder(expression_encoder), checked_loras(loras)
         face_models = None if face_models is None else checked_path(face_models, "face_models")
         mesh = Mesh(np.array(checked_devices(devices)), (IMAGES,))
-        run_dir = RunDir.open(checked_path(model, "model"))
-        checkpoints = Checkpoints(run_dir.path)
-        step = checkpoints.step(checkpoint)
-        trained = from_json(DenoiserRun, checkpoints.config(step))
-        config = dataclasses.replace(trained, sampling=run_dir.sampling_defaults())
+        weights = AveragedWeights(checked_path(model, "model"), checkpoint)
+        run_dir = weights.run_dir
+        config = dataclasses.replace(weights.config(), sampling=run_dir.sampling_defaults())
         photos = PhotoReader(align or config.data.align, face_models, face_index)
         files = [read_lora(path, weight, config.model.mmdit) for path, weight in wanted]
-        denoiser, autoencoder = build_networks(config.model, config.train.compute_dtype)
+        # The networks that nearly all weights are sampled with; their shapes do not depend on `max_free`.
+        denoiser, autoencoder = build_networks(config.model, config.train.compute_dtype, max_free=True)
         one_axis = make_mesh(MeshConfig(), mesh.devices.tolist())
         # Kernels are cast after the additions: half precision would lose most of them.
         changed = frozenset().union(*(file.parameters for file in files))
         stored = denoiser.without_casts(changed)
-        parameters = checkpoints.averaged_parameters(stored, one_axis, step, cast_kernels=True)
+        parameters = weights.parameters(stored, one_axis, cast_kernels=True)
         if files:
             parameters = denoiser.cast_kernels(add_loras(parameters, files))
-        read = checkpoints.latest_step() if step is None else step
-        name = f"{run_dir.path.name}, step {read}, autoencoder {checksum(run_dir.autoencoder)[:12]}"
+        name = f"{run_dir.path.name}, step {weights.step()}, autoencoder {checksum(run_dir.autoencoder)[:12]}"
         for file in files:
             name += f", lora {file.name}"
         prompts = read_prompts(run_dir, config)

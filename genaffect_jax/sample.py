@@ -31,6 +31,7 @@ from genaffect_jax.expressions.interpolation import morph_expressions
 from genaffect_jax.inference.avatar_set import AvatarSet
 from genaffect_jax.inference.references import MOST_REFERENCES
 from genaffect_jax.inference.set_folder import check_output
+from genaffect_jax.io.package_files import DEFAULT_MODEL
 from genaffect_jax.io.progress import chunk_bar
 from genaffect_jax.parallel.xla import use_compilation_cache
 from genaffect_jax.pipeline import Pipeline
@@ -54,8 +55,8 @@ DEFAULT_EXPRESSIONS = "joy,sadness,anger,fear,surprise,disgust,neutral"
 class SetArguments:
     """What a set is made of; the settings of sampling follow in `Arguments`."""
 
-    model: Path
-    """Run folder of a training."""
+    model: Path = Path(DEFAULT_MODEL)
+    """Run folder of a training, folder of a released model, or package:NAME. Default: the model of this package."""
     identity: tuple[FileName, ...] = ()
     """One to four images of one person: image files, or seed:N for the procedural avatar number N. Required, except
     with add_to."""
@@ -102,7 +103,7 @@ class Arguments(SamplingConfig, SetArguments):
     def check(self) -> None:
         """Raises ConfigError for options that do not go together."""
         if self.add_to is not None:
-            own = dataclasses.asdict(RunDir(self.model).sampling_defaults().settings())
+            own = dataclasses.asdict(RunDir.of_model(self.model).sampling_defaults().settings())
             changed = [name for name, value in own.items() if getattr(self, name) != value]
             changed += [n for n in ("identity", "out", "morph", "anchor_expressions") if getattr(self, n)]
             if changed:

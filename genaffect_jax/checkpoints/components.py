@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int32
 
-from genaffect_jax.checkpoints.digests import is_recorded, record_files, remove_file, require_intact
+from genaffect_jax.checkpoints.digests import file_digest, is_recorded, record_files, remove_file, require_intact
 from genaffect_jax.checkpoints.run_dir import RunDir
 from genaffect_jax.config import AutoencoderConfig, DenoiserRun, ModelConfig, TextConfig
 from genaffect_jax.data.face_encoders import ExpressionEncoder, IdentityEncoder
@@ -30,6 +30,7 @@ from genaffect_jax.errors import ConfigError, DataError, WeightsError
 from genaffect_jax.expressions.grammar import parse_expression
 from genaffect_jax.expressions.prototypes import WordPrototypes
 from genaffect_jax.io.atomic import copy_atomically
+from genaffect_jax.io.package_files import PACKAGE_PREFIX
 from genaffect_jax.io.weight_file import load_weights, resolve_weights
 from genaffect_jax.models.autoencoder.model import AutoencoderKL
 from genaffect_jax.models.face_encoders.encoder import AvatarEncoder, load_conditioning_encoder, load_exemplar_encoder
@@ -131,17 +132,37 @@ def read_encoders(run_dir: RunDir, config: ModelConfig) -> FaceEncoders:
     """
     identity = expression = None
     if config.identity_encoder:
-        require_intact(run_dir, run_dir.identity_encoder)
-        identity = load_conditioning_encoder(str(run_dir.identity_encoder), "identity")
+        file = network_file(run_dir, run_dir.identity_encoder, config.identity_encoder)
+        identity = load_conditioning_encoder(str(file), "identity")
         _require_width("identity_embedding", config.conditioning.identity_embedding, identity)
     if config.expression_encoder:
-        file = _expression_file(run_dir, config)
-        require_intact(run_dir, file)
+        file = network_file(run_dir, _expression_file(run_dir, config), config.expression_encoder)
         if file == run_dir.onnx_expression_encoder:
             require_intact(run_dir, file.with_suffix(".onnx"))
         expression = load_exemplar_encoder(str(file))
         _require_width("expression_width", config.conditioning.expression_width, expression)
     return FaceEncoders(identity, expression)
+
+
+def network_file(run_dir: RunDir, file: Path, source: str) -> Path:
+    """The file of a frozen network, which is as it was written: that in the folder, or the package's. A released model
+    leaves out one that the package has, and records its digest.
+
+    Args:
+        run_dir: a run folder or a released model.
+        file: its place in the folder.
+        source: what the configuration says that it was copied from.
+
+    Raises:
+        WeightsError: it is missing or damaged, or the package has another one by now.
+    """
+    if os.path.lexists(file) or not run_dir.denoiser.is_file() or not source.startswith(PACKAGE_PREFIX):
+        require_intact(run_dir, file)
+        return file
+    found = resolve_weights(source)
+    if not is_recorded(run_dir, file, file_digest(found)):
+        raise WeightsError(f"{file}: is missing, and {source} of this version of the package is another network")
+    return found
 
 
 def install_prototypes(

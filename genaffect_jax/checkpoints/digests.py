@@ -100,12 +100,19 @@ class RunDigests:
             write_atomically(run_dir.digests, json.dumps(content, indent=2) + "\n")
 
 
-def record_files(run_dir: RunDir, files: Iterable[Path]) -> None:
+def record_files(run_dir: RunDir, files: Iterable[Path], contents: Mapping[Path, Path] | None = None) -> None:
     """Records the digests of files that this process has just written below the run folder; of several processes the
-    first writes them."""
+    first writes them.
+
+    Args:
+        run_dir: the run folder.
+        files: the files.
+        contents: files of the folder that are left out, and where else their contents lie.
+    """
     if is_first():
         known = RunDigests.read(run_dir)
-        new = {file.relative_to(run_dir.path).as_posix(): file_digest(file) for file in files}
+        lying = {**{file: file for file in files}, **(contents or {})}
+        new = {file.relative_to(run_dir.path).as_posix(): file_digest(source) for file, source in lying.items()}
         RunDigests({**known.files, **new}, known.sources).write(run_dir)
 
 
@@ -117,9 +124,10 @@ def remove_file(run_dir: RunDir, file: Path) -> None:
         RunDigests({n: d for n, d in known.files.items() if n != name}, known.sources).write(run_dir)
 
 
-def is_recorded(run_dir: RunDir, file: Path) -> bool:
-    """Whether the digest of a file of the run folder is recorded."""
-    return file.relative_to(run_dir.path).as_posix() in RunDigests.read(run_dir).files
+def is_recorded(run_dir: RunDir, file: Path, digest: str | None = None) -> bool:
+    """Whether the digest of a file of the run folder is recorded; if one is given, whether it is that one."""
+    found = RunDigests.read(run_dir).files.get(file.relative_to(run_dir.path).as_posix())
+    return found is not None if digest is None else found == digest
 
 
 def require_intact(run_dir: RunDir, file: Path) -> None:

@@ -13,58 +13,21 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from genaffect_jax.checkpoints.changed_settings import Change, differences
 from genaffect_jax.checkpoints.claim import require_own_settings, require_utf8
 from genaffect_jax.config import AutoencoderRun, DenoiserRun, EncoderRun, SamplingDefaults, from_json, to_json
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.io.atomic import write_atomically
+from genaffect_jax.io.package_files import package_models, resolve_model
 from genaffect_jax.parallel.distributed import describe_process, is_first
 
-# Fields that may differ when a run continues. What is learned depends on them in the order of sums alone; on
-# `train.steps` also through the learning rate's schedule, which a longer training has to follow.
-_MAY_CHANGE = (
-    "train.steps",
-    "train.log_every",
-    "train.sample_every",
-    "train.probe_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.keep_best",
-    "train.max_consecutive_skips",
-    "train.profile_at",
-    "train.deterministic",
-    "sampling.steps",
-    "sampling.solver",
-    "sampling.guidance_identity",
-    "sampling.guidance_expression",
-    "sampling.consistency",
-    "data.workers",
-    "data.device_cache_gib",
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.tensor",
-    "stored",
-)
-# Settings that name files or folders: what they hold decides, not where it lies (`checkpoints.sources`).
-_MAY_MOVE = (
-    "data.root",
-    "model.autoencoder_weights",
-    "model.transformer_weights",
-    "model.identity_encoder",
-    "model.expression_encoder",
-    "text.embeddings",
-    "auxiliary.identity_encoder",
-    "auxiliary.expression_encoder",
-    "distillation.teacher",
-    "degrade.autoencoder",
-)
 Run = DenoiserRun | AutoencoderRun | EncoderRun
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """The folder of one run.
+    """The folder of one run, or of a released model, which has `denoiser` in the place of checkpoints.
 
     A training begins with `RunDir.create`; whatever reads a trained model begins with `RunDir.open`. `RunDir(path)`
     itself checks nothing and touches nothing. All properties are paths; whether a file is there is for the caller to
@@ -90,8 +53,8 @@ class RunDir:
 
         Raises:
             ConfigError: the folder belongs to a run with other settings, which are listed, cannot be written to, or
-                has a path that is not UTF-8, or holds the `config.json` of another program; or the hosts do not share
-                it.
+                has a path that is not UTF-8, or holds a released model or the `config.json` of another program; or the
+                hosts do not share it.
         """
         require_utf8(path, "workdir")
         run_dir, text = cls(path), to_json(config)
@@ -105,6 +68,8 @@ class RunDir:
                 )
             return run_dir
         require_own_settings(path, run_dir.config)
+        if run_dir.denoiser.exists():
+            raise ConfigError("holds a released model, which cannot be trained", field="workdir", found=path)
         if run_dir.has_checkpoint and run_dir.config.exists():
             changed = run_dir._changed(config)
             if others := [change.line for change in changed if not change.may_move]:
@@ -120,17 +85,31 @@ class RunDir:
         return run_dir
 
     @classmethod
-    def open(cls, path: Path) -> RunDir:
-        """The folder of a training that has been started.
+    def of_model(cls, model: Path) -> RunDir:
+        """The folder of a model: a folder, or `package:NAME` for a released model inside this package. Nothing is
+        checked."""
+        return cls(resolve_model(model))
+
+    @classmethod
+    def open(cls, model: Path) -> RunDir:
+        """The folder of a training that has been started, or of a released model.
+
+        Args:
+            model: as `of_model` takes it.
 
         Raises:
-            ConfigError: the folder is missing, has no checkpoints, or has a path that is not UTF-8.
+            ConfigError: the folder is missing, has neither checkpoints nor released weights, or has a path that is not
+                UTF-8; or the package has no such model.
         """
-        require_utf8(path, "model")
-        run_dir = cls(path)
-        if not run_dir.checkpoints.is_dir():
+        require_utf8(model, "model")
+        run_dir = cls.of_model(model)
+        if not run_dir.checkpoints.is_dir() and not run_dir.denoiser.is_file():
+            known = ", ".join(package_models()) or "none"
             raise ConfigError(
-                f"no run folder of a training (it has no {run_dir.checkpoints.name}/)", field="model", found=path
+                f"no run folder of a training (it has no {run_dir.checkpoints.name}/) and no released model (it has no "
+                f"{run_dir.denoiser.name}; inside the package: {known})",
+                field="model",
+                found=model,
             )
         return run_dir
 
@@ -165,6 +144,11 @@ class RunDir:
             raise ConfigError(f"{self.config}: {e.strerror}") from e
         except (ValueError, AttributeError, RecursionError) as e:
             raise ConfigError(f"{self.config}: damaged ({e})") from e
+
+    @property
+    def denoiser(self) -> Path:
+        """Averaged weights of the denoiser, of a released model (`python -m genaffect_jax.export model`)."""
+        return self.path / "denoiser.safetensors"
 
     @property
     def checkpoints(self) -> Path:
@@ -356,7 +340,7 @@ class RunDir:
                 field="workdir",
                 found=self.path,
             ) from e
-        return [change for change in _differences(before, config) if change.field not in _MAY_CHANGE]
+        return [change for change in differences(before, config) if not change.may_change]
 
     def _replaced(self, config: Run) -> str | None:
         """What a start without checkpoint changes in `config.json`; None if nothing."""
@@ -367,35 +351,3 @@ class RunDir:
         except ConfigError as e:
             return f"{self.config.name} holds {e.reason.partition(': ')[2]}" if e.field else str(e)
         return "; ".join(change.line for change in changed) or None
-
-
-@dataclass(frozen=True)
-class Change:
-    """A setting that is not what it was."""
-
-    field: str
-    """Its name, with dots."""
-    before: Any
-    """Value in `config.json`."""
-    now: Any
-    """Value that was given."""
-
-    @property
-    def line(self) -> str:
-        """Name and both values."""
-        return f"{self.field}={self.before}, now {self.now}"
-
-    @property
-    def may_move(self) -> bool:
-        """Whether the setting names a file or folder that may lie elsewhere now."""
-        return self.field in _MAY_MOVE and bool(self.before) and bool(self.now)
-
-
-def _differences(before: Any, now: Any, name: str = "") -> list[Change]:
-    if hasattr(before, "__dataclass_fields__"):
-        return [
-            change
-            for field in before.__dataclass_fields__
-            for change in _differences(getattr(before, field), getattr(now, field), f"{name}.{field}".lstrip("."))
-        ]
-    return [] if before == now else [Change(name, before, now)]

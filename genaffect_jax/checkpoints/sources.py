@@ -14,7 +14,8 @@ from genaffect_jax.config import DenoiserRun, EncoderRun, to_json
 from genaffect_jax.data.sources.base import Source
 from genaffect_jax.errors import WeightsError
 from genaffect_jax.io.atomic import write_atomically
-from genaffect_jax.io.weight_file import PACKAGE_PREFIX, resolve_weights
+from genaffect_jax.io.package_files import PACKAGE_PREFIX
+from genaffect_jax.io.weight_file import resolve_weights
 from genaffect_jax.models.face_encoders.onnx_expression import ONNX_SUFFIX, OnnxExpressionEncoder
 from genaffect_jax.parallel.distributed import is_first
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from genaffect_jax.checkpoints.averaged_weights import AveragedWeights
 from genaffect_jax.checkpoints.digests import file_digest, record_files, require_intact
-from genaffect_jax.checkpoints.manager import Checkpoints
 from genaffect_jax.checkpoints.run_dir import RunDir
-from genaffect_jax.config import DenoiserRun, from_json
+from genaffect_jax.config import DenoiserRun
 from genaffect_jax.errors import ConfigError, listed
 from genaffect_jax.io.weight_file import load_weights, save_weights
 from genaffect_jax.models.functional import Functional, Parameters
@@ -48,11 +48,10 @@ def install_teacher(run_dir: RunDir, config: DenoiserRun, network: Functional, m
 
 def _read(teacher: Path, run_dir: RunDir, config: DenoiserRun, network: Functional, mesh: Mesh) -> Parameters:
     try:
-        source = RunDir.open(teacher)
+        weights = AveragedWeights(teacher)
     except ConfigError as e:
         raise e.renamed(FIELD) from e
-    checkpoints = Checkpoints(source.path)
-    theirs = from_json(DenoiserRun, checkpoints.config()).model
+    source, theirs = weights.run_dir, weights.config().model
     different = [
         f"model.{field.name}"
         for field in dataclasses.fields(theirs)
@@ -67,4 +66,4 @@ def _read(teacher: Path, run_dir: RunDir, config: DenoiserRun, network: Function
             field=FIELD,
             found=teacher,
         )
-    return checkpoints.averaged_parameters(network, mesh)
+    return weights.parameters(network, mesh)

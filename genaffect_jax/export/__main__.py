@@ -6,6 +6,7 @@ python -m genaffect_jax.export onnx --model W --out DIR
 python -m genaffect_jax.export single-file --model W --out FILE.safetensors
 python -m genaffect_jax.export lora --model W --out FILE.safetensors
 python -m genaffect_jax.export merge --model W --out MERGED
+python -m genaffect_jax.export model --model W --out DIR
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from genaffect_jax import cli
-from genaffect_jax.export import diffusers, from_torch, lora, merge, onnx, single_file
+from genaffect_jax.export import diffusers, from_torch, lora, merge, onnx, released, single_file
 
 COMMANDS = {
     "diffusers": diffusers,
@@ -23,6 +24,7 @@ COMMANDS = {
     "single-file": single_file,
     "lora": lora,
     "merge": merge,
+    "model": released,
 }
 
 

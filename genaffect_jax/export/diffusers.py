@@ -21,6 +21,7 @@ import numpy as np
 from rich.console import Console
 from safetensors.numpy import save_file
 
+from genaffect_jax.checkpoints.components import network_file
 from genaffect_jax.checkpoints.manager import LATEST
 from genaffect_jax.config import to_json
 from genaffect_jax.errors import WeightsError, listed
@@ -198,12 +199,13 @@ def write_components(trained: TrainedModel, folder: Path, dtype: WeightDType) ->
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
     components = {"transformer", ADAPTER, "vae", EXPRESSIONS, "scheduler"}
-    for name, encoder, path in (
-        ("identity_encoder", trained.faces.identity, trained.run_dir.identity_encoder),
-        ("expression_encoder", trained.faces.expression, trained.run_dir.expression_encoder),
+    run_dir, model = trained.run_dir, config.model
+    for name, encoder, file, source in (
+        ("identity_encoder", trained.faces.identity, run_dir.identity_encoder, model.identity_encoder),
+        ("expression_encoder", trained.faces.expression, run_dir.expression_encoder, model.expression_encoder),
     ):
         if isinstance(encoder, AvatarEncoder):
-            write_face_encoder(str(path), folder / name, dtype=dtype)
+            write_face_encoder(str(network_file(run_dir, file, source)), folder / name, dtype=dtype)
             components.add(name)
     return components
 

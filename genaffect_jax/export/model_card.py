@@ -8,7 +8,8 @@ from typing import Any
 
 from genaffect_jax.config import SamplingDefaults
 from genaffect_jax.export.trained import TrainedModel
-from genaffect_jax.io.weight_file import PACKAGE_PREFIX, WeightDType
+from genaffect_jax.io.package_files import PACKAGE_PREFIX
+from genaffect_jax.io.weight_file import WeightDType
 from genaffect_jax.version import __version__
 
 PROJECT_LICENCE = "Apache-2.0"

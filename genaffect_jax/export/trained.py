@@ -10,6 +10,7 @@ from typing import Self
 
 import jax
 
+from genaffect_jax.checkpoints.averaged_weights import AveragedWeights
 from genaffect_jax.checkpoints.components import (
     FaceEncoders,
     read_autoencoder,
@@ -19,7 +20,7 @@ from genaffect_jax.checkpoints.components import (
 )
 from genaffect_jax.checkpoints.manager import LATEST, Checkpoints
 from genaffect_jax.checkpoints.run_dir import RunDir
-from genaffect_jax.config import DenoiserRun, LoraConfig, MeshConfig, from_json, to_json
+from genaffect_jax.config import DenoiserRun, LoraConfig, MeshConfig, to_json
 from genaffect_jax.data.prompts.table import PromptTable
 from genaffect_jax.errors import ConfigError
 from genaffect_jax.expressions.prototypes import WordPrototypes
@@ -48,10 +49,10 @@ class TrainedDenoiser:
     """
 
     def __init__(self, model: Path, checkpoint: str = LATEST):
-        """Opens a run folder.
+        """Opens a run folder or a released model.
 
         Args:
-            model: the run folder.
+            model: the folder, or `package:NAME`.
             checkpoint: `latest`, `best` (by the loss on held-out people), or the number of a step.
 
         Raises:
@@ -59,11 +60,10 @@ class TrainedDenoiser:
                 decoupled attention; or its `config.json` is damaged.
             CheckpointError: there is no complete checkpoint, or not the one asked for.
         """
-        self.run_dir = RunDir.open(model)
-        self._checkpoints = Checkpoints(self.run_dir.path)
-        self._asked = self._checkpoints.step(checkpoint)
+        self._weights = AveragedWeights(model, checkpoint)
+        self.run_dir = self._weights.run_dir
         try:
-            trained = from_json(DenoiserRun, self._checkpoints.config(self._asked))
+            trained = self._weights.config()
         except ConfigError as e:
             raise ConfigError(f"no run of a denoiser, which alone is exported ({e})", field="model", found=model) from e
         # As `Pipeline` does: the run folder's own settings may have changed after the checkpoint was saved.
@@ -85,15 +85,13 @@ class TrainedDenoiser:
             CheckpointError: the newest checkpoint does not fit its configuration.
         """
         one_device = make_mesh(MeshConfig(), jax.local_devices()[:1])
-        return self._checkpoints.averaged_parameters(self.network, one_device, self._asked)
+        return self._weights.parameters(self.network, one_device)
 
     @property
     def step(self) -> int:
         """Step of the checkpoint."""
         assert self.parameters
-        step = self._checkpoints.latest_step() if self._asked is None else self._asked
-        assert step is not None  # its parameters have been read
-        return step
+        return self._weights.step()
 
     @cached_property
     def plain(self) -> Parameters:

@@ -1,13 +1,13 @@
 """Weight files: the flat parameters of one network and its configuration in one safetensors file.
 
 Names in the file are those of `models.functional`, such as `encoder.mid_block.resnets.0.conv1.kernel`; the header's
-`config` entry is the JSON of the network's configuration.
+`config` entry is the JSON of the network's configuration. A file may store kernels in 8 bits (`io.eight_bit`): the
+scales of `NAME` are `NAME:scale`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -21,11 +21,13 @@ from safetensors.flax import save
 from genaffect_jax.config import from_json, to_json
 from genaffect_jax.errors import ConfigError, WeightsError, listed
 from genaffect_jax.io.atomic import write_atomically
+from genaffect_jax.io.eight_bit import SCALE, dequantise, is_quantised, quantise
+from genaffect_jax.io.package_files import PACKAGE_PREFIX, assets
 
 WeightDType = Literal["float32", "bfloat16", "float16"]
+StoredDType = WeightDType | Literal["int8"]
 DTYPES: dict[str, WeightDType] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Types of numbers that weights may have, by their names in safetensors files."""
-PACKAGE_PREFIX = "package:"
 _CONFIG = "config"
 _PICKLE = "it begins as a pickle does, which can run any code and is not read: convert it to safetensors"
 _OTHER_FILES = {
@@ -38,6 +40,7 @@ _OTHER_FILES = {
 C = TypeVar("C")
 
 _FLOATS = ("F64", "F32", "F16", "BF16")  # the types in which parameters may be stored, by safetensors' names
+_INT8 = "I8"
 
 
 class Shaped(Protocol):
@@ -50,7 +53,7 @@ class Shaped(Protocol):
 def save_weights(
     parameters: Mapping[str, jax.Array],
     path: Path,
-    dtype: WeightDType,
+    dtype: StoredDType,
     config: object,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -59,7 +62,7 @@ def save_weights(
     Args:
         parameters: flat names to floating-point arrays.
         path: the file; its folder is created if missing, an earlier file is replaced.
-        dtype: stored type, rounded to nearest.
+        dtype: stored type, rounded to nearest; `int8`: kernels as `io.eight_bit` says, the rest in float32.
         config: configuration dataclass of the network, written into the header.
         metadata: more header entries.
 
@@ -69,7 +72,7 @@ def save_weights(
     metadata = dict(metadata or {})
     if _CONFIG in metadata:
         raise WeightsError(f"{path}: the header entry {_CONFIG!r} is written from the configuration")
-    stored = {name: jnp.asarray(np.asarray(value)).astype(dtype) for name, value in sorted(parameters.items())}
+    stored = _as_stored(parameters, dtype)
     bad = [name for name, value in stored.items() if not bool(jnp.isfinite(value).all())]
     if bad:
         raise WeightsError(
@@ -79,8 +82,29 @@ def save_weights(
     write_atomically(path, content, durable=True)
 
 
+def _as_stored(parameters: Mapping[str, jax.Array], dtype: StoredDType) -> dict[str, jax.Array]:
+    if dtype != "int8":
+        return {name: jnp.asarray(np.asarray(value)).astype(dtype) for name, value in sorted(parameters.items())}
+    stored: dict[str, jax.Array] = {}
+    for name, value in sorted(parameters.items()):
+        if is_quantised(value.shape) and bool(jnp.isfinite(value).all()):
+            integers, scale = quantise(np.asarray(value))
+            stored |= {name: jnp.asarray(integers), f"{name}{SCALE}": jnp.asarray(scale)}
+        else:
+            stored[name] = jnp.asarray(np.asarray(value)).astype("float32")
+    return stored
+
+
 def load_weights(network: Shaped, path: Path, config: object | None = None) -> dict[str, jax.Array]:
-    """The parameters of a network, in the network's own types, from a file of `save_weights`.
+    """The parameters of a network, in the network's own types, from a file of `save_weights`, on the default device.
+
+    Args and errors: see `read_weights`.
+    """
+    return {name: jnp.asarray(value) for name, value in read_weights(network, path, config).items()}
+
+
+def read_weights(network: Shaped, path: Path, config: object | None = None) -> dict[str, np.ndarray]:
+    """The parameters of a network, in the network's own types, from a file of `save_weights`, in the host's memory.
 
     Args:
         network: decides names, shapes and types.
@@ -96,16 +120,26 @@ def load_weights(network: Shaped, path: Path, config: object | None = None) -> d
         if stored != config:
             raise WeightsError(f"{path}: the weights are of {stored}, not of {config}")
     with _open(path) as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        types = {name: piece.get_dtype() for name, piece in found.items()}
+        integers = {name for name, kind in types.items() if kind == _INT8}
         expected = {name: tuple(s.shape) for name, s in network.shapes.items()}
-        problems = misfits(shapes, expected)
+        scales = {f"{name}{SCALE}": expected[name][-1:] for name in integers & expected.keys()}
+        problems = misfits({name: tuple(piece.get_shape()) for name, piece in found.items()}, {**expected, **scales})
         if problems:
             raise WeightsError(f"{path}: does not fit the network: " + listed(problems))
-        types = {name: file.get_slice(name).get_dtype() for name in shapes}
-        if wrong := [f"{name} ({found})" for name, found in types.items() if found not in _FLOATS]:
+        if wrong := [
+            f"{name} ({types[name]})" for name in sorted(types.keys() - integers) if types[name] not in _FLOATS
+        ]:
             raise WeightsError(f"{path}: {listed(wrong, separator=', ')}: must be one of {', '.join(_FLOATS)}")
-        loaded = {name: jnp.asarray(file.get_tensor(name), s.dtype) for name, s in network.shapes.items()}
-    if bad := [name for name, value in loaded.items() if not bool(jnp.isfinite(value).all())]:
+
+        def read(name: str) -> np.ndarray:
+            value = np.asarray(file.get_tensor(name))
+            return dequantise(value, np.asarray(file.get_tensor(f"{name}{SCALE}"))) if name in integers else value
+
+        # NumPy throughout: JAX would compile a program for every shape, which takes longer than reading the file.
+        loaded = {name: read(name).astype(s.dtype) for name, s in network.shapes.items()}
+    if bad := [name for name, value in loaded.items() if not np.isfinite(value).all()]:
         raise WeightsError(f"{path}: numbers that are not finite in {listed(bad, separator=', ')}")
     return loaded
 
@@ -157,13 +191,16 @@ def is_weight_file(path: Path) -> bool:
 
 
 def stored_dtype(path: Path) -> WeightDType:
-    """The type in which `save_weights` stored the parameters of a file.
+    """The smallest floating-point type that holds the parameters of a file of `save_weights` as they are: the type in
+    which they are stored, float32 for 8 bits.
 
     Raises:
         WeightsError: the file is missing or damaged, or does not hold one allowed type.
     """
     with _open(path) as file:
         found = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    if found <= {_INT8, "F32"} and found:
+        return "float32"
     if len(found) != 1 or not found <= DTYPES.keys():
         raise WeightsError(f"{path}: the parameters have types {sorted(found)}, must all have one of {sorted(DTYPES)}")
     return DTYPES[found.pop()]
@@ -180,7 +217,7 @@ def resolve_weights(source: str) -> Path:
         if not path.is_file():
             raise WeightsError(f"weights {source!r}: no such file (weights inside the package: {PACKAGE_PREFIX}NAME)")
         return path
-    folder = Path(str(importlib.resources.files("genaffect_jax"))) / "assets"
+    folder = assets()
     path = folder / f"{source.removeprefix(PACKAGE_PREFIX)}.safetensors"
     if path.parent != folder or not path.is_file():
         names = sorted(f"{PACKAGE_PREFIX}{p.stem}" for p in folder.glob("*.safetensors"))

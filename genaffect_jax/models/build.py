@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from genaffect_jax.config import DType, ModelConfig
 from genaffect_jax.models.autoencoder.model import AutoencoderKL
 from genaffect_jax.models.functional import Functional
@@ -9,6 +11,7 @@ from genaffect_jax.models.genaffect import GenAffect
 from genaffect_jax.models.lora import LoraNetwork
 
 
+@functools.lru_cache(maxsize=8)  # a network's shapes take about a second to find
 def build_networks(
     config: ModelConfig, dtype: DType = "float32", max_free: bool = False
 ) -> tuple[Functional[GenAffect], Functional[AutoencoderKL]]:

@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from genaffect_jax.config import AutoencoderConfig, MMDiTConfig
 from genaffect_jax.errors import WeightsError
 from genaffect_jax.interop.diffusers.tensor_files import open_file
-from genaffect_jax.io import atomic
-from genaffect_jax.io import weight_file as weights
+from genaffect_jax.io import atomic, package_files
 from genaffect_jax.io.weight_file import (
     checksum,
     load_weights,
@@ -51,6 +50,49 @@ def test_what_is_loaded_is_what_was_saved_rounded_to_the_stored_type(network, pa
     for name, value in loaded.items():
         assert value.dtype == jnp.float32
         np.testing.assert_array_equal(value, parameters[name].astype(dtype).astype(jnp.float32), err_msg=name)
+
+
+def test_eight_bits_keep_every_weight_within_half_a_scale_and_vectors_exactly(network, parameters, tmp_path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_weights(parameters, path, "int8", CONFIG)
+    loaded = load_weights(network, path, CONFIG)
+    for name, value in parameters.items():
+        if value.ndim < 2:
+            np.testing.assert_array_equal(loaded[name], value, err_msg=name)
+            continue
+        largest = np.abs(value).max(axis=tuple(range(value.ndim - 1)))
+        assert np.abs(loaded[name] - value).max() > 0  # something was rounded
+        assert (np.abs(loaded[name] - value) <= largest / 254 * 1.0001).all(), name
+    save_weights(loaded, tmp_path / "again.safetensors", "int8", CONFIG)
+    assert checksum(tmp_path / "again.safetensors") == checksum(path)  # a second rounding changes nothing
+    stored = load_file(path)
+    kernels = {name for name, p in parameters.items() if p.ndim >= 2}
+    assert kernels == {name for name, value in stored.items() if value.dtype == np.int8}
+
+
+def test_eight_bit_weights_without_their_scales_are_refused(network, parameters, tmp_path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_weights(parameters, path, "int8", CONFIG)
+    stored = load_file(path)
+    name = next(name for name, value in stored.items() if value.dtype == np.int8)
+    scale = stored.pop(f"{name}:scale")
+    save_file(stored, path, read_metadata(path))
+    with pytest.raises(WeightsError, match=f"missing {name}:scale"):
+        load_weights(network, path, CONFIG)
+    save_file({**stored, f"{name}:scale": np.concatenate([scale, scale])}, path, read_metadata(path))
+    with pytest.raises(WeightsError, match=f"{name}:scale has shape"):
+        load_weights(network, path, CONFIG)
+    stored[name] = stored[name].astype(np.float32)
+    save_file({**stored, f"{name}:scale": scale}, path, read_metadata(path))
+    with pytest.raises(WeightsError, match=f"unknown {name}:scale"):
+        load_weights(network, path, CONFIG)
+
+
+def test_eight_bits_have_no_place_for_numbers_that_are_not_finite(parameters, tmp_path) -> None:
+    name = next(name for name, value in parameters.items() if value.ndim >= 2)
+    with pytest.raises(WeightsError, match=f"not finite as int8 in {name}"):
+        save_weights({**parameters, name: parameters[name] * np.inf}, tmp_path / "a.safetensors", "int8", CONFIG)
+    assert not (tmp_path / "a.safetensors").exists()
 
 
 def test_bfloat16_files_are_half_as_large(parameters, tmp_path) -> None:
@@ -157,7 +199,7 @@ def test_package_names_resolve_inside_the_package_only(tmp_path, monkeypatch) ->
     (tmp_path / "assets").mkdir()
     for name in ("assets/small.safetensors", "outside.safetensors"):
         (tmp_path / name).write_bytes(b"")
-    monkeypatch.setattr(weights.importlib.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(package_files.importlib.resources, "files", lambda _: tmp_path)
     assert resolve_weights("package:small") == tmp_path / "assets" / "small.safetensors"
     for name in ("package:smal", "package:../outside"):
         with pytest.raises(WeightsError, match=r"not in this package \(has package:small\)"):
