@@ -27,7 +27,7 @@ from genaffect_jax.config import to_json
 from genaffect_jax.errors import WeightsError, listed
 from genaffect_jax.export.checksums import require_replaceable, write_checksums
 from genaffect_jax.export.evidence import CASES, Case, collect
-from genaffect_jax.export.model_card import licence_of, model_card
+from genaffect_jax.export.model_card import licence_of, model_card, unsupported_settings
 from genaffect_jax.export.modelspec import modelspec
 from genaffect_jax.export.trained import DTYPES, TrainedModel
 from genaffect_jax.interop.diffusers.adapter import FOLDER as ADAPTER
@@ -116,7 +116,7 @@ def export_diffusers(
     """
     require_replaceable(out, overwrite)
     trained = rounded(TrainedModel.load(model, checkpoint), dtype)
-    remarks = []
+    remarks = unsupported_settings(trained.config.sampling, consistency=True)
     record, tensors = collect(trained, cases)
     with new_folder(out, replace=True) as new:
         components = write_components(trained, new, dtype)

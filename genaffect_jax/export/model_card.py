@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from genaffect_jax.config import SamplingDefaults
 from genaffect_jax.export.trained import TrainedModel
 from genaffect_jax.io.package_files import PACKAGE_PREFIX
 from genaffect_jax.io.weight_file import WeightDType
@@ -22,10 +24,35 @@ def licence_of(trained: TrainedModel) -> str:
     return OTHER_LICENCE if foreign or not licences <= {PROJECT_LICENCE} else PROJECT_LICENCE
 
 
+def own_settings(sampling: SamplingDefaults) -> dict[str, Any]:
+    """The model's own settings as arguments of the exported pipeline."""
+    values = dataclasses.asdict(sampling)
+    del values["solver"]
+    return {"num_inference_steps": values.pop("steps"), **values}
+
+
+def unsupported_settings(sampling: SamplingDefaults, *, consistency: bool) -> list[str]:
+    """A remark for each of the model's own settings that the exported code does not have.
+
+    Args:
+        sampling: the model's own settings.
+        consistency: whether the exported code has consistent attention.
+    """
+    lost: dict[str, tuple[Any, Any]] = {"solver": (sampling.solver, "euler")}
+    if not consistency:
+        lost["consistency"] = (sampling.consistency, 0.0)
+    return [
+        f"not exported: {name} {own!r}, the model's own; the exported code samples with {name} {here!r} and warns of it"
+        for name, (own, here) in lost.items()
+        if own != here
+    ]
+
+
 def model_card(trained: TrainedModel, dtype: WeightDType, evidence: Mapping[str, Any]) -> str:
     """The README.md of an exported folder."""
     model, licence = trained.config.model, licence_of(trained)
     encoders = [e for e in (trained.faces.identity, trained.faces.expression) if e is not None]
+    remarks = unsupported_settings(trained.config.sampling, consistency=True)
     words = "the 135 emotion words" if trained.prototypes is None else f"{len(trained.prototypes.vectors)} words"
     named = "" if dtype == "float32" else f", dtype=torch.{dtype}"  # else diffusers makes float32 of the files
     lines = [
@@ -47,8 +74,15 @@ def model_card(trained: TrainedModel, dtype: WeightDType, evidence: Mapping[str,
         "from diffusers import DiffusionPipeline",
         "",
         f"pipe = DiffusionPipeline.from_pretrained(DIR, custom_pipeline=DIR, trust_remote_code=True{named})",
-        'images = pipe("face.png", "joy, anger:0.6, 0.5*fear + 0.5*surprise").images',
+        "images = pipe(",
+        '    "face.png",',
+        '    "joy, anger:0.6, 0.5*fear + 0.5*surprise",',
+        *(f"    {name}={value!r}," for name, value in own_settings(trained.config.sampling).items()),
+        ").images",
         "```",
+        "",
+        "These settings are the model's own; they hold where none is given.",
+        *[f"{remark[0].upper()}{remark[1:]}." for remark in remarks],
         "",
         "`DIR` is the path of this folder. The same steps are modular blocks: `ModularPipeline.from_pretrained(DIR,",
         f"trust_remote_code=True)`, then `load_components({named.removeprefix(', ')})`; its `blocks.doc` lists the",

@@ -8,6 +8,7 @@ what they take and give, and `sampler.py` samples with them, without JAX and PyT
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import importlib.util
 import json
@@ -24,7 +25,7 @@ from genaffect_jax.checkpoints.manager import LATEST
 from genaffect_jax.errors import ConfigError, install_command, require
 from genaffect_jax.export.checksums import require_replaceable, write_checksums
 from genaffect_jax.export.diffusers import rounded, write_components
-from genaffect_jax.export.model_card import licence_of
+from genaffect_jax.export.model_card import licence_of, unsupported_settings
 from genaffect_jax.export.onnx_check import IMAGE_TOLERANCE, TOLERANCE, largest_differences, require_equal
 from genaffect_jax.export.trained import TrainedModel
 from genaffect_jax.interop.onnx.signatures import AXES, signatures
@@ -70,12 +71,14 @@ class Arguments:
 
 def run(arguments: Arguments, console: Console) -> bool:
     """Exports, checks and prints what was measured; raises as `export_onnx`."""
-    differences = export_onnx(
+    differences, remarks = export_onnx(
         arguments.model, arguments.out, arguments.checkpoint, opset=arguments.opset, overwrite=arguments.overwrite
     )
     for name, difference in differences.items():
         allowed = IMAGE_TOLERANCE if name == "images" else TOLERANCE
         console.print(f"{name:18} largest difference from the networks {difference:.1e}, allowed {allowed:.1e}")
+    for remark in remarks:
+        console.print(remark)
     size = sum(file.stat().st_size for file in arguments.out.rglob("*") if file.is_file())
     console.print(f"{arguments.out}: {size / 1e6:.1f} MB, opset {arguments.opset}; described in {DESCRIPTION}")
     return True
@@ -89,7 +92,7 @@ def export_onnx(
     opset: int = 20,
     overwrite: bool = False,
     external_above: int = EXTERNAL_ABOVE,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[str]]:
     """Writes the folder; it appears whole, and only if the graphs compute what the networks compute.
 
     Args:
@@ -101,7 +104,8 @@ def export_onnx(
         external_above: size in bytes of a graph's weights from which they are stored in `<graph>.onnx.data`.
 
     Returns:
-        The largest differences between graphs and networks, see `onnx_check.largest_differences`.
+        The largest differences between graphs and networks, see `onnx_check.largest_differences`; and remarks: which
+        of the model's own settings `sampler.py` does not have.
 
     Raises:
         ConfigError: `out` is not empty and may not be replaced, `opset` is none of `OPSETS`, `model` is no run folder,
@@ -131,7 +135,7 @@ def export_onnx(
         for source in (package.joinpath("interop", "onnx", SAMPLER), package.joinpath("assets", "LICENSE")):
             (new / source.name).write_bytes(source.read_bytes())
         write_checksums(new)
-    return differences
+    return differences, unsupported_settings(trained.config.sampling, consistency=False)
 
 
 def _require_opset(opset: int) -> None:
@@ -161,6 +165,7 @@ def _description(trained: TrainedModel, opset: int, differences: dict[str, float
         "axes": AXES,
         "graphs": graphs,
         "sampling": {
+            "defaults": dataclasses.asdict(trained.config.sampling),
             "shift": trained.config.flow.shift,
             "sigmas": "shifted(linspace(shifted(1), shifted(0.001), steps)), then 0; "
             "shifted(s) = shift * s / (1 + (shift - 1) * s)",
@@ -170,5 +175,5 @@ def _description(trained: TrainedModel, opset: int, differences: dict[str, float
         },
         "expressions": f"{EXPRESSIONS}/config.json: channels of the vectors, words and their vectors, prompts",
         "check": {"largest_differences": differences, "tolerance": TOLERANCE, "image_tolerance": IMAGE_TOLERANCE},
-        "limits": list(_LIMITS),
+        "limits": [*_LIMITS, *unsupported_settings(trained.config.sampling, consistency=False)],
     }

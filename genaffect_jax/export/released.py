@@ -9,7 +9,6 @@ sampling reads, and nothing that only training needs. The models inside this pac
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +73,7 @@ def export_model(model: Path, out: Path, dtype: StoredDType, checkpoint: str = L
     if out.exists():
         raise ConfigError("exists; name a new folder", field="out", found=out)
     trained = TrainedModel.load(model, checkpoint)
-    sampling = trained.run_dir.sampling_defaults()
-    config = dataclasses.replace(trained.config, sampling=sampling)
+    config = trained.config
     with new_folder(out) as new:
         run_dir = RunDir(new)
         run_dir.config.write_text(to_json(config), encoding="utf-8")

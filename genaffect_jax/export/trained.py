@@ -44,7 +44,7 @@ class TrainedDenoiser:
 
     Attributes:
         run_dir: the run folder.
-        config: the run that trained it.
+        config: the run that trained it; `sampling` is the run folder's.
         network: a `LoraNetwork` if the model has low-rank additions.
     """
 
@@ -57,15 +57,17 @@ class TrainedDenoiser:
 
         Raises:
             ConfigError: `model` is no run folder, or that of an autoencoder or a face encoder, or of a model without
-                decoupled attention.
+                decoupled attention; or its `config.json` is damaged.
             CheckpointError: there is no complete checkpoint, or not the one asked for.
         """
         self._weights = AveragedWeights(model, checkpoint)
         self.run_dir = self._weights.run_dir
         try:
-            self.config = self._weights.config()
+            trained = self._weights.config()
         except ConfigError as e:
             raise ConfigError(f"no run of a denoiser, which alone is exported ({e})", field="model", found=model) from e
+        # As `Pipeline` does: the run folder's own settings may have changed after the checkpoint was saved.
+        self.config = dataclasses.replace(trained, sampling=self.run_dir.sampling_defaults())
         attention = self.config.model.conditioning.attention
         if attention != "decoupled":
             raise ConfigError(
@@ -157,7 +159,7 @@ class TrainedModel:
             checkpoint: `latest`, `best`, or the number of a step.
 
         Raises:
-            ConfigError: `model` is no run folder.
+            ConfigError: see `TrainedDenoiser`.
             CheckpointError: there is no complete checkpoint, or not the one asked for.
             DataError, WeightsError: a component is missing or damaged.
         """

@@ -14,11 +14,12 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from support.exported import save_faces_run, save_text_run
-from support.sd3_runs import random_parameters, run_config, save_run
+from support.sd3_runs import random_parameters, run_config, save_run, set_sampling
 from support.shared import made_once
 
 from genaffect_jax.checkpoints.manager import Checkpoints
-from genaffect_jax.config import AutoencoderRun, to_json
+from genaffect_jax.checkpoints.run_dir import RunDir
+from genaffect_jax.config import AutoencoderRun, SamplingDefaults, to_json
 from genaffect_jax.errors import FAILED, WRONG_ARGUMENT, WeightsError
 from genaffect_jax.export import __main__ as export
 from genaffect_jax.export.diffusers import CODE, export_diffusers
@@ -88,6 +89,28 @@ def test_the_model_card_names_encoders_and_licences(tmp_path_factory, tmp_path) 
     assert (tmp_path / "out/identity_encoder/config.json").is_file()
     index = json.loads((tmp_path / "out/model_index.json").read_text())
     assert index["identity_encoder"] == ["genaffect", "GenAffectFaceEncoder"]
+
+
+def test_the_models_own_settings_are_exported_as_the_run_folder_has_them_and_come_home(tmp_path) -> None:
+    own = SamplingDefaults(steps=7, solver="heun", guidance_identity=1.25, guidance_expression=1.0, consistency=0.25)
+    save_text_run(tmp_path / "run")
+    set_sampling(tmp_path / "run", own)
+    (remark,) = export_diffusers(tmp_path / "run", tmp_path / "out", cases=())
+    assert "solver 'heun'" in remark
+    run = json.loads((tmp_path / "out/adapter/config.json").read_text())["run"]
+    assert run["config"]["sampling"] == dataclasses.asdict(own)
+    card = (tmp_path / "out/README.md").read_text()
+    for setting in ("num_inference_steps=7", "guidance_identity=1.25", "guidance_expression=1.0", "consistency=0.25"):
+        assert f"    {setting},\n" in card
+    assert remark[1:] in card
+    assert command("from-torch", tmp_path / "out", "--out", tmp_path / "home") == 0
+    assert RunDir(tmp_path / "home").sampling_defaults() == own
+    assert TrainedDenoiser(tmp_path / "home").config.sampling == own
+
+
+def test_a_model_whose_solver_is_there_has_no_remarks(run, exported, tmp_path) -> None:
+    assert export_diffusers(run, tmp_path / "out", cases=()) == []
+    assert "Not exported" not in (exported / "README.md").read_text()
 
 
 def test_only_an_earlier_export_is_replaced_and_only_when_told(run, copy, tmp_path, capsys) -> None:

@@ -7,25 +7,32 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from support.avatar_runs import save_avatar_run
 from support.devices import first_device
-from support.exported import save_text_run
-from support.sd3_runs import random_parameters
+from support.exported import assert_same_images, save_text_run
+from support.sd3_runs import random_parameters, set_sampling
 
-from genaffect_jax.config import SamplingConfig
+from genaffect_jax import Pipeline
+from genaffect_jax.config import SamplingConfig, SamplingDefaults
 from genaffect_jax.data.prompts.table import prompt_for
+from genaffect_jax.diffusion.sampler import initial_noise
+from genaffect_jax.diffusion.seeds import seed_words
 from genaffect_jax.errors import WeightsError
 from genaffect_jax.export.evidence import Case, collect
 from genaffect_jax.export.onnx import export_onnx
 from genaffect_jax.export.onnx_check import IMAGE_TOLERANCE, TOLERANCE, Sizes, largest_differences
 from genaffect_jax.export.trained import TrainedModel
 from genaffect_jax.expressions.grammar import parse_expressions
+from genaffect_jax.inference.noise_ids import noise_ids_of
 from genaffect_jax.interop.onnx.signatures import signatures
 from genaffect_jax.io.onnx_file import parse_model
 from genaffect_jax.models.build import build_networks
@@ -40,6 +47,9 @@ from genaffect_jax.interop.torch import onnx_graphs  # noqa: E402 (needs torch)
 pytestmark = pytest.mark.torch
 KINDS = ("avatar", "prompted")
 OPSETS = {"avatar": 20, "prompted": 23}
+OWN = SamplingDefaults(steps=3, guidance_expression=1.0, consistency=0.25)
+"""The avatar model's own settings; the prompted model has the usual ones."""
+PERSON = "seed:11"
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Export:
     run: Path
     folder: Path
     differences: dict[str, float]
+    remarks: list[str]
     trained: TrainedModel
 
 
@@ -55,12 +66,13 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
     """Weights of the avatar model lie in its graphs, those of the prompted model in files of their own."""
     found, folder = {}, tmp_path_factory.mktemp("exports")
     save_avatar_run(folder / "avatar_run", folder / "encoder.safetensors")
+    set_sampling(folder / "avatar_run", OWN)
     save_text_run(folder / "prompted_run")
     for kind, external_above in zip(KINDS, (1_000_000_000, 0), strict=True):
         run, out = folder / f"{kind}_run", folder / kind
         with first_device():
-            differences = export_onnx(run, out, opset=OPSETS[kind], external_above=external_above)
-            found[kind] = Export(run, out, differences, TrainedModel.load(run))
+            differences, remarks = export_onnx(run, out, opset=OPSETS[kind], external_above=external_above)
+            found[kind] = Export(run, out, differences, remarks, TrainedModel.load(run))
     return found
 
 
@@ -75,6 +87,7 @@ def test_graphs_give_our_arrays_for_batches_that_were_neither_traced_nor_checked
     assert max(differences.values()) < TOLERANCE
 
 
+@pytest.mark.filterwarnings("ignore:the model's own consistency")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_guided_set_sampled_by_the_graphs_alone_is_ours(kind, exports):
     export, trained = exports[kind], exports[kind].trained
@@ -187,3 +200,67 @@ def test_an_earlier_export_is_replaced_only_by_graphs_that_agree(exports, tmp_pa
     assert list(tmp_path.iterdir()) == [out]
     export_onnx(exports["avatar"].run, out, opset=19, overwrite=True)
     assert json.loads((out / "onnx.json").read_text())["opset"] == 19 != json.loads(before)["opset"]
+
+
+@pytest.fixture(scope="module")
+def ours(exports) -> Pipeline:
+    return Pipeline.load(exports["avatar"].run, devices=jax.devices()[:1])
+
+
+def inputs_of(ours: Pipeline, *words: str) -> list[np.ndarray]:
+    """References, vectors and the noise of seed 0."""
+    expressions = ours.parse(", ".join(words))
+    network = ours.config.model.mmdit
+    shape = (network.sample_size, network.sample_size, network.in_channels)
+    noise = initial_noise(seed_words(0), noise_ids_of(expressions), shape)
+    vectors = np.stack([e.vector for e in expressions])
+    return [ours.reference(PERSON)[None], vectors, np.moveaxis(np.asarray(noise), -1, 1)]
+
+
+def test_a_call_without_settings_gives_what_our_pipeline_gives_without_settings(exports, ours):
+    sample = Sampler(exports["avatar"].folder)
+    with warnings.catch_warnings():  # the consistency of the model does not matter to an only image
+        warnings.simplefilter("error")
+        found = sample(*inputs_of(ours, "joy"))
+    assert_same_images(found, ours(PERSON, "joy").images)
+    for name, value in (("steps", 24), ("guidance_expression", 1.5), ("guidance_identity", 0.0)):
+        given = sample(*inputs_of(ours, "joy"), **{name: value})
+        assert_same_images(given, ours(PERSON, "joy", **{name: value}).images)
+        assert np.abs(given.astype(int) - found).max() > 1, name
+
+
+def test_what_the_sampler_lacks_of_the_models_own_settings_is_said_at_export_and_at_every_call(exports, ours, tmp_path):
+    export = exports["avatar"]
+    (remark,) = export.remarks
+    assert remark.startswith("not exported: consistency 0.25, the model's own")
+    assert remark in json.loads((export.folder / "onnx.json").read_text())["limits"]
+    assert not exports["prompted"].remarks
+    sample, inputs = Sampler(export.folder), inputs_of(ours, "joy", "anger")
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"own consistency is 0\.25, which is not here.* consistency 0\.0"):
+            found = sample(*inputs)
+    assert_same_images(found, ours(PERSON, "joy, anger", consistency=0.0).images)
+    assert np.abs(found.astype(int) - ours(PERSON, "joy, anger").images).max() > 1
+    own = {**dataclasses.asdict(OWN), "solver": "heun"}
+    other = Sampler(with_defaults(export.folder, tmp_path / "other", own))
+    with pytest.warns(UserWarning, match="own solver is 'heun', which is not here.* solver 'euler'"):
+        np.testing.assert_array_equal(other(*inputs), found)
+
+
+def test_a_folder_that_says_nothing_of_settings_has_those_of_earlier_versions(exports, ours, tmp_path):
+    folder, inputs = exports["avatar"].folder, inputs_of(ours, "joy")
+    now, old = Sampler(folder), Sampler(with_defaults(folder, tmp_path / "old", None))
+    given = {"steps": 24, "guidance_identity": 1.0, "guidance_expression": 1.5}
+    np.testing.assert_array_equal(old(*inputs), now(*inputs, **given))
+    assert np.abs(old(*inputs).astype(int) - now(*inputs)).max() > 1
+
+
+def with_defaults(folder: Path, target: Path, defaults: dict[str, Any] | None) -> Path:
+    """A copy of a folder of graphs whose onnx.json says other settings of the model, or nothing of them."""
+    shutil.copytree(folder, target)
+    file = target / "onnx.json"
+    description = json.loads(file.read_text())
+    description["sampling"].pop("defaults")
+    description["sampling"] |= {} if defaults is None else {"defaults": defaults}
+    file.write_text(json.dumps(description))
+    return target

@@ -19,8 +19,10 @@ from genaffect_jax.config import (
     LoraConfig,
     MMDiTConfig,
     ModelConfig,
+    SamplingDefaults,
     TextConfig,
     TrainConfig,
+    from_json,
     to_json,
 )
 from genaffect_jax.io.weight_file import save_weights
@@ -82,3 +84,9 @@ def save_run(
         checkpoints.save_for_sampling(step, trained, frozen, to_json(config))
     save_weights(random_parameters(autoencoder, 1), RunDir(folder).autoencoder, "float32", config.model.autoencoder)
     return parameters
+
+
+def set_sampling(folder: Path, sampling: SamplingDefaults) -> None:
+    """Gives a run other settings of its own, as its training's command does; its checkpoint keeps those before."""
+    saved = from_json(DenoiserRun, Checkpoints(folder).config())
+    RunDir(folder).config.write_text(to_json(dataclasses.replace(saved, sampling=sampling)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
+
+# The settings of a folder whose onnx.json says nothing of them.
+EARLIER = {"steps": 24, "solver": "euler", "guidance_identity": 1.0, "guidance_expression": 1.5, "consistency": 0.0}
 
 
 class Prompts(NamedTuple):
@@ -86,15 +90,26 @@ class Sampler:
         references: np.ndarray,
         vectors: np.ndarray,
         noise: np.ndarray,
-        steps: int = 24,
-        guidance_identity: float = 1.0,
-        guidance_expression: float = 1.5,
+        steps: int | None = None,
+        guidance_identity: float | None = None,
+        guidance_expression: float | None = None,
         prompts: Prompts | None = None,
         identity_scale: float | Sequence[float] = 1.0,
         expression_scale: float | Sequence[float] = 1.0,
     ) -> np.ndarray:
         """Clean latents of one person's set, float32 [E, c, h, w]; arguments as in `__call__`."""
-        g_id, g_ex = guidance_identity, guidance_expression
+        usual = {**EARLIER, **self.description["sampling"].get("defaults", {})}
+        steps = usual["steps"] if steps is None else steps
+        g_id = usual["guidance_identity"] if guidance_identity is None else guidance_identity
+        g_ex = usual["guidance_expression"] if guidance_expression is None else guidance_expression
+        for setting, here in (("solver", "euler"), ("consistency", 0.0)):
+            alone = setting == "consistency" and len(vectors) == 1  # an only image shares with no other
+            if usual[setting] != here and not alone:
+                warnings.warn(
+                    f"the model's own {setting} is {usual[setting]!r}, which is not here: these are the images of "
+                    f"{setting} {here!r}",
+                    stacklevel=2,
+                )
         # v0 + g_id (v_id - v0) + g_ex (v_id,ex - v_id), by branch: identity dropped, expression dropped, weight.
         branches = [(True, True, 1 - g_id), (False, True, g_id - g_ex), (False, False, g_ex)]
         branches = [branch for branch in branches if branch[2] != 0]
@@ -138,8 +153,9 @@ class Sampler:
             vectors: float [E, W], expression vectors.
             noise: float [E, c, h, w], where sampling begins; None draws it with NumPy from the seed.
             seed: seed of the noise.
-            settings: steps, guidance_identity, guidance_expression, prompts (needed by models that read prompts),
-                identity_scale and expression_scale (one number, or one per block).
+            settings: steps, guidance_identity, guidance_expression (the model's own where they are not given), prompts
+                (needed by models that read prompts), identity_scale and expression_scale (one number, or one per
+                block).
         """
         if noise is None:
             shape = next(i.shape for i in self.denoiser.get_inputs() if i.name == "latents")[1:]

@@ -27,6 +27,13 @@ COMPONENTS = {
     "identity_encoder": GenAffectFaceEncoder,
     "expression_encoder": GenAffectFaceEncoder,
 }
+# Settings that a model has of its own: the names in its run, and the values of a folder that says nothing of them.
+OWN = {
+    "num_inference_steps": ("steps", 24),
+    "guidance_identity": ("guidance_identity", 1.0),
+    "guidance_expression": ("guidance_expression", 1.5),
+    "consistency": ("consistency", 0.0),
+}
 SMALLEST_SIGMA = 0.05  # below it, the division that turns clean latents into a velocity would only amplify errors
 NOISE, TOKENS = 0x6E6F6973, 0x746F6B65  # folded into the seed, so that noise and shared tokens have no key in common
 
@@ -110,13 +117,13 @@ class DenoiseStep(Step):  # noise to latents, chunk by chunk, with guidance and 
     takes = (
         *((name, None, "from EncodeStep") for name in EncodeStep.gives),
         ("seed", 0, "see EncodeStep"),
-        ("num_inference_steps", 24, "denoising steps"),
+        ("num_inference_steps", None, "denoising steps; None for the model's own"),
         ("guidance_scale", None, "joint guidance of identity and expression; replaces the two below"),
-        ("guidance_identity", 1.0, "guidance of the identity; 1 is none"),
-        ("guidance_expression", 1.5, "guidance of the expression; 1 is none"),
+        ("guidance_identity", None, "guidance of the identity; 1 is none, None the model's own"),
+        ("guidance_expression", None, "guidance of the expression; 1 is none, None the model's own"),
         ("identity_scale", 1.0, "weight of the identity branch, one number or one per block"),
         ("expression_scale", 1.0, "weight of the expression branch, one number or one per block"),
-        ("consistency", 0.0, "share of image tokens that the anchors share with all images"),
+        ("consistency", None, "share of image tokens that the anchors share with all images; None for the model's own"),
         ("anchors", 8, "number of anchors, the first images of the set"),
         ("chunk", 8, "images denoised at once, beside the anchors"),
         ("shared_tokens", None, "order of the image tokens [steps, blocks, L], the first are shared; else the seed's"),
@@ -126,6 +133,7 @@ class DenoiseStep(Step):  # noise to latents, chunk by chunk, with guidance and 
     def run(self, c, block):
         if not isinstance(c.transformer.transformer_blocks[0].attn.processor, SetAttnProcessor):
             c.adapter.attach(c.transformer)
+        self.complete(c, block)
         if block.guidance_scale is not None:
             branches = [(True, True, 1 - block.guidance_scale), (False, False, block.guidance_scale)]
         else:  # v0 + g_id (v_id - v0) + g_ex (v_id,ex - v_id), by branch: identity dropped, expression dropped, weight
@@ -145,6 +153,19 @@ class DenoiseStep(Step):  # noise to latents, chunk by chunk, with guidance and 
             rows = [*range(anchors), *range(start, min(start + block.chunk, total))]
             clean[rows] = self.denoise(c, block, rows, branches, sharing)
         block.latents = clean
+
+    def complete(self, c, block):
+        """Settings that were not given are the model's own, those of the run that trained it."""
+        own = ((c.adapter.config.run or {}).get("config") or {}).get("sampling") or {}
+        for name, (key, usual) in OWN.items():
+            if getattr(block, name) is None:
+                setattr(block, name, own.get(key, usual))
+        if (solver := own.get("solver", "euler")) != "euler" and isinstance(c.scheduler, COMPONENTS["scheduler"]):
+            warnings.warn(
+                f"the model's own solver is {solver!r}, which is not here: these are the images of solver 'euler', "
+                f"{block.num_inference_steps} steps",
+                stacklevel=2,
+            )
 
     def denoise(self, c, block, rows, branches, sharing):
         latents, groups = block.latents[rows], len(branches)
