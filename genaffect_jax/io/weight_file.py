@@ -8,6 +8,7 @@ scales of `NAME` are `NAME:scale`.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -78,8 +79,18 @@ def save_weights(
         raise WeightsError(
             f"{path}: not written: numbers that are not finite as {dtype} in {listed(bad, separator=', ')}"
         )
-    content = save(stored, {**metadata, _CONFIG: to_json(config)})
-    write_atomically(path, content, durable=True)
+    write_atomically(path, _in_order(save(stored, {**metadata, _CONFIG: to_json(config)})), durable=True)
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its header's texts sorted: safetensors writes them in another order each time, so that
+    equal weights would have different checksums."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the arrays begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def _as_stored(parameters: Mapping[str, jax.Array], dtype: StoredDType) -> dict[str, jax.Array]:

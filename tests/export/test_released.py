@@ -56,7 +56,7 @@ def test_eight_bits_take_less_room_and_change_the_images_little(run, released, t
     small, whole = ((folder / "denoiser.safetensors").stat().st_size for folder in (tmp_path / "small", released))
     assert small < 0.48 * whole  # half of this small file is its header; a large one takes a quarter
     difference = np.abs(sample(tmp_path / "small").astype(int) - sample(run))
-    assert 0 < difference.mean() < 2
+    assert 0 < difference.mean() < 5  # of 255, with random weights
 
 
 def test_encoders_of_the_package_are_not_copied(run, released) -> None:

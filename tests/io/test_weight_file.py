@@ -52,6 +52,15 @@ def test_what_is_loaded_is_what_was_saved_rounded_to_the_stored_type(network, pa
         np.testing.assert_array_equal(value, parameters[name].astype(dtype).astype(jnp.float32), err_msg=name)
 
 
+def test_equal_weights_make_equal_files(network, parameters, tmp_path) -> None:
+    texts = {f"entry {i}": f"é {i}" for i in range(6)}  # in as many orders as there are, if nobody sorts them
+    for name in ("a", "b", "c"):
+        save_weights(parameters, tmp_path / name, "float16", CONFIG, texts)
+    assert len({checksum(tmp_path / name) for name in ("a", "b", "c")}) == 1
+    assert read_metadata(tmp_path / "a").items() >= texts.items()
+    load_weights(network, tmp_path / "a", CONFIG)
+
+
 def test_eight_bits_keep_every_weight_within_half_a_scale_and_vectors_exactly(network, parameters, tmp_path) -> None:
     path = tmp_path / "a.safetensors"
     save_weights(parameters, path, "int8", CONFIG)
