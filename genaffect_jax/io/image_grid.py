@@ -26,7 +26,7 @@ def contact_sheet(
     Args:
         images: uint8 RGB, all of one size.
         labels: one per image; a label that is too long for its cell is cut with an ellipsis.
-        columns: images per row; near-square when left out.
+        columns: images per row. Default: near-square, a little wider where that leaves fewer empty places.
 
     Raises:
         ValueError: no images, unequal sizes, or not one label per image.
@@ -37,7 +37,7 @@ def contact_sheet(
     if len(sizes) != 1:
         raise ValueError(f"contact sheet: images of different sizes {sorted(sizes)}")
     side = images[0].shape[0]
-    columns = columns or math.ceil(math.sqrt(len(images)))
+    columns = columns or _columns(len(images))
     rows = math.ceil(len(images) / columns)
     gap, text = max(side // 16, 4), max(side // 9, 11)
     cell_width, cell_height = side + gap, side + text + 2 * gap
@@ -48,6 +48,11 @@ def contact_sheet(
         sheet.paste(Image.fromarray(np.asarray(image)), (x, y))
         draw.text((x + side / 2, y + side + gap / 2 + text), _fit(label, font, side), _INK, font, anchor="ms")
     return np.asarray(sheet)
+
+
+def _columns(images: int) -> int:
+    square = math.ceil(math.sqrt(images))
+    return min(range(square, square + 4), key=lambda columns: (-images % columns, columns))
 
 
 def _fit(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:

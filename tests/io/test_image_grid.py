@@ -64,3 +64,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         write_png(np.zeros((4, 4, 7), np.uint8), tmp_path / "a.png")
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
     assert (tmp_path / "a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 2), (5, 5), (8, 4), (9, 3), (12, 4), (13, 7), (17, 6)])
+def test_sheets_leave_few_places_empty(count, columns) -> None:
+    sheet, row = (
+        contact_sheet(images(count), [""] * count),
+        contact_sheet(images(columns), [""] * columns, columns=columns),
+    )
+    assert sheet.shape[1] == row.shape[1]
