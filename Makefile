@@ -2,7 +2,7 @@
 # Each makes .venv with the pinned versions of constraints.txt first. Needs git, make and Python 3.11 or newer.
 SHELL := /bin/bash
 OUT ?= out
-IDENTITY ?= seed:1000020
+IDENTITY ?= seed:1000012
 EXPRESSIONS ?= joy; joy:0.5; sadness; anger; fear; surprise; disgust; contempt; love; pity; 0.5*joy + 0.5*surprise; AU43=1
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \

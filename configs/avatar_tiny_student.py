@@ -1,4 +1,4 @@
-"""`avatar_tiny_student`: the model of `make avatars`, with its guidance distilled: 4 evaluations instead of 8.
+"""`avatar_tiny_student`: the model of `make train-tiny`, with its guidance distilled: 4 evaluations instead of 8.
 
 It begins as its teacher, and everything but the training is the teacher's:
 
