@@ -16,6 +16,8 @@ from support.devices import first_device
 from genaffect_jax import sample
 from genaffect_jax.checkpoints.digests import RunDigests, file_digest
 from genaffect_jax.checkpoints.run_dir import RunDir
+from genaffect_jax.export.model_card import licence_of
+from genaffect_jax.export.trained import TrainedModel
 from genaffect_jax.io.package_files import DEFAULT_MODEL, assets, package_models, resolve_model
 from genaffect_jax.models.face_encoders.encoder import load_expression_encoder, load_identity_encoder
 from genaffect_jax.pipeline import Pipeline
@@ -76,6 +78,10 @@ def test_sample_needs_no_model_and_no_settings(pipeline, tmp_path, capsys) -> No
     assert Image.open(tmp_path / "set" / "01_joy.png").size == (256, 256)
     with first_device():
         assert sample.main(["--add_to", str(tmp_path / "set"), "--expressions", "anger"]) == 0, capsys.readouterr().err
+
+
+def test_its_exports_have_the_licence_of_the_package() -> None:
+    assert licence_of(TrainedModel.load(Path(DEFAULT_MODEL))) == "Apache-2.0"
 
 
 def test_a_name_leads_to_no_folder_outside_the_package() -> None:

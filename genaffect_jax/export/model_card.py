@@ -8,7 +8,7 @@ from typing import Any
 
 from genaffect_jax.config import SamplingDefaults
 from genaffect_jax.export.trained import TrainedModel
-from genaffect_jax.io.package_files import PACKAGE_PREFIX
+from genaffect_jax.io.package_files import PACKAGE_PREFIX, assets
 from genaffect_jax.io.weight_file import WeightDType
 from genaffect_jax.version import __version__
 
@@ -18,6 +18,8 @@ OTHER_LICENCE = "other"
 
 def licence_of(trained: TrainedModel) -> str:
     """The licence of the exported weights as an SPDX name, or `other` if a part of them may have its own."""
+    if trained.run_dir.path.parent == assets():
+        return PROJECT_LICENCE  # as everything in there
     model, encoders = trained.config.model, (trained.faces.identity, trained.faces.expression)
     foreign = model.transformer_weights or not model.autoencoder_weights.startswith(PACKAGE_PREFIX)
     licences = {encoder.licence for encoder in encoders if encoder is not None}
