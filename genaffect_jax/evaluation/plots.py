@@ -145,7 +145,8 @@ def dial_curves(dials: Mapping[str, Dial]) -> str:
     with _drawing("dials", "Dial curves of " + ", ".join(dials), WIDTH, height) as drawing:
         for place, (word, dial) in enumerate(dials.items()):
             band, column = divmod(place, columns)
-            left, wide = (58 + column * (WIDTH - 48) / columns) / WIDTH, ((WIDTH - 48) / columns - 26) / WIDTH
+            # Room for a label of two lines beside ticks of three decimals.
+            left, wide = (72 + column * (WIDTH - 62) / columns) / WIDTH, ((WIDTH - 62) / columns - 26) / WIDTH
             top = 1 - (54 + 350 * band) / height
             upper = drawing.figure.add_axes((left, top - 180 / height, wide, 180 / height))
             lower = drawing.figure.add_axes((left, top - 280 / height, wide, 78 / height))
