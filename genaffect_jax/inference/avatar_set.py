@@ -182,7 +182,7 @@ class AvatarSet:
         ]
         for name, reference in zip(references, self.references, strict=True):
             write_png(reference, new / name)
-        write_png(self.sheet(), new / free_name("sheet.png", taken), note)
+        write_png(self.sheet(), new / free_name("sheet.png", taken), note, fast=True)
         names, digits = [], max(2, len(str(len(self.images))))
         for number, (image, expression) in enumerate(zip(self.images, self.expressions, strict=True), 1):
             names.append(free_name(f"{number:0{digits}d}_{expression.slug}.png", taken))
