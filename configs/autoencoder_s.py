@@ -1,4 +1,4 @@
-"""The autoencoder of `avatar_s`: 256-px images to 32x32x16 latents, in nine minutes on one H200.
+"""The autoencoder of `avatar_s`: 256-px images to 32x32x16 latents, in ten minutes on one H200.
 
 The images are rendered beside the training, which takes some eight processor cores. A step of 64 images takes 60 ms.
 """

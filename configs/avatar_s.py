@@ -1,6 +1,6 @@
 """`avatar_s`: 256-px procedural avatars. With these settings the model inside the package was trained.
 
-22.7 million parameters: six minutes on one H200 for 7,500 steps of 128 sets, after nine minutes for its autoencoder
+22.7 million parameters: six minutes on one H200 for 7,500 steps of 128 sets, after ten minutes for its autoencoder
 (docs/notes/avatar_s.md). It needs the weights that `configs/autoencoder_s.py` makes:
 
     python -m genaffect_jax.train --config configs/autoencoder_s.py --workdir out/autoencoder_s

@@ -26,7 +26,7 @@ from rich.console import Console
 
 from genaffect_jax.checkpoints.background_errors import told_once
 from genaffect_jax.checkpoints.run_dir import RunDir
-from genaffect_jax.config import DistributedConfig, SamplingDefaults
+from genaffect_jax.config import DistributedConfig
 from genaffect_jax.config.local_paths import local_path, local_paths, options_left_empty
 from genaffect_jax.errors import (
     COMPLETE,
@@ -104,8 +104,8 @@ def parse_for_model(arguments: Any, argv: Sequence[str] | None) -> Any:
     """Parses `--model DIR` first and everything else with the defaults of that model.
 
     Args:
-        arguments: frozen dataclass of the command, with the fields of SamplingDefaults and `model: Path`. If this has a
-            default, it may be left out.
+        arguments: frozen dataclass of the command, with the fields of SamplingDefaults and `model: Path`, which has a
+            default.
         argv: command line without the program's name; `sys.argv` when left out.
 
     A wrong option or value ends the program with exit status 2 and a message on stderr, before any work.
@@ -114,8 +114,8 @@ def parse_for_model(arguments: Any, argv: Sequence[str] | None) -> Any:
     first.add_argument("--model", type=Path, nargs="?")
     with _refusals_shown(argv, arguments) as words:
         model = first.parse_known_args(words)[0].model
-        model = getattr(arguments, "model", None) if model is None else local_path("model", model)
-        known = SamplingDefaults() if model is None else RunDir.of_model(model).sampling_defaults()
+        model = arguments.model if model is None else local_path("model", model)
+        known = RunDir.of_model(model).sampling_defaults()
         return local_paths(
             tyro.cli(
                 arguments,
