@@ -1,4 +1,4 @@
-"""The model inside the package: drawn without naming it, small, whole, and as good as its card says."""
+"""The model inside the package: drawn without naming it, small and whole."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def test_damage_is_found(released, tmp_path) -> None:
         Pipeline.load(damaged)
 
 
-def test_it_can_be_exported_again_and_taught_from_but_not_trained(released, tmp_path) -> None:
+def test_it_can_be_exported_again_but_not_trained(released, tmp_path) -> None:
     export_model(released, tmp_path / "again", "float32")
     assert (tmp_path / "again" / "digests.json").read_text() == (released / "digests.json").read_text()
     shutil.copytree(released, tmp_path / "train")
